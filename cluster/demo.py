@@ -1,0 +1,187 @@
+"""`make demo`: the whole job on real images, with a real S3 server and a local Ray, on one machine.
+
+    upload -> train -> score two nights -> query with pictures -> evaluate
+
+Every step after the upload is a command of its own, printed before it runs. Results, bundle and pictures
+are copied to `demo-output/` before the server stops.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from cluster import local_s3
+from fcdd import datasets, splits, storage
+from fcdd.datasets import LabelledImage
+
+OUTPUT = Path("demo-output")
+CONFIG = Path(__file__).with_name("demo.toml")
+NIGHTS = ("2026-11-01", "2026-11-02")
+# Nominal cells that are never trained on: the test set is these and all anomalous cells.
+HELD_OUT_SHARE = 0.3
+MEMORY_SAMPLE_SECONDS = 2.0
+
+
+class Stopwatch:
+    """Where the time went."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, step: str) -> Iterator[None]:
+        """Add the time of a block under the name of a step."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0) + time.monotonic() - start
+
+
+class PeakMemory(threading.Thread):
+    """Samples the memory of this process and all its children, shared pages counted once."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_bytes = 0
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Sample until stopped."""
+        me = psutil.Process()
+        while not self._stopped.wait(MEMORY_SAMPLE_SECONDS):
+            self.peak_bytes = max(self.peak_bytes, sum(map(_pss, [me, *me.children(recursive=True)])))
+
+    def stop(self) -> None:
+        """End the sampling."""
+        self._stopped.set()
+        self.join()
+
+
+def _pss(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.Error, AttributeError):
+        return 0
+
+
+def main() -> int:
+    """Run the demonstration; the exit code of the first step that fails."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    watch, memory = Stopwatch(), PeakMemory()
+    if started := os.environ.get("DEMO_STARTED"):
+        watch.seconds["set-up (environment, installation)"] = time.time() - float(started)
+    memory.start()
+    try:
+        with local_s3.serve("demo") as server:
+            os.environ.update(server.environment())
+            print(f"S3 server at {server.endpoint}, bucket s3://{server.bucket}")
+            _run_steps(watch)
+            with watch.measure("copy results"):
+                for folder in ("results", "bundle"):
+                    _download(f"s3://demo/{folder}", OUTPUT / folder)
+    except subprocess.CalledProcessError as error:
+        print(f"\nthe step failed with exit code {error.returncode}", file=sys.stderr)
+        return error.returncode
+    except KeyboardInterrupt:
+        print("\ninterrupted; everything the demo started has been stopped", file=sys.stderr)
+        return 130
+    memory.stop()
+    _summary(watch, memory)
+    return 0
+
+
+def _run_steps(watch: Stopwatch) -> None:
+    with watch.measure("upload images"):
+        upload("s3://demo")
+    run = ("--results", "s3://demo/results")
+    with watch.measure("train"):
+        _fcdd("train", "--images", "s3://demo/images/nominal", "--bundle", "s3://demo/bundle")
+    for night in NIGHTS:
+        with watch.measure("score two nights"):
+            images = f"s3://demo/images/{night}"
+            _fcdd("score", "--bundle", "s3://demo/bundle", "--images", images, *run, "--date", night)
+    with watch.measure("query and pictures"):
+        _fcdd("query", *run, "--date", NIGHTS[0], "--pictures", str(OUTPUT / "pictures"))
+    with watch.measure("evaluate"):
+        _fcdd("evaluate", *run, "--labels", "s3://demo/labels.csv")
+
+
+def _fcdd(verb: str, *arguments: str) -> None:
+    command = ["fcdd", verb, "--config", os.path.relpath(CONFIG), *arguments]
+    print(f"\n$ {shlex.join(command)}", flush=True)
+    subprocess.run([sys.executable, "-m", "jobs.cli", *command[1:]], check=True)
+
+
+def upload(root: str) -> None:
+    """Nominal training images, two mixed nights with a few broken files, and the labels, below `root`."""
+    labels = ["image_uri,label"]
+    counts = {"nominal": 0, NIGHTS[0]: 0, NIGHTS[1]: 0}
+    for image in datasets.elpv():
+        if image.probability not in (0.0, 1.0):
+            continue
+        folder = _folder(image)
+        uri = f"{root}/images/{folder}/{image.cell_type}/{image.path.name}"
+        storage.write(uri, image.path.read_bytes())
+        counts[folder] += 1
+        if folder != "nominal":
+            labels.append(f"{uri},{int(image.probability)}")
+    for night in NIGHTS:
+        for name, content in broken_files().items():
+            storage.write(f"{root}/images/{night}/broken/{name}", content)
+    storage.write(f"{root}/labels.csv", "\n".join(labels).encode())
+    print(f"uploaded {counts}, and {len(broken_files())} broken files to each night")
+
+
+def _folder(image: LabelledImage) -> str:
+    """Training folder or night; decided by a hash of the name, so it is the same on every machine."""
+    if image.probability == 0 and not splits.is_held_out(image.path.name, HELD_OUT_SHARE):
+        return "nominal"
+    return NIGHTS[splits.is_held_out(f"night of {image.path.name}", 0.5)]
+
+
+def broken_files() -> dict[str, bytes]:
+    """What cameras and uploads leave behind: file name -> content that cannot be scored."""
+    whole = datasets.elpv()[0].path.read_bytes()
+    return {
+        "empty.png": b"",
+        "half-uploaded.png": whole[: len(whole) // 2],
+        "error-page.jpg": b"<html><body>503 Service Unavailable</body></html>",
+        "scrambled.png": whole[:100] + bytes(reversed(whole[100:])),
+    }
+
+
+def _download(prefix: str, folder: Path) -> None:
+    for page in storage.pages(prefix):
+        for info in page:
+            target = folder / info.uri.removeprefix(prefix).lstrip("/")
+            storage.write(str(target), storage.read(info.uri))
+
+
+def _summary(watch: Stopwatch, memory: PeakMemory) -> None:
+    print("\nwhere the time went")
+    for step, seconds in watch.seconds.items():
+        print(f"  {seconds:7.1f} s  {step}")
+    print(f"  {sum(watch.seconds.values()):7.1f} s  in all")
+    print(f"peak memory  {memory.peak_bytes / 1e9:.2f} GB")
+    print(f"pictures     {OUTPUT / 'pictures'}")
+    print(f"results      {OUTPUT / 'results'}   (query them again:")
+    print(f"             .venv/bin/fcdd query --results {OUTPUT / 'results'} --collection solar-cells)")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""A real S3 server for demonstrations and tests: SeaweedFS on free loopback ports and a temporary folder.
+
+    python -m cluster.local_s3        prints the environment to export, serves until Ctrl-C
+"""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalS3:
+    """A running server with one bucket."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    bucket: str
+
+    def environment(self) -> dict[str, str]:
+        """Variables by which every S3 client finds the server."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+        }
+
+
+@contextmanager
+def serve(bucket: str) -> Iterator[LocalS3]:
+    """Start a server with `bucket`, wait until it answers, and stop it on leaving, also by Ctrl-C.
+
+    Raises RuntimeError with the server's last lines when it does not come up.
+    """
+    names = ("master", "volume", "filer", "s3", "admin")
+    ports = _free_ports(2 * len(names))
+    flags = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(names)]
+    flags += [f"-{name}.port.grpc={ports[2 * i + 1]}" for i, name in enumerate(names)]
+    server = LocalS3(
+        endpoint=f"http://127.0.0.1:{ports[2 * names.index('s3')]}",
+        access_key=secrets.token_hex(8),
+        secret_key=secrets.token_hex(16),
+        bucket=bucket,
+    )
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="local-s3-", ignore_cleanup_errors=True)))
+        log = stack.enter_context((folder / "server.log").open("w+b"))
+        process = subprocess.Popen(
+            [
+                str(Path(sysconfig.get_path("scripts"), "weed")),
+                *("mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+                *("-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.autoCreateBucket=false"),
+                *("-s3.port.iceberg=0", "-s3.port.lance=0", *flags),
+            ],
+            env={**os.environ, "S3_BUCKET": bucket, **server.environment()},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Its own session: a Ctrl-C of the terminal reaches it only through this context manager.
+            start_new_session=True,
+        )
+        stack.callback(_stop, process)
+        _wait_until_healthy(server, process, Path(log.name))
+        yield server
+
+
+def _wait_until_healthy(server: LocalS3, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if _bucket_answers(server):
+            return
+        time.sleep(0.1)
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    raise RuntimeError(f"the S3 server did not come up within {START_TIMEOUT_S:.0f} s:\n{tail}")
+
+
+def _bucket_answers(server: LocalS3) -> bool:
+    """Whether the bucket, which the server creates last, takes and gives an object."""
+    store = S3Store(
+        server.bucket,
+        endpoint=server.endpoint,
+        access_key_id=server.access_key,
+        secret_access_key=server.secret_key,
+        region="us-east-1",
+        client_options={"allow_http": True, "timeout": timedelta(seconds=5)},
+        retry_config={"max_retries": 0},
+    )
+    try:
+        obstore.put(store, "_healthy", b"")
+        obstore.delete(store, "_healthy")
+    except (BaseError, OSError):
+        return False
+    return True
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def main() -> None:
+    """Serve until interrupted."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with serve("local") as server:
+            print("\n".join(f"export {name}={value}" for name, value in server.environment().items()))
+            print(f"# bucket: s3://{server.bucket}   (Ctrl-C stops the server)", flush=True)
+            signal.pause()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

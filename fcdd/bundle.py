@@ -1,0 +1,103 @@
+"""The bundle: a trained detector as three small files that hold everything scoring needs.
+
+`model.safetensors` (weights, no pickle), `bundle.json` (this module's `BundleSpec` and the digest),
+`README.md` (a model card). The digest is sha256 over the canonical JSON of the specification, which
+contains the sha256 of the weights: it names the model in every row and run.
+"""
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fcdd.calibration import Calibration
+from fcdd.errors import BundleError
+from fcdd.normalization import Normalization
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE, SPEC_FILE, CARD_FILE = "model.safetensors", "bundle.json", "README.md"
+FILES = (WEIGHTS_FILE, CARD_FILE, SPEC_FILE)  # the specification last: it makes the bundle readable
+
+
+class TrainingRecord(BaseModel):
+    """Where the weights came from; nothing here is needed for scoring."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: str = Field(description="location of the nominal images")
+    num_training: int
+    num_calibration: int
+    data_digest: str = Field(description="sha256 over the sorted (uri, etag) of all images used")
+    options: dict[str, str | int | float | bool | None]
+    versions: dict[str, str]
+
+
+class BundleSpec(BaseModel):
+    """Everything but the weights. Sizes are (height, width) in pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = FORMAT_VERSION
+    network: str
+    channels: Literal[1, 3]
+    input_size: tuple[int, int]
+    normalization: Normalization
+    gaussian_std: float = Field(gt=0, description="of the heatmap upsampling, in input pixels")
+    calibration: Calibration
+    training: TrainingRecord
+    weights_sha256: str
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON, hexadecimal."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def to_files(spec: BundleSpec, weights: bytes) -> dict[str, bytes]:
+    """File name -> content, in the order they must be written."""
+    document = {"digest": spec.digest, **spec.model_dump(mode="json")}
+    contents = {
+        WEIGHTS_FILE: weights,
+        CARD_FILE: model_card(spec).encode(),
+        SPEC_FILE: (json.dumps(document, indent=1) + "\n").encode(),
+    }
+    return {name: contents[name] for name in FILES}
+
+
+def from_files(document: bytes, weights: bytes, *, source: str) -> BundleSpec:
+    """The verified specification of `bundle.json` and its weights; BundleError naming `source` otherwise."""
+    try:
+        fields = json.loads(document)
+        digest = fields.pop("digest")
+        version = fields.get("format_version")
+        if version != FORMAT_VERSION:
+            raise BundleError(f"{source} has bundle format {version!r}, this version reads {FORMAT_VERSION}")
+        spec = BundleSpec.model_validate(fields)
+    except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
+        raise BundleError(f"{source}/{SPEC_FILE} is not a bundle specification: {error}") from error
+    if hashlib.sha256(weights).hexdigest() != spec.weights_sha256 or spec.digest != digest:
+        raise BundleError(f"{source} does not match its digest: it was damaged or edited; train or copy it again")
+    return spec
+
+
+def model_card(spec: BundleSpec) -> str:
+    """The README of a bundle, for a person."""
+    calibration, training = spec.calibration, spec.training
+    options = "\n".join(f"| {name} | {value} |" for name, value in sorted(training.options.items()))
+    return f"""# Anomaly detector `{spec.digest[:12]}`
+
+Fully Convolutional Data Description (Liznerski et al., ICLR 2021): the mean of its anomaly map is the score.
+
+- network `{spec.network}`, input {spec.input_size[0]}x{spec.input_size[1]} pixels, {spec.channels} channel(s)
+- trained on {training.num_training} nominal images of `{training.images}` with synthetic anomalies
+- calibrated on {training.num_calibration} other nominal images: scores above {calibration.threshold:.6g} are
+  anomalous, with a promised false-alarm rate of {calibration.alpha:g}
+
+It knows these nominal images only: another camera, product or light needs another training or calibration.
+
+| option | value |
+|---|---|
+{options}
+"""

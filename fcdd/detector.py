@@ -1,0 +1,137 @@
+"""A trained detector: encoded images or pixels in, anomaly maps and scores out.
+
+The last link of the chain: bundle -> network -> objective -> scores; used by every job that scores.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch.fx.experimental.optimization import fuse
+
+from fcdd import bundle, images, networks, objective, storage, upsampling
+from fcdd.bundle import BundleSpec
+from fcdd.errors import BundleError
+from fcdd.networks import FCDDNetwork
+from fcdd.normalization import Normalization
+
+# Small batches are as fast as large ones on a CPU and keep memory low (LIMITS).
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Maps (N,U,V) float32 and three scores of each, (N,): mean (the paper's), maximum, top 1 % mean."""
+
+    maps: npt.NDArray[np.float32]
+    mean: npt.NDArray[np.float32]
+    maximum: npt.NDArray[np.float32]
+    top1pct: npt.NDArray[np.float32]
+
+
+class Detector:
+    """A network in evaluation mode with its bundle; create it with `load` or from trained weights."""
+
+    def __init__(self, spec: BundleSpec, weights: bytes) -> None:
+        """Raises BundleError when the weights do not fit the network or are not finite."""
+        self.spec = spec
+        self.weights = weights
+        network = deserialize(weights, spec.network, spec.channels, spec.input_size)
+        self.receptive_field = network.receptive_field
+        self._network = for_inference(network)
+
+    @classmethod
+    def load(cls, uri: str) -> Self:
+        """Read and verify a bundle. Raises BundleError, or ConfigError for a location that cannot be read."""
+        try:
+            weights = storage.read(storage.join(uri, bundle.WEIGHTS_FILE))
+            document = storage.read(storage.join(uri, bundle.SPEC_FILE))
+        except FileNotFoundError as error:
+            raise BundleError(f"no bundle at {uri}: {error} does not exist; train one with `fcdd train`") from error
+        return cls(bundle.from_files(document, weights, source=uri), weights)
+
+    def save(self, uri: str) -> None:
+        """Write the three files, the specification last."""
+        for name, content in bundle.to_files(self.spec, self.weights).items():
+            storage.write(storage.join(uri, name), content)
+
+    def score(self, batch: Sequence[bytes] | npt.NDArray[np.uint8]) -> Scored:
+        """Score encoded images, or pixels (N,H,W,C) uint8 of the bundle's input size.
+
+        Raises ImageError for encoded images that cannot be decoded, ValueError for pixels of another shape.
+        """
+        size, channels = self.spec.input_size, self.spec.channels
+        if not isinstance(batch, np.ndarray):
+            decoded = [images.decode(data, size=size, channels=channels).pixels for data in batch]
+            batch = np.stack(decoded) if decoded else np.empty((0, *size, channels), np.uint8)
+        if batch.shape[1:] != (*size, channels):
+            raise ValueError(f"expected pixels of shape (N, {size[0]}, {size[1]}, {channels}), got {batch.shape}")
+        if not len(batch):
+            return summarise(np.empty((0, self.receptive_field.height, self.receptive_field.width), np.float32))
+        return score_pixels(self._network, self.spec.normalization, batch)
+
+    def heatmap(self, map_uv: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Full-resolution heatmap (H,W) of one map, in the map's units, without border loss."""
+        maps = torch.from_numpy(map_uv)[None, None]
+        std = self.spec.gaussian_std
+        heatmap = upsampling.upsample(maps, self.receptive_field, self.spec.input_size, std, normalized=True)
+        return heatmap[0, 0].numpy()
+
+
+def serialize(network: torch.nn.Module) -> bytes:
+    """Weights and buffers as safetensors bytes."""
+    return safetensors.torch.save(
+        {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    )
+
+
+def sha256(weights: bytes) -> str:
+    """The digest by which a bundle names its weights."""
+    return hashlib.sha256(weights).hexdigest()
+
+
+def deserialize(weights: bytes, name: str, channels: int, input_size: tuple[int, int]) -> FCDDNetwork:
+    """Network `name` with the weights of `serialize`. Raises BundleError when they do not fit or are not finite."""
+    network = networks.build(name, in_channels=channels, image_size=input_size)
+    try:
+        state = safetensors.torch.load(weights)
+        network.load_state_dict(state)
+    except (SafetensorError, RuntimeError) as error:
+        raise BundleError(f"the weights do not fit network {name!r}: {error}") from error
+    if not all(torch.isfinite(value).all() for value in state.values()):
+        raise BundleError("the weights hold NaN or infinity: training diverged; lower the learning rate")
+    return network
+
+
+def for_inference(network: FCDDNetwork) -> torch.nn.Module:
+    """The network in evaluation mode on a GPU if there is one, with batch-norms folded into convolutions.
+
+    Folded and in channels-last memory it is 1.8 times as fast on a CPU (LIMITS), equal to 1e-5.
+    """
+    folded: torch.nn.Module = fuse(network.eval())
+    return folded.to("cuda" if torch.cuda.is_available() else "cpu").to(memory_format=torch.channels_last)
+
+
+def score_pixels(network: torch.nn.Module, scaling: Normalization, pixels_nhwc: npt.NDArray[np.uint8]) -> Scored:
+    """Scores of pixels (N,H,W,C) uint8, N >= 1, by a network made `for_inference`, in small batches."""
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        maps = [
+            objective.anomaly_map(network(scaling(part.to(device))))[:, 0].cpu().numpy()
+            for part in torch.from_numpy(pixels_nhwc).split(BATCH_SIZE)
+        ]
+    return summarise(np.concatenate(maps))
+
+
+def summarise(maps: npt.NDArray[np.float32]) -> Scored:
+    """Scores of maps (N,U,V): mean, maximum, mean of the top 1 % of cells (at least one cell)."""
+    cells = maps.reshape(len(maps), maps.shape[1] * maps.shape[2])
+    top = max(1, round(cells.shape[1] * 0.01))
+    ordered = np.sort(cells, axis=1)
+    return Scored(maps, cells.mean(1), ordered[:, -1], ordered[:, -top:].mean(1))

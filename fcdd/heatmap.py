@@ -1,0 +1,65 @@
+"""The stored heatmap: the low-resolution anomaly map as a few hundred bytes, and how it is shown.
+
+Codec "version 1", little-endian: version u8 = 1, height u16, width u16, minimum f32, maximum f32, then
+height x width bytes. Values are quantised to 256 levels between minimum and maximum (error at most
+1/510 of that range), differenced along both axes modulo 256 and zigzag-coded, so that Parquet's zstd
+shrinks a column of them best (LIMITS: 473 bytes per 28x28 map against 3,136 raw).
+
+Shapes: U x V cells of the map, H x W pixels.
+"""
+
+import struct
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+VERSION = 1
+_HEADER = struct.Struct("<BHHff")
+_LEVELS = 255
+# The three anchors of a dark-red-yellow scale that stays ordered for colour-blind eyes and in grey.
+_COLOURS = {"black": "#1b0c41", "mid": "#cf4446", "white": "#fcffa4"}
+
+
+def encode(map_uv: npt.NDArray[np.float32]) -> bytes:
+    """Bytes of a finite map (U,V). Raises ValueError for other shapes or values."""
+    if map_uv.ndim != 2 or not np.isfinite(map_uv).all():
+        raise ValueError(f"expected a finite 2-D map, got shape {map_uv.shape}")
+    low, high = np.float32(map_uv.min()), np.float32(map_uv.max())
+    span = float(high) - float(low) or 1.0
+    levels = np.rint((map_uv.astype(np.float64) - float(low)) * (_LEVELS / span)).astype(np.uint8)
+    deltas = np.diff(levels, axis=1, prepend=np.uint8(0))
+    deltas = np.diff(deltas, axis=0, prepend=np.uint8(0)).view(np.int8)
+    zigzag = ((deltas << 1) ^ (deltas >> 7)).view(np.uint8)
+    return _HEADER.pack(VERSION, *map_uv.shape, low, high) + zigzag.tobytes()
+
+
+def decode(data: bytes) -> npt.NDArray[np.float32]:
+    """The map (U,V) of `encode`, within 1/510 of its range. Raises ValueError for damaged bytes."""
+    if len(data) < _HEADER.size:
+        raise ValueError(f"expected at least {_HEADER.size} bytes of heatmap, got {len(data)}")
+    version, height, width, low, high = _HEADER.unpack_from(data)
+    if version != VERSION or len(data) != _HEADER.size + height * width:
+        raise ValueError(f"expected heatmap version {VERSION}, got {version} with {len(data)} bytes")
+    zigzag = np.frombuffer(data, np.uint8, offset=_HEADER.size).reshape(height, width)
+    deltas = (zigzag >> 1) ^ (0 - (zigzag & 1))
+    levels = deltas.cumsum(0, dtype=np.uint8).cumsum(1, dtype=np.uint8)
+    return (low + levels * ((high - low) / _LEVELS)).astype(np.float32)
+
+
+def display_scale(values: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.float32]:
+    """v / (v + threshold) in [0,1): the same colour means the same evidence in every image.
+
+    The threshold itself shows as 0.5, so nominal images never look hot.
+    """
+    return (values / (values + max(threshold, np.finfo(np.float32).tiny))).astype(np.float32)
+
+
+def overlay(image: Image.Image, heatmap_hw: npt.NDArray[np.float32], threshold: float) -> Image.Image:
+    """RGB picture of `image` with the heatmap over it, transparent where the evidence is nominal."""
+    scaled = display_scale(heatmap_hw, threshold)
+    grey = Image.fromarray((scaled * 255).round().astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
+    colours = ImageOps.colorize(grey, **_COLOURS, midpoint=150)
+    # Opaque to 70 % from 1.5 times the threshold on, invisible below it.
+    alpha = grey.point([round(255 * 0.7 * min(max((v / 255 - 0.5) / 0.1, 0), 1)) for v in range(256)])
+    return Image.composite(colours, image.convert("RGB"), alpha)

@@ -1,0 +1,87 @@
+"""Encoded bytes -> uint8 pixels of the network's size, safely: the one decode path of training and scoring.
+
+Pillow is the only decoder, with an allow-list of formats. The rules for unusual images are fixed here,
+because Pillow's own conversions silently saturate some of them: 16-bit grey is scaled to 8 bits,
+transparency is composited on black, EXIF orientation is applied, of animations the first frame counts;
+32-bit and float images are refused.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fcdd.errors import ImageError
+
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+# Pillow warns above this size and refuses twice of it; 89 megapixels decode to 270 MB.
+MAX_PIXELS = 89_478_485
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """Pixels (H,W,C) uint8 at the network's size; original width and height after EXIF orientation.
+
+    `brightness` and `contrast` are the mean and standard deviation of the resized pixels, 0..255.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    width: int
+    height: int
+    brightness: float
+    contrast: float
+
+
+def decode(data: bytes, *, size: tuple[int, int], channels: int, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """Decode one image to `size` = (height, width) with 1 (grey) or 3 (RGB) channels.
+
+    JPEGs are decoded at a reduced DCT scale of at least twice the target size, then resized with an
+    antialiased bilinear filter. Raises ImageError with the reason empty, not_an_image, too_large,
+    unsupported, truncated or corrupt; nothing else, whatever the bytes.
+    """
+    if not data:
+        raise ImageError("empty", "the object has 0 bytes")
+    try:
+        return _decode(data, size, channels, max_pixels)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError("not_an_image", f"no {', '.join(FORMATS)} image in {len(data)} bytes") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", str(error)) from error
+    except Exception as error:  # decoders of hostile bytes raise anything: SyntaxError, TypeError, struct.error
+        reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
+        raise ImageError(reason, f"{type(error).__name__}: {error}") from error
+
+
+def _decode(data: bytes, size: tuple[int, int], channels: int, max_pixels: int) -> DecodedImage:
+    height, width = size
+    mode = "L" if channels == 1 else "RGB"
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > max_pixels:
+            raise ImageError("too_large", f"{image.width}x{image.height} pixels, more than {max_pixels}")
+        full_width, full_height = image.size
+        image.draft(mode, (2 * width, 2 * height))
+        image.load()
+        oriented = ImageOps.exif_transpose(image)
+    if image.getexif().get(0x0112, 1) >= 5:  # orientations 5 to 8 turn the image by 90 degrees
+        full_width, full_height = full_height, full_width
+    resized = to_eight_bit(oriented, mode).resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(resized, np.uint8).reshape(height, width, channels)
+    return DecodedImage(pixels, full_width, full_height, float(pixels.mean()), float(pixels.std()))
+
+
+def to_eight_bit(image: Image.Image, mode: str) -> Image.Image:
+    """Convert to mode "L" or "RGB" by the rules of this module; ImageError if there is no rule."""
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint16)
+        return Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert(mode)
+    if image.mode in ("1", "L", "RGB", "CMYK", "YCbCr") and "transparency" not in image.info:
+        return image.convert(mode)
+    if image.mode in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa"):
+        colours = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "black"), colours).convert(mode)
+    raise ImageError("unsupported", f"pixel mode {image.mode!r} has no defined 8-bit value")

@@ -1,0 +1,70 @@
+"""uint8 pixels -> the float input of the network, with every constant in the bundle.
+
+Source: METHOD section 4 (official `datasets/preprocessing.py`).
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+Kind = Literal["mean_std", "lcn_min_max"]
+
+
+def lcn(images: Tensor, norm: Literal["l1", "l2"] = "l1") -> Tensor:
+    """Global contrast normalisation of each image, float, same shape: (C,H,W) or a batch (B,C,H,W) in [0,1].
+
+    Subtracts the mean over all values of an image and divides by mean|x| (l1) or sqrt(sum x^2) / N (l2),
+    or by 1 where that is 0.
+    """
+    axes = (-3, -2, -1)
+    centred = images - images.mean(axes, keepdim=True)
+    if norm == "l1":
+        scale = centred.abs().mean(axes, keepdim=True)
+    else:
+        count = centred.shape[-3] * centred.shape[-2] * centred.shape[-1]
+        scale = centred.square().sum(axes, keepdim=True).sqrt() / count
+    return centred / torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+class Normalization(BaseModel):
+    """x -> (x - shift) / scale per channel, of x in [0,1] ("mean_std") or of its LCN ("lcn_min_max")."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def __call__(self, pixels_bhwc: Tensor) -> Tensor:
+        """uint8 (B,H,W,C) -> float32 (B,C,H,W) in channels-last memory, which is faster on a CPU."""
+        images = pixels_bhwc.permute(0, 3, 1, 2).float() / 255
+        if self.kind == "lcn_min_max":
+            images = lcn(images)
+        shift, scale = (torch.tensor(c, device=images.device).view(1, -1, 1, 1) for c in (self.shift, self.scale))
+        return ((images - shift) / scale).contiguous(memory_format=torch.channels_last)
+
+
+def estimate(kind: Kind, pixels_nhwc: Tensor, *, chunk: int = 256) -> Normalization:
+    """Constants of nominal training images, uint8 (N,H,W,C), N >= 1, read `chunk` images at a time.
+
+    "mean_std": per-channel mean and unbiased deviation of x in [0,1]; "lcn_min_max": per-channel extremes
+    of the LCN output. A channel without contrast is divided by 1.
+    """
+    channels, count = pixels_nhwc.shape[3], 0
+    low, high, total, square = (
+        torch.full((channels,), value, dtype=torch.float64) for value in (torch.inf, -torch.inf, 0.0, 0.0)
+    )
+    for part in pixels_nhwc.split(chunk):
+        images = part.permute(0, 3, 1, 2).float() / 255
+        values = (lcn(images) if kind == "lcn_min_max" else images).double().transpose(0, 1).flatten(1)
+        low, high = torch.minimum(low, values.amin(1)), torch.maximum(high, values.amax(1))
+        total, square, count = total + values.sum(1), square + values.square().sum(1), count + values.shape[1]
+    if kind == "lcn_min_max":
+        shift, scale = low, high - low
+    else:
+        shift = total / count
+        scale = ((square - count * shift.square()) / max(count - 1, 1)).clamp_min(0).sqrt()
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    return Normalization(kind=kind, shift=tuple(shift.tolist()), scale=tuple(scale.tolist()))

@@ -1,0 +1,32 @@
+"""The edge of a process: logging, exit codes, and the one place that turns errors into sentences."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from fcdd.errors import BundleError, ConfigError, FCDDError
+
+DONE, FAILED, USER_MUST_ACT, TOO_MANY_BAD_IMAGES, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class TooManyBadImages(FCDDError):
+    """The share of unreadable images is above the limit: the input is plainly wrong."""
+
+
+def run(job: Callable[[], None]) -> int:
+    """Run a job and return its exit code; every error a user can cause becomes one sentence on stderr."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    try:
+        job()
+    except (ConfigError, BundleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_MUST_ACT
+    except TooManyBadImages as error:
+        print(f"error: {error}", file=sys.stderr)
+        return TOO_MANY_BAD_IMAGES
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    return DONE

@@ -1,0 +1,73 @@
+"""From listed objects to decoded images, many requests in flight: shared by training and scoring."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fcdd import images, storage
+from fcdd.errors import ConfigError, ImageError
+from fcdd.images import DecodedImage
+from fcdd.storage import ObjectInfo
+
+# Enough to hide the latency of an object store (LIMITS: flat from 16 to 64); decoding holds the GIL
+# only between Pillow's calls.
+REQUESTS_IN_FLIGHT = 16
+# More unreadable training images than this share means the wrong prefix, not a few bad files.
+MAX_UNREADABLE_SHARE = 0.1
+
+log = logging.getLogger(__name__)
+
+
+class Failure(NamedTuple):
+    """Why one image has no pixels."""
+
+    stage: str
+    error: ImageError
+
+
+class ImageSet(NamedTuple):
+    """Readable images in memory: pixels (N,H,W,C) uint8, brightness and contrast (N,)."""
+
+    pixels: npt.NDArray[np.uint8]
+    brightness: npt.NDArray[np.float32]
+    contrast: npt.NDArray[np.float32]
+
+
+def fetch_and_decode(info: ObjectInfo, size: tuple[int, int], channels: int) -> DecodedImage | Failure:
+    """One image, or why not; never raises for a bad image."""
+    stage = "fetch"
+    try:
+        data = storage.read_checked(info)
+        stage = "decode"
+        return images.decode(data, size=size, channels=channels)
+    except ImageError as error:
+        return Failure(stage, error)
+
+
+def fetch_all(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> list[DecodedImage | Failure]:
+    """`fetch_and_decode` of every object, in order."""
+    with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
+        return list(pool.map(lambda info: fetch_and_decode(info, size, channels), infos))
+
+
+def load_set(infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) -> ImageSet:
+    """All readable images in memory; the others are named in the log.
+
+    Raises ConfigError when more than a tenth is unreadable.
+    """
+    loaded = fetch_all(infos, size, channels)
+    good = [image for image in loaded if isinstance(image, DecodedImage)]
+    for info, failure in zip(infos, loaded, strict=True):
+        if isinstance(failure, Failure):
+            log.warning("left out %s: %s", info.uri, failure.error)
+    if len(good) < (1 - MAX_UNREADABLE_SHARE) * len(infos) or not good:
+        raise ConfigError(f"{len(infos) - len(good)} of {len(infos)} images cannot be read; see the log above")
+    return ImageSet(
+        np.stack([image.pixels for image in good]),
+        np.array([image.brightness for image in good], np.float32),
+        np.array([image.contrast for image in good], np.float32),
+    )

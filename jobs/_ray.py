@@ -1,0 +1,61 @@
+"""Ray for the length of a job: the cluster the job was submitted to, or a local one."""
+
+import logging
+import logging.handlers
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+from ray.util.queue import Queue
+
+# Below three logical CPUs the stages of a pipeline can starve each other for ever (RAY).
+MIN_LOCAL_CPUS = 3
+# Blocks are a few megabytes and consumed at once; Ray's default of 30 % of memory would only be reserved.
+LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Join the cluster of RAY_ADDRESS (set by `ray job submit`), else start Ray here and stop it after.
+
+    The output of workers stays in Ray's log files: on a terminal its own messages would bury the job's.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local = {
+        "num_cpus": max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
+        "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
+        "include_dashboard": False,
+    }
+    joins = "RAY_ADDRESS" in os.environ
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, **({} if joins else local))
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def worker_logs() -> Iterator[Queue]:
+    """A queue by which workers log on the driver; give it to `log_to` on the worker."""
+    queue = Queue(actor_options={"num_cpus": 0})
+    listener = logging.handlers.QueueListener(queue, *logging.getLogger().handlers)
+    listener.start()
+    try:
+        yield queue
+    finally:
+        listener.stop()
+        queue.shutdown()
+
+
+def log_to(queue: Queue) -> None:
+    """Send this worker's log to the driver."""
+    root = logging.getLogger()
+    root.addHandler(logging.handlers.QueueHandler(queue))
+    root.setLevel(logging.INFO)
+    for noisy in ("ray", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

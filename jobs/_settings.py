@@ -1,0 +1,90 @@
+"""How every job is configured: flags over environment over a TOML file over defaults, one validated model.
+
+A TOML file holds one table per verb, so one file describes a whole deployment:
+
+    [train]
+    images = "s3://factory/nominal"
+    bundle = "s3://factory/bundles/line-4"
+"""
+
+import argparse
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from fcdd.errors import ConfigError
+
+
+class JobSettings(BaseSettings):
+    """Base of every job's options; `verb` names the command and its table in the TOML file."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="FCDD_",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        allow_inf_nan=False,
+    )
+    verb: ClassVar[str]
+
+    config: Path | None = Field(None, description="TOML file with a table named like this command")
+
+    @classmethod
+    def parse(cls, argv: Sequence[str] | None) -> Self:
+        """Options from the command line (sys.argv if None). Raises ConfigError in one sentence."""
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder.add_argument("--config", type=Path)
+        known, _ = finder.parse_known_args(argv)
+        table = _table(known.config, cls.verb) if known.config else {}
+        try:
+            return cls(
+                _cli_parse_args=True if argv is None else list(argv),
+                _cli_prog_name=f"fcdd {cls.verb}",
+                **table,
+            )
+        except (ValidationError, SettingsError) as error:
+            raise ConfigError(_sentence(error)) from error
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment over the TOML table, which arrives as init arguments; flags come before both."""
+        return env_settings, init_settings
+
+
+def _table(path: Path, verb: str) -> dict[str, Any]:
+    """The table of `verb`; values are validated later, so any TOML type may occur."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration {path} is not TOML: {error}") from error
+    table = document.get(verb, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"expected a table [{verb}] in {path}, got {table!r}")
+    return {name.replace("-", "_"): value for name, value in table.items()}
+
+
+def _sentence(error: ValidationError | SettingsError) -> str:
+    if isinstance(error, SettingsError):
+        return str(error)
+    problems = []
+    for problem in error.errors(include_url=False):
+        flag = "--" + ".".join(str(part) for part in problem["loc"]).replace("_", "-")
+        given = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
+        problems.append(f"{flag}: {problem['msg'].removeprefix('Value error, ')}{given}")
+    return "; ".join(problems)

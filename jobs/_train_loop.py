@@ -1,0 +1,93 @@
+"""The per-worker training function of Ray Train; the mathematics is in `fcdd.training`."""
+
+import json
+import logging
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+from ray.util.queue import Queue
+
+from fcdd import backbones, detector, networks, normalization, training
+from fcdd.normalization import Normalization
+from fcdd.storage import ObjectInfo
+from fcdd.training import TrainOptions
+from jobs import _images, _ray
+
+WEIGHTS_FILE, NORMALIZATION_FILE = "model.safetensors", "normalization.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopConfig:
+    """What every worker gets; `images` are the training images of all workers."""
+
+    images: list[ObjectInfo]
+    network: str
+    channels: int
+    input_size: tuple[int, int]
+    pretrained: bool
+    options: TrainOptions
+    logs: Queue
+
+
+def train_worker(loop: LoopConfig) -> None:
+    """Train this worker's share of every batch; rank 0 reports the weights after each epoch."""
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    if rank == 0:
+        _ray.log_to(loop.logs)
+    pixels = _images.load_set(loop.images, loop.input_size, loop.channels).pixels
+    torch.manual_seed(loop.options.seed)
+    network, scaling = build(loop, pixels)
+    wrapped = ray.train.torch.prepare_model(network)
+    trainer = training.Trainer(
+        wrapped,
+        network.receptive_field,
+        scaling,
+        loop.options,
+        num_images=len(pixels),
+        input_size=loop.input_size,
+    )
+    for epoch in range(loop.options.epochs):
+        start = time.perf_counter()
+        steps = [
+            trainer.step(batch)
+            for batch in training.batches(pixels, loop.options, epoch=epoch, rank=rank, world_size=workers)
+        ]
+        seconds = time.perf_counter() - start
+        total, nominal, anomalous = np.nanmean(np.array(steps), axis=0)
+        rate = len(steps) * loop.options.batch_size / seconds
+        if rank == 0:
+            log.info(
+                "epoch %d/%d  loss %.4f (nominal %.4f, anomalous %.4f)  %.0f images/s",
+                *(epoch + 1, loop.options.epochs, total, nominal, anomalous, rate),
+            )
+        metrics = {"epoch": epoch + 1, "loss": float(total), "images_per_second": rate}
+        _report(metrics, network, scaling, save=rank == 0)
+
+
+def build(loop: LoopConfig, pixels: np.ndarray) -> tuple[networks.FCDDNetwork, Normalization]:
+    """The network before training, and its input normalisation: fixed for backbones, else estimated."""
+    network = networks.build(loop.network, in_channels=loop.channels, image_size=loop.input_size)
+    if not loop.network.startswith(networks.BACKBONE_PREFIX):
+        return network, normalization.estimate("mean_std", torch.from_numpy(pixels))
+    if loop.pretrained:
+        backbones.load_pretrained(network.features)
+    return network, backbones.INPUT_NORMALIZATION
+
+
+def _report(metrics: dict[str, float], network: torch.nn.Module, scaling: Normalization, *, save: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if save:
+            Path(folder, WEIGHTS_FILE).write_bytes(detector.serialize(network))
+            Path(folder, NORMALIZATION_FILE).write_text(json.dumps(scaling.model_dump()))
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(metrics, checkpoint=checkpoint)

@@ -1,0 +1,29 @@
+"""The console script: `fcdd <verb> ...` is `python -m jobs.<verb> ...`."""
+
+import importlib
+import sys
+
+VERBS = {
+    "train": "nominal images -> a bundle (a trained, calibrated detector)",
+    "score": "a bundle + an image collection -> a committed run: scores and heatmaps in Parquet",
+    "query": "the most anomalous images of committed runs, as a table and as pictures",
+    "evaluate": "committed runs + labels -> AUROC",
+}
+
+
+def main() -> int:
+    """Dispatch to a job; only that job's imports are paid for."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print("usage: fcdd <verb> [options]      fcdd <verb> --help explains each\n")
+        print("\n".join(f"  {verb:10}{meaning}" for verb, meaning in VERBS.items()))
+        return 0
+    verb = sys.argv[1]
+    if verb not in VERBS:
+        print(f"error: unknown verb {verb!r}; choose one of: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    code: int = importlib.import_module(f"jobs.{verb}").main(sys.argv[2:])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""`fcdd evaluate`: committed runs and labels -> AUROC, with the conditions it was measured under."""
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+import datetime as dt
+from typing import ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from fcdd import storage
+from fcdd.errors import ConfigError
+from fcdd.metrics import ImageMetrics, image_metrics
+from jobs import _console, _runs
+from jobs._settings import JobSettings
+
+SCORES = ("anomaly_score", "score_max", "score_top1pct")
+
+
+class EvaluateSettings(JobSettings):
+    """Compare the scores of committed runs with labels.
+
+    The labels are a CSV or Parquet file with the columns image_uri and label (0 nominal, 1 anomalous).
+    Images without a label do not count; labelled images that were quarantined are reported.
+    """
+
+    verb: ClassVar[str] = "evaluate"
+
+    results: str = Field(description="location of the results")
+    collection: str = Field(description="name of the image collection")
+    date: dt.date | None = Field(None, description="night, YYYY-MM-DD; default: all nights together")
+    labels: str = Field(description="location of the labels (.csv or .parquet)")
+    output: Literal["text", "json"] = Field("text", description="what to print")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Metrics by score column, alarms at the bundle's threshold, and what they were measured on."""
+
+    metrics: dict[str, ImageMetrics]
+    false_alarm_rate: float
+    detection_rate: float
+    alpha: float
+    runs: list[str]
+    models: list[str]
+    num_labels: int
+    num_without_score: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _console.run(lambda: show(EvaluateSettings.parse(argv)))
+
+
+def evaluate(settings: EvaluateSettings) -> Evaluation:
+    """Join scores with labels and measure."""
+    records = _runs.committed(settings.results, settings.collection, settings.date)
+    connection = _runs.connect(settings.results)
+    _runs.view(connection, "scores", settings.results, [part for record in records for part in record.scores])
+    labels = read_labels(settings.labels)
+    connection.register("labels", labels)
+    joined = connection.sql(
+        f"SELECT label, is_anomalous, {', '.join(SCORES)} FROM labels JOIN scores USING (image_uri)"
+    ).fetchnumpy()
+    truth = np.asarray(joined["label"])
+    alarms = np.asarray(joined["is_anomalous"])
+    return Evaluation(
+        metrics={name: image_metrics(truth, np.asarray(joined[name], np.float64)) for name in SCORES},
+        false_alarm_rate=float(alarms[truth == 0].mean()),
+        detection_rate=float(alarms[truth == 1].mean()),
+        alpha=records[-1].alpha,
+        runs=[record.plan.run_id for record in records],
+        models=sorted({record.plan.bundle_digest for record in records}),
+        num_labels=labels.num_rows,
+        num_without_score=labels.num_rows - len(truth),
+    )
+
+
+def read_labels(location: str) -> pa.Table:
+    """Table (image_uri string, label int64). Raises ConfigError naming what is wrong with the file."""
+    uri = storage.normalize(location)
+    try:
+        data = io.BytesIO(storage.read(uri))
+        table = pq.read_table(data) if uri.endswith(".parquet") else pyarrow.csv.read_csv(data)
+        table = table.select(["image_uri", "label"]).cast(pa.schema([("image_uri", pa.string()), ("label", pa.int64())]))
+    except FileNotFoundError as error:
+        raise ConfigError(f"the labels {uri} do not exist") from error
+    except (pa.ArrowException, KeyError) as error:
+        raise ConfigError(f"expected columns image_uri and label (0 or 1) in {uri}: {error}") from error
+    wrong = set(table["label"].to_pylist()) - {0, 1}
+    if wrong:
+        raise ConfigError(f"expected labels 0 (nominal) and 1 (anomalous) in {uri}, got {sorted(wrong, key=str)}")
+    if len(set(table["image_uri"].to_pylist())) != table.num_rows:
+        raise ConfigError(f"expected each image once in {uri}, got some twice")
+    return table
+
+
+def show(settings: EvaluateSettings) -> None:
+    """Print the evaluation with its conditions."""
+    result = evaluate(settings)
+    if settings.output == "json":
+        print(json.dumps(asdict(result) | {"metrics": {k: m._asdict() for k, m in result.metrics.items()}}, indent=1))
+        return
+    first = result.metrics[SCORES[0]]
+    print(f"runs        {', '.join(result.runs)}")
+    print(f"model       {', '.join(digest[:12] for digest in result.models)}")
+    print(f"images      {first.num_nominal} nominal, {first.num_anomalous} anomalous; "
+          f"{result.num_without_score} of {result.num_labels} labelled images have no score")
+    for name, metrics in result.metrics.items():
+        print(f"{name:14}  AUROC {metrics.auroc:.4f}  (95 % bootstrap interval {metrics.auroc_low:.4f} to "
+              f"{metrics.auroc_high:.4f}), average precision {metrics.average_precision:.4f}")
+    print(f"at the threshold (promised false-alarm rate {result.alpha:g}): false alarms "
+          f"{result.false_alarm_rate:.4f} of nominal, detected {result.detection_rate:.4f} of anomalous images")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

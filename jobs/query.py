@@ -1,0 +1,140 @@
+"""`fcdd query`: the most anomalous images of committed runs, as a table and as pictures."""
+
+import hashlib
+import io
+import json
+import logging
+import sys
+from collections.abc import Sequence
+import datetime as dt
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from PIL import Image
+from pydantic import Field
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fcdd import heatmap, storage
+from jobs import _console, _runs
+from jobs._settings import JobSettings
+from schemas import RunRecord
+
+COLUMNS = (
+    "image_uri",
+    "anomaly_score",
+    "score_max",
+    "p_value",
+    "is_anomalous",
+    "len(regions) AS num_regions",
+    "date",
+    "run_id",
+)
+
+log = logging.getLogger(__name__)
+
+
+class QuerySettings(JobSettings):
+    """Show the most anomalous images of a night (or of all nights) of a collection.
+
+    Reads committed runs only, with DuckDB, directly from the results location.
+    """
+
+    verb: ClassVar[str] = "query"
+
+    results: str = Field(description="location of the results")
+    collection: str = Field(description="name of the image collection")
+    date: dt.date | None = Field(None, description="night, YYYY-MM-DD; default: all nights")
+    top: int = Field(10, ge=1, le=10_000, description="how many images")
+    output: Literal["table", "json"] = Field("table", description="what to print")
+    pictures: Path | None = Field(None, description="folder for pictures: original beside heatmap overlay")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _console.run(lambda: query(QuerySettings.parse(argv)))
+
+
+def query(settings: QuerySettings) -> None:
+    """Print the top images and, if asked, save their pictures."""
+    records = _runs.committed(settings.results, settings.collection, settings.date)
+    connection = _runs.connect(settings.results)
+    _runs.view(connection, "scores", settings.results, [part for record in records for part in record.scores])
+    relation = connection.sql(
+        f"SELECT {', '.join(COLUMNS)}, heatmap FROM scores ORDER BY anomaly_score DESC, image_uri LIMIT ?",
+        params=[settings.top],
+    )
+    names = relation.columns
+    rows = [dict(zip(names, row, strict=True)) for row in relation.fetchall()]
+    heatmaps = [row.pop("heatmap") for row in rows]
+    if settings.output == "json":
+        print(json.dumps(rows, indent=1, default=str))
+    else:
+        _print_table(rows, settings)
+    if settings.pictures:
+        _save_pictures(rows, heatmaps, records, settings.pictures)
+
+
+def _print_table(rows: list[dict[str, Any]], settings: QuerySettings) -> None:
+    night = settings.date or "all nights"
+    table = Table(title=f"{settings.collection}, {night}: top {len(rows)} by anomaly score", box=box.SIMPLE_HEAD)
+    for name, justify in (("rank", "right"), ("image", "left"), ("score", "right"), ("max", "right")):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for name in ("p-value", "anomalous", "regions"):
+        table.add_column(name, justify="right")
+    for rank, row in enumerate(rows, start=1):
+        table.add_row(
+            str(rank),
+            _printable(row["image_uri"]),
+            f"{row['anomaly_score']:.4g}",
+            f"{row['score_max']:.4g}",
+            f"{row['p_value']:.4f}",
+            "yes" if row["is_anomalous"] else "no",
+            str(row["num_regions"]),
+        )
+    # Without a terminal nothing may be cut: a URI is there to be copied.
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+
+
+def _printable(key: str) -> str:
+    """Keys are data: control characters must not reach a terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in key)
+
+
+def _save_pictures(
+    rows: list[dict[str, Any]], heatmaps: list[bytes], records: list[RunRecord], folder: Path
+) -> None:
+    """One PNG per row, named by rank and a hash of the URI, since a key is never a path."""
+    # Imported late: only pictures need the bundle, and with it torch.
+    from fcdd.detector import Detector
+
+    folder.mkdir(parents=True, exist_ok=True)
+    by_run = {record.plan.run_id: record for record in records}
+    detectors: dict[str, Detector] = {}
+    for rank, (row, encoded) in enumerate(zip(rows, heatmaps, strict=True), start=1):
+        record = by_run[row["run_id"]]
+        bundle = record.plan.bundle
+        if bundle not in detectors:
+            detectors[bundle] = Detector.load(bundle)
+        try:
+            original = Image.open(io.BytesIO(storage.read(row["image_uri"])))
+        except FileNotFoundError:
+            log.warning("no picture of %s: the image was deleted", row["image_uri"])
+            continue
+        full = detectors[bundle].heatmap(heatmap.decode(encoded))
+        shown = heatmap.overlay(original, full, record.map_threshold)
+        path = folder / f"{rank:02d}-{hashlib.sha256(row['image_uri'].encode()).hexdigest()[:12]}.png"
+        _side_by_side(original.convert("RGB"), shown).save(path)
+        print(f"picture {rank:2d}  {path}")
+
+
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    both = Image.new("RGB", (left.width + right.width, left.height))
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width, 0))
+    return both
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""`fcdd train`: nominal images -> a bundle, data-parallel with Ray Train.
+
+    list -> split (training / calibration) -> train -> calibrate -> bundle, written and read back
+"""
+
+import dataclasses
+import logging
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from fcdd import backbones, detector, networks, splits, storage
+from fcdd.bundle import BundleSpec, TrainingRecord
+from fcdd.calibration import Calibration, conformal_threshold
+from fcdd.detector import Detector
+from fcdd.errors import ConfigError
+from fcdd.normalization import Normalization
+from fcdd.storage import ObjectInfo
+from fcdd.training import TrainOptions
+from jobs import _console, _images, _manifest
+from jobs._settings import JobSettings
+
+VERSIONED = ("fcdd-at-scale", "torch", "ray", "numpy", "pillow")
+
+log = logging.getLogger(__name__)
+
+
+class TrainSettings(JobSettings):
+    """Train a detector from nominal images; synthetic anomalies are the anomalous class.
+
+    A share of the images is held out of training to calibrate the threshold. The bundle needs nothing
+    else for scoring.
+    """
+
+    verb: ClassVar[str] = "train"
+
+    images: str = Field(description="location of nominal images (s3://, gs://, az:// or a folder)")
+    bundle: str = Field(description="location to write the bundle to")
+    network: str = Field(
+        "backbone:efficientnet_lite0:stage4", description="architecture; an unknown name lists them all"
+    )
+    image_size: int = Field(160, ge=16, le=4096, description="side of the network's square input, pixels")
+    pretrained: bool = Field(True, description="start a backbone from its ImageNet weights")
+    epochs: int = Field(12, ge=1, description="passes over the training images")
+    batch_size: int = Field(32, ge=2, description="global batch, over all workers")
+    learning_rate: float = Field(1e-3, gt=0, description="peak of the one-cycle schedule")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW weight decay")
+    loss: Literal["image", "pixel"] = Field("pixel", description="supervise the map's mean, or the map by masks")
+    gaussian_std: float = Field(8.0, gt=0, description="spread of one map cell in the heatmap, input pixels")
+    flips: bool = Field(True, description="mirror images at random; off where left and right differ")
+    calibration_share: float = Field(0.2, gt=0, lt=1, description="share of images held out for the threshold")
+    alpha: float = Field(0.01, gt=0, lt=1, description="false-alarm rate that the threshold promises")
+    workers: int = Field(2, ge=1, description="data-parallel training processes")
+    gpu: bool = Field(False, description="one GPU per worker")
+    checkpoints: str | None = Field(
+        None, description="location shared by all machines for Ray Train's checkpoints; default: a temporary folder"
+    )
+    seed: int = Field(0, ge=0, description="seed of every random choice")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _console.run(lambda: train(TrainSettings.parse(argv)))
+
+
+def train(settings: TrainSettings) -> None:
+    """The whole job."""
+    images_uri, bundle_uri = storage.normalize(settings.images), storage.normalize(settings.bundle)
+    infos = _manifest.list_images(images_uri)
+    training, calibration = _split(infos, images_uri, settings)
+    _check(settings, bundle_uri, training, calibration)
+    log.info("training on %d nominal images, calibrating on %d others", len(training), len(calibration))
+    weights, scaling = _fit(settings, training)
+    record = TrainingRecord(
+        images=images_uri,
+        num_training=len(training),
+        num_calibration=len(calibration),
+        data_digest=_manifest.digest(infos),
+        options=settings.model_dump(mode="json", exclude={"config", "images", "bundle", "checkpoints"}),
+        versions={name: metadata.version(name) for name in VERSIONED} | {"python": platform.python_version()},
+    )
+    spec = _calibrate(settings, weights, scaling, calibration, record)
+    trained = Detector(spec, weights)
+    trained.save(bundle_uri)
+    if Detector.load(bundle_uri).spec.digest != spec.digest:
+        raise ConfigError(f"{bundle_uri} was overwritten while it was being written; train again")
+    print(f"bundle     {bundle_uri}\ndigest     {spec.digest}")
+    print(f"threshold  {spec.calibration.threshold:.6g} for a false-alarm rate of {settings.alpha:g}")
+
+
+def _split(
+    infos: list[ObjectInfo], images_uri: str, settings: TrainSettings
+) -> tuple[list[ObjectInfo], list[ObjectInfo]]:
+    held_out = [splits.is_held_out(info.uri.removeprefix(images_uri), settings.calibration_share) for info in infos]
+    return (
+        [info for info, out in zip(infos, held_out, strict=True) if not out],
+        [info for info, out in zip(infos, held_out, strict=True) if out],
+    )
+
+
+def _check(
+    settings: TrainSettings, bundle_uri: str, training: list[ObjectInfo], calibration: list[ObjectInfo]
+) -> None:
+    """Everything that can be wrong, before any worker starts."""
+    size = (settings.image_size, settings.image_size)
+    network = networks.build(settings.network, in_channels=_channels(settings), image_size=size)
+    if settings.pretrained and settings.network.startswith(networks.BACKBONE_PREFIX):
+        backbones.load_pretrained(network.features)
+    if settings.batch_size % settings.workers:
+        raise ConfigError(
+            f"a global batch of {settings.batch_size} does not divide among {settings.workers} workers; change one"
+        )
+    if len(training) < settings.batch_size:
+        raise ConfigError(f"a batch of {settings.batch_size} needs as many training images, got {len(training)}")
+    conformal_threshold(torch.zeros(len(calibration)).numpy(), settings.alpha)
+    storage.check_writable(bundle_uri)
+
+
+def _fit(settings: TrainSettings, training: list[ObjectInfo]) -> tuple[bytes, Normalization]:
+    """Train with Ray Train; the last epoch's weights and the input normalisation."""
+    # Imported late: a wrong option is answered in a second, not after five of Ray's import.
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from jobs import _ray, _train_loop
+
+    options = TrainOptions(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(TrainOptions)})
+    start = time.perf_counter()
+    with _ray.session(), _ray.worker_logs() as logs, tempfile.TemporaryDirectory() as folder:
+        result = TorchTrainer(
+            _train_loop.train_worker,
+            train_loop_config=_train_loop.LoopConfig(
+                images=training,
+                network=settings.network,
+                channels=_channels(settings),
+                input_size=(settings.image_size, settings.image_size),
+                pretrained=settings.pretrained,
+                options=options,
+                logs=logs,
+            ),
+            scaling_config=ray.train.ScalingConfig(num_workers=settings.workers, use_gpu=settings.gpu),
+            run_config=ray.train.RunConfig(
+                storage_path=settings.checkpoints or folder,
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            ),
+        ).fit()
+        assert result.checkpoint is not None
+        with result.checkpoint.as_directory() as checkpoint:
+            weights = Path(checkpoint, _train_loop.WEIGHTS_FILE).read_bytes()
+            scaling = Normalization.model_validate_json(Path(checkpoint, _train_loop.NORMALIZATION_FILE).read_text())
+    log.info("trained in %.0f s, Ray's start and stop included", time.perf_counter() - start)
+    return weights, scaling
+
+
+def _calibrate(
+    settings: TrainSettings,
+    weights: bytes,
+    scaling: Normalization,
+    calibration: list[ObjectInfo],
+    record: TrainingRecord,
+) -> BundleSpec:
+    """The bundle's specification, with scores of the held-out nominal images."""
+    size, channels = (settings.image_size, settings.image_size), _channels(settings)
+    held_out = _images.load_set(calibration, size, channels)
+    network = detector.for_inference(detector.deserialize(weights, settings.network, channels, size))
+    scored = detector.score_pixels(network, scaling, held_out.pixels)
+    return BundleSpec(
+        network=settings.network,
+        channels=channels,
+        input_size=size,
+        normalization=scaling,
+        gaussian_std=settings.gaussian_std,
+        calibration=Calibration.fit(
+            scored.mean, scored.maximum, held_out.brightness, held_out.contrast, alpha=settings.alpha
+        ),
+        training=record,
+        weights_sha256=detector.sha256(weights),
+    )
+
+
+def _channels(settings: TrainSettings) -> Literal[1, 3]:
+    return 1 if settings.network.startswith("cnn28") else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The three tables as Arrow schemas. Every field carries its meaning, and its unit where it has one.
+
+Fields are never reordered or retyped within a version; a contract test pins each version's fingerprint.
+"""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+SCHEMA_VERSION = 1
+
+
+def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "", *, nullable: bool = False) -> pa.Field:
+    metadata = {"meaning": meaning, **({"unit": unit} if unit else {})}
+    return pa.field(name, kind, nullable=nullable, metadata=metadata)
+
+
+def _schema(table: str, fields: list[pa.Field]) -> pa.Schema:
+    return pa.schema(fields, metadata={"table": table, "schema_version": str(SCHEMA_VERSION)})
+
+
+_TIME = pa.timestamp("us", tz="UTC")
+_SOURCE = [
+    _field("row_id", pa.int64(), "position of the image in the run's manifest, dense from 0"),
+    _field("image_uri", pa.string(), "object the image was read from"),
+    _field("image_etag", pa.string(), "entity tag the object had when it was listed; empty if the store has none"),
+    _field("image_bytes", pa.int64(), "size of the encoded image", "byte"),
+    _field("image_last_modified", _TIME, "when the object was last written"),
+]
+_RUN = [
+    _field("collection", pa.string(), "image collection the run belongs to"),
+    _field("date", pa.date32(), "night the run stands for, as the command said; not a clock's"),
+    _field("run_id", pa.string(), "run that wrote this row"),
+    _field("model_digest", pa.string(), "digest of the bundle that scored the image"),
+    _field("scored_at", _TIME, "when the run started"),
+]
+REGION = pa.struct(
+    [
+        _field("x0", pa.int32(), "left edge, inclusive", "pixel of the original image"),
+        _field("y0", pa.int32(), "upper edge, inclusive", "pixel of the original image"),
+        _field("x1", pa.int32(), "right edge, exclusive", "pixel of the original image"),
+        _field("y1", pa.int32(), "lower edge, exclusive", "pixel of the original image"),
+        _field("area_fraction", pa.float32(), "share of the map's cells in the region"),
+        _field("peak", pa.float32(), "largest map value in the region"),
+    ]
+)
+
+MANIFEST = _schema("manifest", _SOURCE)
+
+SCORES = _schema(
+    "scores",
+    [
+        *_SOURCE,
+        _field("width", pa.int32(), "width after EXIF orientation", "pixel"),
+        _field("height", pa.int32(), "height after EXIF orientation", "pixel"),
+        _field("anomaly_score", pa.float32(), "mean of the anomaly map (the paper's score), raw, >= 0"),
+        _field("score_max", pa.float32(), "largest value of the anomaly map"),
+        _field("score_top1pct", pa.float32(), "mean of the top 1 % of the anomaly map's cells"),
+        _field("p_value", pa.float64(), "share of nominal images at least as anomalous: (1 + #{c >= s}) / (n + 1)"),
+        _field("is_anomalous", pa.bool_(), "whether anomaly_score is above the bundle's threshold"),
+        _field("heatmap", pa.binary(), "the low-resolution anomaly map; decode with fcdd.heatmap.decode"),
+        _field("heatmap_height", pa.int32(), "rows of the anomaly map", "cell"),
+        _field("heatmap_width", pa.int32(), "columns of the anomaly map", "cell"),
+        _field("regions", pa.list_(REGION), "connected regions above the bundle's map threshold, hottest first"),
+        _field("brightness", pa.float32(), "mean of the resized pixels", "grey level 0..255"),
+        _field("contrast", pa.float32(), "standard deviation of the resized pixels", "grey level 0..255"),
+        *_RUN,
+    ],
+)
+
+QUARANTINE = _schema(
+    "quarantine",
+    [
+        *_SOURCE,
+        _field("stage", pa.string(), "where it failed: fetch, decode or score"),
+        _field("reason", pa.string(), "one of fcdd.errors.REASONS"),
+        _field("detail", pa.string(), "what was found, for a person"),
+        _field("attempts", pa.int32(), "how often the stage was tried"),
+        *_RUN,
+    ],
+)
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` with exactly this schema, columns in its order; what the readers rely on is checked here.
+
+    Raises ValueError for a missing or surplus column, a null, or a score that is not finite: pyarrow
+    lets the last two pass.
+    """
+    if set(table.column_names) != set(schema.names):
+        raise ValueError(f"expected columns {schema.names}, got {table.column_names}")
+    table = table.select(schema.names).cast(schema)
+    for field in schema:
+        column = table[field.name]
+        if column.null_count:
+            raise ValueError(f"expected no null in {field.name}, got {column.null_count}")
+        if pa.types.is_floating(field.type) and not pc.all(pc.is_finite(column)).as_py() and len(column):
+            raise ValueError(f"expected finite values in {field.name}")
+    return table
