@@ -1,6 +1,6 @@
 """A real S3 server for demonstrations and tests: SeaweedFS on free loopback ports and a temporary folder.
 
-    python -m cluster.local_s3        prints the environment to export, serves until Ctrl-C
+python -m cluster.local_s3        prints the environment to export, serves until Ctrl-C
 """
 
 import os

@@ -119,13 +119,14 @@ class _InvertedResidual(nn.Module):
         self.residual = block.stride == 1 and inputs == block.channels
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B,C,H,W) -> (B, block.channels, H/stride, W/stride)."""
         hidden = images
         if self.block.expand != 1:
             hidden = F.relu6(self._bn0(self._expand_conv(hidden)))
         hidden = _pad_after(hidden, self.block.kernel, self.block.stride)
         hidden = F.relu6(self._bn1(self._depthwise_conv(hidden)))
-        hidden = self._bn2(self._project_conv(hidden))
-        return hidden + images if self.residual else hidden
+        projected: Tensor = self._bn2(self._project_conv(hidden))
+        return projected + images if self.residual else projected
 
 
 class EfficientNetLite(nn.Module):
@@ -146,6 +147,7 @@ class EfficientNetLite(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
+        """Features of normalised images."""
         hidden = F.relu6(self._bn0(self._conv_stem(_pad_after(images, 3, 2))))
         for block in self._blocks:
             hidden = block(hidden)

@@ -15,7 +15,6 @@ from fcdd.calibration import Calibration
 from fcdd.errors import BundleError
 from fcdd.normalization import Normalization
 
-FORMAT_VERSION = 1
 WEIGHTS_FILE, SPEC_FILE, CARD_FILE = "model.safetensors", "bundle.json", "README.md"
 FILES = (WEIGHTS_FILE, CARD_FILE, SPEC_FILE)  # the specification last: it makes the bundle readable
 
@@ -38,7 +37,7 @@ class BundleSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     network: str
     channels: Literal[1, 3]
     input_size: tuple[int, int]
@@ -72,8 +71,8 @@ def from_files(document: bytes, weights: bytes, *, source: str) -> BundleSpec:
         fields = json.loads(document)
         digest = fields.pop("digest")
         version = fields.get("format_version")
-        if version != FORMAT_VERSION:
-            raise BundleError(f"{source} has bundle format {version!r}, this version reads {FORMAT_VERSION}")
+        if version != 1:
+            raise BundleError(f"{source} has bundle format {version!r}, this version reads format 1")
         spec = BundleSpec.model_validate(fields)
     except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
         raise BundleError(f"{source}/{SPEC_FILE} is not a bundle specification: {error}") from error

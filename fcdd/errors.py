@@ -1,9 +1,9 @@
 """The errors a user can meet, and what each one means for a job.
 
-    FCDDError
-    |- ConfigError     the caller must change something: an option, a location, a credential
-    |- BundleError     a bundle that cannot be trusted or read
-    |- ImageError      one image that cannot be scored; carries a reason from a closed list
+FCDDError
+|- ConfigError     the caller must change something: an option, a location, a credential
+|- BundleError     a bundle that cannot be trusted or read
+|- ImageError      one image that cannot be scored; carries a reason from a closed list
 """
 
 from typing import Literal, get_args

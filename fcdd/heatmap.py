@@ -18,7 +18,7 @@ VERSION = 1
 _HEADER = struct.Struct("<BHHff")
 _LEVELS = 255
 # The three anchors of a dark-red-yellow scale that stays ordered for colour-blind eyes and in grey.
-_COLOURS = {"black": "#1b0c41", "mid": "#cf4446", "white": "#fcffa4"}
+_COLD, _WARM, _HOT = "#1b0c41", "#cf4446", "#fcffa4"
 
 
 def encode(map_uv: npt.NDArray[np.float32]) -> bytes:
@@ -44,22 +44,24 @@ def decode(data: bytes) -> npt.NDArray[np.float32]:
     zigzag = np.frombuffer(data, np.uint8, offset=_HEADER.size).reshape(height, width)
     deltas = (zigzag >> 1) ^ (0 - (zigzag & 1))
     levels = deltas.cumsum(0, dtype=np.uint8).cumsum(1, dtype=np.uint8)
-    return (low + levels * ((high - low) / _LEVELS)).astype(np.float32)
+    values: npt.NDArray[np.float32] = (low + levels * ((high - low) / _LEVELS)).astype(np.float32)
+    return values
 
 
 def display_scale(values: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.float32]:
-    """v / (v + threshold) in [0,1): the same colour means the same evidence in every image.
+    """V / (v + threshold) in [0,1): the same colour means the same evidence in every image.
 
     The threshold itself shows as 0.5, so nominal images never look hot.
     """
-    return (values / (values + max(threshold, np.finfo(np.float32).tiny))).astype(np.float32)
+    scaled: npt.NDArray[np.float32] = values / (values + np.float32(max(threshold, 1e-30)))
+    return scaled
 
 
 def overlay(image: Image.Image, heatmap_hw: npt.NDArray[np.float32], threshold: float) -> Image.Image:
     """RGB picture of `image` with the heatmap over it, transparent where the evidence is nominal."""
     scaled = display_scale(heatmap_hw, threshold)
     grey = Image.fromarray((scaled * 255).round().astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
-    colours = ImageOps.colorize(grey, **_COLOURS, midpoint=150)
-    # Opaque to 70 % from 1.5 times the threshold on, invisible below it.
-    alpha = grey.point([round(255 * 0.7 * min(max((v / 255 - 0.5) / 0.1, 0), 1)) for v in range(256)])
+    colours = ImageOps.colorize(grey, black=_COLD, mid=_WARM, white=_HOT, midpoint=150)
+    # Half opaque from 1.5 times the threshold on, so that the defect stays visible; invisible below it.
+    alpha = grey.point([round(255 * 0.5 * min(max((v / 255 - 0.5) / 0.1, 0), 1)) for v in range(256)])
     return Image.composite(colours, image.convert("RGB"), alpha)

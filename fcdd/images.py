@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fcdd.errors import ImageError
+from fcdd.errors import ImageError, Reason
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 # Pillow warns above this size and refuses twice of it; 89 megapixels decode to 270 MB.
 MAX_PIXELS = 89_478_485
+_ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def decode(data: bytes, *, size: tuple[int, int], channels: int, max_pixels: int
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from error
     except Exception as error:  # decoders of hostile bytes raise anything: SyntaxError, TypeError, struct.error
-        reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
+        reason: Reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
         raise ImageError(reason, f"{type(error).__name__}: {error}") from error
 
 
@@ -66,9 +67,9 @@ def _decode(data: bytes, size: tuple[int, int], channels: int, max_pixels: int) 
         full_width, full_height = image.size
         image.draft(mode, (2 * width, 2 * height))
         image.load()
+        if image.getexif().get(_ORIENTATION, 1) >= 5:  # 5 to 8 turn the image by 90 degrees
+            full_width, full_height = full_height, full_width
         oriented = ImageOps.exif_transpose(image)
-    if image.getexif().get(0x0112, 1) >= 5:  # orientations 5 to 8 turn the image by 90 degrees
-        full_width, full_height = full_height, full_width
     resized = to_eight_bit(oriented, mode).resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(resized, np.uint8).reshape(height, width, channels)
     return DecodedImage(pixels, full_width, full_height, float(pixels.mean()), float(pixels.std()))

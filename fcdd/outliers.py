@@ -104,4 +104,4 @@ def _jagged_path(
 
 def _to_alpha(canvas: Image.Image, size: tuple[int, int]) -> Alpha:
     soft = canvas.resize(size, Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(0.5))
-    return np.asarray(soft, np.float32) / 255
+    return np.asarray(soft, np.float32) / np.float32(255)

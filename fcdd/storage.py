@@ -9,14 +9,16 @@ import functools
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 import obstore
+from fsspec import AbstractFileSystem
 from obstore import exceptions
+from obstore.fsspec import FsspecStore
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from fcdd.errors import ConfigError, ImageError
@@ -99,8 +101,9 @@ def check_writable(prefix: str) -> None:
     """Write and delete a probe below `prefix`. Raises ConfigError when the location cannot be written."""
     probe = join(prefix, f"_probe-{uuid.uuid4().hex}")
     write(probe, b"")
-    store, key = _locate(probe)
-    with _explained(probe, "delete"):
+    # A policy may allow to write and not to delete: an empty probe left behind harms nobody.
+    with suppress(*_STORE_ERRORS):
+        store, key = _locate(probe)
         obstore.delete(store, key)
 
 
@@ -159,23 +162,23 @@ def local_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("file://")) if uri.startswith("file://") else None
 
 
-class ClientSettings(TypedDict):
-    """Arguments that every client of a store gets, also obstore's fsspec adapter."""
+def filesystem(scheme: str) -> AbstractFileSystem:
+    """The same client as an fsspec filesystem, for libraries that read many URIs of one scheme."""
+    options, retry = _client_settings(scheme)
+    return FsspecStore(scheme, client_options=options, retry_config=retry)  # type: ignore[call-overload]
 
-    client_options: "ClientConfig"
-    retry_config: "RetryConfig"
 
-
-def client_settings(scheme: str) -> ClientSettings:
+def _client_settings(scheme: str) -> tuple["ClientConfig", "RetryConfig"]:
     """Timeouts and one retry budget; plain http only where the user's AWS_ENDPOINT_URL asks for it."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if scheme == "s3" else ""
-    return ClientSettings(
-        client_options={
+    return (
+        {
             "allow_http": endpoint.startswith("http://"),
             "connect_timeout": timedelta(seconds=5),
             "timeout": timedelta(seconds=60),
         },
-        retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=60)},
+        # A job must not wait for ever on a store that is gone.
+        {"max_retries": 4, "retry_timeout": timedelta(seconds=60)},
     )
 
 
@@ -183,7 +186,8 @@ def client_settings(scheme: str) -> ClientSettings:
 def _store(scheme: str, bucket: str) -> ObjectStore:
     if scheme == "file":
         return LocalStore(mkdir=True)
-    return from_url(f"{scheme}://{bucket}", **client_settings(scheme))
+    options, retry = _client_settings(scheme)
+    return from_url(f"{scheme}://{bucket}", client_options=options, retry_config=retry)
 
 
 def _locate(uri: str) -> tuple[ObjectStore, str]:
@@ -209,7 +213,11 @@ def _explained(uri: str, action: str) -> Iterator[None]:
             raise ConfigError(
                 f"cannot {action} {uri}: access denied; check the credentials in the environment and their policy"
             ) from error
-        remedy = "check AWS_ENDPOINT_URL, the region and the network" if not normalize(uri).startswith("file:") else "check the path"
+        remedy = (
+            "check AWS_ENDPOINT_URL, the region and the network"
+            if not normalize(uri).startswith("file:")
+            else "check the path"
+        )
         raise ConfigError(f"cannot {action} {uri}: {_first_line(error)}; {remedy}") from error
 
 

@@ -30,7 +30,7 @@ def gaussian_kernel(extent: int, std: float) -> npt.NDArray[np.float64]:
     halves the whole vector, so the peak is 0.5; kept, because its gain scales the pixel-wise loss.
     """
     size = extent if extent % 2 else extent - 1
-    samples = np.exp(-((np.arange(size) - (size - 1) / 2) ** 2) / (2 * std**2))
+    samples: npt.NDArray[np.float64] = np.exp(-((np.arange(size) - (size - 1) / 2) ** 2) / (2 * std**2))
     if extent % 2:
         return samples
     middle = size // 2

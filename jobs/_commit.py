@@ -80,11 +80,16 @@ def commit(
         images_per_second=images_per_second,
         stage_seconds=stage_seconds,
         versions=versions,
-        **published,
+        scores=published["scores"],
+        quarantine=published["quarantine"],
     )
     if record.num_scored + record.num_quarantined != record.num_listed:
         raise IncompleteRun(f"{record.num_listed} listed, but {record.num_scored} + {record.num_quarantined} placed")
-    storage.create(layout.record(plan.run_id), record.model_dump_json(indent=1).encode())
+    try:
+        storage.create(layout.record(plan.run_id), record.model_dump_json(indent=1).encode())
+    except FileExistsError:
+        log.warning("run %s was committed by another process meanwhile; its record stands", plan.run_id)
+        return RunRecord.model_validate_json(storage.read(layout.record(plan.run_id)))
     storage.delete_prefix(layout.staging(plan.run_id))
     return record
 
@@ -127,7 +132,9 @@ def _compacted(layout: Layout, plan: Plan, table: str, wanted: npt.NDArray[np.bo
     for start in range(0, plan.num_images, PART_ROWS):
         stop = min(start + PART_ROWS, plan.num_images)
         chunks = [_rows(part, start, stop) for part in parts]
-        joined = pa.concat_tables([chunk for chunk in chunks if chunk is not None] or [_staging.TABLES[table].empty_table()])
+        joined = pa.concat_tables(
+            [chunk for chunk in chunks if chunk is not None] or [_staging.TABLES[table].empty_table()]
+        )
         row_ids, first = np.unique(joined["row_id"].to_numpy(), return_index=True)
         kept = joined.take(pa.array(first[wanted[row_ids]]))
         if kept.num_rows:

@@ -1,7 +1,7 @@
 """The stages of scoring as Ray Data operators; the chain that joins them is in `jobs.score`.
 
-    pending rows of the manifest -> fetch, decode, resize (tasks; uint8) -> score (actors, a GPU if there is
-    one) -> staged Parquet (tasks) -> receipts
+    slices of the manifest -> fetch, decode, resize (tasks; uint8) -> score (actors, a GPU if there is one)
+    -> staged Parquet (tasks) -> receipts
 
 Different CPU requests keep Ray from fusing the stages, and together they fit three CPUs, so that no
 stage can starve the others. A bad image is a row with a reason from the stage that met it on.
@@ -9,6 +9,7 @@ stage can starve the others. A bad image is a row with a reason from the stage t
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -24,51 +25,69 @@ from fcdd.storage import ObjectInfo
 from jobs import _images, _staging
 from schemas.runs import Plan
 
-READ_CPUS, DECODE_CPUS, SCORE_CPUS, WRITE_CPUS = 0.2, 0.5, 1.0, 0.3
-# Rows of a block: 64 images of 224x224x3 are 10 MB, a size at which Ray's own overhead is small.
+DECODE_CPUS, SCORE_CPUS, WRITE_CPUS = 0.6, 1.0, 0.2
+# Rows of a block between stages: 64 images of 224x224x3 are 10 MB, where Ray's own overhead is small.
 BLOCK_ROWS = 64
+# Ray joins the blocks a task yields up to this size: small, so that scoring starts with the first block.
+BLOCK_BYTES = 4 * 1024**2
+# Manifest rows of one decode task; a small run is cut finer, so that all cores take part.
+SLICE_ROWS = 2048
 
 PIXELS = "pixels"
 _DECODED = pa.schema([(PIXELS, pa.binary()), *(_staging.ROW.field(name) for name in _staging.DECODED_COLUMNS)])
 
 
-def score_resources() -> dict[str, object]:
-    """Arguments of the scoring stage: one actor per GPU, else two thirds of the cluster's CPUs."""
+def score_resources() -> dict[str, Any]:
+    """Keyword arguments of the scoring stage: one actor per GPU, else actors on two thirds of the CPUs."""
     total = ray.cluster_resources()
     if gpus := int(total.get("GPU", 0)):
         return {"compute": ActorPoolStrategy(size=gpus), "num_gpus": 1}
     return {"compute": ActorPoolStrategy(size=max(1, int(total["CPU"] * 2 / 3))), "num_cpus": SCORE_CPUS}
 
 
-@dataclass(frozen=True, slots=True)
-class PendingRows:
-    """Manifest part -> its rows that are not staged yet, in blocks. `done` is a bitmap over row_id."""
+class Slice(TypedDict):
+    """Rows [start, stop) of one manifest part."""
 
-    done: npt.NDArray[np.uint8]
-    num_images: int
+    uri: str
+    start: int
+    stop: int
 
-    def __call__(self, parts: pa.Table) -> Iterator[pa.Table]:
-        """`parts` has one column "uri"; yields MANIFEST tables of at most BLOCK_ROWS rows."""
-        done = np.unpackbits(self.done, count=self.num_images).astype(np.bool_)
-        for uri in parts["uri"].to_pylist():
-            table = _staging.read_table(uri)
-            table = table.filter(pa.array(~done[table["row_id"].to_numpy()]))
-            for start in range(0, table.num_rows, BLOCK_ROWS):
-                yield table.slice(start, BLOCK_ROWS)
+
+def slices(part_uris: list[str], part_rows: int, num_images: int) -> list[Slice]:
+    """The manifest cut into decode tasks; part i holds rows [i * part_rows, (i + 1) * part_rows)."""
+    size = min(SLICE_ROWS, max(BLOCK_ROWS, num_images // int(4 * ray.cluster_resources()["CPU"])))
+    return [
+        Slice(uri=uri, start=start, stop=min(start + size, part_rows))
+        for index, uri in enumerate(part_uris)
+        for start in range(0, min(part_rows, num_images - index * part_rows), size)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class FetchDecode:
-    """MANIFEST rows -> the same rows with uint8 pixels of the network's size, or a stage and a reason."""
+    """Slices -> their MANIFEST rows with uint8 pixels of the network's size, or with a stage and a reason.
 
+    `done` is a bitmap over row_id of what is staged already and is not fetched again.
+    """
+
+    done: npt.NDArray[np.uint8]
+    num_images: int
     input_size: tuple[int, int]
     channels: int
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """Many requests in flight; bodies are checked against the listing."""
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Tables of at most BLOCK_ROWS rows; many requests are in flight within each."""
+        done = np.unpackbits(self.done, count=self.num_images).astype(np.bool_)
+        for part in batch.to_pylist():
+            rows = _staging.read_table(part["uri"]).slice(part["start"], part["stop"] - part["start"])
+            rows = rows.filter(pa.array(~done[rows["row_id"].to_numpy()]))
+            for start in range(0, rows.num_rows, BLOCK_ROWS):
+                yield self._decode(rows.slice(start, BLOCK_ROWS))
+
+    def _decode(self, rows: pa.Table) -> pa.Table:
         columns = ("image_uri", "image_etag", "image_bytes", "image_last_modified")
         infos = [ObjectInfo(*values) for values in zip(*(rows[name].to_pylist() for name in columns), strict=True)]
-        results = [_columns(r) for r in _images.fetch_all(infos, self.input_size, self.channels)]
+        results = [_columns(result) for result in _images.fetch_all(infos, self.input_size, self.channels)]
         decoded = pa.Table.from_pylist(results, schema=_DECODED)
         for name in _DECODED.names:
             rows = rows.append_column(name, decoded[name])

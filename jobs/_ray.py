@@ -3,9 +3,9 @@
 import logging
 import logging.handlers
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray.data
@@ -24,15 +24,20 @@ def session() -> Iterator[None]:
     The output of workers stays in Ray's log files: on a terminal its own messages would bury the job's.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local = {
+    # Its C++ core reports harmless conditions of Ray Data's own actors as errors on the driver's terminal.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    local: dict[str, Any] = {
         "num_cpus": max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
         "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
         "include_dashboard": False,
     }
     joins = "RAY_ADDRESS" in os.environ
     ray.init(logging_level=logging.ERROR, log_to_driver=False, **({} if joins else local))
-    logging.getLogger("ray").setLevel(logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+    # The job prints progress itself; Ray Data's own messages go to its log file.
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield
     finally:
@@ -54,8 +59,8 @@ def worker_logs() -> Iterator[Queue]:
 
 def log_to(queue: Queue) -> None:
     """Send this worker's log to the driver."""
-    root = logging.getLogger()
-    root.addHandler(logging.handlers.QueueHandler(queue))
-    root.setLevel(logging.INFO)
-    for noisy in ("ray", "torch"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    handler = logging.handlers.QueueHandler(queue)
+    for package in ("jobs", "fcdd"):
+        logger = logging.getLogger(package)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)

@@ -4,7 +4,6 @@ import logging
 from datetime import date
 
 import duckdb
-from obstore.fsspec import FsspecStore
 
 from fcdd import storage
 from fcdd.errors import ConfigError
@@ -40,7 +39,7 @@ def connect(results: str) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     scheme, _, _ = storage.normalize(results).partition("://")
     if scheme in storage.CLOUD_SCHEMES:
-        connection.register_filesystem(FsspecStore(scheme, **storage.client_settings(scheme)))
+        connection.register_filesystem(storage.filesystem(scheme))
     return connection
 
 

@@ -37,8 +37,9 @@ class LoopConfig:
     logs: Queue
 
 
-def train_worker(loop: LoopConfig) -> None:
+def train_worker(config: dict[str, LoopConfig]) -> None:
     """Train this worker's share of every batch; rank 0 reports the weights after each epoch."""
+    loop = config["loop"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     if rank == 0:

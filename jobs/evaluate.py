@@ -1,11 +1,11 @@
 """`fcdd evaluate`: committed runs and labels -> AUROC, with the conditions it was measured under."""
 
+import datetime as dt
 import io
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-import datetime as dt
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -88,7 +88,9 @@ def read_labels(location: str) -> pa.Table:
     try:
         data = io.BytesIO(storage.read(uri))
         table = pq.read_table(data) if uri.endswith(".parquet") else pyarrow.csv.read_csv(data)
-        table = table.select(["image_uri", "label"]).cast(pa.schema([("image_uri", pa.string()), ("label", pa.int64())]))
+        table = table.select(["image_uri", "label"]).cast(
+            pa.schema([("image_uri", pa.string()), ("label", pa.int64())])
+        )
     except FileNotFoundError as error:
         raise ConfigError(f"the labels {uri} do not exist") from error
     except (pa.ArrowException, KeyError) as error:
@@ -110,13 +112,19 @@ def show(settings: EvaluateSettings) -> None:
     first = result.metrics[SCORES[0]]
     print(f"runs        {', '.join(result.runs)}")
     print(f"model       {', '.join(digest[:12] for digest in result.models)}")
-    print(f"images      {first.num_nominal} nominal, {first.num_anomalous} anomalous; "
-          f"{result.num_without_score} of {result.num_labels} labelled images have no score")
+    print(
+        f"images      {first.num_nominal} nominal, {first.num_anomalous} anomalous; "
+        f"{result.num_without_score} of {result.num_labels} labelled images have no score"
+    )
     for name, metrics in result.metrics.items():
-        print(f"{name:14}  AUROC {metrics.auroc:.4f}  (95 % bootstrap interval {metrics.auroc_low:.4f} to "
-              f"{metrics.auroc_high:.4f}), average precision {metrics.average_precision:.4f}")
-    print(f"at the threshold (promised false-alarm rate {result.alpha:g}): false alarms "
-          f"{result.false_alarm_rate:.4f} of nominal, detected {result.detection_rate:.4f} of anomalous images")
+        print(
+            f"{name:14}  AUROC {metrics.auroc:.4f}  (95 % bootstrap interval {metrics.auroc_low:.4f} to "
+            f"{metrics.auroc_high:.4f}), average precision {metrics.average_precision:.4f}"
+        )
+    print(
+        f"at the threshold (promised false-alarm rate {result.alpha:g}): false alarms "
+        f"{result.false_alarm_rate:.4f} of nominal, detected {result.detection_rate:.4f} of anomalous images"
+    )
 
 
 if __name__ == "__main__":

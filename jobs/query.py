@@ -1,12 +1,13 @@
 """`fcdd query`: the most anomalous images of committed runs, as a table and as pictures."""
 
+import datetime as dt
+import functools
 import hashlib
 import io
 import json
 import logging
 import sys
 from collections.abc import Sequence
-import datetime as dt
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fcdd import heatmap, storage
+from fcdd.errors import ConfigError
 from jobs import _console, _runs
 from jobs._settings import JobSettings
 from schemas import RunRecord
@@ -102,27 +104,25 @@ def _printable(key: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in key)
 
 
-def _save_pictures(
-    rows: list[dict[str, Any]], heatmaps: list[bytes], records: list[RunRecord], folder: Path
-) -> None:
+def _save_pictures(rows: list[dict[str, Any]], heatmaps: list[bytes], records: list[RunRecord], folder: Path) -> None:
     """One PNG per row, named by rank and a hash of the URI, since a key is never a path."""
     # Imported late: only pictures need the bundle, and with it torch.
     from fcdd.detector import Detector
 
     folder.mkdir(parents=True, exist_ok=True)
     by_run = {record.plan.run_id: record for record in records}
-    detectors: dict[str, Detector] = {}
+    load = functools.cache(Detector.load)
     for rank, (row, encoded) in enumerate(zip(rows, heatmaps, strict=True), start=1):
         record = by_run[row["run_id"]]
-        bundle = record.plan.bundle
-        if bundle not in detectors:
-            detectors[bundle] = Detector.load(bundle)
+        detector = load(record.plan.bundle)
+        if detector.spec.digest != record.plan.bundle_digest:
+            raise ConfigError(f"the bundle at {record.plan.bundle} is not the one that run {record.plan.run_id} used")
         try:
             original = Image.open(io.BytesIO(storage.read(row["image_uri"])))
         except FileNotFoundError:
             log.warning("no picture of %s: the image was deleted", row["image_uri"])
             continue
-        full = detectors[bundle].heatmap(heatmap.decode(encoded))
+        full = detector.heatmap(heatmap.decode(encoded))
         shown = heatmap.overlay(original, full, record.map_threshold)
         path = folder / f"{rank:02d}-{hashlib.sha256(row['image_uri'].encode()).hexdigest()[:12]}.png"
         _side_by_side(original.convert("RGB"), shown).save(path)

@@ -6,12 +6,12 @@ Every listed image ends exactly once in the scores or in the quarantine. The sam
 an interrupted run, and does nothing for a committed one.
 """
 
+import datetime as dt
 import logging
 import platform
 import sys
 import time
 from collections.abc import Sequence
-import datetime as dt
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, ClassVar
@@ -131,18 +131,13 @@ def _receipts(
 
     from jobs import _pipeline as stages
 
-    parts = [{"uri": uri} for uri in _manifest.part_uris(layout, plan)]
+    ray.data.DataContext.get_current().target_max_block_size = stages.BLOCK_BYTES
+    slices = stages.slices(_manifest.part_uris(layout, plan), _manifest.PART_ROWS, plan.num_images)
     return (
-        ray.data.from_items(parts, override_num_blocks=len(parts))
+        ray.data.from_items(slices, override_num_blocks=len(slices))
         .map_batches(
-            stages.PendingRows(np.packbits(done), plan.num_images),
+            stages.FetchDecode(np.packbits(done), plan.num_images, input_size, channels),
             batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=stages.READ_CPUS,
-        )
-        .map_batches(
-            stages.FetchDecode(input_size, channels),
-            batch_size=stages.BLOCK_ROWS,
             batch_format="pyarrow",
             num_cpus=stages.DECODE_CPUS,
         )
@@ -174,7 +169,12 @@ def _drain(receipts: "ray.data.Dataset", *, total: int, done: int) -> None:
             rate = (done - first) / (now - started)
             remaining = (total - done) / rate if rate else float("inf")
             log.info(
-                "%d of %d images, %d quarantined, %.0f images/s, %.0f s to go", done, total, quarantined, rate, remaining
+                "%d of %d images, %d quarantined, %.0f images/s, %.0f s to go",
+                done,
+                total,
+                quarantined,
+                rate,
+                remaining,
             )
             last = now
 

@@ -1,6 +1,6 @@
 """`fcdd train`: nominal images -> a bundle, data-parallel with Ray Train.
 
-    list -> split (training / calibration) -> train -> calibrate -> bundle, written and read back
+list -> split (training / calibration) -> train -> calibrate -> bundle, written and read back
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from fcdd import backbones, detector, networks, splits, storage
+from fcdd import backbones, bundle, detector, networks, splits, storage
 from fcdd.bundle import BundleSpec, TrainingRecord
 from fcdd.calibration import Calibration, conformal_threshold
 from fcdd.detector import Detector
@@ -63,6 +63,7 @@ class TrainSettings(JobSettings):
     checkpoints: str | None = Field(
         None, description="location shared by all machines for Ray Train's checkpoints; default: a temporary folder"
     )
+    overwrite: bool = Field(False, description="replace a bundle that is already at that location")
     seed: int = Field(0, ge=0, description="seed of every random choice")
 
 
@@ -84,7 +85,7 @@ def train(settings: TrainSettings) -> None:
         num_training=len(training),
         num_calibration=len(calibration),
         data_digest=_manifest.digest(infos),
-        options=settings.model_dump(mode="json", exclude={"config", "images", "bundle", "checkpoints"}),
+        options=settings.model_dump(mode="json", exclude={"config", "images", "bundle", "checkpoints", "overwrite"}),
         versions={name: metadata.version(name) for name in VERSIONED} | {"python": platform.python_version()},
     )
     spec = _calibrate(settings, weights, scaling, calibration, record)
@@ -106,9 +107,7 @@ def _split(
     )
 
 
-def _check(
-    settings: TrainSettings, bundle_uri: str, training: list[ObjectInfo], calibration: list[ObjectInfo]
-) -> None:
+def _check(settings: TrainSettings, bundle_uri: str, training: list[ObjectInfo], calibration: list[ObjectInfo]) -> None:
     """Everything that can be wrong, before any worker starts."""
     size = (settings.image_size, settings.image_size)
     network = networks.build(settings.network, in_channels=_channels(settings), image_size=size)
@@ -121,6 +120,8 @@ def _check(
     if len(training) < settings.batch_size:
         raise ConfigError(f"a batch of {settings.batch_size} needs as many training images, got {len(training)}")
     conformal_threshold(torch.zeros(len(calibration)).numpy(), settings.alpha)
+    if storage.exists(storage.join(bundle_uri, bundle.SPEC_FILE)) and not settings.overwrite:
+        raise ConfigError(f"there is a bundle at {bundle_uri}, and runs may name it; choose another or add --overwrite")
     storage.check_writable(bundle_uri)
 
 
@@ -137,15 +138,17 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo]) -> tuple[bytes, No
     with _ray.session(), _ray.worker_logs() as logs, tempfile.TemporaryDirectory() as folder:
         result = TorchTrainer(
             _train_loop.train_worker,
-            train_loop_config=_train_loop.LoopConfig(
-                images=training,
-                network=settings.network,
-                channels=_channels(settings),
-                input_size=(settings.image_size, settings.image_size),
-                pretrained=settings.pretrained,
-                options=options,
-                logs=logs,
-            ),
+            train_loop_config={
+                "loop": _train_loop.LoopConfig(
+                    images=training,
+                    network=settings.network,
+                    channels=_channels(settings),
+                    input_size=(settings.image_size, settings.image_size),
+                    pretrained=settings.pretrained,
+                    options=options,
+                    logs=logs,
+                )
+            },
             scaling_config=ray.train.ScalingConfig(num_workers=settings.workers, use_gpu=settings.gpu),
             run_config=ray.train.RunConfig(
                 storage_path=settings.checkpoints or folder,

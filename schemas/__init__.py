@@ -1,13 +1,12 @@
 """What the Parquet tables and records promise to readers: schemas, versions, layout. pyarrow only."""
 
 from schemas.layout import Layout
-from schemas.runs import RUN_RECORD_VERSION, Part, RunRecord
+from schemas.runs import Part, RunRecord
 from schemas.tables import MANIFEST, QUARANTINE, SCHEMA_VERSION, SCORES, conform
 
 __all__ = [
     "MANIFEST",
     "QUARANTINE",
-    "RUN_RECORD_VERSION",
     "SCHEMA_VERSION",
     "SCORES",
     "Layout",

@@ -5,8 +5,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-RUN_RECORD_VERSION = 1
-
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,7 +36,7 @@ class Plan(_Record):
 class RunRecord(_Record):
     """A committed run. num_listed = num_scored + num_quarantined, proved before this was written."""
 
-    version: Literal[1] = RUN_RECORD_VERSION
+    version: Literal[1] = 1
     plan: Plan
     committed_at: datetime
     num_listed: int
