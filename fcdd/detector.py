@@ -121,10 +121,11 @@ def for_inference(network: FCDDNetwork) -> torch.nn.Module:
 def score_pixels(network: torch.nn.Module, scaling: Normalization, pixels_nhwc: npt.NDArray[np.uint8]) -> Scored:
     """Scores of pixels (N,H,W,C) uint8, N >= 1, by a network made `for_inference`, in small batches."""
     device = next(network.parameters()).device
+    pixels = torch.from_numpy(np.require(pixels_nhwc, requirements=["C", "W"]))  # torch takes writable arrays only
     with torch.inference_mode():
         maps = [
             objective.anomaly_map(network(scaling(part.to(device))))[:, 0].cpu().numpy()
-            for part in torch.from_numpy(pixels_nhwc).split(BATCH_SIZE)
+            for part in pixels.split(BATCH_SIZE)
         ]
     return summarise(np.concatenate(maps))
 

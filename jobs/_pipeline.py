@@ -126,7 +126,7 @@ class Score:
         spec = self.detector.spec
         encoded = rows[PIXELS].to_pylist()
         readable = [index for index, pixels in enumerate(encoded) if pixels is not None]
-        joined = np.frombuffer(b"".join(encoded[index] for index in readable), np.uint8)
+        joined = np.frombuffer(bytearray().join(encoded[index] for index in readable), np.uint8)
         scored = self.detector.score(joined.reshape(len(readable), *spec.input_size, spec.channels))
         p_values = calibration.p_values(scored.mean, self.nominal)
         sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))

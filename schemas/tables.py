@@ -88,11 +88,12 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """
     if set(table.column_names) != set(schema.names):
         raise ValueError(f"expected columns {schema.names}, got {table.column_names}")
+    for name in schema.names:
+        if table[name].null_count:
+            raise ValueError(f"expected no null in {name}, got {table[name].null_count}")
     table = table.select(schema.names).cast(schema)
     for field in schema:
         column = table[field.name]
-        if column.null_count:
-            raise ValueError(f"expected no null in {field.name}, got {column.null_count}")
         if pa.types.is_floating(field.type) and not pc.all(pc.is_finite(column)).as_py() and len(column):
             raise ValueError(f"expected finite values in {field.name}")
     return table

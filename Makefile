@@ -1,0 +1,43 @@
+# Everything a newcomer needs: `make demo`, `make test`. Needs Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONUNBUFFERED = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+demo:  ## set everything up and run the whole job on real images (about 5 minutes)
+	@started=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/demo.installed && \
+	DEMO_STARTED=$$started $(BIN)/python -m cluster.demo
+
+test: $(VENV)/test.installed  ## set everything up and run the tests (about 5 minutes)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/test.installed  ## the tests that `make test` leaves out
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/dev.installed  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev.installed  ## format and fix in place
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment and everything the demo left
+	rm -rf $(VENV) demo-output build *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "error: needs Python 3.11 or newer, $(PYTHON) is older; try: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per extra: the environment is brought up to date when the dependencies change.
+$(VENV)/%.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@

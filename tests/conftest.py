@@ -1,0 +1,74 @@
+"""Fixtures: a clean environment, a real S3 server, ELPV images."""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cluster import local_s3
+from cluster.local_s3 import LocalS3
+from fcdd import datasets, storage
+from fcdd.datasets import LabelledImage
+
+Fcdd = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment() -> Iterator[None]:
+    """No test may depend on the credentials or the Ray cluster of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("AWS_", "FCDD_", "RAY_")):
+                patch.delenv(name)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3(_clean_environment: None) -> Iterator[LocalS3]:
+    """A server for the whole session; the environment of this process and its children points to it."""
+    with local_s3.serve("test") as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        storage._store.cache_clear()
+        yield server
+
+
+@pytest.fixture
+def prefix(s3: LocalS3) -> Iterator[str]:
+    """A fresh place in the bucket, emptied after the test."""
+    uri = f"s3://{s3.bucket}/{uuid.uuid4().hex}"
+    yield uri
+    storage.delete_prefix(uri)
+
+
+@pytest.fixture(scope="session")
+def cells() -> list[LabelledImage]:
+    return datasets.elpv()
+
+
+@pytest.fixture(scope="session")
+def nominal_cells(cells: list[LabelledImage]) -> list[LabelledImage]:
+    return [cell for cell in cells if cell.probability == 0]
+
+
+@pytest.fixture(scope="session")
+def anomalous_cells(cells: list[LabelledImage]) -> list[LabelledImage]:
+    return [cell for cell in cells if cell.probability == 1]
+
+
+@pytest.fixture(scope="session")
+def fcdd() -> Fcdd:
+    """Run `fcdd <verb> ...` as a user does, with this interpreter and the environment of this process."""
+
+    def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, timeout=240
+        )
+        assert not check or done.returncode == 0, f"{arguments} exited {done.returncode}:\n{done.stdout}{done.stderr}"
+        return done
+
+    return run

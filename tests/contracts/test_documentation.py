@@ -1,0 +1,61 @@
+"""What the README and the help texts say is true."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cluster import demo
+from jobs import cli
+from jobs._settings import JobSettings
+from jobs.evaluate import EvaluateSettings
+from jobs.query import QuerySettings
+from jobs.score import ScoreSettings
+from jobs.train import TrainSettings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+JOBS: list[type[JobSettings]] = [TrainSettings, ScoreSettings, QuerySettings, EvaluateSettings]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_option_is_explained_and_every_verb_is_in_the_readme(job: type[JobSettings]) -> None:
+    assert job.verb in cli.VERBS
+    assert f"fcdd {job.verb}" in README
+    help_text = subprocess.run(
+        [sys.executable, "-m", f"jobs.{job.verb}", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for name, field in job.model_fields.items():
+        assert field.description, name
+        assert f"--{name.replace('_', '-')}" in help_text
+
+
+def test_the_overview_lists_every_verb() -> None:
+    overview = subprocess.run([sys.executable, "-m", "jobs.cli"], capture_output=True, text=True, check=True).stdout
+    assert all(verb in overview for verb in cli.VERBS)
+    wrong = subprocess.run([sys.executable, "-m", "jobs.cli", "scroe"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "unknown verb 'scroe'" in wrong.stderr
+
+
+def test_the_demo_configuration_holds_known_options_only() -> None:
+    tables = tomllib.loads(demo.CONFIG.read_text())
+    known = {job.verb: set(job.model_fields) for job in JOBS}
+    for verb, table in tables.items():
+        assert set(table) <= known[verb], verb
+
+
+def test_files_and_targets_named_in_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`make ([a-z-]+)`", README):
+        assert f"\n{target}:" in makefile, target
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_changelog_knows_the_current_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,90 @@
+"""Who may import whom, read from the syntax trees (DESIGN section 2)."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OURS = {"fcdd", "schemas", "jobs", "cluster", "benchmarks", "tests"}
+MAY_IMPORT = {
+    "fcdd": {"fcdd"},
+    "schemas": {"schemas"},
+    "jobs": {"jobs", "fcdd", "schemas"},
+    "cluster": {"cluster", "fcdd"},
+}
+ENTRIES = {"jobs.train", "jobs.score", "jobs.query", "jobs.evaluate", "jobs.cli", "cluster.demo"}
+FORBIDDEN = {
+    "fcdd": {"ray", "pyarrow", "duckdb", "boto3"},
+    "schemas": {"ray", "torch", "duckdb", "obstore", "fsspec"},
+    "cluster": {"ray", "torch"},
+}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every imported module, also inside functions; `from a import b` counts as a and a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_flow_one_way(package: str) -> None:
+    assert modules(package)
+    for path in modules(package):
+        roots = {name.split(".")[0] for name in imports(path)}
+        assert roots & OURS <= MAY_IMPORT[package], path
+        assert not roots & FORBIDDEN.get(package, set()), path
+
+
+def test_nothing_imports_an_entry_module() -> None:
+    for package in MAY_IMPORT:
+        for path in modules(package):
+            assert not ENTRIES & set(imports(path)), path
+
+
+def test_only_storage_opens_locations() -> None:
+    for package in ("fcdd", "jobs", "schemas"):
+        for path in modules(package):
+            if path.name != "storage.py":
+                roots = {name.split(".")[0] for name in imports(path)}
+                assert not roots & {"obstore", "fsspec", "s3fs", "boto3"}, path
+
+
+def test_the_library_reads_neither_clock_nor_environment() -> None:
+    for path in modules("fcdd") + modules("schemas"):
+        names = set(imports(path))
+        assert not names & {"time", "datetime.datetime.now"}, path
+        # The storage client is found through AWS_ENDPOINT_URL, as every S3 client is.
+        if path.name != "storage.py":
+            assert "environ" not in path.read_text(), path
+
+
+def test_no_pickle_is_ever_read_from_storage() -> None:
+    for package in MAY_IMPORT:
+        for path in modules(package):
+            text = path.read_text()
+            assert "weights_only=False" not in text, path
+            assert not {"pickle", "cloudpickle", "joblib"} & set(imports(path)), path
+
+
+@pytest.mark.parametrize("module", ["fcdd.storage", "fcdd.heatmap", "schemas", "jobs.query", "jobs.evaluate"])
+def test_light_modules_load_neither_torch_nor_ray(module: str) -> None:
+    code = f"import {module}, sys; print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_package_init_of_the_library_imports_nothing() -> None:
+    assert list(imports(ROOT / "fcdd" / "__init__.py")) == []

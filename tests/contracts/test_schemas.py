@@ -1,0 +1,73 @@
+"""The promises to readers: a change of a schema needs a new version here."""
+
+import hashlib
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import schemas
+from fcdd.errors import REASONS
+from schemas import MANIFEST, QUARANTINE, SCHEMA_VERSION, SCORES
+from schemas.layout import is_name
+
+TABLES = {"manifest": MANIFEST, "scores": SCORES, "quarantine": QUARANTINE}
+# version -> table -> sha256 of names, types and nullability. Add a version, never edit one that was released.
+FINGERPRINTS = {1: {"manifest": "98a0a6aea4ad8181", "scores": "381e7fdd5ee2a12f", "quarantine": "947224b0b3b19505"}}
+
+
+def fingerprint(schema: pa.Schema) -> str:
+    text = "\n".join(f"{field.name} {field.type} {field.nullable}" for field in schema)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_schema_is_the_one_of_its_version(table: str) -> None:
+    assert fingerprint(TABLES[table]) == FINGERPRINTS[SCHEMA_VERSION][table]
+    assert TABLES[table].metadata[b"schema_version"] == str(SCHEMA_VERSION).encode()
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_field_says_what_it_means_also_in_the_file(table: str) -> None:
+    sink = io.BytesIO()
+    pq.write_table(TABLES[table].empty_table(), sink)
+    stored = pq.read_schema(io.BytesIO(sink.getvalue()))
+    assert stored.metadata[b"table"] == table.encode()
+    for field in stored:
+        assert field.metadata[b"meaning"], field.name
+
+
+def test_conform_refuses_what_pyarrow_lets_pass() -> None:
+    row = {field.name: [_example(field.type)] for field in QUARANTINE}
+    assert schemas.conform(pa.table(row), QUARANTINE).schema.equals(QUARANTINE, check_metadata=True)
+    with pytest.raises(ValueError, match="no null in reason"):
+        schemas.conform(pa.table(row | {"reason": [None]}), QUARANTINE)
+    with pytest.raises(ValueError, match="expected columns"):
+        schemas.conform(pa.table(row).drop_columns(["reason"]), QUARANTINE)
+    scores = {field.name: [_example(field.type)] for field in SCORES}
+    with pytest.raises(ValueError, match="finite values in anomaly_score"):
+        schemas.conform(pa.table(scores | {"anomaly_score": [float("nan")]}), SCORES)
+
+
+def _example(kind: pa.DataType) -> object:
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        return "x" if pa.types.is_string(kind) else b"x"
+    if pa.types.is_list(kind):
+        return []
+    return pa.scalar(1).cast(kind).as_py() if not pa.types.is_date(kind) else pa.scalar(1, pa.int32()).cast(kind).as_py()
+
+
+def test_reasons_are_a_closed_list_of_plain_words() -> None:
+    assert len(set(REASONS)) == len(REASONS)
+    assert all(reason == reason.lower() and reason.replace("_", "").isalpha() for reason in REASONS)
+
+
+@pytest.mark.parametrize("name", ["line-4", "solar_cells", "a", "9"])
+def test_good_collection_names(name: str) -> None:
+    assert is_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "Line", "a/b", "../x", "a=b", "_x", "-x", "a b", "x" * 64, "a\n"])
+def test_names_that_could_be_paths_or_partitions_are_refused(name: str) -> None:
+    assert not is_name(name)

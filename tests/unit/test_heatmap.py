@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from fcdd import heatmap
+
+MAPS = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=2, max_dims=2, max_side=40),
+    elements=st.floats(0, 1e6, width=32, allow_subnormal=False),
+)
+
+
+@given(MAPS)
+def test_a_decoded_map_is_within_half_a_level_of_the_original(map_uv: np.ndarray) -> None:
+    decoded = heatmap.decode(heatmap.encode(map_uv))
+    span = float(map_uv.max()) - float(map_uv.min())
+    assert decoded.shape == map_uv.shape
+    # Half of one of 255 levels, and the rounding of float32 itself.
+    assert np.abs(decoded.astype(float) - map_uv).max() <= span / 510 + 2e-7 * float(map_uv.max()) + 1e-12
+
+
+def test_extremes_survive_exactly() -> None:
+    map_uv = np.array([[0.25, 7.5], [1.0, 3.0]], np.float32)
+    decoded = heatmap.decode(heatmap.encode(map_uv))
+    assert decoded.min() == np.float32(0.25)
+    assert decoded.max() == pytest.approx(7.5, rel=1e-6)
+
+
+def test_the_bytes_are_what_the_documentation_says() -> None:
+    data = heatmap.encode(np.array([[0, 255], [255, 0]], np.float32))
+    assert data[:13] == b"\x01\x02\x00\x02\x00" + np.array([0, 255], "<f4").tobytes()
+    # levels 0 255 / 255 0; differences along rows 0 -1 / -1 1, then down 0 -1 / -1 2; zigzag 0 1 / 1 4
+    assert data[13:] == bytes([0, 1, 1, 4])
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 2, 2), np.float32), np.array([[np.nan]], np.float32)])
+def test_what_is_no_finite_map_is_refused(bad: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="finite 2-D map"):
+        heatmap.encode(bad)
+
+
+@pytest.mark.parametrize("bad", [b"", b"\x01\x02\x00", heatmap.encode(np.ones((3, 3), np.float32))[:-1], b"\x02" * 22])
+def test_damaged_bytes_are_refused(bad: bytes) -> None:
+    with pytest.raises(ValueError, match="heatmap"):
+        heatmap.decode(bad)
+
+
+def test_the_threshold_shows_as_one_half_in_every_image() -> None:
+    shown = heatmap.display_scale(np.array([0, 2, 6], np.float32), 2.0)
+    assert shown.tolist() == pytest.approx([0, 0.5, 0.75])
+
+
+def test_nominal_evidence_leaves_the_picture_untouched_and_anomalous_evidence_colours_it() -> None:
+    picture = Image.new("L", (40, 20), 90)
+    heat = np.zeros((10, 20), np.float32)
+    heat[:, 15:] = 50
+    shown = np.asarray(heatmap.overlay(picture, heat, threshold=1.0))
+    assert shown.shape == (20, 40, 3)
+    assert (shown[:, :25] == 90).all()
+    assert shown[10, 38, 0] > 120

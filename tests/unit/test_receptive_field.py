@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from fcdd import networks, receptive_field
+from fcdd.errors import ConfigError
+from fcdd.receptive_field import Layer
+
+PUBLISHED = {  # METHOD section 2: map, r, j, s
+    "cnn28": (7, 16, 4, 1.5),
+    "cnn32": (8, 32, 4, 1.5),
+    "cnn32_s": (8, 18, 4, 1.5),
+    "cnn32_lw3k": (8, 22, 4, 1.5),
+    "cnn224": (28, 59, 8, 0),
+    "cnn224_w": (28, 59, 8, 0),
+    "cnn224_13k": (28, 243, 8, 0),
+    "cnn32_17k": (8, 32, 4, 1.5),
+}
+
+
+def _build(name: str, size: tuple[int, int]) -> networks.FCDDNetwork:
+    return networks.build(name, in_channels=1 if name.startswith("cnn28") else 3, image_size=size)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_geometry(name: str) -> None:
+    side = int(name.removeprefix("cnn").split("_")[0])
+    field = _build(name, (side, side)).receptive_field
+    assert (field.height, field.extent, field.stride, field.centre) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ["cnn28", "cnn32_lw3k", "cnn224", "backbone:efficientnet_lite0:stage4"])
+def test_rectangular_images_give_maps_of_the_computed_size(name: str) -> None:
+    network = _build(name, (96, 160)).eval()
+    field = network.receptive_field
+    channels = 1 if name.startswith("cnn28") else 3
+    assert network(torch.zeros(1, channels, 96, 160)).shape == (1, 1, field.height, field.width)
+
+
+@pytest.mark.parametrize("name", ["cnn32_s", "cnn224", "backbone:efficientnet_lite0:stage3"])
+def test_a_cell_sees_exactly_its_receptive_field(name: str) -> None:
+    network = _build(name, (224, 224)).eval()
+    field = network.receptive_field
+    cell = field.height // 2
+    images = torch.randn(1, 3, 224, 224, requires_grad=True)
+    network(images)[0, 0, cell, cell].backward()
+    seen = torch.nonzero(images.grad.abs().sum((0, 1, 3))).flatten()
+    centre = field.centre + field.stride * cell
+    half = (field.extent - 1) / 2
+    assert seen.min() >= centre - half
+    assert seen.max() <= centre + half
+    assert seen.max() - seen.min() + 1 > 0.7 * field.extent  # max-pooling may drop some of the rim
+
+
+def test_too_small_an_image_is_a_clear_error() -> None:
+    with pytest.raises(ConfigError, match="large enough"):
+        receptive_field.compute([Layer(5), Layer(3)], (5, 5))
+
+
+def test_a_backbone_refuses_sizes_its_stride_does_not_divide() -> None:
+    with pytest.raises(ConfigError, match="divide by 16"):
+        _build("backbone:efficientnet_lite0:stage4", (100, 100))
+
+
+def test_an_unknown_network_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"cnn32_lw3k.*backbone:efficientnet_lite0:stage1"):
+        _build("resnet9000", (32, 32))

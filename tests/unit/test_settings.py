@@ -1,0 +1,53 @@
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from fcdd.errors import ConfigError
+from jobs.score import ScoreSettings
+from jobs.train import TrainSettings
+
+REQUIRED = ["--images", "in", "--bundle", "out"]
+
+
+def test_flags_win_over_the_environment_over_the_file_over_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text('[train]\nimages = "a"\nbundle = "b"\nepochs = 3\nbatch-size = 64\nlearning_rate = 0.5\n')
+    monkeypatch.setenv("FCDD_BATCH_SIZE", "16")
+    monkeypatch.setenv("FCDD_EPOCHS", "5")
+    settings = TrainSettings.parse(["--config", str(path), "--epochs", "7"])
+    assert (settings.images, settings.epochs, settings.batch_size) == ("a", 7, 16)
+    assert (settings.learning_rate, settings.seed) == (0.5, 0)
+
+
+def test_dates_and_numbers_are_checked_in_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"--epochs: .*greater than or equal to 1 \(got '0'\)"):
+        TrainSettings.parse([*REQUIRED, "--epochs", "0"])
+    with pytest.raises(ConfigError, match="--bundle: Field required"):
+        TrainSettings.parse(["--images", "x"])
+    arguments = ["--bundle", "b", "--images", "i", "--results", "r", "--collection", "c", "--date"]
+    assert ScoreSettings.parse([*arguments, "2026-11-02"]).date == date(2026, 11, 2)
+    with pytest.raises(ConfigError, match="--date"):
+        ScoreSettings.parse([*arguments, "yesterday"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nepoch = 3\n", "--epoch: Extra inputs are not permitted"),
+        ("[train\n", "is not TOML"),
+        ("train = 3\n", r"expected a table \[train\]"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        TrainSettings.parse([*REQUIRED, "--config", str(path)])
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the configuration nowhere.toml"):
+        TrainSettings.parse([*REQUIRED, "--config", "nowhere.toml"])

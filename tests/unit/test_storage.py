@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import pytest
+
+from fcdd import storage
+from fcdd.errors import ConfigError, ImageError
+from fcdd.storage import ObjectInfo
+
+
+def listed(uri: str) -> list[ObjectInfo]:
+    return [info for page in storage.pages(uri) for info in page]
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The same promises hold on a disk and on S3."""
+    return f"file://{tmp_path}" if request.param == "local" else request.getfixturevalue("prefix")
+
+
+def test_what_was_written_is_listed_and_read(place: str) -> None:
+    storage.write(f"{place}/a/one.png", b"1")
+    storage.write(f"{place}/a/b/two.png", b"22")
+    storage.write(f"{place}/ab.png", b"333")
+    assert {info.uri: info.size for info in listed(f"{place}/a")} == {
+        f"{place}/a/one.png": 1,
+        f"{place}/a/b/two.png": 2,
+    }
+    assert storage.read(f"{place}/a/b/two.png") == b"22"
+    assert storage.exists(f"{place}/ab.png")
+    assert not storage.exists(f"{place}/a/three.png")
+    assert listed(f"{place}/nothing") == []
+
+
+@pytest.mark.parametrize("name", ["with space.png", "ü-日本.png", "50%.png", "a+b=c&d.png", "quote'\".png", "#1?.png"])
+def test_unusual_keys_survive_the_round_trip(place: str, name: str) -> None:
+    storage.write(f"{place}/keys/{name}", name.encode())
+    [info] = listed(f"{place}/keys")
+    assert info.uri == f"{place}/keys/{name}"
+    assert storage.read_checked(info) == name.encode()
+
+
+def test_create_puts_once_and_settles_a_lost_answer_by_reading_back(place: str) -> None:
+    storage.create(f"{place}/record", b"ours")
+    storage.create(f"{place}/record", b"ours")
+    with pytest.raises(FileExistsError):
+        storage.create(f"{place}/record", b"theirs")
+    assert storage.read(f"{place}/record") == b"ours"
+
+
+def test_an_object_that_changed_or_vanished_since_the_listing_is_not_read(place: str) -> None:
+    storage.write(f"{place}/x.png", b"first")
+    [info] = listed(place)
+    assert storage.read_checked(info) == b"first"
+    storage.write(f"{place}/x.png", b"second, and longer")
+    with pytest.raises(ImageError) as changed:
+        storage.read_checked(info)
+    assert changed.value.reason == "changed"
+    storage.delete_prefix(place)
+    with pytest.raises(ImageError) as vanished:
+        storage.read_checked(info)
+    assert vanished.value.reason == "vanished"
+
+
+def test_a_body_of_another_length_than_listed_is_truncated(place: str) -> None:
+    storage.write(f"{place}/x.png", b"12345")
+    [info] = listed(place)
+    with pytest.raises(ImageError) as caught:
+        storage.read_checked(info._replace(size=7))
+    assert caught.value.reason == "truncated"
+
+
+def test_delete_prefix_leaves_neighbours_alone(place: str) -> None:
+    for name in ("run/1", "run/2", "run2/1"):
+        storage.write(f"{place}/{name}", b"")
+    storage.delete_prefix(f"{place}/run")
+    assert [info.uri for info in listed(place)] == [f"{place}/run2/1"]
+
+
+@pytest.mark.parametrize(
+    "uri", ["ftp://host/x", "http://169.254.169.254/latest", "s3://user:secret@bucket/x", "simplecache::s3://b/x", "", "s3://"]
+)
+def test_only_the_supported_schemes_are_locations(uri: str) -> None:
+    if "::" in uri:
+        pytest.raises(ConfigError, storage.normalize, uri)
+    else:
+        with pytest.raises(ConfigError, match="expected a location"):
+            storage.normalize(uri)
+
+
+def test_a_local_path_becomes_a_file_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.normalize("images/") == f"file://{tmp_path}/images"
+
+
+@pytest.mark.s3
+def test_storage_problems_are_one_sentence_with_a_remedy(s3: object, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for action in (lambda: storage.read("s3://no-such-bucket/x"), lambda: listed("s3://no-such-bucket/x")):
+        with pytest.raises(ConfigError, match=r"^cannot (read|list) s3://no-such-bucket/x: the bucket does not exist"):
+            action()
+    for name, value, message in (
+        ("AWS_SECRET_ACCESS_KEY", "wrong", "access denied; check the credentials"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", "check AWS_ENDPOINT_URL"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            storage._store.cache_clear()
+            for action in (lambda: storage.read(f"{prefix}/x"), lambda: listed(prefix), lambda: storage.write(f"{prefix}/x", b"")):
+                with pytest.raises(ConfigError, match=message) as caught:
+                    action()
+                assert "\n" not in str(caught.value)
+                assert "wrong" not in str(caught.value)
+        storage._store.cache_clear()
