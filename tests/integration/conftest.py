@@ -1,0 +1,90 @@
+"""One small training and one scored night, made by the real commands, shared by the tests that read them."""
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from cluster import demo
+from cluster.local_s3 import LocalS3
+from fcdd import storage
+from fcdd.datasets import LabelledImage
+from jobs import _runs
+from schemas import RunRecord
+
+Fcdd = Callable[..., subprocess.CompletedProcess[str]]
+COLLECTION, NIGHT = "cells", "2026-11-01"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `fcdd train` left behind."""
+
+    bundle: str
+    images: str
+    output: str
+    log: str
+
+
+@dataclass(frozen=True)
+class Night:
+    """A committed run and what was uploaded for it."""
+
+    bundle: str
+    images: str
+    results: str
+    labels: str
+    uploaded: dict[str, bytes]
+    broken: dict[str, bytes]
+    output: str
+    record: RunRecord
+
+    def arguments(self) -> list[str]:
+        """The command line that made the run."""
+        places = ["--bundle", self.bundle, "--images", self.images, "--results", self.results]
+        return ["score", *places, "--collection", COLLECTION, "--date", NIGHT]
+
+
+@pytest.fixture(scope="session")
+def trained(s3: LocalS3, fcdd: Fcdd, nominal_cells: list[LabelledImage]) -> Trained:
+    root = f"s3://{s3.bucket}/chain"
+    for cell in nominal_cells[:80]:
+        storage.write(f"{root}/nominal/{cell.path.name}", cell.path.read_bytes())
+    storage.write(f"{root}/nominal/broken.png", b"not an image")
+    done = fcdd(
+        *("train", "--images", f"{root}/nominal", "--bundle", f"{root}/bundle", "--network", "cnn32_s"),
+        *("--image-size", "32", "--epochs", "2", "--batch-size", "16", "--alpha", "0.1", "--calibration-share", "0.3"),
+    )
+    return Trained(f"{root}/bundle", f"{root}/nominal", done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def night(
+    s3: LocalS3,
+    fcdd: Fcdd,
+    trained: Trained,
+    nominal_cells: list[LabelledImage],
+    anomalous_cells: list[LabelledImage],
+) -> Night:
+    root = f"s3://{s3.bucket}/chain"
+    images, results = f"{root}/{NIGHT}", f"{root}/results"
+    uploaded, labels = {}, ["image_uri,label"]
+    for label, cells in ((0, nominal_cells[100:200]), (1, anomalous_cells[:50])):
+        for cell in cells:
+            uri = f"{images}/{cell.cell_type}/{cell.path.name}"
+            uploaded[uri] = cell.path.read_bytes()
+            labels.append(f"{uri},{label}")
+    awkward = f"{images}/awkward 'key' = 1; DROP TABLE scores--/Ü%20.png"
+    uploaded[awkward] = nominal_cells[0].path.read_bytes()
+    broken = {f"{images}/broken/{name}": content for name, content in demo.broken_files().items()}
+    labels.append(f"{images}/broken/empty.png,1")
+    for uri, content in (uploaded | broken).items():
+        storage.write(uri, content)
+    for ignored in ("readme.txt", "_SUCCESS", ".hidden/x.png", "_tmp/y.png"):
+        storage.write(f"{images}/{ignored}", b"x")
+    storage.write(f"{root}/labels.csv", "\n".join(labels).encode())
+    night = Night(trained.bundle, images, results, f"{root}/labels.csv", uploaded, broken, "", None)  # type: ignore[arg-type]
+    done = fcdd(*night.arguments())
+    [record] = _runs.committed(results, COLLECTION)
+    return Night(trained.bundle, images, results, f"{root}/labels.csv", uploaded, broken, done.stdout, record)
