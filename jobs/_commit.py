@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from fcdd import storage
 from fcdd.bundle import BundleSpec
+from fcdd.errors import FCDDError
 from jobs import _staging
 from jobs._console import TooManyBadImages
 from jobs._staging import StagedPart
@@ -30,7 +31,7 @@ PART_ROWS = 250_000
 log = logging.getLogger(__name__)
 
 
-class IncompleteRun(Exception):
+class IncompleteRun(FCDDError):
     """Manifest rows without a staged row: the pipeline lost them, or is not finished."""
 
 
@@ -119,7 +120,9 @@ def _prove(layout: Layout, plan: Plan) -> tuple[npt.NDArray[np.int8], int]:
             staged += len(part.row_ids)
     missing = int(np.count_nonzero(owner < 0))
     if missing:
-        raise IncompleteRun(f"{missing} of {plan.num_images} images of run {plan.run_id} are not staged")
+        raise IncompleteRun(
+            f"{missing} of {plan.num_images} images of run {plan.run_id} are not staged; run the same command again"
+        )
     return owner, staged - plan.num_images
 
 

@@ -26,6 +26,9 @@ def run(job: Callable[[], None]) -> int:
     except TooManyBadImages as error:
         print(f"error: {error}", file=sys.stderr)
         return TOO_MANY_BAD_IMAGES
+    except FCDDError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED

@@ -70,7 +70,7 @@ def train_worker(config: dict[str, LoopConfig]) -> None:
                 "epoch %d/%d  loss %.4f (nominal %.4f, anomalous %.4f)  %.0f images/s",
                 *(epoch + 1, loop.options.epochs, total, nominal, anomalous, rate),
             )
-        metrics = {"epoch": epoch + 1, "loss": float(total), "images_per_second": rate}
+        metrics = {"epoch": epoch + 1, "loss": float(total), "images_per_second": rate, "num_images": len(pixels)}
         _report(metrics, network, scaling, save=rank == 0)
 
 

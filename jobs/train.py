@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -26,6 +26,7 @@ from fcdd.normalization import Normalization
 from fcdd.storage import ObjectInfo
 from fcdd.training import TrainOptions
 from jobs import _console, _images, _manifest
+from jobs._images import ImageSet
 from jobs._settings import JobSettings
 
 VERSIONED = ("fcdd-at-scale", "torch", "ray", "numpy", "pillow")
@@ -79,17 +80,19 @@ def train(settings: TrainSettings) -> None:
     training, calibration = _split(infos, images_uri, settings)
     _check(settings, bundle_uri, training, calibration)
     log.info("training on %d nominal images, calibrating on %d others", len(training), len(calibration))
-    weights, scaling = _fit(settings, training)
+    # Read before any worker starts: a prefix of unreadable images is found here.
+    held_out = _images.load_set(calibration, (settings.image_size, settings.image_size), _channels(settings))
+    fitted = _fit(settings, training)
     record = TrainingRecord(
         images=images_uri,
-        num_training=len(training),
-        num_calibration=len(calibration),
+        num_training=fitted.num_images,
+        num_calibration=len(held_out.pixels),
         data_digest=_manifest.digest(infos),
         options=settings.model_dump(mode="json", exclude={"config", "images", "bundle", "checkpoints", "overwrite"}),
         versions={name: metadata.version(name) for name in VERSIONED} | {"python": platform.python_version()},
     )
-    spec = _calibrate(settings, weights, scaling, calibration, record)
-    trained = Detector(spec, weights)
+    spec = _calibrate(settings, fitted, held_out, record)
+    trained = Detector(spec, fitted.weights)
     trained.save(bundle_uri)
     if Detector.load(bundle_uri).spec.digest != spec.digest:
         raise ConfigError(f"{bundle_uri} was overwritten while it was being written; train again")
@@ -125,8 +128,16 @@ def _check(settings: TrainSettings, bundle_uri: str, training: list[ObjectInfo],
     storage.check_writable(bundle_uri)
 
 
-def _fit(settings: TrainSettings, training: list[ObjectInfo]) -> tuple[bytes, Normalization]:
-    """Train with Ray Train; the last epoch's weights and the input normalisation."""
+class Fitted(NamedTuple):
+    """The last epoch's weights, the input normalisation, and how many images were readable."""
+
+    weights: bytes
+    normalization: Normalization
+    num_images: int
+
+
+def _fit(settings: TrainSettings, training: list[ObjectInfo]) -> Fitted:
+    """Train with Ray Train."""
     # Imported late: a wrong option is answered in a second, not after five of Ray's import.
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -160,32 +171,31 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo]) -> tuple[bytes, No
             weights = Path(checkpoint, _train_loop.WEIGHTS_FILE).read_bytes()
             scaling = Normalization.model_validate_json(Path(checkpoint, _train_loop.NORMALIZATION_FILE).read_text())
     log.info("trained in %.0f s, Ray's start and stop included", time.perf_counter() - start)
-    return weights, scaling
+    assert result.metrics is not None
+    return Fitted(weights, scaling, int(result.metrics["num_images"]))
 
 
 def _calibrate(
     settings: TrainSettings,
-    weights: bytes,
-    scaling: Normalization,
-    calibration: list[ObjectInfo],
+    fitted: Fitted,
+    held_out: ImageSet,
     record: TrainingRecord,
 ) -> BundleSpec:
     """The bundle's specification, with scores of the held-out nominal images."""
     size, channels = (settings.image_size, settings.image_size), _channels(settings)
-    held_out = _images.load_set(calibration, size, channels)
-    network = detector.for_inference(detector.deserialize(weights, settings.network, channels, size))
-    scored = detector.score_pixels(network, scaling, held_out.pixels)
+    network = detector.for_inference(detector.deserialize(fitted.weights, settings.network, channels, size))
+    scored = detector.score_pixels(network, fitted.normalization, held_out.pixels)
     return BundleSpec(
         network=settings.network,
         channels=channels,
         input_size=size,
-        normalization=scaling,
+        normalization=fitted.normalization,
         gaussian_std=settings.gaussian_std,
         calibration=Calibration.fit(
             scored.mean, scored.maximum, held_out.brightness, held_out.contrast, alpha=settings.alpha
         ),
         training=record,
-        weights_sha256=detector.sha256(weights),
+        weights_sha256=detector.sha256(fitted.weights),
     )
 
 

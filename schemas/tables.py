@@ -60,7 +60,11 @@ SCORES = _schema(
         _field("heatmap", pa.binary(), "the low-resolution anomaly map; decode with fcdd.heatmap.decode"),
         _field("heatmap_height", pa.int32(), "rows of the anomaly map", "cell"),
         _field("heatmap_width", pa.int32(), "columns of the anomaly map", "cell"),
-        _field("regions", pa.list_(pa.field("element", REGION, nullable=False)), "connected regions above the bundle's map threshold, hottest first"),
+        _field(
+            "regions",
+            pa.list_(pa.field("element", REGION, nullable=False)),
+            "connected regions above the bundle's map threshold, hottest first",
+        ),
         _field("brightness", pa.float32(), "mean of the resized pixels", "grey level 0..255"),
         _field("contrast", pa.float32(), "standard deviation of the resized pixels", "grey level 0..255"),
         *_RUN,

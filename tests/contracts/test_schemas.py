@@ -55,7 +55,9 @@ def _example(kind: pa.DataType) -> object:
         return "x" if pa.types.is_string(kind) else b"x"
     if pa.types.is_list(kind):
         return []
-    return pa.scalar(1).cast(kind).as_py() if not pa.types.is_date(kind) else pa.scalar(1, pa.int32()).cast(kind).as_py()
+    return (
+        pa.scalar(1).cast(kind).as_py() if not pa.types.is_date(kind) else pa.scalar(1, pa.int32()).cast(kind).as_py()
+    )
 
 
 def test_reasons_are_a_closed_list_of_plain_words() -> None:

@@ -40,9 +40,7 @@ class Case:
     def __init__(self, name: str) -> None:
         self.golden = load(f"fcdd_{NETWORKS[name]}")
         self.size = int(name.removeprefix("cnn").split("_")[0])
-        self.network = networks.build(
-            name, in_channels=1 if self.size == 28 else 3, image_size=(self.size, self.size)
-        )
+        self.network = networks.build(name, in_channels=1 if self.size == 28 else 3, image_size=(self.size, self.size))
         self.names = recipe.fill(self.network, self.golden["keys_json"])
         inputs = load("inputs")
         count = len(self.golden["out_eval"])
@@ -105,7 +103,9 @@ def test_training_mode_losses_and_gradients_are_the_published_ones(case: Case) -
         ]
         expected = [
             norm
-            for name, norm in zip(json.loads(str(case.golden["grad_names_json"])), case.golden[f"{kind}_grad_l2"], strict=True)
+            for name, norm in zip(
+                json.loads(str(case.golden["grad_names_json"])), case.golden[f"{kind}_grad_l2"], strict=True
+            )
             if name in case.names
         ]
         np.testing.assert_allclose(norms, expected, rtol=1e-3, atol=1e-5 * max(expected))
@@ -138,7 +138,10 @@ def test_a_single_hot_cell_lands_where_the_official_code_puts_it(cell: str) -> N
     maps = torch.zeros(1, 1, 7, 7)
     maps[0, 0, row, column] = 1
     heatmap = upsampling.upsample(maps, field, (28, 28), 1.2)[0, 0].numpy()
-    assert list(np.unravel_index(heatmap.argmax(), heatmap.shape)) == golden[f"impulse_FCDD_CNN28_W_{cell}_argmax"].tolist()
+    assert (
+        list(np.unravel_index(heatmap.argmax(), heatmap.shape))
+        == golden[f"impulse_FCDD_CNN28_W_{cell}_argmax"].tolist()
+    )
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])

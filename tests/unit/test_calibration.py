@@ -16,9 +16,7 @@ def test_p_values_of_hand_computed_scores() -> None:
 
 
 @given(st.lists(FLOATS, min_size=4, max_size=60), FLOATS, st.floats(0.25, 0.9))
-def test_above_the_threshold_means_a_p_value_of_at_most_alpha(
-    nominal: list[float], score: float, alpha: float
-) -> None:
+def test_above_the_threshold_means_a_p_value_of_at_most_alpha(nominal: list[float], score: float, alpha: float) -> None:
     threshold = calibration.conformal_threshold(np.array(nominal), alpha)
     p = calibration.p_values(np.array([score]), np.sort(nominal))[0]
     assert (score > threshold) == (p <= alpha + 1e-9)

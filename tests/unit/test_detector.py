@@ -127,7 +127,7 @@ def test_unknown_versions_and_other_files_are_refused(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(BundleError, match="not a bundle specification"):
         Detector.load(str(tmp_path))
-    with pytest.raises(BundleError, match="no bundle at .*train one"):
+    with pytest.raises(BundleError, match=r"no bundle at .*train one"):
         Detector.load(str(tmp_path / "elsewhere"))
 
 

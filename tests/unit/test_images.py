@@ -112,6 +112,7 @@ def test_damaged_bytes_give_pixels_or_a_reason_and_nothing_else(data: bytes, edi
     for position, value in edits:
         damaged[position % len(damaged)] = value
     try:
-        assert decode(bytes(damaged)).pixels.shape == (48, 64, 3)
+        outcome: object = decode(bytes(damaged)).pixels.shape
     except ImageError as error:
-        assert error.reason in REASONS
+        outcome = error.reason
+    assert outcome in ((48, 64, 3), *REASONS)

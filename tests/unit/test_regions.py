@@ -7,9 +7,7 @@ FIELD = ReceptiveField(height=4, width=4, stride=8, extent=20, centre=3.5)
 
 
 def find(map_uv: np.ndarray, **options: int) -> list[regions.Region]:
-    return regions.find(
-        map_uv, 1.0, receptive_field=FIELD, input_size=(32, 32), image_size=(64, 320), **options
-    )
+    return regions.find(map_uv, 1.0, receptive_field=FIELD, input_size=(32, 32), image_size=(64, 320), **options)
 
 
 def test_no_region_below_the_threshold() -> None:

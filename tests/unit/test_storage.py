@@ -77,14 +77,19 @@ def test_delete_prefix_leaves_neighbours_alone(place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["ftp://host/x", "http://169.254.169.254/latest", "s3://user:secret@bucket/x", "simplecache::s3://b/x", "", "s3://"]
+    "uri",
+    [
+        "ftp://host/x",
+        "http://169.254.169.254/latest",
+        "s3://user:secret@bucket/x",
+        "simplecache::s3://b/x",
+        "",
+        "s3://",
+    ],
 )
 def test_only_the_supported_schemes_are_locations(uri: str) -> None:
-    if "::" in uri:
-        pytest.raises(ConfigError, storage.normalize, uri)
-    else:
-        with pytest.raises(ConfigError, match="expected a location"):
-            storage.normalize(uri)
+    with pytest.raises(ConfigError, match="expected a location"):
+        storage.normalize(uri)
 
 
 def test_a_local_path_becomes_a_file_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +98,9 @@ def test_a_local_path_becomes_a_file_uri(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.s3
-def test_storage_problems_are_one_sentence_with_a_remedy(s3: object, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_problems_are_one_sentence_with_a_remedy(
+    s3: object, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for action in (lambda: storage.read("s3://no-such-bucket/x"), lambda: listed("s3://no-such-bucket/x")):
         with pytest.raises(ConfigError, match=r"^cannot (read|list) s3://no-such-bucket/x: the bucket does not exist"):
             action()
@@ -104,7 +111,11 @@ def test_storage_problems_are_one_sentence_with_a_remedy(s3: object, prefix: str
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             storage._store.cache_clear()
-            for action in (lambda: storage.read(f"{prefix}/x"), lambda: listed(prefix), lambda: storage.write(f"{prefix}/x", b"")):
+            for action in (
+                lambda: storage.read(f"{prefix}/x"),
+                lambda: listed(prefix),
+                lambda: storage.write(f"{prefix}/x", b""),
+            ):
                 with pytest.raises(ConfigError, match=message) as caught:
                     action()
                 assert "\n" not in str(caught.value)

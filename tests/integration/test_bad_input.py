@@ -1,0 +1,138 @@
+"""What a user can get wrong: one sentence that names it and the remedy, exit code 2, and no Ray started."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cluster.local_s3 import LocalS3
+from fcdd import storage
+from tests.conftest import Fcdd
+from tests.integration.conftest import NIGHT, Night, Trained
+
+pytestmark = [pytest.mark.s3, pytest.mark.ray]
+
+CASES = {
+    "missing bucket": (
+        ["train", "--images", "s3://no-such-bucket/x", "--bundle", "{prefix}/b"],
+        "cannot list s3://no-such-bucket/x: the bucket does not exist; create it or correct it",
+    ),
+    "empty prefix": (
+        ["train", "--images", "{prefix}/nothing", "--bundle", "{prefix}/b"],
+        "no images under {prefix}/nothing (0 other objects); expected files ending in .jpg",
+    ),
+    "unknown network": (
+        ["train", "--images", "{images}", "--bundle", "{prefix}/b", "--network", "resnet9000"],
+        "unknown network 'resnet9000'; choose one of: cnn224",
+    ),
+    "too few calibration images": (
+        ["train", "--images", "{images}", "--bundle", "{prefix}/b", "--network", "cnn32", "--image-size", "32"],
+        "a false-alarm rate of 0.01 needs at least 99 calibration images",
+    ),
+    "batch that does not divide": (
+        ["train", "--images", "{images}", "--bundle", "{prefix}/b", "--network", "cnn32", "--batch-size", "9"],
+        "a global batch of 9 does not divide among 2 workers",
+    ),
+    "bundle already there": (
+        ["train", "--images", "{images}", "--bundle", "{bundle}", "--alpha", "0.2", "--batch-size", "8"],
+        "there is a bundle at {bundle}, and runs may name it",
+    ),
+    "no bundle": (
+        [
+            "score",
+            "--bundle",
+            "{prefix}/none",
+            "--images",
+            "{images}",
+            *["--results", "{prefix}/r", "--collection", "c"],
+        ],
+        "no bundle at {prefix}/none",
+    ),
+    "damaged bundle": (
+        [
+            "score",
+            "--bundle",
+            "{prefix}/bad",
+            "--images",
+            "{images}",
+            *["--results", "{prefix}/r", "--collection", "c"],
+        ],
+        "{prefix}/bad/bundle.json is not a bundle specification",
+    ),
+    "results in a missing bucket": (
+        ["score", "--bundle", "{bundle}", "--images", "{images}", *["--results", "s3://gone/r", "--collection", "c"]],
+        "s3://gone/r/runs/",
+    ),
+    "unusable results folder": (
+        ["score", "--bundle", "{bundle}", "--images", "{images}", *["--results", "/proc/none", "--collection", "c"]],
+        "cannot write file:///proc/none",
+    ),
+    "collection that is a path": (
+        ["score", "--bundle", "{bundle}", "--images", "{images}", *["--results", "{prefix}/r", "--collection", "../c"]],
+        "expected a collection of lower-case letters, digits, - and _, got '../c'",
+    ),
+    "nothing to query": (
+        ["query", "--results", "{prefix}/r", "--collection", "c"],
+        "no committed run of 'c' under {prefix}/r; score a collection with `fcdd score` first",
+    ),
+    "missing labels": (
+        ["evaluate", "--results", "{results}", "--collection", "cells", "--labels", "{prefix}/none.csv"],
+        "the labels {prefix}/none.csv do not exist",
+    ),
+    "wrong labels": (
+        ["evaluate", "--results", "{results}", "--collection", "cells", "--labels", "{prefix}/wrong.csv"],
+        "expected labels 0 (nominal) and 1 (anomalous) in {prefix}/wrong.csv, got [7]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_sentence_and_exit_code_2_before_ray_starts(
+    fcdd: Fcdd, prefix: str, trained: Trained, night: Night, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    storage.write(f"{prefix}/bad/bundle.json", b"{}")
+    storage.write(f"{prefix}/bad/model.safetensors", b"")
+    storage.write(f"{prefix}/wrong.csv", b"image_uri,label\nx,7\n")
+    values = {"prefix": prefix, "images": trained.images, "bundle": trained.bundle, "results": night.results}
+    arguments, message = CASES[case]
+    if arguments[0] == "score":
+        arguments = [*arguments, "--date", NIGHT]
+    done = fcdd(*(argument.format(**values) for argument in arguments), check=False)
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message.format(**values) in errors[0]
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("verb", ["train", "score", "query"])
+def test_wrong_credentials_are_named_and_never_shown(
+    fcdd: Fcdd, s3: LocalS3, trained: Trained, night: Night, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-secret")
+    arguments = {
+        "train": ["train", "--images", trained.images, "--bundle", f"{trained.bundle}-2"],
+        "score": night.arguments(),
+        "query": ["query", "--results", night.results, "--collection", "cells"],
+    }[verb]
+    done = fcdd(*arguments, check=False)
+    assert done.returncode == 2
+    assert "access denied; check the credentials in the environment" in done.stderr
+    assert "canary-secret" not in done.stdout + done.stderr
+
+
+def test_too_many_unreadable_images_stop_the_run_and_keep_what_was_staged(
+    fcdd: Fcdd, prefix: str, night: Night
+) -> None:
+    for index in range(6):
+        storage.write(f"{prefix}/images/{index}.png", b"broken" if index else next(iter(night.uploaded.values())))
+    arguments = ["--bundle", night.bundle, "--images", f"{prefix}/images", "--results", f"{prefix}/results"]
+    command = ["score", *arguments, "--collection", "c", "--date", NIGHT]
+    done = fcdd(*command, check=False)
+    assert done.returncode == 3
+    assert "5 of 6 images" in done.stderr
+    assert not any(page for page in storage.pages(f"{prefix}/results/runs"))
+    accepted = fcdd(*command, "--max-quarantine-share", "0.9")
+    assert "quarantined  5  (not_an_image 5)" in accepted.stdout
