@@ -62,6 +62,7 @@ def overlay(image: Image.Image, heatmap_hw: npt.NDArray[np.float32], threshold: 
     scaled = display_scale(heatmap_hw, threshold)
     grey = Image.fromarray((scaled * 255).round().astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
     colours = ImageOps.colorize(grey, black=_COLD, mid=_WARM, white=_HOT, midpoint=150)
-    # Half opaque from 1.5 times the threshold on, so that the defect stays visible; invisible below it.
-    alpha = grey.point([round(255 * 0.5 * min(max((v / 255 - 0.5) / 0.1, 0), 1)) for v in range(256)])
+    # Invisible up to a quarter of the threshold (0.2 on the scale), then ever more opaque up to 60 % at
+    # 2.3 times the threshold (0.7), so that the defect under it stays visible.
+    alpha = grey.point([round(255 * 0.6 * min(max((v / 255 - 0.2) / 0.5, 0), 1)) for v in range(256)])
     return Image.composite(colours, image.convert("RGB"), alpha)
