@@ -23,7 +23,7 @@ class ImageMetrics(NamedTuple):
 def image_metrics(
     labels: npt.NDArray[np.int64], scores: npt.NDArray[np.float64], *, resamples: int = 500, seed: int = 0
 ) -> ImageMetrics:
-    """Metrics of (N,) scores against labels 0 nominal / 1 anomalous, resampled within each class.
+    """Metrics of (N,) scores against labels 0 nominal / 1 anomalous, resampled within each class (NaN without resamples).
 
     Raises ConfigError unless both classes occur.
     """
@@ -36,7 +36,7 @@ def image_metrics(
         roc_auc_score(ordered, np.concatenate([generator.choice(c, len(c)) for c in (nominal, anomalous)]))
         for _ in range(resamples)
     ]
-    low, high = np.quantile(draws, (0.025, 0.975))
+    low, high = np.quantile(draws, (0.025, 0.975)) if draws else (np.nan, np.nan)
     return ImageMetrics(
         auroc=float(roc_auc_score(labels, scores)),
         auroc_low=float(low),
