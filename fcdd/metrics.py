@@ -23,9 +23,9 @@ class ImageMetrics(NamedTuple):
 def image_metrics(
     labels: npt.NDArray[np.int64], scores: npt.NDArray[np.float64], *, resamples: int = 500, seed: int = 0
 ) -> ImageMetrics:
-    """Metrics of (N,) scores against labels 0 nominal / 1 anomalous, resampled within each class (NaN without resamples).
+    """Metrics of (N,) scores against labels 0 nominal / 1 anomalous, resampled within each class.
 
-    Raises ConfigError unless both classes occur.
+    Without resamples the interval is NaN. Raises ConfigError unless both classes occur.
     """
     nominal, anomalous = scores[labels == 0], scores[labels == 1]
     if not len(nominal) or not len(anomalous):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import ray.train
 import ray.train.torch
 import torch
@@ -32,7 +33,7 @@ class LoopConfig:
     network: str
     channels: int
     input_size: tuple[int, int]
-    pretrained: bool
+    initial_weights: bytes
     options: TrainOptions
     logs: Queue
 
@@ -45,8 +46,8 @@ def train_worker(config: dict[str, LoopConfig]) -> None:
     if rank == 0:
         _ray.log_to(loop.logs)
     pixels = _images.load_set(loop.images, loop.input_size, loop.channels).pixels
-    torch.manual_seed(loop.options.seed)
-    network, scaling = build(loop, pixels)
+    network = detector.deserialize(loop.initial_weights, loop.network, loop.channels, loop.input_size)
+    scaling = input_normalization(loop.network, pixels)
     wrapped = ray.train.torch.prepare_model(network)
     trainer = training.Trainer(
         wrapped,
@@ -74,14 +75,11 @@ def train_worker(config: dict[str, LoopConfig]) -> None:
         _report(metrics, network, scaling, save=rank == 0)
 
 
-def build(loop: LoopConfig, pixels: np.ndarray) -> tuple[networks.FCDDNetwork, Normalization]:
-    """The network before training, and its input normalisation: fixed for backbones, else estimated."""
-    network = networks.build(loop.network, in_channels=loop.channels, image_size=loop.input_size)
-    if not loop.network.startswith(networks.BACKBONE_PREFIX):
-        return network, normalization.estimate("mean_std", torch.from_numpy(pixels))
-    if loop.pretrained:
-        backbones.load_pretrained(network.features)
-    return network, backbones.INPUT_NORMALIZATION
+def input_normalization(network: str, pixels: npt.NDArray[np.uint8]) -> Normalization:
+    """What the pretrained trunk expects, else the mean and deviation of the training images (N,H,W,C)."""
+    if network.startswith(networks.BACKBONE_PREFIX):
+        return backbones.INPUT_NORMALIZATION
+    return normalization.estimate("mean_std", torch.from_numpy(pixels))
 
 
 def _report(metrics: dict[str, float], network: torch.nn.Module, scaling: Normalization, *, save: bool) -> None:

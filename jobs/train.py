@@ -49,7 +49,8 @@ class TrainSettings(JobSettings):
         "backbone:efficientnet_lite0:stage4", description="architecture; an unknown name lists them all"
     )
     image_size: int = Field(160, ge=16, le=4096, description="side of the network's square input, pixels")
-    pretrained: bool = Field(True, description="start a backbone from its ImageNet weights")
+    pretrained: bool = Field(True, description="start backbones, vgg and vgg_f from their ImageNet weights")
+    weights: Path | None = Field(None, description="file with torchvision's vgg11_bn weights, instead of a download")
     epochs: int = Field(12, ge=1, description="passes over the training images")
     batch_size: int = Field(32, ge=2, description="global batch, over all workers")
     learning_rate: float = Field(1e-3, gt=0, description="peak of the one-cycle schedule")
@@ -78,17 +79,19 @@ def train(settings: TrainSettings) -> None:
     images_uri, bundle_uri = storage.normalize(settings.images), storage.normalize(settings.bundle)
     infos = _manifest.list_images(images_uri)
     training, calibration = _split(infos, images_uri, settings)
-    _check(settings, bundle_uri, training, calibration)
+    initial_weights = _prepare(settings, bundle_uri, training, calibration)
     log.info("training on %d nominal images, calibrating on %d others", len(training), len(calibration))
     # Read before any worker starts: a prefix of unreadable images is found here.
     held_out = _images.load_set(calibration, (settings.image_size, settings.image_size), _channels(settings))
-    fitted = _fit(settings, training)
+    fitted = _fit(settings, training, initial_weights)
     record = TrainingRecord(
         images=images_uri,
         num_training=fitted.num_images,
         num_calibration=len(held_out.pixels),
         data_digest=_manifest.digest(infos),
-        options=settings.model_dump(mode="json", exclude={"config", "images", "bundle", "checkpoints", "overwrite"}),
+        options=settings.model_dump(
+            mode="json", exclude={"config", "images", "bundle", "checkpoints", "overwrite", "weights"}
+        ),
         versions={name: metadata.version(name) for name in VERSIONED} | {"python": platform.python_version()},
     )
     spec = _calibrate(settings, fitted, held_out, record)
@@ -110,12 +113,13 @@ def _split(
     )
 
 
-def _check(settings: TrainSettings, bundle_uri: str, training: list[ObjectInfo], calibration: list[ObjectInfo]) -> None:
-    """Everything that can be wrong, before any worker starts."""
+def _prepare(
+    settings: TrainSettings, bundle_uri: str, training: list[ObjectInfo], calibration: list[ObjectInfo]
+) -> bytes:
+    """Find everything that can be wrong before any worker starts; the network's initial weights."""
     size = (settings.image_size, settings.image_size)
+    torch.manual_seed(settings.seed)
     network = networks.build(settings.network, in_channels=_channels(settings), image_size=size)
-    if settings.pretrained and settings.network.startswith(networks.BACKBONE_PREFIX):
-        backbones.load_pretrained(network.features)
     if settings.batch_size % settings.workers:
         raise ConfigError(
             f"a global batch of {settings.batch_size} does not divide among {settings.workers} workers; change one"
@@ -126,6 +130,9 @@ def _check(settings: TrainSettings, bundle_uri: str, training: list[ObjectInfo],
     if storage.exists(storage.join(bundle_uri, bundle.SPEC_FILE)) and not settings.overwrite:
         raise ConfigError(f"there is a bundle at {bundle_uri}, and runs may name it; choose another or add --overwrite")
     storage.check_writable(bundle_uri)
+    if settings.pretrained and networks.is_pretrained(settings.network):
+        backbones.load_pretrained(network.features, settings.weights)
+    return detector.serialize(network)
 
 
 class Fitted(NamedTuple):
@@ -136,7 +143,7 @@ class Fitted(NamedTuple):
     num_images: int
 
 
-def _fit(settings: TrainSettings, training: list[ObjectInfo]) -> Fitted:
+def _fit(settings: TrainSettings, training: list[ObjectInfo], initial_weights: bytes) -> Fitted:
     """Train with Ray Train."""
     # Imported late: a wrong option is answered in a second, not after five of Ray's import.
     import ray.train
@@ -155,7 +162,7 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo]) -> Fitted:
                     network=settings.network,
                     channels=_channels(settings),
                     input_size=(settings.image_size, settings.image_size),
-                    pretrained=settings.pretrained,
+                    initial_weights=initial_weights,
                     options=options,
                     logs=logs,
                 )

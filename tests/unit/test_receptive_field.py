@@ -14,6 +14,7 @@ PUBLISHED = {  # METHOD section 2: map, r, j, s
     "cnn224_w": (28, 59, 8, 0),
     "cnn224_13k": (28, 243, 8, 0),
     "cnn32_17k": (8, 32, 4, 1.5),
+    "vgg": (28, 62, 8, 3.5),
 }
 
 
@@ -23,12 +24,12 @@ def _build(name: str, size: tuple[int, int]) -> networks.FCDDNetwork:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_geometry(name: str) -> None:
-    side = int(name.removeprefix("cnn").split("_")[0])
+    side = 224 if name == "vgg" else int(name.removeprefix("cnn").split("_")[0])
     field = _build(name, (side, side)).receptive_field
     assert (field.height, field.extent, field.stride, field.centre) == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("name", ["cnn28", "cnn32_lw3k", "cnn224", "backbone:efficientnet_lite0:stage4"])
+@pytest.mark.parametrize("name", ["cnn28", "cnn32_lw3k", "cnn224", "vgg", "backbone:efficientnet_lite0:stage4"])
 def test_rectangular_images_give_maps_of_the_computed_size(name: str) -> None:
     network = _build(name, (96, 160)).eval()
     field = network.receptive_field
