@@ -24,6 +24,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--network", default="backbone:efficientnet_lite0:stage4")
     parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--loss", choices=("image", "pixel"), default="pixel")
+    parser.add_argument("--anomalies", choices=("defects", "confetti"), default="defects")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -57,6 +58,7 @@ def main() -> None:
         learning_rate=arguments.learning_rate,
         weight_decay=1e-4,
         loss=arguments.loss,
+        anomalies=arguments.anomalies,
         gaussian_std=arguments.gaussian_std,
         flips=True,
         seed=arguments.seed,

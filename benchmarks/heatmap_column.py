@@ -37,6 +37,7 @@ def trained_maps(num_training: int, num_scored: int, epochs: int) -> np.ndarray:
         learning_rate=1e-3,
         weight_decay=1e-4,
         loss="pixel",
+        anomalies="defects",
         gaussian_std=8.0,
         flips=True,
         seed=0,

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fcdd import objective, outliers, upsampling
+from fcdd import noise, objective, outliers, upsampling
 from fcdd.errors import ConfigError
 from fcdd.normalization import Normalization
 from fcdd.receptive_field import ReceptiveField
@@ -37,9 +37,13 @@ class TrainOptions:
     learning_rate: float
     weight_decay: float
     loss: Literal["image", "pixel"]
+    anomalies: Literal["defects", "confetti"]
     gaussian_std: float
     flips: bool
     seed: int
+
+
+_ANOMALIES = {"defects": outliers.add_anomaly, "confetti": noise.add_confetti}
 
 
 class Sample(NamedTuple):
@@ -87,7 +91,7 @@ def draw_sample(image_hwc: Pixels, index: int, *, epoch: int, options: TrainOpti
     gain, shift = generator.uniform(0.8, 1.2), generator.uniform(-15, 15)
     pixels = (pixels * gain + shift).clip(0, 255).astype(np.uint8)
     if generator.random() < 0.5:
-        pixels, mask = outliers.add_anomaly(pixels, generator)
+        pixels, mask = _ANOMALIES[options.anomalies](pixels, generator)
         return Sample(pixels, 1, mask)
     return Sample(pixels, 0, np.zeros(pixels.shape[:2], np.bool_))
 

@@ -56,6 +56,9 @@ class TrainSettings(JobSettings):
     learning_rate: float = Field(1e-3, gt=0, description="peak of the one-cycle schedule")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW weight decay")
     loss: Literal["image", "pixel"] = Field("pixel", description="supervise the map's mean, or the map by masks")
+    anomalies: Literal["defects", "confetti"] = Field(
+        "defects", description="synthetic anomalies: cracks, patches and stains, or the paper's confetti"
+    )
     gaussian_std: float = Field(8.0, gt=0, description="spread of one map cell in the heatmap, input pixels")
     flips: bool = Field(True, description="mirror images at random; off where left and right differ")
     calibration_share: float = Field(0.2, gt=0, lt=1, description="share of images held out for the threshold")

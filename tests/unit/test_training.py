@@ -10,7 +10,15 @@ from fcdd.errors import ConfigError
 from fcdd.training import TrainOptions
 
 OPTIONS = TrainOptions(
-    epochs=3, batch_size=8, learning_rate=3e-3, weight_decay=1e-4, loss="image", gaussian_std=2.0, flips=True, seed=1
+    epochs=3,
+    batch_size=8,
+    learning_rate=3e-3,
+    weight_decay=1e-4,
+    loss="image",
+    anomalies="defects",
+    gaussian_std=2.0,
+    flips=True,
+    seed=1,
 )
 IMAGES = np.random.default_rng(0).integers(120, 136, (40, 32, 32, 3)).astype(np.uint8)
 
@@ -37,8 +45,10 @@ def test_workers_together_draw_the_same_global_batches(workers: int) -> None:
                 assert torch.equal(ours, all_of_them[rank::workers])
 
 
-def test_half_of_the_samples_become_anomalous_with_a_mask() -> None:
-    samples = [training.draw_sample(IMAGES[0], i, epoch=0, options=OPTIONS) for i in range(400)]
+@pytest.mark.parametrize("anomalies", ["defects", "confetti"])
+def test_half_of_the_samples_become_anomalous_with_a_mask(anomalies: str) -> None:
+    options = dataclasses.replace(OPTIONS, anomalies=anomalies)  # type: ignore[arg-type]
+    samples = [training.draw_sample(IMAGES[0], i, epoch=0, options=options) for i in range(400)]
     labels = np.array([sample.label for sample in samples])
     assert labels.mean() == pytest.approx(0.5, abs=0.08)
     assert all(sample.mask.any() == bool(sample.label) for sample in samples)
