@@ -29,7 +29,7 @@ class Blobs(NamedTuple):
     """A layer (H,W,C) of rotated squares, and how many were drawn."""
 
     layer: Noise
-    count: int
+    number: int
 
 
 def confetti(shape: Shape, generator: np.random.Generator) -> Noise:

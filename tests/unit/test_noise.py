@@ -12,8 +12,8 @@ def test_confetti_is_distributed_as_published() -> None:
     draws = 1000
     coloured = [noise.blobs(SHAPE, noise.COLOURED_PROBABILITY, generator, coloured=True) for _ in range(draws)]
     tones = [noise.blobs(SHAPE, noise.SINGLE_TONE_PROBABILITY, generator, coloured=False) for _ in range(draws)]
-    assert np.mean([blobs.count for blobs in coloured]) == pytest.approx(1.606, rel=0.05)
-    assert np.mean([blobs.count for blobs in tones]) == pytest.approx(1.385, rel=0.05)
+    assert np.mean([blobs.number for blobs in coloured]) == pytest.approx(1.606, rel=0.05)
+    assert np.mean([blobs.number for blobs in tones]) == pytest.approx(1.385, rel=0.05)
     assert np.mean([(blobs.layer != 0).any(2).mean() for blobs in coloured]) == pytest.approx(0.0281, rel=0.06)
     assert np.mean([(blobs.layer != 0).any(2).mean() for blobs in tones]) == pytest.approx(0.0248, rel=0.06)
     whole = [noise.confetti(SHAPE, generator) for _ in range(draws)]
