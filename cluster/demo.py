@@ -8,6 +8,7 @@ are copied to `demo-output/` before the server stops.
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,7 @@ def main() -> int:
     if started := os.environ.get("DEMO_STARTED"):
         watch.seconds["set-up (environment, installation)"] = time.time() - float(started)
     memory.start()
+    shutil.rmtree(OUTPUT, ignore_errors=True)
     try:
         with local_s3.serve("demo") as server:
             os.environ.update(server.environment())

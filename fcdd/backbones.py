@@ -70,10 +70,11 @@ def load_pretrained(features: nn.Module, weights: Path | None = None) -> None:
     `vgg11_bn` state, or downloads it. Raises ConfigError when they are not to be had or do not fit.
     """
     state = _lite0_weights() if isinstance(features, EfficientNetLite) else _vgg_weights(weights)
-    missing = [key for key in features.state_dict() if key not in state]
-    if missing:
-        raise ConfigError(f"the pretrained weights lack {missing[0]}: expected the state of torchvision's vgg11_bn")
-    features.load_state_dict({key: state[key] for key in features.state_dict()})
+    wanted = features.state_dict()
+    wrong = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
+    if wrong:
+        raise ConfigError(f"the weights lack a fitting {wrong[0]}: expected the state of torchvision's vgg11_bn")
+    features.load_state_dict({key: state[key] for key in wanted})
 
 
 def _vgg_weights(path: Path | None) -> dict[str, Tensor]:
@@ -82,13 +83,15 @@ def _vgg_weights(path: Path | None) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
         else:
             state = torch.hub.load_state_dict_from_url(VGG_URL, map_location="cpu", check_hash=True, weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError) as error:
+    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError) as error:
         source = path or VGG_URL
         raise ConfigError(
-            f"cannot load the ImageNet weights {source}: {str(error).splitlines()[0]}; give the file by "
+            f"cannot load the ImageNet weights {source}: {type(error).__name__} {str(error)[:200]!r}; give the file by "
             "--weights, or train with --no-pretrained"
         ) from error
     prefix = "features."
+    if not isinstance(state, dict):
+        raise ConfigError(f"expected the state of torchvision's vgg11_bn in {path}, got {type(state).__name__}")
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 

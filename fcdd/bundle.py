@@ -27,7 +27,7 @@ class TrainingRecord(BaseModel):
     images: str = Field(description="location of the nominal images")
     num_training: int
     num_calibration: int
-    data_digest: str = Field(description="sha256 over the sorted (uri, etag) of all images used")
+    data_digest: str = Field(description="sha256 over (uri, etag, size) of every listed image")
     options: dict[str, str | int | float | bool | None]
     versions: dict[str, str]
 

@@ -56,7 +56,7 @@ def conformal_threshold(nominal: Floats, alpha: float) -> float:
             f"a false-alarm rate of {alpha:g} needs at least {needed} calibration images, got {len(nominal)}; "
             "add nominal images, hold out a larger share or raise alpha"
         )
-    return float(np.sort(nominal)[len(nominal) - rank])
+    return float(np.sort(nominal)[len(nominal) - min(rank, len(nominal))])
 
 
 def p_values(scores: Floats, nominal_ascending: Floats) -> npt.NDArray[np.float64]:

@@ -96,9 +96,14 @@ def sha256(weights: bytes) -> str:
     return hashlib.sha256(weights).hexdigest()
 
 
-def deserialize(weights: bytes, name: str, channels: int, input_size: tuple[int, int]) -> FCDDNetwork:
-    """Network `name` with the weights of `serialize`. Raises BundleError when they do not fit or are not finite."""
-    network = networks.build(name, in_channels=channels, image_size=input_size)
+def deserialize(
+    weights: bytes, name: str, channels: int, input_size: tuple[int, int], *, moving_statistics: bool = False
+) -> FCDDNetwork:
+    """Network `name` with the weights of `serialize`; `moving_statistics` matters for training only.
+
+    Raises BundleError when the weights do not fit or are not finite.
+    """
+    network = networks.build(name, in_channels=channels, image_size=input_size, moving_statistics=moving_statistics)
     try:
         state = safetensors.torch.load(weights)
         network.load_state_dict(state)

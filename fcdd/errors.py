@@ -22,6 +22,8 @@ Reason = Literal[
     "non_finite_score",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
+# Of the store, not of the image: worth another try by the next attempt at the run.
+TRANSIENT_REASONS: tuple[Reason, ...] = ("truncated", "forbidden", "fetch_failed")
 
 
 class FCDDError(Exception):

@@ -7,11 +7,15 @@ transparency is composited on black, EXIF orientation is applied, of animations 
 """
 
 import io
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.Image import Transpose
 
 from fcdd.errors import ImageError, Reason
 
@@ -19,7 +23,16 @@ FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 # Pillow warns above this size and refuses twice of it; 89 megapixels decode to 270 MB.
 MAX_PIXELS = 89_478_485
-_ORIENTATION = 0x0112  # EXIF tag
+_ORIENTATION = 0x0112  # EXIF tag; the values and what turns the pixels upright:
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +56,23 @@ def decode(data: bytes, *, size: tuple[int, int], channels: int, max_pixels: int
     antialiased bilinear filter. Raises ImageError with the reason empty, not_an_image, too_large,
     unsupported, truncated or corrupt; nothing else, whatever the bytes.
     """
+    with _reasons(data):
+        return _decode(data, size, channels, max_pixels)
+
+
+def decode_full(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The whole picture as RGB, by the same rules and with the same errors as `decode`: to be looked at."""
+    with _reasons(data):
+        return _load(data, "RGB", max_pixels, None)[0]
+
+
+@contextmanager
+def _reasons(data: bytes) -> Iterator[None]:
+    """Whatever a decoder raises, as ImageError."""
     if not data:
         raise ImageError("empty", "the object has 0 bytes")
     try:
-        return _decode(data, size, channels, max_pixels)
+        yield
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -61,18 +87,37 @@ def decode(data: bytes, *, size: tuple[int, int], channels: int, max_pixels: int
 def _decode(data: bytes, size: tuple[int, int], channels: int, max_pixels: int) -> DecodedImage:
     height, width = size
     mode = "L" if channels == 1 else "RGB"
+    image, (full_width, full_height) = _load(data, mode, max_pixels, (2 * width, 2 * height))
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(resized, np.uint8).reshape(height, width, channels)
+    return DecodedImage(pixels, full_width, full_height, float(pixels.mean()), float(pixels.std()))
+
+
+def _load(
+    data: bytes, mode: str, max_pixels: int, at_least: tuple[int, int] | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The upright 8-bit image, at a reduced JPEG scale of `at_least` (width, height), and its full size."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise ImageError("too_large", f"{image.width}x{image.height} pixels, more than {max_pixels}")
-        full_width, full_height = image.size
-        image.draft(mode, (2 * width, 2 * height))
+        full_size = image.size
+        if at_least:
+            image.draft(mode, at_least)
         image.load()
-        if image.getexif().get(_ORIENTATION, 1) >= 5:  # 5 to 8 turn the image by 90 degrees
-            full_width, full_height = full_height, full_width
-        oriented = ImageOps.exif_transpose(image)
-    resized = to_eight_bit(oriented, mode).resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(resized, np.uint8).reshape(height, width, channels)
-    return DecodedImage(pixels, full_width, full_height, float(pixels.mean()), float(pixels.std()))
+        turn = _TURNS.get(_orientation(image))
+        upright = to_eight_bit(image, mode)
+    if turn is None:
+        return upright, full_size
+    quarter = turn not in (Transpose.FLIP_LEFT_RIGHT, Transpose.FLIP_TOP_BOTTOM, Transpose.ROTATE_180)
+    return upright.transpose(turn), full_size[::-1] if quarter else full_size
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) when the metadata cannot be read: the pixels still can."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
+        return 1
 
 
 def to_eight_bit(image: Image.Image, mode: str) -> Image.Image:

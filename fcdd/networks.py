@@ -100,9 +100,10 @@ def is_pretrained(name: str) -> bool:
 def build(name: str, *, in_channels: int, image_size: tuple[int, int], moving_statistics: bool = False) -> FCDDNetwork:
     """The network `name` with default initialisation, for images of `image_size` = (height, width).
 
-    Pretrained weights are loaded by `fcdd.backbones.load_pretrained`, not here. `moving_statistics` is for
-    "vgg_f": its frozen batch-norms then normalise with the batch and follow it while training, as the official
-    code does (METHOD section 2); by default they keep their statistics.
+    Pretrained weights are loaded by `fcdd.backbones.load_pretrained`, not here. With `moving_statistics` the
+    batch-norms of backbones and the frozen ones of "vgg_f" normalise with the batch and follow it while training:
+    the official behaviour of "vgg_f" (METHOD section 2), and needed without pretrained weights. By default they
+    keep their statistics.
     Raises ConfigError for an unknown name, an image too small for the layers, or VGG with other than 3 channels.
     """
     if name in VGG_NAMES:
@@ -117,7 +118,7 @@ def build(name: str, *, in_channels: int, image_size: tuple[int, int], moving_st
         field = receptive_field.compute(layers, image_size)
         if any(side % field.stride for side in image_size):
             raise ConfigError(f"{name} takes images whose sides divide by {field.stride}, got {image_size}")
-        return FCDDNetwork(features, channels, field, fixed_statistics=[features])
+        return FCDDNetwork(features, channels, field, fixed_statistics=() if moving_statistics else [features])
     base = name.removesuffix("_nobias")
     if base not in ARCHITECTURES:
         raise ConfigError(f"unknown network {name!r}; choose one of: {', '.join(names())}")

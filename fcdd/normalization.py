@@ -1,4 +1,4 @@
-"""uint8 pixels -> the float input of the network, with every constant in the bundle.
+"""uint8 pixels -> the float input of the network; the constants are stored in the bundle.
 
 Source: METHOD section 4 (official `datasets/preprocessing.py`).
 """
@@ -46,7 +46,7 @@ class Normalization(BaseModel):
         return ((images - shift) / scale).contiguous(memory_format=torch.channels_last)
 
 
-def estimate(kind: Kind, pixels_nhwc: Tensor, *, chunk: int = 256) -> Normalization:
+def estimate(kind: Kind, pixels_nhwc: Tensor, *, chunk: int = 32) -> Normalization:
     """Constants of nominal training images, uint8 (N,H,W,C), N >= 1, read `chunk` images at a time.
 
     "mean_std": per-channel mean and unbiased deviation of x in [0,1]; "lcn_min_max": per-channel extremes

@@ -7,13 +7,12 @@ they are never interpreted beyond the prefix the caller gave.
 
 import functools
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
 
 import obstore
 from fsspec import AbstractFileSystem
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
 CLOUD_SCHEMES = ("s3", "gs", "az")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NOT_THERE = (exceptions.NotFoundError, FileNotFoundError)
 _FORBIDDEN = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
 _STORE_ERRORS = (exceptions.BaseError, OSError)
@@ -69,7 +69,8 @@ def read_checked(info: ObjectInfo) -> bytes:
         raise ImageError("forbidden", _first_line(error)) from error
     except _STORE_ERRORS as error:
         raise ImageError("fetch_failed", _first_line(error)) from error
-    if etag != info.etag:
+    # Azure quotes the tag in one answer and not in the other.
+    if etag.strip('"') != info.etag.strip('"'):
         raise ImageError("changed", f"listed with ETag {info.etag}, read with {etag}")
     if len(data) != info.size:
         raise ImageError("truncated", f"listed with {info.size} bytes, read {len(data)}")
@@ -146,20 +147,16 @@ def normalize(uri: str) -> str:
 
     Raises ConfigError for a scheme that is not supported.
     """
-    parts = urlsplit(uri)
-    if parts.scheme in CLOUD_SCHEMES and parts.netloc and "@" not in parts.netloc:
+    scheme, separator, rest = uri.partition("://")
+    if not separator and uri and "::" not in uri:
+        return "file://" + os.path.abspath(os.path.expanduser(uri))
+    if scheme == "file" and rest.startswith("/"):
+        return "file://" + os.path.abspath(rest)
+    bucket = rest.partition("/")[0]
+    if scheme in CLOUD_SCHEMES and _BUCKET.fullmatch(bucket) and ".." not in rest.split("/"):
         return uri.rstrip("/")
-    if parts.scheme == "file" and not parts.netloc:
-        return uri.rstrip("/")
-    if "://" in uri or not uri:
-        known = ", ".join(f"{scheme}://" for scheme in (*CLOUD_SCHEMES, "file"))
-        raise ConfigError(f"expected a location that starts with {known} or is a local path, got {uri!r}")
-    return "file://" + os.fspath(Path(uri).expanduser().absolute())
-
-
-def local_path(uri: str) -> Path | None:
-    """The path of a file:// URI, None for others."""
-    return Path(uri.removeprefix("file://")) if uri.startswith("file://") else None
+    known = ", ".join(f"{scheme}://<bucket>" for scheme in CLOUD_SCHEMES)
+    raise ConfigError(f"expected a location like {known}, file:///<path> or a local path, got {uri!r}")
 
 
 def filesystem(scheme: str) -> AbstractFileSystem:
@@ -212,6 +209,10 @@ def _explained(uri: str, action: str) -> Iterator[None]:
         if isinstance(error, _FORBIDDEN) or "403 Forbidden" in str(error):
             raise ConfigError(
                 f"cannot {action} {uri}: access denied; check the credentials in the environment and their policy"
+            ) from error
+        if "invalid path" in str(error):
+            raise ConfigError(
+                f"cannot {action} {uri}: it holds a key that cannot be read ({_first_line(error)}); rename that object"
             ) from error
         remedy = (
             "check AWS_ENDPOINT_URL, the region and the network"

@@ -5,8 +5,7 @@ generator keyed by (seed, epoch, sample), and the order of an epoch from (seed, 
 are drawn whatever the number of workers that share them.
 
 Recipe: AdamW with a one-cycle learning rate, half of the samples turned into synthetic anomalies
-(METHOD section 4: online supervision with probability 0.5). The published recipes of METHOD section 5
-differ in optimiser and schedule only.
+(METHOD section 4: online supervision with probability 0.5). It is ours, not one of METHOD section 5.
 
 Shapes: N images, B batch, H x W pixels, C channels.
 """
@@ -43,6 +42,8 @@ class TrainOptions:
     seed: int
 
 
+# Domains of the keyed generators: without them the order of an epoch would share its stream with sample 0.
+_ORDER, _SAMPLE = 0, 1
 _ANOMALIES = {"defects": outliers.add_anomaly, "confetti": noise.add_confetti}
 
 
@@ -78,13 +79,13 @@ def epoch_order(num_images: int, batch_size: int, *, seed: int, epoch: int) -> n
     steps = num_images // batch_size
     if not steps:
         raise ConfigError(f"a batch of {batch_size} needs as many training images, got {num_images}")
-    order = np.random.default_rng((seed, epoch)).permutation(num_images)
+    order = np.random.default_rng((_ORDER, seed, epoch)).permutation(num_images)
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
 def draw_sample(image_hwc: Pixels, index: int, *, epoch: int, options: TrainOptions) -> Sample:
     """The training sample that image `index` becomes in `epoch`: augmented, anomalous with probability 0.5."""
-    generator = np.random.default_rng((options.seed, epoch, index))
+    generator = np.random.default_rng((_SAMPLE, options.seed, epoch, index))
     pixels = image_hwc
     if options.flips:
         pixels = pixels[:, :: generator.choice((-1, 1))][:: generator.choice((-1, 1))]

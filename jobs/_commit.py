@@ -15,14 +15,15 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import ValidationError
 
 from fcdd import storage
 from fcdd.bundle import BundleSpec
-from fcdd.errors import FCDDError
+from fcdd.errors import ConfigError, FCDDError
 from jobs import _staging
 from jobs._console import TooManyBadImages
 from jobs._staging import StagedPart
-from schemas import Layout, Part, RunRecord, conform
+from schemas import QUARANTINE, Layout, Part, RunRecord, conform
 from schemas.runs import Plan
 
 # Manifest rows of one published part: about 135 MB of scores with 28x28 heatmaps.
@@ -38,9 +39,17 @@ class IncompleteRun(FCDDError):
 def read_record(layout: Layout, run_id: str) -> RunRecord | None:
     """The commit record, None while the run is not committed."""
     try:
-        return RunRecord.model_validate_json(storage.read(layout.record(run_id)))
+        return parse_record(layout.record(run_id))
     except FileNotFoundError:
         return None
+
+
+def parse_record(uri: str) -> RunRecord:
+    """The commit record at `uri`. Raises FileNotFoundError, or ConfigError when it is not a record."""
+    try:
+        return RunRecord.model_validate_json(storage.read(uri))
+    except ValidationError as error:
+        raise ConfigError(f"{uri} is not a run record of this version; move it out of the runs folder") from error
 
 
 def commit(
@@ -90,7 +99,7 @@ def commit(
         storage.create(layout.record(plan.run_id), record.model_dump_json(indent=1).encode())
     except FileExistsError:
         log.warning("run %s was committed by another process meanwhile; its record stands", plan.run_id)
-        return RunRecord.model_validate_json(storage.read(layout.record(plan.run_id)))
+        return parse_record(layout.record(plan.run_id))
     storage.delete_prefix(layout.staging(plan.run_id))
     return record
 
@@ -138,8 +147,11 @@ def _compacted(layout: Layout, plan: Plan, table: str, wanted: npt.NDArray[np.bo
         joined = pa.concat_tables(
             [chunk for chunk in chunks if chunk is not None] or [_staging.TABLES[table].empty_table()]
         )
-        row_ids, first = np.unique(joined["row_id"].to_numpy(), return_index=True)
+        row_ids, first, copies = np.unique(joined["row_id"].to_numpy(), return_index=True, return_counts=True)
         kept = joined.take(pa.array(first[wanted[row_ids]]))
+        if table == "quarantine":
+            attempts = pa.array(copies[wanted[row_ids]], pa.int32())
+            kept = kept.set_column(kept.column_names.index("attempts"), QUARANTINE.field("attempts"), attempts)
         if kept.num_rows:
             yield conform(kept, _staging.TABLES[table])
 

@@ -1,6 +1,7 @@
 """From listed objects to decoded images, many requests in flight: shared by training and scoring."""
 
 import logging
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -13,9 +14,10 @@ from fcdd.errors import ConfigError, ImageError
 from fcdd.images import DecodedImage
 from fcdd.storage import ObjectInfo
 
-# Enough to hide the latency of an object store (LIMITS: flat from 16 to 64); decoding holds the GIL
-# only between Pillow's calls.
+# Enough to hide the latency of an object store (LIMITS: flat from 16 to 64).
 REQUESTS_IN_FLIGHT = 16
+# The largest allowed image takes a gigabyte while it is decoded and resized: not sixteen at once.
+_DECODING = threading.Semaphore(2)
 # More unreadable training images than this share means the wrong prefix, not a few bad files.
 MAX_UNREADABLE_SHARE = 0.1
 
@@ -30,11 +32,12 @@ class Failure(NamedTuple):
 
 
 class ImageSet(NamedTuple):
-    """Readable images in memory: pixels (N,H,W,C) uint8, brightness and contrast (N,)."""
+    """Readable images in memory: pixels (N,H,W,C) uint8, brightness and contrast (N,), positions in the list (N,)."""
 
     pixels: npt.NDArray[np.uint8]
     brightness: npt.NDArray[np.float32]
     contrast: npt.NDArray[np.float32]
+    positions: npt.NDArray[np.int64]
 
 
 def fetch_and_decode(info: ObjectInfo, size: tuple[int, int], channels: int) -> DecodedImage | Failure:
@@ -43,7 +46,8 @@ def fetch_and_decode(info: ObjectInfo, size: tuple[int, int], channels: int) -> 
     try:
         data = storage.read_checked(info)
         stage = "decode"
-        return images.decode(data, size=size, channels=channels)
+        with _DECODING:
+            return images.decode(data, size=size, channels=channels)
     except ImageError as error:
         return Failure(stage, error)
 
@@ -70,4 +74,5 @@ def load_set(infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) 
         np.stack([image.pixels for image in good]),
         np.array([image.brightness for image in good], np.float32),
         np.array([image.contrast for image in good], np.float32),
+        np.flatnonzero([isinstance(image, DecodedImage) for image in loaded]),
     )

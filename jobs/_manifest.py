@@ -1,7 +1,8 @@
 """Listing an image collection: what is an image, what a run must do, and the record of both.
 
 The manifest is the immutable definition of a run: one row per image, sorted by URI, without duplicates,
-numbered from 0, in Parquet parts under the run's staging folder; `plan.json`, written last, closes it.
+numbered from 0, in Parquet parts under the run's staging folder. `plan.json` is created last, once, and names
+the manifest by its digest: of two processes that list at the same time, one adopts the other's plan.
 """
 
 import hashlib
@@ -81,8 +82,9 @@ def load_or_create_plan(
     except FileNotFoundError:
         pass
     infos = list_images(images_uri)
+    manifest_digest = digest(infos)
     for index, part in enumerate(_parts(infos)):
-        storage.write(f"{layout.manifest(run_id)}/part-{index:05d}.parquet", part)
+        storage.write(f"{layout.manifest(run_id, manifest_digest)}/part-{index:05d}.parquet", part)
     plan = Plan(
         run_id=run_id,
         collection=collection,
@@ -90,11 +92,15 @@ def load_or_create_plan(
         images=images_uri,
         bundle=bundle,
         bundle_digest=bundle_digest,
-        manifest_digest=digest(infos),
+        manifest_digest=manifest_digest,
         num_images=len(infos),
         started_at=now,
     )
-    storage.write(layout.plan(run_id), plan.model_dump_json(indent=1).encode())
+    try:
+        storage.create(layout.plan(run_id), plan.model_dump_json(indent=1).encode())
+    except FileExistsError:
+        log.warning("another process planned run %s meanwhile; its plan stands", run_id)
+        return Plan.model_validate_json(storage.read(layout.plan(run_id)))
     log.info("listed %d images under %s as run %s", len(infos), images_uri, run_id)
     return plan
 
@@ -102,7 +108,7 @@ def load_or_create_plan(
 def part_uris(layout: Layout, plan: Plan) -> list[str]:
     """The manifest's parts; together they must hold the plan's images."""
     count = -(-plan.num_images // PART_ROWS)
-    return [f"{layout.manifest(plan.run_id)}/part-{index:05d}.parquet" for index in range(count)]
+    return [f"{layout.manifest(plan.run_id, plan.manifest_digest)}/part-{index:05d}.parquet" for index in range(count)]
 
 
 def _parts(infos: list[ObjectInfo]) -> Iterator[bytes]:

@@ -18,16 +18,18 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from fcdd import calibration, heatmap, regions
+from fcdd.bundle import BundleSpec
 from fcdd.detector import Detector
-from fcdd.errors import ConfigError, ImageError
+from fcdd.errors import ImageError
 from fcdd.images import DecodedImage
 from fcdd.storage import ObjectInfo
 from jobs import _images, _staging
 from schemas.runs import Plan
 
 DECODE_CPUS, SCORE_CPUS, WRITE_CPUS = 0.6, 1.0, 0.2
-# Rows of a block between stages: 64 images of 224x224x3 are 10 MB, where Ray's own overhead is small.
+# Rows of a block between stages, if they are not more than 16 MB (106 images of 224x224x3).
 BLOCK_ROWS = 64
+_BLOCK_PIXEL_BYTES = 16 * 1024**2
 # Ray joins the blocks a task yields up to this size: small, so that scoring starts with the first block.
 BLOCK_BYTES = 4 * 1024**2
 # Manifest rows of one decode task; a small run is cut finer, so that all cores take part.
@@ -42,7 +44,7 @@ def score_resources() -> dict[str, Any]:
     total = ray.cluster_resources()
     if gpus := int(total.get("GPU", 0)):
         return {"compute": ActorPoolStrategy(size=gpus), "num_gpus": 1}
-    return {"compute": ActorPoolStrategy(size=max(1, int(total["CPU"] * 2 / 3))), "num_cpus": SCORE_CPUS}
+    return {"compute": ActorPoolStrategy(size=max(1, int(total.get("CPU", 0) * 2 / 3))), "num_cpus": SCORE_CPUS}
 
 
 class Slice(TypedDict):
@@ -81,8 +83,10 @@ class FetchDecode:
         for part in batch.to_pylist():
             rows = _staging.read_table(part["uri"]).slice(part["start"], part["stop"] - part["start"])
             rows = rows.filter(pa.array(~done[rows["row_id"].to_numpy()]))
-            for start in range(0, rows.num_rows, BLOCK_ROWS):
-                yield self._decode(rows.slice(start, BLOCK_ROWS))
+            image_bytes = self.input_size[0] * self.input_size[1] * self.channels
+            count = max(1, min(BLOCK_ROWS, _BLOCK_PIXEL_BYTES // image_bytes))
+            for start in range(0, rows.num_rows, count):
+                yield self._decode(rows.slice(start, count))
 
     def _decode(self, rows: pa.Table) -> pa.Table:
         columns = ("image_uri", "image_etag", "image_bytes", "image_last_modified")
@@ -113,12 +117,10 @@ def _failed(stage: str, error: ImageError) -> dict[str, object]:
 class Score:
     """Decoded rows -> scored rows: the columns of SCORES and of QUARANTINE, each null where not its table's."""
 
-    def __init__(self, plan: Plan) -> None:
-        """Loads and verifies the bundle once per actor; all rows of a run carry one digest."""
+    def __init__(self, plan: Plan, spec: BundleSpec, weights: bytes) -> None:
+        """The driver verified the bundle and passes it on, so all rows of a run carry one digest."""
         self.plan = plan
-        self.detector = Detector.load(plan.bundle)
-        if self.detector.spec.digest != plan.bundle_digest:
-            raise ConfigError(f"the bundle at {plan.bundle} was replaced while run {plan.run_id} was scoring")
+        self.detector = Detector(spec, weights)
         self.nominal = np.array(self.detector.spec.calibration.scores)
 
     def __call__(self, rows: pa.Table) -> pa.Table:

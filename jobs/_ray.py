@@ -11,6 +11,8 @@ import ray
 import ray.data
 from ray.util.queue import Queue
 
+from fcdd.errors import ConfigError
+
 # Below three logical CPUs the stages of a pipeline can starve each other for ever (RAY).
 MIN_LOCAL_CPUS = 3
 # Blocks are a few megabytes and consumed at once; Ray's default of 30 % of memory would only be reserved.
@@ -18,20 +20,23 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 
 
 @contextmanager
-def session() -> Iterator[None]:
+def session(*, cpus: int = MIN_LOCAL_CPUS, gpus: int = 0) -> Iterator[None]:
     """Join the cluster of RAY_ADDRESS (set by `ray job submit`), else start Ray here and stop it after.
 
-    The output of workers stays in Ray's log files: on a terminal its own messages would bury the job's.
+    A local Ray gets at least `cpus` logical CPUs. Raises ConfigError when there are fewer CPUs or GPUs, since Ray
+    would wait for them for ever. The output of workers stays in Ray's log files: on a terminal its own messages
+    would bury the job's.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Its C++ core reports harmless conditions of Ray Data's own actors as errors on the driver's terminal.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     local: dict[str, Any] = {
-        "num_cpus": max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
+        "address": "local",  # not some other cluster that runs on this machine
+        "num_cpus": max(cpus, MIN_LOCAL_CPUS, os.cpu_count() or 1),
         "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
         "include_dashboard": False,
     }
-    joins = "RAY_ADDRESS" in os.environ
+    joins = bool(os.environ.get("RAY_ADDRESS"))
     ray.init(logging_level=logging.ERROR, log_to_driver=False, **({} if joins else local))
     # The job prints progress itself; Ray Data's own messages go to its log file.
     for handler in logging.getLogger("ray.data").handlers:
@@ -39,6 +44,12 @@ def session() -> Iterator[None]:
             handler.setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
+        total = ray.cluster_resources()
+        if total.get("CPU", 0) < cpus or total.get("GPU", 0) < gpus:
+            raise ConfigError(
+                f"this needs {cpus} CPUs and {gpus} GPUs, the cluster has {total.get('CPU', 0):.0f} and "
+                f"{total.get('GPU', 0):.0f}; use fewer workers or a larger cluster"
+            )
         yield
     finally:
         ray.shutdown()

@@ -7,19 +7,21 @@ import duckdb
 
 from fcdd import storage
 from fcdd.errors import ConfigError
-from schemas import Layout, Part, RunRecord
+from jobs import _commit
+from schemas import SCORES, Layout, RunRecord
 
 log = logging.getLogger(__name__)
 
 
 def committed(results: str, collection: str, day: date | None = None) -> list[RunRecord]:
-    """Commit records of a collection, of one night if `day` is given, oldest first.
+    """Commit records of a collection, of one night if `day` is given, one per night, oldest night first.
 
-    Raises ConfigError when there is none.
+    A night that was scored more than once (by another bundle, say) counts with its latest run; the others are
+    named in the log. Raises ConfigError when there is none.
     """
     layout = Layout(storage.normalize(results))
-    infos = [info for page in storage.pages(layout.runs()) for info in page]
-    records = [RunRecord.model_validate_json(storage.read(info.uri)) for info in infos]
+    uris = [info.uri for page in storage.pages(layout.runs()) for info in page if info.uri.endswith(".json")]
+    records = [_commit.parse_record(uri) for uri in uris]
     matching = [r for r in records if r.plan.collection == collection and day in (None, r.plan.day)]
     if not matching:
         known = sorted({f"{r.plan.collection} {r.plan.day}" for r in records})
@@ -28,7 +30,11 @@ def committed(results: str, collection: str, day: date | None = None) -> list[Ru
             f"no committed run of {collection!r}{night} under {layout.results}; "
             + (f"there are: {', '.join(known)}" if known else "score a collection with `fcdd score` first")
         )
-    return sorted(matching, key=lambda record: record.committed_at)
+    latest = {record.plan.day: record for record in sorted(matching, key=lambda record: record.committed_at)}
+    for record in matching:
+        if latest[record.plan.day] is not record:
+            log.info("left out run %s of %s: the night was scored again later", record.plan.run_id, record.plan.day)
+    return [latest[night] for night in sorted(latest)]
 
 
 def connect(results: str) -> duckdb.DuckDBPyConnection:
@@ -43,8 +49,11 @@ def connect(results: str) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def view(connection: duckdb.DuckDBPyConnection, name: str, results: str, parts: list[Part]) -> None:
-    """Make the published parts readable as view `name`; an empty list gives no view."""
-    if parts:
-        root = storage.normalize(results).removeprefix("file://")
-        connection.read_parquet([f"{root}/{part.path}" for part in parts]).create_view(name)
+def view_scores(connection: duckdb.DuckDBPyConnection, results: str, records: list[RunRecord]) -> None:
+    """Make the published scores of the runs readable as the view `scores`, which may be empty."""
+    root = storage.normalize(results).removeprefix("file://")
+    paths = [f"{root}/{part.path}" for record in records for part in record.scores]
+    if paths:
+        connection.read_parquet(paths).create_view("scores")
+    else:
+        connection.register("scores", SCORES.empty_table())

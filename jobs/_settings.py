@@ -8,6 +8,7 @@ A TOML file holds one table per verb, so one file describes a whole deployment:
 """
 
 import argparse
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,8 @@ class JobSettings(BaseSettings):
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         finder.add_argument("--config", type=Path)
         known, _ = finder.parse_known_args(argv)
-        table = _table(known.config, cls.verb) if known.config else {}
+        path = known.config or os.environ.get("FCDD_CONFIG")
+        table = _table(Path(path), cls.verb) if path else {}
         try:
             return cls(
                 _cli_parse_args=True if argv is None else list(argv),

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fcdd import storage
+from fcdd.errors import TRANSIENT_REASONS
 from schemas import QUARANTINE, SCORES, Layout, conform
 from schemas.runs import Plan
 
@@ -90,23 +91,33 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 @dataclass(frozen=True, slots=True)
 class StagedPart:
-    """One staged file and the manifest rows it holds."""
+    """One staged file, the manifest rows it holds, and which of them failed for a transient reason."""
 
     uri: str
     row_ids: npt.NDArray[np.int64]
+    transient: npt.NDArray[np.bool_]
 
 
 def staged_parts(layout: Layout, run_id: str, table: str) -> Iterator[StagedPart]:
     """Every staged part of a table, in any order."""
     for page in storage.pages(layout.staged(run_id, table)):
         for info in page:
-            yield StagedPart(info.uri, read_table(info.uri, ["row_id"])["row_id"].to_numpy())
+            rows = read_table(info.uri, ["row_id"] if table == "scores" else ["row_id", "stage", "reason"])
+            transient = np.zeros(rows.num_rows, np.bool_)
+            if table == "quarantine":
+                of_the_store = pc.is_in(rows["reason"], pa.array(TRANSIENT_REASONS))
+                transient = pc.and_(of_the_store, pc.equal(rows["stage"], "fetch")).to_numpy()
+            yield StagedPart(info.uri, rows["row_id"].to_numpy(), transient)
 
 
-def done_rows(layout: Layout, plan: Plan) -> npt.NDArray[np.bool_]:
-    """(num_images,) which manifest rows are staged, in either table."""
+def done_rows(layout: Layout, plan: Plan, *, retry: bool) -> npt.NDArray[np.bool_]:
+    """(num_images,) which manifest rows are staged, in either table.
+
+    With `retry`, images that failed while being fetched for a reason of the store count as not done.
+    """
     done = np.zeros(plan.num_images, np.bool_)
-    for table in TABLES:
-        for part in staged_parts(layout, plan.run_id, table):
-            done[part.row_ids] = True
+    for part in staged_parts(layout, plan.run_id, "quarantine"):
+        done[part.row_ids[~part.transient] if retry else part.row_ids] = True
+    for part in staged_parts(layout, plan.run_id, "scores"):
+        done[part.row_ids] = True
     return done

@@ -1,11 +1,13 @@
 """The per-worker training function of Ray Train; the mathematics is in `fcdd.training`."""
 
+import functools
 import json
 import logging
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,7 @@ import torch
 from ray.util.queue import Queue
 
 from fcdd import backbones, detector, networks, normalization, training
-from fcdd.normalization import Normalization
+from fcdd.normalization import Kind, Normalization
 from fcdd.storage import ObjectInfo
 from fcdd.training import TrainOptions
 from jobs import _images, _ray
@@ -34,6 +36,8 @@ class LoopConfig:
     channels: int
     input_size: tuple[int, int]
     initial_weights: bytes
+    normalization: Kind
+    moving_statistics: bool
     options: TrainOptions
     logs: Queue
 
@@ -45,9 +49,16 @@ def train_worker(config: dict[str, LoopConfig]) -> None:
     rank, workers = context.get_world_rank(), context.get_world_size()
     if rank == 0:
         _ray.log_to(loop.logs)
-    pixels = _images.load_set(loop.images, loop.input_size, loop.channels).pixels
-    network = detector.deserialize(loop.initial_weights, loop.network, loop.channels, loop.input_size)
-    scaling = input_normalization(loop.network, pixels)
+    loaded = _images.load_set(loop.images, loop.input_size, loop.channels)
+    pixels = loaded.pixels[np.isin(loaded.positions, _common(loaded.positions))]
+    network = detector.deserialize(
+        loop.initial_weights,
+        loop.network,
+        loop.channels,
+        loop.input_size,
+        moving_statistics=loop.moving_statistics,
+    )
+    scaling = input_normalization(loop, pixels)
     wrapped = ray.train.torch.prepare_model(network)
     trainer = training.Trainer(
         wrapped,
@@ -75,11 +86,20 @@ def train_worker(config: dict[str, LoopConfig]) -> None:
         _report(metrics, network, scaling, save=rank == 0)
 
 
-def input_normalization(network: str, pixels: npt.NDArray[np.uint8]) -> Normalization:
-    """What the pretrained trunk expects, else the mean and deviation of the training images (N,H,W,C)."""
-    if network.startswith(networks.BACKBONE_PREFIX):
+def _common(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """What every worker could read: a request that failed on one of them must not shift the others' batches."""
+    if not torch.distributed.is_initialized():
+        return positions
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, positions)
+    return functools.reduce(np.intersect1d, everyone)
+
+
+def input_normalization(loop: LoopConfig, pixels: npt.NDArray[np.uint8]) -> Normalization:
+    """What an EfficientNet trunk expects, else constants of the training images (N,H,W,C)."""
+    if loop.network.startswith(networks.BACKBONE_PREFIX):
         return backbones.INPUT_NORMALIZATION
-    return normalization.estimate("mean_std", torch.from_numpy(pixels))
+    return normalization.estimate(loop.normalization, torch.from_numpy(pixels))
 
 
 def _report(metrics: dict[str, float], network: torch.nn.Module, scaling: Normalization, *, save: bool) -> None:

@@ -62,11 +62,12 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     """Join scores with labels and measure."""
     records = _runs.committed(settings.results, settings.collection, settings.date)
     connection = _runs.connect(settings.results)
-    _runs.view(connection, "scores", settings.results, [part for record in records for part in record.scores])
+    _runs.view_scores(connection, settings.results, records)
     labels = read_labels(settings.labels)
     connection.register("labels", labels)
     joined = connection.sql(
-        f"SELECT label, is_anomalous, {', '.join(SCORES)} FROM labels JOIN scores USING (image_uri)"
+        f"SELECT label, is_anomalous, {', '.join(SCORES)} FROM labels JOIN scores USING (image_uri) "
+        "QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY date DESC) = 1"  # the latest night of an image
     ).fetchnumpy()
     truth = np.asarray(joined["label"])
     alarms = np.asarray(joined["is_anomalous"])

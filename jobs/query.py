@@ -3,7 +3,6 @@
 import datetime as dt
 import functools
 import hashlib
-import io
 import json
 import logging
 import sys
@@ -17,14 +16,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fcdd import heatmap, storage
-from fcdd.errors import ConfigError
+from fcdd import heatmap, images, storage
+from fcdd.errors import ConfigError, ImageError
+from fcdd.storage import ObjectInfo
 from jobs import _console, _runs
 from jobs._settings import JobSettings
 from schemas import RunRecord
 
+# What a listing says of an image: it is read for a picture only if it is still the one that was scored.
+IDENTITY = ("image_uri", "image_etag", "image_bytes", "image_last_modified")
 COLUMNS = (
-    "image_uri",
+    *IDENTITY,
     "anomaly_score",
     "score_max",
     "p_value",
@@ -62,7 +64,7 @@ def query(settings: QuerySettings) -> None:
     """Print the top images and, if asked, save their pictures."""
     records = _runs.committed(settings.results, settings.collection, settings.date)
     connection = _runs.connect(settings.results)
-    _runs.view(connection, "scores", settings.results, [part for record in records for part in record.scores])
+    _runs.view_scores(connection, settings.results, records)
     relation = connection.sql(
         f"SELECT {', '.join(COLUMNS)}, heatmap FROM scores ORDER BY anomaly_score DESC, image_uri LIMIT ?",
         params=[settings.top],
@@ -117,15 +119,16 @@ def _save_pictures(rows: list[dict[str, Any]], heatmaps: list[bytes], records: l
         detector = load(record.plan.bundle)
         if detector.spec.digest != record.plan.bundle_digest:
             raise ConfigError(f"the bundle at {record.plan.bundle} is not the one that run {record.plan.run_id} used")
+        info = ObjectInfo(*(row[name] for name in IDENTITY))
         try:
-            original = Image.open(io.BytesIO(storage.read(row["image_uri"])))
-        except FileNotFoundError:
-            log.warning("no picture of %s: the image was deleted", row["image_uri"])
+            original = images.decode_full(storage.read_checked(info))
+        except ImageError as error:
+            log.warning("no picture of %s: %s", _printable(info.uri), error)
             continue
         full = detector.heatmap(heatmap.decode(encoded))
         shown = heatmap.overlay(original, full, record.map_threshold)
         path = folder / f"{rank:02d}-{hashlib.sha256(row['image_uri'].encode()).hexdigest()[:12]}.png"
-        _side_by_side(original.convert("RGB"), shown).save(path)
+        _side_by_side(original, shown).save(path)
         print(f"picture {rank:2d}  {path}")
 
 

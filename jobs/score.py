@@ -17,6 +17,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from fcdd import storage
@@ -74,6 +75,7 @@ def score(settings: ScoreSettings) -> RunRecord:
     run_id = _manifest.name_run(settings.collection, settings.date, images_uri, digest)
     if record := _commit.read_record(layout, run_id):
         log.info("run %s was committed at %s; nothing to do", run_id, record.committed_at)
+        storage.delete_prefix(layout.staging(run_id))  # what a crash after the commit may have left
         return record
     started = time.perf_counter()
     plan = _manifest.load_or_create_plan(
@@ -87,7 +89,7 @@ def score(settings: ScoreSettings) -> RunRecord:
         now=datetime.now(UTC),
     )
     seconds = {"plan": time.perf_counter() - started}
-    rate = stage_all(layout, plan, detector.spec.input_size, detector.spec.channels, seconds)
+    rate = stage_all(layout, plan, detector, seconds)
     _commit.check_quarantine(layout, plan, settings.max_quarantine_share)
     versions = {name: metadata.version(name) for name in VERSIONED} | {"python": platform.python_version()}
     return _commit.commit(
@@ -101,11 +103,9 @@ def score(settings: ScoreSettings) -> RunRecord:
     )
 
 
-def stage_all(
-    layout: Layout, plan: Plan, input_size: tuple[int, int], channels: int, seconds: dict[str, float]
-) -> float:
+def stage_all(layout: Layout, plan: Plan, detector: Detector, seconds: dict[str, float]) -> float:
     """Stage every manifest row that is not staged yet; adds to `seconds`, returns images per second."""
-    done = _staging.done_rows(layout, plan)
+    done = _staging.done_rows(layout, plan, retry=True)
     if done.all():
         return 0.0
     from jobs import _ray  # late: Ray's import costs seconds that a wrong option should not wait for
@@ -117,33 +117,32 @@ def stage_all(
         for _ in range(MAX_PASSES):
             if done.all():
                 break
-            _drain(_receipts(layout, plan, done, input_size, channels), total=plan.num_images, done=int(done.sum()))
-            done = _staging.done_rows(layout, plan)
+            _drain(_receipts(layout, plan, done, detector), total=plan.num_images, done=int(done.sum()))
+            done = _staging.done_rows(layout, plan, retry=False)
         seconds["stage"] = time.perf_counter() - started
     return (int(done.sum()) - before) / seconds["stage"]
 
 
-def _receipts(
-    layout: Layout, plan: Plan, done: np.ndarray, input_size: tuple[int, int], channels: int
-) -> "ray.data.Dataset":
+def _receipts(layout: Layout, plan: Plan, done: npt.NDArray[np.bool_], detector: Detector) -> "ray.data.Dataset":
     """The pipeline, one chain: what the design calls streams of manifest, pixels, scores and parts."""
     import ray.data
 
     from jobs import _pipeline as stages
 
     ray.data.DataContext.get_current().target_max_block_size = stages.BLOCK_BYTES
+    spec = detector.spec
     slices = stages.slices(_manifest.part_uris(layout, plan), _manifest.PART_ROWS, plan.num_images)
     return (
         ray.data.from_items(slices, override_num_blocks=len(slices))
         .map_batches(
-            stages.FetchDecode(np.packbits(done), plan.num_images, input_size, channels),
+            stages.FetchDecode(np.packbits(done), plan.num_images, spec.input_size, spec.channels),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=stages.DECODE_CPUS,
         )
         .map_batches(
             stages.Score,
-            fn_constructor_args=(plan,),
+            fn_constructor_args=(plan, spec, detector.weights),
             batch_size=stages.BLOCK_ROWS,
             batch_format="pyarrow",
             **stages.score_resources(),

@@ -21,8 +21,8 @@ from fcdd import backbones, bundle, detector, networks, splits, storage
 from fcdd.bundle import BundleSpec, TrainingRecord
 from fcdd.calibration import Calibration, conformal_threshold
 from fcdd.detector import Detector
-from fcdd.errors import ConfigError
-from fcdd.normalization import Normalization
+from fcdd.errors import ConfigError, FCDDError
+from fcdd.normalization import Kind, Normalization
 from fcdd.storage import ObjectInfo
 from fcdd.training import TrainOptions
 from jobs import _console, _images, _manifest
@@ -51,6 +51,7 @@ class TrainSettings(JobSettings):
     image_size: int = Field(160, ge=16, le=4096, description="side of the network's square input, pixels")
     pretrained: bool = Field(True, description="start backbones, vgg and vgg_f from their ImageNet weights")
     weights: Path | None = Field(None, description="file with torchvision's vgg11_bn weights, instead of a download")
+    normalization: Kind = Field("mean_std", description="of the input; EfficientNet trunks keep their own")
     epochs: int = Field(12, ge=1, description="passes over the training images")
     batch_size: int = Field(32, ge=2, description="global batch, over all workers")
     learning_rate: float = Field(1e-3, gt=0, description="peak of the one-cycle schedule")
@@ -86,6 +87,7 @@ def train(settings: TrainSettings) -> None:
     log.info("training on %d nominal images, calibrating on %d others", len(training), len(calibration))
     # Read before any worker starts: a prefix of unreadable images is found here.
     held_out = _images.load_set(calibration, (settings.image_size, settings.image_size), _channels(settings))
+    conformal_threshold(held_out.brightness, settings.alpha)  # enough of them are readable
     fitted = _fit(settings, training, initial_weights)
     record = TrainingRecord(
         images=images_uri,
@@ -138,6 +140,10 @@ def _prepare(
     return detector.serialize(network)
 
 
+class TrainingFailed(FCDDError):
+    """A worker raised: the message is its last line."""
+
+
 class Fitted(NamedTuple):
     """The last epoch's weights, the input normalisation, and how many images were readable."""
 
@@ -156,8 +162,12 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo], initial_weights: b
 
     options = TrainOptions(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(TrainOptions)})
     start = time.perf_counter()
-    with _ray.session(), _ray.worker_logs() as logs, tempfile.TemporaryDirectory() as folder:
-        result = TorchTrainer(
+    with (
+        _ray.session(cpus=settings.workers + 1, gpus=settings.workers if settings.gpu else 0),
+        _ray.worker_logs() as logs,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        trainer = TorchTrainer(
             _train_loop.train_worker,
             train_loop_config={
                 "loop": _train_loop.LoopConfig(
@@ -166,6 +176,8 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo], initial_weights: b
                     channels=_channels(settings),
                     input_size=(settings.image_size, settings.image_size),
                     initial_weights=initial_weights,
+                    normalization=settings.normalization,
+                    moving_statistics=not settings.pretrained,
                     options=options,
                     logs=logs,
                 )
@@ -175,7 +187,15 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo], initial_weights: b
                 storage_path=settings.checkpoints or folder,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             ),
-        ).fit()
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            failures = getattr(error, "worker_failures", {})
+            reason = next(iter(failures.values()), error)
+            raise TrainingFailed(f"training failed: {str(reason).strip().splitlines()[-1]}") from error
+        except SystemExit as error:  # what Ray Train makes of Ctrl-C
+            raise KeyboardInterrupt from error
         assert result.checkpoint is not None
         with result.checkpoint.as_directory() as checkpoint:
             weights = Path(checkpoint, _train_loop.WEIGHTS_FILE).read_bytes()

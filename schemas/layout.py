@@ -34,12 +34,12 @@ class Layout:
         """Folder of an uncommitted run."""
         return f"{self.results}/_staging/{run_id}"
 
-    def manifest(self, run_id: str) -> str:
-        """Folder of the manifest's parts."""
-        return f"{self.staging(run_id)}/manifest"
+    def manifest(self, run_id: str, digest: str) -> str:
+        """Folder of the parts of the manifest with this digest: two listings never mix."""
+        return f"{self.staging(run_id)}/manifest-{digest[:16]}"
 
     def plan(self, run_id: str) -> str:
-        """Written after the manifest's last part: the manifest is complete if and only if it exists."""
+        """Created once, after the manifest's last part: names the one manifest of this run by its digest."""
         return f"{self.staging(run_id)}/plan.json"
 
     def staged(self, run_id: str, table: str) -> str:

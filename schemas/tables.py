@@ -78,7 +78,7 @@ QUARANTINE = _schema(
         _field("stage", pa.string(), "where it failed: fetch, decode or score"),
         _field("reason", pa.string(), "one of fcdd.errors.REASONS"),
         _field("detail", pa.string(), "what was found, for a person"),
-        _field("attempts", pa.int32(), "how often the stage was tried"),
+        _field("attempts", pa.int32(), "how many passes of the run tried the image"),
         *_RUN,
     ],
 )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,8 @@ import pytest
 
 from fcdd import heatmap, storage
 from fcdd.detector import Detector
-from jobs import _commit, _manifest, _staging
+from fcdd.errors import ConfigError
+from jobs import _commit, _manifest, _runs, _staging
 from jobs._console import TooManyBadImages
 from jobs._staging import StageParts
 from schemas import Layout, RunRecord
@@ -47,7 +49,9 @@ def plan(tmp_path: Path, layout: Layout, detector: Detector) -> Plan:
     )
 
 
-def stage(layout: Layout, plan: Plan, scored: Sequence[int], failed: Sequence[int] = ()) -> None:
+def stage(
+    layout: Layout, plan: Plan, scored: Sequence[int], failed: Sequence[int] = (), *, reason: str = "corrupt"
+) -> None:
     """Stage rows as the pipeline does."""
     [uri] = _manifest.part_uris(layout, plan)
     rows = _staging.read_table(uri).take(pa.array([*scored, *failed], pa.int64()))
@@ -63,7 +67,8 @@ def stage(layout: Layout, plan: Plan, scored: Sequence[int], failed: Sequence[in
         "heatmap_width": 2,
         "regions": [],
     }
-    bad = {"stage": "decode", "reason": "corrupt", "detail": "d", "attempts": 1}
+    failure_stage = "fetch" if reason == "fetch_failed" else "decode"
+    bad = {"stage": failure_stage, "reason": reason, "detail": "d", "attempts": 1}
     StageParts(layout.results, plan.run_id)(_staging.assemble(rows, [good] * len(scored) + [bad] * len(failed), plan))
 
 
@@ -92,7 +97,7 @@ def test_a_missing_row_is_never_committed(layout: Layout, plan: Plan, detector: 
     with pytest.raises(_commit.IncompleteRun, match="1 of 20 images"):
         commit(layout, plan, detector)
     assert _commit.read_record(layout, plan.run_id) is None
-    assert np.flatnonzero(~_staging.done_rows(layout, plan)).tolist() == [19]
+    assert np.flatnonzero(~_staging.done_rows(layout, plan, retry=False)).tolist() == [19]
 
 
 def test_rows_staged_twice_count_once_and_a_score_beats_a_quarantine(
@@ -163,6 +168,71 @@ def test_the_plan_of_an_interrupted_run_is_kept_when_images_are_added(
         now=NOW.replace(hour=9),
     )
     assert again == plan
+
+
+def test_of_two_processes_that_list_at_the_same_time_one_adopts_the_plan_of_the_other(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = f"file://{tmp_path}/images"
+    storage.write(f"{images}/b.png", b"x")
+    arguments: dict[str, Any] = {"run_id": "r", "collection": "c", "day": date(2026, 11, 1), "images_uri": images}
+    arguments |= {"bundle": "b", "bundle_digest": "d", "now": NOW}
+    list_images, plans = _manifest.list_images, []
+
+    def list_while_another_plans(prefix: str) -> list[storage.ObjectInfo]:
+        monkeypatch.setattr(_manifest, "list_images", list_images)
+        plans.append(_manifest.load_or_create_plan(layout, **arguments))
+        storage.write(f"{images}/a.png", b"x")  # arrives between the two listings
+        return list_images(prefix)
+
+    monkeypatch.setattr(_manifest, "list_images", list_while_another_plans)
+    plans.append(_manifest.load_or_create_plan(layout, **arguments))
+    assert plans[0] == plans[1]
+    [uri] = _manifest.part_uris(layout, plans[1])
+    assert _staging.read_table(uri)["image_uri"].to_pylist() == [f"{images}/b.png"]
+
+
+def test_images_that_failed_because_of_the_store_are_tried_again_and_the_tries_are_counted(
+    layout: Layout, plan: Plan, detector: Detector
+) -> None:
+    stage(layout, plan, range(17), [17])
+    stage(layout, plan, [], [18, 19], reason="fetch_failed")
+    assert _staging.done_rows(layout, plan, retry=False).all()
+    assert np.flatnonzero(~_staging.done_rows(layout, plan, retry=True)).tolist() == [18, 19]
+    stage(layout, plan, [18], [], reason="fetch_failed")
+    # The same failure again, as another part: its content differs from the first by what it holds.
+    stage(layout, plan, [], [19], reason="fetch_failed")
+    record = commit(layout, plan, detector)
+    [part] = record.quarantine
+    rows = _staging.read_table(f"{layout.results}/{part.path}").to_pylist()
+    assert [(row["row_id"], row["reason"], row["attempts"]) for row in rows] == [
+        (17, "corrupt", 1),
+        (19, "fetch_failed", 2),
+    ]
+
+
+def test_readers_see_the_latest_run_of_a_night_and_survive_what_else_lies_there(
+    layout: Layout, plan: Plan, detector: Detector
+) -> None:
+    stage(layout, plan, range(20))
+    first = commit(layout, plan, detector)
+    later = RunRecord.model_validate(
+        first.model_dump() | {"committed_at": NOW.replace(hour=9), "plan": plan.model_copy(update={"run_id": "later"})}
+    )
+    storage.write(layout.record("later"), later.model_dump_json().encode())
+    storage.write(f"{layout.runs()}/notes.txt", b"remember the milk")
+    assert [record.plan.run_id for record in _runs.committed(layout.results, "c")] == ["later"]
+    storage.write(layout.record("odd"), b"{}")
+    with pytest.raises(ConfigError, match=r"odd\.json is not a run record"):
+        _runs.committed(layout.results, "c")
+
+
+def test_a_run_without_a_single_score_can_be_read(layout: Layout, plan: Plan, detector: Detector) -> None:
+    stage(layout, plan, [], range(20))
+    record = commit(layout, plan, detector)
+    connection = _runs.connect(layout.results)
+    _runs.view_scores(connection, layout.results, [record])
+    assert connection.sql("SELECT count(*), max(anomaly_score) FROM scores").fetchall() == [(0, None)]
 
 
 def test_the_quarantine_limit_counts_each_image_once(layout: Layout, plan: Plan) -> None:

@@ -37,6 +37,16 @@ def test_too_few_images_for_alpha_says_how_many_it_needs() -> None:
     calibration.conformal_threshold(np.zeros(99), 0.01)
 
 
+def test_a_rate_of_nearly_one_puts_the_threshold_at_the_smallest_score() -> None:
+    assert calibration.conformal_threshold(np.arange(4.0), 1 - 1e-12) == 0.0
+
+
+def test_the_map_threshold_comes_from_the_peaks_of_the_maps() -> None:
+    ones = np.ones(99)
+    fitted = Calibration.fit(np.arange(99.0), np.arange(99.0) * 7, ones, ones, alpha=0.01)
+    assert (fitted.threshold, fitted.map_threshold) == (98.0, 98.0 * 7)
+
+
 def test_scores_that_are_not_finite_are_refused() -> None:
     ones = np.ones(10)
     with pytest.raises(ConfigError, match="not finite"):

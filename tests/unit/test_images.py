@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fcdd import images
 from fcdd.datasets import LabelledImage
@@ -59,6 +59,32 @@ def test_exif_orientation_is_applied_and_swaps_the_sides() -> None:
     decoded = decode(data, size=(64, 48))
     assert (decoded.width, decoded.height) == (48, 64)
     assert decoded.pixels[-1].mean() > 200 > 60 > decoded.pixels[0].mean()
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_every_exif_orientation_is_turned_upright_like_pillow_does(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8))
+    data = encoded(stored, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    shown = images.decode_full(data)
+    np.testing.assert_array_equal(np.asarray(shown), np.asarray(upright))
+    decoded = decode(data, size=(upright.height, upright.width))
+    np.testing.assert_array_equal(decoded.pixels, np.asarray(upright))
+    assert (decoded.width, decoded.height) == upright.size
+
+
+def test_metadata_that_cannot_be_read_costs_the_orientation_and_not_the_image() -> None:
+    damaged = encoded(Image.fromarray(GRADIENT), exif=b"Exif\0\0" + b"garbage of no known byte order")
+    np.testing.assert_array_equal(decode(damaged, channels=1).pixels[:, :, 0], GRADIENT)
+
+
+def test_the_whole_picture_follows_the_same_rules() -> None:
+    deep = images.decode_full(encoded(Image.fromarray(GRADIENT.astype(np.uint16) * 257)))
+    np.testing.assert_array_equal(np.asarray(deep)[:, :, 0], GRADIENT)
+    with pytest.raises(ImageError):
+        images.decode_full(b"<html>")
 
 
 def test_large_jpegs_are_decoded_close_to_a_full_decode(nominal_cells: list[LabelledImage]) -> None:

@@ -61,6 +61,13 @@ def test_an_object_that_changed_or_vanished_since_the_listing_is_not_read(place:
     assert vanished.value.reason == "vanished"
 
 
+def test_an_etag_is_compared_without_its_quotes(place: str) -> None:
+    """Azure lists tags without the quotes it answers with."""
+    storage.write(f"{place}/x.png", b"12345")
+    [info] = listed(place)
+    assert storage.read_checked(info._replace(etag=info.etag.strip('"'))) == b"12345"
+
+
 def test_a_body_of_another_length_than_listed_is_truncated(place: str) -> None:
     storage.write(f"{place}/x.png", b"12345")
     [info] = listed(place)
@@ -79,6 +86,9 @@ def test_delete_prefix_leaves_neighbours_alone(place: str) -> None:
 @pytest.mark.parametrize(
     "uri",
     [
+        "s3://[b/x",
+        "s3://b/../x",
+        "S3://b/x",
         "ftp://host/x",
         "http://169.254.169.254/latest",
         "s3://user:secret@bucket/x",
@@ -95,6 +105,8 @@ def test_only_the_supported_schemes_are_locations(uri: str) -> None:
 def test_a_local_path_becomes_a_file_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage.normalize("images/") == f"file://{tmp_path}/images"
+    assert storage.normalize("images/../other") == f"file://{tmp_path}/other"
+    assert storage.normalize("file:///data/") == "file:///data"
 
 
 @pytest.mark.s3

@@ -45,6 +45,37 @@ def test_workers_together_draw_the_same_global_batches(workers: int) -> None:
                 assert torch.equal(ours, all_of_them[rank::workers])
 
 
+def test_nominal_samples_are_mirrored_and_vary_in_brightness() -> None:
+    image = np.full((16, 16, 3), 100, np.uint8)
+    image[:4, :6] = 160  # a corner that shows how the image was turned
+    nominal = [
+        s.pixels for s in (training.draw_sample(image, i, epoch=0, options=OPTIONS) for i in range(200)) if not s.label
+    ]
+    brightest = {tuple(int(v) for v in np.unravel_index(p[:, :, 0].argmax(), (16, 16))) for p in nominal}
+    assert {row > 8 for row, _ in brightest} == {column > 8 for _, column in brightest} == {False, True}
+    assert np.ptp([p.mean() for p in nominal]) > 20
+    still = dataclasses.replace(OPTIONS, flips=False)
+    unturned = [
+        s.pixels for s in (training.draw_sample(image, i, epoch=0, options=still) for i in range(200)) if not s.label
+    ]
+    assert {tuple(np.unravel_index(p[:, :, 0].argmax(), (16, 16))) for p in unturned} == {(0, 0)}
+
+
+def test_the_learning_rate_rises_and_falls_over_the_training() -> None:
+    network = networks.build("cnn32_s", in_channels=3, image_size=(32, 32))
+    scaling = normalization.estimate("mean_std", torch.from_numpy(IMAGES))
+    trainer = training.Trainer(network, network.receptive_field, scaling, OPTIONS, num_images=40, input_size=(32, 32))
+    rates = []
+    for epoch in range(OPTIONS.epochs):
+        for batch in training.batches(IMAGES, OPTIONS, epoch=epoch):
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+            trainer.step(batch)
+    assert len(rates) == 15
+    assert rates[0] < 0.1 * max(rates)
+    assert rates[-1] < 0.1 * max(rates)
+    assert max(rates) == pytest.approx(OPTIONS.learning_rate, rel=0.05)
+
+
 @pytest.mark.parametrize("anomalies", ["defects", "confetti"])
 def test_half_of_the_samples_become_anomalous_with_a_mask(anomalies: str) -> None:
     options = dataclasses.replace(OPTIONS, anomalies=anomalies)  # type: ignore[arg-type]
