@@ -146,7 +146,7 @@ class Trainer:
             losses = objective.pixel_loss(map_b1uv, batch.masks.to(device), self._upsample)
         total = losses.mean()
         if not torch.isfinite(total):
-            raise FloatingPointError(f"the loss became {total.item()}")
+            raise FloatingPointError(f"the loss became {total.item()}; lower the learning rate")
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()

@@ -123,6 +123,24 @@ def test_wrong_credentials_are_named_and_never_shown(
     assert "canary-secret" not in done.stdout + done.stderr
 
 
+def test_a_gpu_that_is_not_there_is_named(fcdd: Fcdd, trained: Trained, prefix: str) -> None:
+    small = ("--network", "cnn32_s", "--image-size", "32", "--batch-size", "16", "--alpha", "0.1")
+    done = fcdd("train", "--images", trained.images, "--bundle", f"{prefix}/b", *small, "--gpu", check=False)
+    assert done.returncode == 2
+    assert "needs 3 CPUs and 2 GPUs, the cluster has" in done.stderr
+
+
+def test_a_training_that_diverges_says_so_and_leaves_no_bundle(fcdd: Fcdd, trained: Trained, prefix: str) -> None:
+    small = ("--network", "cnn32_s", "--image-size", "32", "--batch-size", "16", "--alpha", "0.1", "--epochs", "2")
+    done = fcdd(
+        *("train", "--images", trained.images, "--bundle", f"{prefix}/b", *small, "--learning-rate", "1e30"),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "error: training failed: the loss became nan; lower the learning rate" in done.stderr
+    assert not storage.exists(f"{prefix}/b/bundle.json")
+
+
 def test_too_many_unreadable_images_stop_the_run_and_keep_what_was_staged(
     fcdd: Fcdd, prefix: str, night: Night
 ) -> None:

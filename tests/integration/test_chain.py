@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,6 +122,19 @@ def test_plain_duckdb_reads_the_published_files_with_partitions(night: Night, tm
         "hive_partitioning = true) GROUP BY ALL"
     ).fetchall()
     assert [(c, str(d), n) for c, d, n, _ in counts] == [(COLLECTION, NIGHT, 151)]
+    # The README's way to see committed runs only: parts of another run lie there, but no record names it.
+    orphan = tmp_path / "scores" / f"collection={COLLECTION}" / "date=2026-11-09" / "run=unfinished" / "part-0.parquet"
+    storage.write(str(orphan), storage.read(f"{night.results}/{night.record.scores[0].path}"))
+    committed = _readme_sql(tmp_path)
+    assert duckdb.sql(committed).fetchall() == [(151,)]
+
+
+def _readme_sql(results: Path) -> str:
+    """The README's query of committed runs, counting rows."""
+    [query] = re.findall(r"```sql\n(.*?);\n", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)[:1]
+    counted = re.sub(r"SELECT .*?\nFROM", "SELECT count(*)\nFROM", query, flags=re.DOTALL)
+    counted = re.sub(r"\n  AND collection.*", "", counted, flags=re.DOTALL)
+    return counted.replace("results/", f"{results}/")
 
 
 def test_the_same_command_again_does_nothing_and_says_so(fcdd: Fcdd, night: Night) -> None:
@@ -157,6 +171,10 @@ def test_evaluate_counts_what_it_measured(fcdd: Fcdd, night: Night) -> None:
     metrics = result["metrics"]["anomaly_score"]
     assert metrics["auroc"] == pytest.approx(wins)
     assert (metrics["num_nominal"], metrics["num_anomalous"], result["num_without_score"]) == (100, 50, 1)
+    alarms = {row["image_uri"]: row["is_anomalous"] for row in rows(night, "scores")}
+    for label, rate in ((0, "false_alarm_rate"), (1, "detection_rate")):
+        expected = np.mean([alarms[uri] for uri in alarms if labels.get(str(uri)) == label])
+        assert result[rate] == pytest.approx(expected)
     text = fcdd(*common).stdout
     assert "100 nominal, 50 anomalous; 1 of 151 labelled images have no score" in text
 
@@ -182,6 +200,7 @@ def test_a_killed_run_leaves_nothing_to_readers_and_the_same_command_finishes_it
     assert "resuming run" in done.stderr
     [record] = _runs.committed(results, COLLECTION)
     assert (record.num_scored, record.num_quarantined) == (151, 4)
+    assert record.num_duplicates_dropped == 0  # what was staged before the kill was not done again
     first = {row["image_uri"]: row["anomaly_score"] for row in rows(night, "scores")}
     [part] = record.scores
     second = _staging.read_table(f"{results}/{part.path}").to_pylist()
