@@ -73,7 +73,8 @@ def serve(bucket: str) -> Iterator[LocalS3]:
                 *("-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.autoCreateBucket=false"),
                 *("-s3.port.iceberg=0", "-s3.port.lance=0", *flags),
             ],
-            env={**os.environ, "S3_BUCKET": bucket, **server.environment()},
+            # Go keeps freed memory unless told otherwise; a demonstration needs little.
+            env={**os.environ, "GOMEMLIMIT": "150MiB", "S3_BUCKET": bucket, **server.environment()},
             stdout=log,
             stderr=subprocess.STDOUT,
             # Its own session: a Ctrl-C of the terminal reaches it only through this context manager.

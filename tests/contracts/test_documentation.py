@@ -48,12 +48,13 @@ def test_the_demo_configuration_holds_known_options_only() -> None:
         assert set(table) <= known[verb], verb
 
 
-def test_files_and_targets_named_in_the_readme_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`make ([a-z-]+)`", README):
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/decisions.md", "benchmarks/README.md"])
+def test_files_and_targets_named_in_the_documentation_exist(page: str) -> None:
+    text, makefile = (ROOT / page).read_text(), (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`make ([a-z-]+)`", text):
         assert f"\n{target}:" in makefile, target
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / link).exists(), link
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert ((ROOT / page).parent / link).exists(), link
 
 
 def test_the_changelog_knows_the_current_version() -> None:
