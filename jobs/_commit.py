@@ -15,12 +15,11 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import ValidationError
 
 from fcdd import storage
 from fcdd.bundle import BundleSpec
-from fcdd.errors import ConfigError, FCDDError
-from jobs import _staging
+from fcdd.errors import FCDDError
+from jobs import _records, _staging
 from jobs._console import TooManyBadImages
 from jobs._staging import StagedPart
 from schemas import QUARANTINE, Layout, Part, RunRecord, conform
@@ -34,22 +33,6 @@ log = logging.getLogger(__name__)
 
 class IncompleteRun(FCDDError):
     """Manifest rows without a staged row: the pipeline lost them, or is not finished."""
-
-
-def read_record(layout: Layout, run_id: str) -> RunRecord | None:
-    """The commit record, None while the run is not committed."""
-    try:
-        return parse_record(layout.record(run_id))
-    except FileNotFoundError:
-        return None
-
-
-def parse_record(uri: str) -> RunRecord:
-    """The commit record at `uri`. Raises FileNotFoundError, or ConfigError when it is not a record."""
-    try:
-        return RunRecord.model_validate_json(storage.read(uri))
-    except ValidationError as error:
-        raise ConfigError(f"{uri} is not a run record of this version; move it out of the runs folder") from error
 
 
 def commit(
@@ -99,7 +82,7 @@ def commit(
         storage.create(layout.record(plan.run_id), record.model_dump_json(indent=1).encode())
     except FileExistsError:
         log.warning("run %s was committed by another process meanwhile; its record stands", plan.run_id)
-        return parse_record(layout.record(plan.run_id))
+        return _records.parse(layout.record(plan.run_id))
     storage.delete_prefix(layout.staging(plan.run_id))
     return record
 

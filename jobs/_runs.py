@@ -7,7 +7,7 @@ import duckdb
 
 from fcdd import storage
 from fcdd.errors import ConfigError
-from jobs import _commit
+from jobs import _records
 from schemas import SCORES, Layout, RunRecord
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def committed(results: str, collection: str, day: date | None = None) -> list[Ru
     """
     layout = Layout(storage.normalize(results))
     uris = [info.uri for page in storage.pages(layout.runs()) for info in page if info.uri.endswith(".json")]
-    records = [_commit.parse_record(uri) for uri in uris]
+    records = [_records.parse(uri) for uri in uris]
     matching = [r for r in records if r.plan.collection == collection and day in (None, r.plan.day)]
     if not matching:
         known = sorted({f"{r.plan.collection} {r.plan.day}" for r in records})

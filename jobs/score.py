@@ -23,7 +23,7 @@ from pydantic import Field
 from fcdd import storage
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError
-from jobs import _commit, _console, _manifest, _staging
+from jobs import _commit, _console, _manifest, _records, _staging
 from jobs._settings import JobSettings
 from schemas import Layout, RunRecord
 from schemas.layout import is_name
@@ -73,7 +73,7 @@ def score(settings: ScoreSettings) -> RunRecord:
     detector = Detector.load(bundle_uri)
     digest = detector.spec.digest
     run_id = _manifest.name_run(settings.collection, settings.date, images_uri, digest)
-    if record := _commit.read_record(layout, run_id):
+    if record := _records.read(layout, run_id):
         log.info("run %s was committed at %s; nothing to do", run_id, record.committed_at)
         storage.delete_prefix(layout.staging(run_id))  # what a crash after the commit may have left
         return record
