@@ -1,0 +1,63 @@
+"""The embedded S3 server and the demo leave nothing behind, however they end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from cluster import local_s3
+
+pytestmark = pytest.mark.s3
+
+
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], signal.Signals]]:
+    process = subprocess.Popen([sys.executable, "-m", "cluster.local_s3"], stdout=subprocess.PIPE, text=True)
+    yield process, request.param
+    if process.poll() is None:
+        process.kill()
+
+
+def test_the_server_prints_what_to_export_and_stops_when_interrupted(
+    served: tuple[subprocess.Popen[str], signal.Signals],
+) -> None:
+    process, interrupt = served
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(5)]
+    assert lines[0].startswith("export AWS_ENDPOINT_URL=http://127.0.0.1:")
+    [server] = psutil.Process(process.pid).children()
+    [folder] = [argument.removeprefix("-dir=") for argument in server.cmdline() if argument.startswith("-dir=")]
+    assert os.path.isdir(folder)
+    process.send_signal(interrupt)
+    assert process.wait(timeout=30) == 0
+    assert not server.is_running()
+    assert not os.path.exists(folder)
+
+
+def test_two_servers_live_side_by_side() -> None:
+    with local_s3.serve("one") as first, local_s3.serve("two") as second:
+        assert first.endpoint != second.endpoint
+
+
+def test_an_interrupted_demo_stops_everything_it_started(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C of a terminal goes to the whole process group, here while Ray trains."""
+    monkeypatch.chdir(str(tmp_path))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cluster.demo"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    started: set[psutil.Process] = set()
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not any("raylet" in p.name() for p in started if p.is_running()):
+        started |= set(psutil.Process(process.pid).children(recursive=True))
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 130, output
+    assert "interrupted" in output
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert alive == []
