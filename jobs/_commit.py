@@ -27,6 +27,7 @@ from schemas.runs import Plan
 
 # Manifest rows of one published part: about 135 MB of scores with 28x28 heatmaps.
 PART_ROWS = 250_000
+_QUARANTINED = list(_staging.TABLES).index("quarantine")
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +41,19 @@ def commit(
     plan: Plan,
     spec: BundleSpec,
     *,
+    max_quarantine_share: float,
     now: datetime,
     stage_seconds: dict[str, float],
     images_per_second: float,
     versions: dict[str, str],
 ) -> RunRecord:
-    """Publish a staged run. Raises IncompleteRun unless every manifest row is staged."""
+    """Publish a staged run.
+
+    Raises IncompleteRun unless every manifest row is staged, TooManyBadImages when more than
+    `max_quarantine_share` of them failed; staging is kept in both cases.
+    """
     owner, duplicates = _prove(layout, plan)
+    _check_quarantine(int(np.count_nonzero(owner == _QUARANTINED)), layout, plan, max_quarantine_share)
     published: dict[str, list[Part]] = {}
     reasons: Counter[str] = Counter()
     anomalous = 0
@@ -87,10 +94,7 @@ def commit(
     return record
 
 
-def check_quarantine(layout: Layout, plan: Plan, max_share: float) -> None:
-    """Raises TooManyBadImages when more than `max_share` of the images failed; staging is kept."""
-    parts = _staging.staged_parts(layout, plan.run_id, "quarantine")
-    failed = len(np.unique(np.concatenate([np.empty(0, np.int64), *(part.row_ids for part in parts)])))
+def _check_quarantine(failed: int, layout: Layout, plan: Plan, max_share: float) -> None:
     if failed > max_share * plan.num_images:
         raise TooManyBadImages(
             f"{failed} of {plan.num_images} images under {plan.images} cannot be scored, more than the limit of "

@@ -20,7 +20,8 @@ from fcdd.storage import ObjectInfo
 from schemas import MANIFEST, Layout, conform
 from schemas.runs import Plan
 
-PART_ROWS = 50_000
+# A decode task reads the part its slice is in, so parts are not much larger than slices.
+PART_ROWS = 8_192
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Rows on their way: the wide row between scoring and writing, and the staged parts of an uncommitted run.
 
 A staged part is one Parquet file of the SCORES or QUARANTINE schema, built whole in memory, put once,
-named by its content: a retried task overwrites its own file. What staging holds is never redone.
+named by its content and the attempt: a retried task overwrites its own file. What staging holds is not redone.
 """
 
 import hashlib
@@ -50,10 +50,14 @@ def assemble(rows: pa.Table, results: list[dict[str, object]], plan: Plan) -> pa
 
 @dataclass(frozen=True, slots=True)
 class StageParts:
-    """ROW tables -> staged parts of both tables; one receipt row with the counts."""
+    """ROW tables -> staged parts of both tables; one receipt row with the counts.
+
+    `attempt` tells passes over the same images apart, so that they can be counted.
+    """
 
     results: str
     run_id: str
+    attempt: str
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Puts at most one part of each table."""
@@ -64,7 +68,7 @@ class StageParts:
             counts[table] = [part.num_rows]
             if part.num_rows:
                 data = to_parquet(part)
-                name = f"{hashlib.sha256(data).hexdigest()[:24]}.parquet"
+                name = f"{hashlib.sha256(data).hexdigest()[:24]}-{self.attempt}.parquet"
                 storage.write(storage.join(Layout(self.results).staged(self.run_id, table), name), data)
         return pa.table(counts)
 

@@ -11,6 +11,7 @@ import logging
 import platform
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -90,12 +91,12 @@ def score(settings: ScoreSettings) -> RunRecord:
     )
     seconds = {"plan": time.perf_counter() - started}
     rate = stage_all(layout, plan, detector, seconds)
-    _commit.check_quarantine(layout, plan, settings.max_quarantine_share)
     versions = {name: metadata.version(name) for name in VERSIONED} | {"python": platform.python_version()}
     return _commit.commit(
         layout,
         plan,
         detector.spec,
+        max_quarantine_share=settings.max_quarantine_share,
         now=datetime.now(UTC),
         stage_seconds=seconds,
         images_per_second=rate,
@@ -148,7 +149,7 @@ def _receipts(layout: Layout, plan: Plan, done: npt.NDArray[np.bool_], detector:
             **stages.score_resources(),
         )
         .map_batches(
-            _staging.StageParts(layout.results, plan.run_id),
+            _staging.StageParts(layout.results, plan.run_id, attempt=uuid.uuid4().hex[:8]),
             batch_size=_staging.PART_ROWS,
             batch_format="pyarrow",
             num_cpus=stages.WRITE_CPUS,

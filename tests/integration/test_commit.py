@@ -50,7 +50,13 @@ def plan(tmp_path: Path, layout: Layout, detector: Detector) -> Plan:
 
 
 def stage(
-    layout: Layout, plan: Plan, scored: Sequence[int], failed: Sequence[int] = (), *, reason: str = "corrupt"
+    layout: Layout,
+    plan: Plan,
+    scored: Sequence[int],
+    failed: Sequence[int] = (),
+    *,
+    reason: str = "corrupt",
+    attempt: str = "first",
 ) -> None:
     """Stage rows as the pipeline does."""
     [uri] = _manifest.part_uris(layout, plan)
@@ -69,11 +75,24 @@ def stage(
     }
     failure_stage = "fetch" if reason == "fetch_failed" else "decode"
     bad = {"stage": failure_stage, "reason": reason, "detail": "d", "attempts": 1}
-    StageParts(layout.results, plan.run_id)(_staging.assemble(rows, [good] * len(scored) + [bad] * len(failed), plan))
+    StageParts(layout.results, plan.run_id, attempt)(
+        _staging.assemble(rows, [good] * len(scored) + [bad] * len(failed), plan)
+    )
 
 
-def commit(layout: Layout, plan: Plan, detector: Detector) -> RunRecord:
-    return _commit.commit(layout, plan, detector.spec, now=NOW, stage_seconds={}, images_per_second=1.0, versions={})
+def commit(
+    layout: Layout, plan: Plan, detector: Detector, *, max_quarantine_share: float = 1, now: datetime = NOW
+) -> RunRecord:
+    return _commit.commit(
+        layout,
+        plan,
+        detector.spec,
+        max_quarantine_share=max_quarantine_share,
+        now=now,
+        stage_seconds={},
+        images_per_second=1.0,
+        versions={},
+    )
 
 
 def published(layout: Layout, record: RunRecord, table: str) -> list[int]:
@@ -129,9 +148,7 @@ def test_the_record_of_the_first_to_commit_stands(
     with monkeypatch.context() as patch:
         patch.setattr(storage, "delete_prefix", lambda uri: None)  # the second is already at work on the same rows
         first = commit(layout, plan, detector)
-    second = _commit.commit(
-        layout, plan, detector.spec, now=NOW.replace(hour=4), stage_seconds={}, images_per_second=2.0, versions={}
-    )
+    second = commit(layout, plan, detector, now=NOW.replace(hour=4))
     assert second == first
 
 
@@ -200,14 +217,15 @@ def test_images_that_failed_because_of_the_store_are_tried_again_and_the_tries_a
     assert _staging.done_rows(layout, plan, retry=False).all()
     assert np.flatnonzero(~_staging.done_rows(layout, plan, retry=True)).tolist() == [18, 19]
     stage(layout, plan, [18], [], reason="fetch_failed")
-    # The same failure again, as another part: its content differs from the first by what it holds.
-    stage(layout, plan, [], [19], reason="fetch_failed")
+    stage(layout, plan, [], [19], reason="fetch_failed", attempt="second")
+    stage(layout, plan, [], [19], reason="fetch_failed", attempt="third")
+    stage(layout, plan, [], [19], reason="fetch_failed", attempt="third")  # a task that Ray ran twice
     record = commit(layout, plan, detector)
     [part] = record.quarantine
     rows = _staging.read_table(f"{layout.results}/{part.path}").to_pylist()
     assert [(row["row_id"], row["reason"], row["attempts"]) for row in rows] == [
         (17, "corrupt", 1),
-        (19, "fetch_failed", 2),
+        (19, "fetch_failed", 3),
     ]
 
 
@@ -235,13 +253,16 @@ def test_a_run_without_a_single_score_can_be_read(layout: Layout, plan: Plan, de
     assert connection.sql("SELECT count(*), max(anomaly_score) FROM scores").fetchall() == [(0, None)]
 
 
-def test_the_quarantine_limit_counts_each_image_once(layout: Layout, plan: Plan) -> None:
-    for _ in range(2):
-        stage(layout, plan, range(11), range(11, 20))
-    stage(layout, plan, [], [11])
-    _commit.check_quarantine(layout, plan, 0.45)
+def test_the_quarantine_limit_counts_each_image_once_and_not_those_scored_later(
+    layout: Layout, plan: Plan, detector: Detector
+) -> None:
+    for attempt in ("first", "second"):
+        stage(layout, plan, range(10), range(10, 20), attempt=attempt)
+    stage(layout, plan, [10])
     with pytest.raises(TooManyBadImages, match="9 of 20 images"):
-        _commit.check_quarantine(layout, plan, 0.44)
+        commit(layout, plan, detector, max_quarantine_share=0.44)
+    assert _records.read(layout, plan.run_id) is None
+    assert commit(layout, plan, detector, max_quarantine_share=0.45).num_quarantined == 9
 
 
 def test_the_manifest_lists_images_once_sorted_and_nothing_else(tmp_path: Path) -> None:
