@@ -3,6 +3,7 @@
 python -m cluster.local_s3        prints the environment to export, serves until Ctrl-C
 """
 
+import argparse
 import os
 import secrets
 import signal
@@ -71,6 +72,7 @@ def serve(bucket: str) -> Iterator[LocalS3]:
                 str(Path(sysconfig.get_path("scripts"), "weed")),
                 *("mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
                 *("-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.autoCreateBucket=false"),
+                *(f"-s3.localSocket={folder / 's3.sock'}", f"-filer.localSocket={folder / 'filer.sock'}"),
                 *("-s3.port.iceberg=0", "-s3.port.lance=0", *flags),
             ],
             # Go keeps freed memory unless told otherwise; a demonstration needs little.
@@ -133,6 +135,7 @@ def _free_ports(count: int) -> list[int]:
 
 def main() -> None:
     """Serve until interrupted."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
 CLOUD_SCHEMES = ("s3", "gs", "az")
+_HALF_A_SCHEME = re.compile(r"(s3|gs|az|file|https?):")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NOT_THERE = (exceptions.NotFoundError, FileNotFoundError)
 _FORBIDDEN = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
@@ -148,7 +149,7 @@ def normalize(uri: str) -> str:
     Raises ConfigError for a scheme that is not supported.
     """
     scheme, separator, rest = uri.partition("://")
-    if not separator and uri and "::" not in uri:
+    if not separator and uri and "::" not in uri and not _HALF_A_SCHEME.match(uri):
         return "file://" + os.path.abspath(os.path.expanduser(uri))
     if scheme == "file" and rest.startswith("/"):
         return "file://" + os.path.abspath(rest)
@@ -168,6 +169,8 @@ def filesystem(scheme: str) -> AbstractFileSystem:
 def _client_settings(scheme: str) -> tuple["ClientConfig", "RetryConfig"]:
     """Timeouts and one retry budget; plain http only where the user's AWS_ENDPOINT_URL asks for it."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if scheme == "s3" else ""
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(f"expected AWS_ENDPOINT_URL to start with http:// or https://, got {endpoint!r}")
     return (
         {
             "allow_http": endpoint.startswith("http://"),
@@ -184,7 +187,12 @@ def _store(scheme: str, bucket: str) -> ObjectStore:
     if scheme == "file":
         return LocalStore(mkdir=True)
     options, retry = _client_settings(scheme)
-    return from_url(f"{scheme}://{bucket}", client_options=options, retry_config=retry)
+    try:
+        return from_url(f"{scheme}://{bucket}", client_options=options, retry_config=retry)
+    except (exceptions.BaseError, ValueError) as error:
+        raise ConfigError(
+            f"cannot use {scheme}://{bucket}: {_first_line(error)}; set the account and credentials in the environment"
+        ) from error
 
 
 def _locate(uri: str) -> tuple[ObjectStore, str]:
@@ -208,7 +216,8 @@ def _explained(uri: str, action: str) -> Iterator[None]:
             raise FileNotFoundError(uri) from error
         if isinstance(error, _FORBIDDEN) or "403 Forbidden" in str(error):
             raise ConfigError(
-                f"cannot {action} {uri}: access denied; check the credentials in the environment and their policy"
+                f"cannot {action} {uri}: access denied; check the credentials in the environment, their policy, and "
+                "AWS_ENDPOINT_URL for S3 servers other than Amazon's"
             ) from error
         if "invalid path" in str(error):
             raise ConfigError(

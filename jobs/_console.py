@@ -1,6 +1,7 @@
 """The edge of a process: logging, exit codes, and the one place that turns errors into sentences."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -30,6 +31,8 @@ def run(job: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; nothing was committed, the same command starts or goes on again", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has seen enough: `fcdd query ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE

@@ -3,6 +3,7 @@
 import logging
 import logging.handlers
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,6 +44,8 @@ def session(*, cpus: int = MIN_LOCAL_CPUS, gpus: int = 0) -> Iterator[None]:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    # A run of a few images has fewer blocks than actors, which is no reason for a warning.
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     try:
         total = ray.cluster_resources()
         if total.get("CPU", 0) < cpus or total.get("GPU", 0) < gpus:

@@ -54,6 +54,9 @@ def view_scores(connection: duckdb.DuckDBPyConnection, results: str, records: li
     root = storage.normalize(results).removeprefix("file://")
     paths = [f"{root}/{part.path}" for record in records for part in record.scores]
     if paths:
-        connection.read_parquet(paths).create_view("scores")
+        try:
+            connection.read_parquet(paths).create_view("scores")
+        except duckdb.IOException as error:
+            raise ConfigError(f"a published part under {root} is missing or damaged: {error}") from error
     else:
         connection.register("scores", SCORES.empty_table())

@@ -8,16 +8,28 @@ A TOML file holds one table per verb, so one file describes a whole deployment:
 """
 
 import argparse
+import datetime as dt
 import os
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from fcdd.errors import ConfigError
+
+
+def _strict_date(value: object) -> object:
+    """Pydantic would also take numbers and times, and a night must not be guessed."""
+    if isinstance(value, str) and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+        raise ValueError("expected a date like 2026-11-24")
+    return value
+
+
+Night = Annotated[dt.date, BeforeValidator(_strict_date)]
 
 
 class JobSettings(BaseSettings):

@@ -1,6 +1,7 @@
 """The console script: `fcdd <verb> ...` is `python -m jobs.<verb> ...`."""
 
 import importlib
+import importlib.metadata
 import sys
 
 VERBS = {
@@ -14,8 +15,11 @@ VERBS = {
 def main() -> int:
     """Dispatch to a job; only that job's imports are paid for."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print("usage: fcdd <verb> [options]      fcdd <verb> --help explains each\n")
+        print("usage: fcdd <verb> [options]      fcdd <verb> --help explains each      fcdd --version\n")
         print("\n".join(f"  {verb:10}{meaning}" for verb, meaning in VERBS.items()))
+        return 0
+    if sys.argv[1] == "--version":
+        print(f"fcdd-at-scale {importlib.metadata.version('fcdd-at-scale')}")
         return 0
     verb = sys.argv[1]
     if verb not in VERBS:

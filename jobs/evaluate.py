@@ -1,6 +1,5 @@
 """`fcdd evaluate`: committed runs and labels -> AUROC, with the conditions it was measured under."""
 
-import datetime as dt
 import io
 import json
 import sys
@@ -18,7 +17,7 @@ from fcdd import storage
 from fcdd.errors import ConfigError
 from fcdd.metrics import ImageMetrics, image_metrics
 from jobs import _console, _runs
-from jobs._settings import JobSettings
+from jobs._settings import JobSettings, Night
 
 SCORES = ("anomaly_score", "score_max", "score_top1pct")
 
@@ -26,7 +25,8 @@ SCORES = ("anomaly_score", "score_max", "score_top1pct")
 class EvaluateSettings(JobSettings):
     """Compare the scores of committed runs with labels.
 
-    The labels are a CSV or Parquet file with the columns image_uri and label (0 nominal, 1 anomalous).
+    The labels are a CSV or Parquet file with the columns image_uri (as `fcdd query` shows it) and label
+    (0 nominal, 1 anomalous).
     Images without a label do not count; labelled images that were quarantined are reported.
     """
 
@@ -34,7 +34,7 @@ class EvaluateSettings(JobSettings):
 
     results: str = Field(description="location of the results")
     collection: str = Field(description="name of the image collection")
-    date: dt.date | None = Field(None, description="night, YYYY-MM-DD; default: all nights together")
+    date: Night | None = Field(None, description="night, YYYY-MM-DD; default: all nights together")
     labels: str = Field(description="location of the labels (.csv or .parquet)")
     output: Literal["text", "json"] = Field("text", description="what to print")
 
@@ -70,6 +70,11 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         "QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY date DESC) = 1"  # the latest night of an image
     ).fetchnumpy()
     truth = np.asarray(joined["label"])
+    if not len(truth):
+        raise ConfigError(
+            f"none of the {labels.num_rows} labels is of an image scored in {settings.collection!r}; a label reads "
+            f"{labels['image_uri'][0].as_py()!r}: image_uri must be the whole location, as `fcdd query` shows it"
+        )
     alarms = np.asarray(joined["is_anomalous"])
     return Evaluation(
         metrics={name: image_metrics(truth, np.asarray(joined[name], np.float64)) for name in SCORES},
@@ -101,7 +106,8 @@ def read_labels(location: str) -> pa.Table:
         raise ConfigError(f"expected labels 0 (nominal) and 1 (anomalous) in {uri}, got {sorted(wrong, key=str)}")
     if len(set(table["image_uri"].to_pylist())) != table.num_rows:
         raise ConfigError(f"expected each image once in {uri}, got some twice")
-    return table
+    uris = [uri if "://" in uri else storage.normalize(uri) for uri in table["image_uri"].to_pylist()]
+    return table.set_column(0, "image_uri", pa.array(uris, pa.string()))
 
 
 def show(settings: EvaluateSettings) -> None:

@@ -1,6 +1,5 @@
 """`fcdd query`: the most anomalous images of committed runs, as a table and as pictures."""
 
-import datetime as dt
 import functools
 import hashlib
 import json
@@ -20,7 +19,7 @@ from fcdd import heatmap, images, storage
 from fcdd.errors import ConfigError, ImageError
 from fcdd.storage import ObjectInfo
 from jobs import _console, _runs
-from jobs._settings import JobSettings
+from jobs._settings import JobSettings, Night
 from schemas import RunRecord
 
 # What a listing says of an image: it is read for a picture only if it is still the one that was scored.
@@ -49,10 +48,12 @@ class QuerySettings(JobSettings):
 
     results: str = Field(description="location of the results")
     collection: str = Field(description="name of the image collection")
-    date: dt.date | None = Field(None, description="night, YYYY-MM-DD; default: all nights")
+    date: Night | None = Field(None, description="night, YYYY-MM-DD; default: all nights")
     top: int = Field(10, ge=1, le=10_000, description="how many images")
     output: Literal["table", "json"] = Field("table", description="what to print")
-    pictures: Path | None = Field(None, description="folder for pictures: original beside heatmap overlay")
+    pictures: str | None = Field(
+        None, description="local folder for pictures, original beside heatmap overlay; needs images and bundle in place"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def query(settings: QuerySettings) -> None:
     """Print the top images and, if asked, save their pictures."""
+    folder = _picture_folder(settings.pictures) if settings.pictures else None
     records = _runs.committed(settings.results, settings.collection, settings.date)
     connection = _runs.connect(settings.results)
     _runs.view_scores(connection, settings.results, records)
@@ -76,8 +78,20 @@ def query(settings: QuerySettings) -> None:
         print(json.dumps(rows, indent=1, default=str))
     else:
         _print_table(rows, settings)
-    if settings.pictures:
-        _save_pictures(rows, heatmaps, records, settings.pictures)
+    if folder:
+        _save_pictures(rows, heatmaps, records, folder)
+
+
+def _picture_folder(location: str) -> Path:
+    """The folder, created. Raises ConfigError when it cannot be one."""
+    if "://" in location:
+        raise ConfigError(f"expected a local folder for pictures, got {location!r}")
+    folder = Path(location).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot create the folder {folder} for pictures: {error.strerror}") from error
+    return folder
 
 
 def _print_table(rows: list[dict[str, Any]], settings: QuerySettings) -> None:
@@ -111,7 +125,7 @@ def _save_pictures(rows: list[dict[str, Any]], heatmaps: list[bytes], records: l
     # Imported late: only pictures need the bundle, and with it torch.
     from fcdd.detector import Detector
 
-    folder.mkdir(parents=True, exist_ok=True)
+    width = max(2, len(str(len(rows))))
     by_run = {record.plan.run_id: record for record in records}
     load = functools.cache(Detector.load)
     for rank, (row, encoded) in enumerate(zip(rows, heatmaps, strict=True), start=1):
@@ -127,7 +141,7 @@ def _save_pictures(rows: list[dict[str, Any]], heatmaps: list[bytes], records: l
             continue
         full = detector.heatmap(heatmap.decode(encoded))
         shown = heatmap.overlay(original, full, record.map_threshold)
-        path = folder / f"{rank:02d}-{hashlib.sha256(row['image_uri'].encode()).hexdigest()[:12]}.png"
+        path = folder / f"{rank:0{width}d}-{hashlib.sha256(row['image_uri'].encode()).hexdigest()[:12]}.png"
         _side_by_side(original, shown).save(path)
         print(f"picture {rank:2d}  {path}")
 

@@ -6,7 +6,6 @@ Every listed image ends exactly once in the scores or in the quarantine. The sam
 an interrupted run, and does nothing for a committed one.
 """
 
-import datetime as dt
 import logging
 import platform
 import sys
@@ -25,7 +24,7 @@ from fcdd import storage
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError
 from jobs import _commit, _console, _manifest, _records, _staging
-from jobs._settings import JobSettings
+from jobs._settings import JobSettings, Night
 from schemas import Layout, RunRecord
 from schemas.layout import is_name
 from schemas.runs import Plan
@@ -54,7 +53,7 @@ class ScoreSettings(JobSettings):
     images: str = Field(description="location of the images, listed recursively (s3://, gs://, az:// or a folder)")
     results: str = Field(description="location of the results, shared by all collections")
     collection: str = Field(description="name of the image collection: a partition of the results")
-    date: dt.date = Field(description="night this run stands for, YYYY-MM-DD: a partition of the results")
+    date: Night = Field(description="night this run stands for, YYYY-MM-DD: a partition of the results")
     max_quarantine_share: float = Field(
         0.5, gt=0, le=1, description="share of unreadable images above which nothing is committed (exit code 3)"
     )
@@ -187,7 +186,7 @@ def show(record: RunRecord) -> None:
     print(f"scored       {record.num_scored}  ({record.num_anomalous} above the threshold {record.threshold:.6g})")
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(record.quarantine_reasons.items()))
     print(f"quarantined  {record.num_quarantined}" + (f"  ({reasons})" if reasons else ""))
-    print(f"rate         {record.images_per_second:.0f} images/s")
+    print(f"rate         {record.images_per_second:.1f} images/s")
 
 
 if __name__ == "__main__":

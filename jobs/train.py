@@ -60,7 +60,9 @@ class TrainSettings(JobSettings):
     anomalies: Literal["defects", "confetti"] = Field(
         "defects", description="synthetic anomalies: cracks, patches and stains, or the paper's confetti"
     )
-    gaussian_std: float = Field(8.0, gt=0, description="spread of one map cell in the heatmap, input pixels")
+    gaussian_std: float | None = Field(
+        None, gt=0, description="spread of one map cell in the heatmap, input pixels; default: half a cell's width"
+    )
     flips: bool = Field(True, description="mirror images at random; off where left and right differ")
     calibration_share: float = Field(0.2, gt=0, lt=1, description="share of images held out for the threshold")
     alpha: float = Field(0.01, gt=0, lt=1, description="false-alarm rate that the threshold promises")
@@ -83,12 +85,12 @@ def train(settings: TrainSettings) -> None:
     images_uri, bundle_uri = storage.normalize(settings.images), storage.normalize(settings.bundle)
     infos = _manifest.list_images(images_uri)
     training, calibration = _split(infos, images_uri, settings)
-    initial_weights = _prepare(settings, bundle_uri, training, calibration)
+    start = _prepare(settings, bundle_uri, training, calibration)
     log.info("training on %d nominal images, calibrating on %d others", len(training), len(calibration))
     # Read before any worker starts: a prefix of unreadable images is found here.
     held_out = _images.load_set(calibration, (settings.image_size, settings.image_size), _channels(settings))
     conformal_threshold(held_out.brightness, settings.alpha)  # enough of them are readable
-    fitted = _fit(settings, training, initial_weights)
+    fitted = _fit(settings, training, start)
     record = TrainingRecord(
         images=images_uri,
         num_training=fitted.num_images,
@@ -118,10 +120,17 @@ def _split(
     )
 
 
+class Start(NamedTuple):
+    """The network's initial weights, and the spread of one map cell in the heatmap in input pixels."""
+
+    weights: bytes
+    gaussian_std: float
+
+
 def _prepare(
     settings: TrainSettings, bundle_uri: str, training: list[ObjectInfo], calibration: list[ObjectInfo]
-) -> bytes:
-    """Find everything that can be wrong before any worker starts; the network's initial weights."""
+) -> Start:
+    """Find everything that can be wrong before any worker starts."""
     size = (settings.image_size, settings.image_size)
     torch.manual_seed(settings.seed)
     network = networks.build(settings.network, in_channels=_channels(settings), image_size=size)
@@ -137,7 +146,8 @@ def _prepare(
     storage.check_writable(bundle_uri)
     if settings.pretrained and networks.is_pretrained(settings.network):
         backbones.load_pretrained(network.features, settings.weights)
-    return detector.serialize(network)
+    std = settings.gaussian_std or network.receptive_field.stride / 2
+    return Start(detector.serialize(network), std)
 
 
 class TrainingFailed(FCDDError):
@@ -145,14 +155,15 @@ class TrainingFailed(FCDDError):
 
 
 class Fitted(NamedTuple):
-    """The last epoch's weights, the input normalisation, and how many images were readable."""
+    """The last epoch's weights, what belongs to them, and how many images were readable."""
 
     weights: bytes
     normalization: Normalization
+    gaussian_std: float
     num_images: int
 
 
-def _fit(settings: TrainSettings, training: list[ObjectInfo], initial_weights: bytes) -> Fitted:
+def _fit(settings: TrainSettings, training: list[ObjectInfo], start: Start) -> Fitted:
     """Train with Ray Train."""
     # Imported late: a wrong option is answered in a second, not after five of Ray's import.
     import ray.train
@@ -160,8 +171,9 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo], initial_weights: b
 
     from jobs import _ray, _train_loop
 
-    options = TrainOptions(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(TrainOptions)})
-    start = time.perf_counter()
+    chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(TrainOptions)}
+    options = TrainOptions(**(chosen | {"gaussian_std": start.gaussian_std}))
+    began = time.perf_counter()
     with (
         _ray.session(cpus=settings.workers + 1, gpus=settings.workers if settings.gpu else 0),
         _ray.worker_logs() as logs,
@@ -175,7 +187,7 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo], initial_weights: b
                     network=settings.network,
                     channels=_channels(settings),
                     input_size=(settings.image_size, settings.image_size),
-                    initial_weights=initial_weights,
+                    initial_weights=start.weights,
                     normalization=settings.normalization,
                     moving_statistics=not settings.pretrained,
                     options=options,
@@ -200,9 +212,9 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo], initial_weights: b
         with result.checkpoint.as_directory() as checkpoint:
             weights = Path(checkpoint, _train_loop.WEIGHTS_FILE).read_bytes()
             scaling = Normalization.model_validate_json(Path(checkpoint, _train_loop.NORMALIZATION_FILE).read_text())
-    log.info("trained in %.0f s, Ray's start and stop included", time.perf_counter() - start)
+    log.info("trained in %.0f s, Ray's start and stop included", time.perf_counter() - began)
     assert result.metrics is not None
-    return Fitted(weights, scaling, int(result.metrics["num_images"]))
+    return Fitted(weights, scaling, start.gaussian_std, int(result.metrics["num_images"]))
 
 
 def _calibrate(
@@ -220,7 +232,7 @@ def _calibrate(
         channels=channels,
         input_size=size,
         normalization=fitted.normalization,
-        gaussian_std=settings.gaussian_std,
+        gaussian_std=fitted.gaussian_std,
         calibration=Calibration.fit(
             scored.mean, scored.maximum, held_out.brightness, held_out.contrast, alpha=settings.alpha
         ),

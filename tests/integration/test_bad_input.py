@@ -79,6 +79,14 @@ CASES = {
         ["evaluate", "--results", "{results}", "--collection", "cells", "--labels", "{prefix}/none.csv"],
         "the labels {prefix}/none.csv do not exist",
     ),
+    "labels of other images": (
+        ["evaluate", "--results", "{results}", "--collection", "cells", "--labels", "{prefix}/other.csv"],
+        "none of the 1 labels is of an image scored in 'cells'",
+    ),
+    "pictures into a file": (
+        ["query", "--results", "{results}", "--collection", "cells", "--pictures", "/dev/null/x"],
+        "cannot create the folder /dev/null/x for pictures: Not a directory",
+    ),
     "wrong labels": (
         ["evaluate", "--results", "{results}", "--collection", "cells", "--labels", "{prefix}/wrong.csv"],
         "expected labels 0 (nominal) and 1 (anomalous) in {prefix}/wrong.csv, got [7]",
@@ -94,6 +102,7 @@ def test_one_sentence_and_exit_code_2_before_ray_starts(
     storage.write(f"{prefix}/bad/bundle.json", b"{}")
     storage.write(f"{prefix}/bad/model.safetensors", b"")
     storage.write(f"{prefix}/wrong.csv", b"image_uri,label\nx,7\n")
+    storage.write(f"{prefix}/other.csv", b"image_uri,label\nelsewhere/x.png,1\n")
     values = {"prefix": prefix, "images": trained.images, "bundle": trained.bundle, "results": night.results}
     arguments, message = CASES[case]
     if arguments[0] == "score":

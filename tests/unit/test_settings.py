@@ -29,8 +29,11 @@ def test_dates_and_numbers_are_checked_in_one_sentence() -> None:
         TrainSettings.parse(["--images", "x"])
     arguments = ["--bundle", "b", "--images", "i", "--results", "r", "--collection", "c", "--date"]
     assert ScoreSettings.parse([*arguments, "2026-11-02"]).date == date(2026, 11, 2)
+    for wrong in ("yesterday", "0", "20261124", "2026-1-2", "2026-11-24T00:00:00", ""):
+        with pytest.raises(ConfigError, match="--date: expected a date like 2026-11-24"):
+            ScoreSettings.parse([*arguments, wrong])
     with pytest.raises(ConfigError, match="--date"):
-        ScoreSettings.parse([*arguments, "yesterday"])
+        ScoreSettings.parse([*arguments, "2026-13-01"])
 
 
 @pytest.mark.parametrize(

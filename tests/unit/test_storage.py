@@ -89,6 +89,7 @@ def test_delete_prefix_leaves_neighbours_alone(place: str) -> None:
         "s3://[b/x",
         "s3://b/../x",
         "S3://b/x",
+        "s3:/b/x",
         "ftp://host/x",
         "http://169.254.169.254/latest",
         "s3://user:secret@bucket/x",
@@ -107,6 +108,16 @@ def test_a_local_path_becomes_a_file_uri(tmp_path: Path, monkeypatch: pytest.Mon
     assert storage.normalize("images/") == f"file://{tmp_path}/images"
     assert storage.normalize("images/../other") == f"file://{tmp_path}/other"
     assert storage.normalize("file:///data/") == "file:///data"
+
+
+def test_clients_that_cannot_be_made_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="set the account and credentials in the environment"):
+        storage.read("az://container/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+    storage._store.cache_clear()
+    with pytest.raises(ConfigError, match="expected AWS_ENDPOINT_URL to start with http://"):
+        storage.read("s3://bucket/x")
+    storage._store.cache_clear()
 
 
 @pytest.mark.s3
