@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -30,7 +30,7 @@ CONFIG = Path(__file__).with_name("demo.toml")
 NIGHTS = ("2026-11-01", "2026-11-02")
 # Nominal cells that are never trained on: the test set is these and all anomalous cells.
 HELD_OUT_SHARE = 0.3
-MEMORY_SAMPLE_SECONDS = 2.0
+SAMPLE_SECONDS = 1.0
 
 
 class Stopwatch:
@@ -49,24 +49,34 @@ class Stopwatch:
             self.seconds[step] = self.seconds.get(step, 0) + time.monotonic() - start
 
 
-class PeakMemory(threading.Thread):
-    """Samples the memory of this process and all its children, shared pages counted once."""
+class Processes(threading.Thread):
+    """Watches this process and all it starts: their memory, shared pages counted once, and that they end."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.peak_bytes = 0
+        self._seen: set[psutil.Process] = set()
         self._stopped = threading.Event()
 
     def run(self) -> None:
         """Sample until stopped."""
         me = psutil.Process()
-        while not self._stopped.wait(MEMORY_SAMPLE_SECONDS):
-            self.peak_bytes = max(self.peak_bytes, sum(map(_pss, [me, *me.children(recursive=True)])))
+        while not self._stopped.wait(SAMPLE_SECONDS):
+            children = me.children(recursive=True)
+            self._seen.update(children)
+            self.peak_bytes = max(self.peak_bytes, sum(map(_pss, [me, *children])))
 
     def stop(self) -> None:
-        """End the sampling."""
+        """End the sampling, and whatever is left: Ray's agents outlive a driver that was interrupted by minutes."""
         self._stopped.set()
         self.join()
+        _, alive = psutil.wait_procs(self._seen, timeout=2)
+        for process in alive:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        for process in psutil.wait_procs(alive, timeout=5)[1]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _pss(process: psutil.Process) -> int:
@@ -79,10 +89,10 @@ def _pss(process: psutil.Process) -> int:
 def main() -> int:
     """Run the demonstration; the exit code of the first step that fails."""
     signal.signal(signal.SIGTERM, _interrupt)
-    watch, memory = Stopwatch(), PeakMemory()
+    watch, processes = Stopwatch(), Processes()
     if started := os.environ.get("DEMO_STARTED"):
         watch.seconds["set-up (environment, installation)"] = time.time() - float(started)
-    memory.start()
+    processes.start()
     shutil.rmtree(OUTPUT, ignore_errors=True)
     try:
         with local_s3.serve("demo") as server:
@@ -96,10 +106,11 @@ def main() -> int:
         print(f"\nthe step failed with exit code {error.returncode}", file=sys.stderr)
         return error.returncode
     except KeyboardInterrupt:
-        print("\ninterrupted; everything the demo started has been stopped", file=sys.stderr)
+        print("\ninterrupted; stopping everything the demo started", file=sys.stderr)
         return 130
-    memory.stop()
-    _summary(watch, memory)
+    finally:
+        processes.stop()
+    _summary(watch, processes.peak_bytes)
     return 0
 
 
@@ -170,12 +181,12 @@ def _download(prefix: str, folder: Path) -> None:
             storage.write(str(target), storage.read(info.uri))
 
 
-def _summary(watch: Stopwatch, memory: PeakMemory) -> None:
+def _summary(watch: Stopwatch, peak_bytes: int) -> None:
     print("\nwhere the time went")
     for step, seconds in watch.seconds.items():
         print(f"  {seconds:7.1f} s  {step}")
     print(f"  {sum(watch.seconds.values()):7.1f} s  in all")
-    print(f"peak memory  {memory.peak_bytes / 1e9:.2f} GB")
+    print(f"peak memory  {peak_bytes / 1e9:.2f} GB")
     print(f"pictures     {OUTPUT / 'pictures'}")
     print(f"results      {OUTPUT / 'results'}   (query them again:")
     print(f"             .venv/bin/fcdd query --results {OUTPUT / 'results'} --collection solar-cells)")
