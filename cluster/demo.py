@@ -6,6 +6,7 @@ Every step after the upload is a command of its own, printed before it runs. Res
 are copied to `demo-output/` before the server stops.
 """
 
+import ctypes
 import os
 import shlex
 import shutil
@@ -31,6 +32,8 @@ NIGHTS = ("2026-11-01", "2026-11-02")
 # Nominal cells that are never trained on: the test set is these and all anomalous cells.
 HELD_OUT_SHARE = 0.3
 SAMPLE_SECONDS = 1.0
+# Linux: processes whose parent died become our children instead of init's, so that none is lost sight of.
+PR_SET_CHILD_SUBREAPER = 36
 
 
 class Stopwatch:
@@ -55,22 +58,19 @@ class Processes(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.peak_bytes = 0
-        self._seen: set[psutil.Process] = set()
         self._stopped = threading.Event()
 
     def run(self) -> None:
         """Sample until stopped."""
         me = psutil.Process()
         while not self._stopped.wait(SAMPLE_SECONDS):
-            children = me.children(recursive=True)
-            self._seen.update(children)
-            self.peak_bytes = max(self.peak_bytes, sum(map(_pss, [me, *children])))
+            self.peak_bytes = max(self.peak_bytes, sum(map(_pss, [me, *me.children(recursive=True)])))
 
     def stop(self) -> None:
         """End the sampling, and whatever is left: Ray's agents outlive a driver that was interrupted by minutes."""
         self._stopped.set()
         self.join()
-        _, alive = psutil.wait_procs(self._seen, timeout=2)
+        _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=2)
         for process in alive:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
@@ -92,6 +92,8 @@ def main() -> int:
     watch, processes = Stopwatch(), Processes()
     if started := os.environ.get("DEMO_STARTED"):
         watch.seconds["set-up (environment, installation)"] = time.time() - float(started)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     processes.start()
     shutil.rmtree(OUTPUT, ignore_errors=True)
     try:
