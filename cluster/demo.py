@@ -88,7 +88,9 @@ def _pss(process: psutil.Process) -> int:
 
 def main() -> int:
     """Run the demonstration; the exit code of the first step that fails."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGINT too: a shell starts background jobs with it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     watch, processes = Stopwatch(), Processes()
     if started := os.environ.get("DEMO_STARTED"):
         watch.seconds["set-up (environment, installation)"] = time.time() - float(started)
