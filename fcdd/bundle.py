@@ -16,6 +16,7 @@ from fcdd.errors import BundleError
 from fcdd.normalization import Normalization
 
 WEIGHTS_FILE, SPEC_FILE, CARD_FILE = "model.safetensors", "bundle.json", "README.md"
+Score = Literal["mean", "maximum", "top1pct"]
 FILES = (WEIGHTS_FILE, CARD_FILE, SPEC_FILE)  # the specification last: it makes the bundle readable
 
 
@@ -43,6 +44,8 @@ class BundleSpec(BaseModel):
     input_size: tuple[int, int]
     normalization: Normalization
     gaussian_std: float = Field(gt=0, description="of the heatmap upsampling, in input pixels")
+    gaussian_extent: int | None = Field(None, ge=1, description="its extent in pixels; default: the receptive field")
+    score: Score = Field("mean", description="statistic of the map that is the anomaly score and is calibrated")
     calibration: Calibration
     training: TrainingRecord
     weights_sha256: str
@@ -81,13 +84,17 @@ def from_files(document: bytes, weights: bytes, *, source: str) -> BundleSpec:
     return spec
 
 
+_SCORES: dict[Score, str] = {"mean": "the mean", "maximum": "the maximum", "top1pct": "the mean of the top 1 %"}
+
+
 def model_card(spec: BundleSpec) -> str:
     """The README of a bundle, for a person."""
     calibration, training = spec.calibration, spec.training
     options = "\n".join(f"| {name} | {value} |" for name, value in sorted(training.options.items()))
     return f"""# Anomaly detector `{spec.digest[:12]}`
 
-Fully Convolutional Data Description (Liznerski et al., ICLR 2021): the mean of its anomaly map is the score.
+Fully Convolutional Data Description (Liznerski et al., ICLR 2021): {_SCORES[spec.score]} of its anomaly map is
+the score.
 
 - network `{spec.network}`, input {spec.input_size[0]}x{spec.input_size[1]} pixels, {spec.channels} channel(s)
 - trained on {training.num_training} nominal images of `{training.images}` with synthetic anomalies

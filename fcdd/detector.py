@@ -27,7 +27,10 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Maps (N,U,V) float32 and three scores of each, (N,): mean (the paper's), maximum, top 1 % mean."""
+    """Maps (N,U,V) float32 and three scores of each, (N,): mean (the paper's), maximum, top 1 % mean.
+
+    `getattr(scored, spec.score)` is the one that a bundle decides by.
+    """
 
     maps: npt.NDArray[np.float32]
     mean: npt.NDArray[np.float32]
@@ -79,8 +82,8 @@ class Detector:
     def heatmap(self, map_uv: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Full-resolution heatmap (H,W) of one map, in the map's units, without border loss."""
         maps = torch.from_numpy(map_uv)[None, None]
-        std = self.spec.gaussian_std
-        heatmap = upsampling.upsample(maps, self.receptive_field, self.spec.input_size, std, normalized=True)
+        field = upsampling.with_extent(self.receptive_field, self.spec.gaussian_extent)
+        heatmap = upsampling.upsample(maps, field, self.spec.input_size, self.spec.gaussian_std, normalized=True)
         return heatmap[0, 0].numpy()
 
 
@@ -97,13 +100,21 @@ def sha256(weights: bytes) -> str:
 
 
 def deserialize(
-    weights: bytes, name: str, channels: int, input_size: tuple[int, int], *, moving_statistics: bool = False
+    weights: bytes,
+    name: str,
+    channels: int,
+    input_size: tuple[int, int],
+    *,
+    moving_statistics: bool = False,
+    frozen: bool = False,
 ) -> FCDDNetwork:
-    """Network `name` with the weights of `serialize`; `moving_statistics` matters for training only.
+    """Network `name` with the weights of `serialize`; `moving_statistics` and `frozen` matter for training only.
 
     Raises BundleError when the weights do not fit or are not finite.
     """
-    network = networks.build(name, in_channels=channels, image_size=input_size, moving_statistics=moving_statistics)
+    network = networks.build(
+        name, in_channels=channels, image_size=input_size, moving_statistics=moving_statistics, frozen=frozen
+    )
     try:
         state = safetensors.torch.load(weights)
         network.load_state_dict(state)

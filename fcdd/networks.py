@@ -1,18 +1,27 @@
 """Every network by name: an image (B,C,H,W) to a one-channel output (B,1,U,V) before the anomaly map.
 
 Source: METHOD section 2, whose table this module copies. `build` is the only way in; names are
-lower-case ("cnn224", "cnn32_lw3k", "backbone:efficientnet_lite0:stage4"), with "_nobias" appended for
-the variants without biases.
+lower-case ("cnn224", "cnn32_lw3k"), with "_nobias" appended for the variants without biases. Beyond the paper:
+
+    backbone:<trunk>:<stage>             a pretrained trunk cut after a stage, and the published head
+    whitened:<trunk>:<stages>[:<modes>]  a fixed trunk and the head of `fcdd.whitening`
+
+with the trunks and stages of `fcdd.backbones` ("backbone:resnet18:layer3", "backbone:efficientnet_lite0:stage4",
+"whitened:efficientnet_lite0:stage4+stage3+stage5:2").
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from fcdd import backbones, receptive_field
 from fcdd.errors import ConfigError
+from fcdd.normalization import Normalization
 from fcdd.receptive_field import Layer, ReceptiveField
+from fcdd.whitening import WhitenedHead
 
 Tail = Literal["", "L", "p", "Lp", "LP"]
 
@@ -46,11 +55,13 @@ ARCHITECTURES: dict[str, Sequence[Conv]] = {
 VGG_LAYERS: tuple[int | Literal["p"], ...] = (64, "p", 128, "p", 256, 256, "p", 512, 512)
 VGG_NAMES = ("vgg", "vgg_f", "vgg_nopt")
 VGG_FROZEN_MODULES = 15
-BACKBONE_PREFIX = "backbone:"
+BACKBONE, WHITENED = "backbone", "whitened"
+# The mean over 3 x 3 cells makes whitened features less sensitive to small shifts.
+_NEIGHBOURHOOD = 3
 
 
 class FCDDNetwork(nn.Module):
-    """Convolutional features, then a 1x1 convolution to one channel without activation.
+    """Convolutional features, then a head: as published, a 1x1 convolution to one channel without activation.
 
     `receptive_field` describes the output map for the image size the network was built for. Batch-norms below
     `fixed_statistics` stay in evaluation mode while training, so that the result does not depend on the batch.
@@ -59,15 +70,14 @@ class FCDDNetwork(nn.Module):
     def __init__(
         self,
         features: nn.Module,
-        channels: int,
+        head: nn.Module,
         field: ReceptiveField,
         *,
-        bias: bool = True,
         fixed_statistics: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.features = features
-        self.head = nn.Conv2d(channels, 1, 1, bias=bias)
+        self.head = head
         self.receptive_field = field
         modules = [module for part in fixed_statistics for module in part.modules()]
         # A tuple, so that torch does not register them a second time.
@@ -87,45 +97,108 @@ class FCDDNetwork(nn.Module):
 
 
 def names() -> list[str]:
-    """Every name `build` accepts, without the "_nobias" variants."""
-    trunks = [f"{BACKBONE_PREFIX}{name}:{stage}" for name, stages in backbones.STAGES.items() for stage in stages]
-    return sorted(ARCHITECTURES) + list(VGG_NAMES) + trunks
+    """Every name `build` accepts, without the "_nobias" variants; trunks and modes stand for all of theirs."""
+    return [
+        *sorted(ARCHITECTURES),
+        *VGG_NAMES,
+        f"{BACKBONE}:<trunk>:<stage>",
+        f"{WHITENED}:<trunk>:<stage>+<stage>...[:<modes>]",
+    ]
+
+
+class TrunkName(NamedTuple):
+    """The parts of a "backbone:" or "whitened:" name."""
+
+    kind: str
+    trunk: str
+    stages: list[str]
+    modes: int
+
+
+def parse(name: str) -> TrunkName | None:
+    """The parts of the name of a network with a trunk, None for the others. Raises ConfigError for a malformed one."""
+    kind, *rest = name.split(":")
+    if kind not in (BACKBONE, WHITENED):
+        return None
+    modes = rest.pop() if kind == WHITENED and len(rest) == 3 else "1"
+    if len(rest) != 2 or not modes.isdecimal() or int(modes) < 1:
+        raise ConfigError(f"expected a network like {' or '.join(names()[-2:])}, got {name!r}")
+    return TrunkName(kind, rest[0], rest[1].split("+"), int(modes))
 
 
 def is_pretrained(name: str) -> bool:
     """Whether the network is meant to start from ImageNet weights."""
-    return name.startswith(BACKBONE_PREFIX) or name in ("vgg", "vgg_f")
+    return parse(name) is not None or name in ("vgg", "vgg_f")
 
 
-def build(name: str, *, in_channels: int, image_size: tuple[int, int], moving_statistics: bool = False) -> FCDDNetwork:
+def in_channels(name: str) -> Literal[1, 3]:
+    """Channels of the images the network was published for: 1 for the 28-pixel ones, else 3."""
+    return 1 if name.startswith("cnn28") else 3
+
+
+def load_pretrained(network: FCDDNetwork, name: str, weights: Path | None = None) -> None:
+    """Fill the features of network `name` with their ImageNet weights, in place; see `backbones.load_pretrained`."""
+    parts = parse(name)
+    trunk = network.features if parts is None or parts.kind == BACKBONE else network.features[0]  # type: ignore[index]
+    backbones.load_pretrained(trunk, parts.trunk if parts else "vgg11_bn", weights)
+
+
+def input_normalization(name: str) -> Normalization | None:
+    """What the ImageNet weights of the network's trunk expect; None where constants are estimated."""
+    parts = parse(name)
+    return backbones.input_normalization(parts.trunk) if parts else None
+
+
+def build(
+    name: str,
+    *,
+    in_channels: int,
+    image_size: tuple[int, int],
+    moving_statistics: bool = False,
+    frozen: bool = False,
+) -> FCDDNetwork:
     """The network `name` with default initialisation, for images of `image_size` = (height, width).
 
-    Pretrained weights are loaded by `fcdd.backbones.load_pretrained`, not here. With `moving_statistics` the
-    batch-norms of backbones and the frozen ones of "vgg_f" normalise with the batch and follow it while training:
-    the official behaviour of "vgg_f" (METHOD section 2), and needed without pretrained weights. By default they
-    keep their statistics.
-    Raises ConfigError for an unknown name, an image too small for the layers, or VGG with other than 3 channels.
+    Pretrained weights are loaded by `load_pretrained`, not here. With `moving_statistics` the batch-norms of backbones
+    and the frozen ones of "vgg_f" normalise with the batch and follow it while training: the official behaviour of
+    "vgg_f" (METHOD section 2), and needed without pretrained weights. By default they keep their statistics. `frozen`
+    trains the head of a backbone alone; whitened trunks are always frozen.
+    Raises ConfigError for an unknown name, an image too small for the layers, or a trunk with other than 3 channels.
     """
+    parts = parse(name)
+    if (parts or name in VGG_NAMES) and in_channels != 3:
+        raise ConfigError(f"{name} takes images of 3 channels, got {in_channels}")
     if name in VGG_NAMES:
-        if in_channels != 3:
-            raise ConfigError(f"{name} takes images of 3 channels, got {in_channels}")
         vgg = nn.Sequential(*_vgg_modules(in_channels))
         field = receptive_field.compute(_vgg_geometry(), image_size)
-        frozen = vgg[:VGG_FROZEN_MODULES].requires_grad_(False) if name == "vgg_f" else nn.Sequential()
-        return FCDDNetwork(vgg, 512, field, fixed_statistics=() if moving_statistics else [frozen])
-    if name.startswith(BACKBONE_PREFIX):
-        features, layers, channels = backbones.trunk(name.removeprefix(BACKBONE_PREFIX), in_channels)
-        field = receptive_field.compute(layers, image_size)
-        if any(side % field.stride for side in image_size):
-            raise ConfigError(f"{name} takes images whose sides divide by {field.stride}, got {image_size}")
-        return FCDDNetwork(features, channels, field, fixed_statistics=() if moving_statistics else [features])
+        fixed = vgg[:VGG_FROZEN_MODULES].requires_grad_(False) if name == "vgg_f" else nn.Sequential()
+        return FCDDNetwork(vgg, _head(512), field, fixed_statistics=() if moving_statistics else [fixed])
+    if parts:
+        return _on_trunk(parts, image_size, moving_statistics, frozen)
     base = name.removesuffix("_nobias")
     if base not in ARCHITECTURES:
         raise ConfigError(f"unknown network {name!r}; choose one of: {', '.join(names())}")
     convs, bias = ARCHITECTURES[base], base == name
     field = receptive_field.compute(_geometry(convs), image_size)
     features = nn.Sequential(*_modules(convs, in_channels, bias))
-    return FCDDNetwork(features, convs[-1].channels, field, bias=bias)
+    return FCDDNetwork(features, _head(convs[-1].channels, bias=bias), field)
+
+
+def _head(channels: int, *, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(channels, 1, 1, bias=bias)
+
+
+def _on_trunk(parts: TrunkName, image_size: tuple[int, int], moving_statistics: bool, frozen: bool) -> FCDDNetwork:
+    features, field, channels = backbones.build(parts.trunk, parts.stages, image_size)
+    head: nn.Module = _head(channels)
+    if parts.kind == WHITENED:
+        mean = nn.AvgPool2d(_NEIGHBOURHOOD, 1, _NEIGHBOURHOOD // 2, count_include_pad=False)
+        features = nn.Sequential(features, mean)
+        field = replace(field, extent=field.extent + (_NEIGHBOURHOOD - 1) * field.stride)
+        head = WhitenedHead(channels, (field.height, field.width), parts.modes)
+        moving_statistics, frozen = False, True
+    features.requires_grad_(not frozen)
+    return FCDDNetwork(features, head, field, fixed_statistics=() if moving_statistics else [features])
 
 
 def _vgg_geometry() -> Iterator[Layer]:

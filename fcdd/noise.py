@@ -7,6 +7,7 @@ All randomness comes from the generator.
 Shapes: H x W pixels, C channels; noise is int64 and added to a uint8 image, or is itself an image.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,59 @@ def _square(row: int, column: int, half: float, height: int, width: int) -> tupl
     )
 
 
+def gaussian(shape: Shape, generator: np.random.Generator) -> Noise:
+    """Gaussian noise (H,W,C) with a deviation of 64 grey levels, truncated to integers."""
+    return np.trunc(64 * generator.standard_normal(shape)).astype(np.int64)
+
+
+def uniform(shape: Shape, generator: np.random.Generator) -> Noise:
+    """Uniform noise (H,W,C), 0..254."""
+    return generator.integers(0, 255, shape)
+
+
+def blob(shape: Shape, generator: np.random.Generator) -> Noise:
+    """White squares (H,W,C) of 6 pixels around pixels drawn with probability 0.002."""
+    return _fixed_squares(shape, 6, 0.002, generator) * 255
+
+
+def mixed_blob(shape: Shape, generator: np.random.Generator) -> Noise:
+    """Squares (H,W,C) of 34 pixels, probability 1e-5: one layer white, one with a colour drawn for each pixel."""
+    white = _fixed_squares(shape, 34, 1e-5, generator) * 255
+    coloured = _fixed_squares(shape, 34, 1e-5, generator) * generator.integers(0, 256, shape)
+    return np.where(coloured, coloured, white)
+
+
+def solid(shape: Shape, generator: np.random.Generator) -> Noise:
+    """One random colour everywhere (H,W,C), 0..255."""
+    return np.broadcast_to(generator.integers(0, 256, shape[2]), shape).copy()
+
+
+def _fixed_squares(shape: Shape, side: int, probability: float, generator: np.random.Generator) -> Noise:
+    """1 inside of at least one square, else 0; (H,W,C)."""
+    height, width, channels = shape
+    while not (centres := np.argwhere(generator.random((height, width)) < probability)).size:
+        pass
+    layer = np.zeros((height, width), np.int64)
+    for row, column in centres:
+        layer[_square(row, column, side / 2, height, width)] = 1
+    return np.repeat(layer[:, :, None], channels, 2)
+
+
+MODES: dict[str, Callable[[Shape, np.random.Generator], Noise]] = {
+    "confetti": confetti,
+    "gaussian": gaussian,
+    "uniform": uniform,
+    "blob": blob,
+    "mixed_blob": mixed_blob,
+    "solid": solid,
+}
+
+
+def as_image(noise: Noise) -> Pixels:
+    """Noise (H,W,C) as an image of its own: published mode "noise"."""
+    return noise.clip(0, 255).astype(np.uint8)
+
+
 def malform(image_hwc: Pixels, noise: Noise) -> tuple[Pixels, npt.NDArray[np.bool_]]:
     """The image with the noise added, and the mask (H,W) of the pixels it changed in any channel.
 
@@ -86,12 +140,11 @@ def _mean_change(before: Pixels, after: Pixels) -> float:
     return abs(float(after.astype(np.int64).sum() - before.astype(np.int64).sum())) / before.size
 
 
-def add_confetti(image_hwc: Pixels, generator: np.random.Generator) -> tuple[Pixels, npt.NDArray[np.bool_]]:
-    """The official default for MVTec ("malformed_normal", "confetti") with the mask of `malformed_normal_gt`.
+def malform_offline(image_hwc: Pixels, noise: Noise) -> tuple[Pixels, npt.NDArray[np.bool_]]:
+    """`malform` by the rule of the official offline generation: the noise changes its sign at bright pixels.
 
-    Redrawn until at least one pixel changed.
+    Bright is a mean over the channels above 0.11 * 255.
     """
-    while True:
-        image, mask = malform(image_hwc, confetti(image_hwc.shape, generator))
-        if mask.any():
-            return image, mask
+    bright = image_hwc.mean(2, keepdims=True) > 0.11 * 255
+    result = np.clip(image_hwc + np.where(bright, -noise, noise), 0, 255).astype(np.uint8)
+    return result, (result != image_hwc).any(2)

@@ -53,7 +53,7 @@ def compute(layers: Iterable[Layer], image_size: tuple[int, int]) -> ReceptiveFi
             for n in (height, width)
         )
         if height < 1 or width < 1:
-            raise ConfigError(f"expected an image large enough for the network, got {image_size} pixels")
+            raise ConfigError(f"the network needs a larger image than {image_size[0]}x{image_size[1]} pixels")
         extent += (layer.kernel - 1) * stride
         centre += ((layer.kernel - 1) / 2 - layer.pad_before) * stride
         stride *= layer.stride

@@ -1,16 +1,16 @@
 """One training of an FCDD network: samples, order, one step; no Ray, no files, no clock.
 
-Every random choice of a sample (augmentation, whether it becomes anomalous, the anomaly) comes from a
-generator keyed by (seed, epoch, sample), and the order of an epoch from (seed, epoch): the same batches
-are drawn whatever the number of workers that share them.
+Every random choice of a sample (whether it becomes anomalous, the anomaly, the augmentation) comes from a generator
+keyed by (seed, epoch, sample), and the order of an epoch from (seed, epoch): the same batches are drawn whatever the
+number of workers that share them.
 
-Recipe: AdamW with a one-cycle learning rate, half of the samples turned into synthetic anomalies
-(METHOD section 4: online supervision with probability 0.5). It is ours, not one of METHOD section 5.
+Optimisers and schedules: the published ones (METHOD section 5; `fcdd.protocols` has the values) and our own recipe,
+AdamW with a one-cycle learning rate. Half of the samples are anomalous (METHOD section 4: online, probability 0.5).
 
 Shapes: N images, B batch, H x W pixels, C channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,44 +19,77 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fcdd import noise, objective, outliers, upsampling
+from fcdd import objective, upsampling
 from fcdd.errors import ConfigError
+from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.receptive_field import ReceptiveField
+from fcdd.supervision import AnomalySource
+from fcdd.whitening import WhitenedHead
 
 Pixels = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+Unit = npt.NDArray[np.float32]
+Augment = Callable[[Pixels, Mask, np.random.Generator], tuple[Unit, Mask]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
-    """What a training does; `batch_size` is global, over all workers."""
+    """What a training does; `batch_size` is global, over all workers.
+
+    `optimizer`: "adamw" (decoupled weight decay), or the published "sgd" (momentum 0.9, Nesterov) and "adam", whose
+    weight decay is added to the gradient of every parameter. `schedule`: "one_cycle", or per epoch "exponential"
+    (factor `decay`) or "milestones" (factor `decay` after each of `milestones` epochs). `repeats`: passes over the
+    images in one epoch.
+    """
 
     epochs: int
     batch_size: int
     learning_rate: float
     weight_decay: float
     loss: Literal["image", "pixel"]
-    anomalies: Literal["defects", "confetti"]
     gaussian_std: float
-    flips: bool
     seed: int
+    gaussian_extent: int | None = None
+    optimizer: Literal["adamw", "sgd", "adam"] = "adamw"
+    schedule: Literal["one_cycle", "exponential", "milestones"] = "one_cycle"
+    decay: float = 1.0
+    milestones: tuple[int, ...] = ()
+    repeats: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How images become samples: each nominal one is anomalous with `probability`; then `augment` takes it to size."""
+
+    anomalies: AnomalySource
+    augment: Augment
+    seed: int
+    probability: float = 0.5
+
+
+class TrainingSet(NamedTuple):
+    """Images (H,W,C) uint8 of one or many sizes, and, if some are anomalous, labels (N,) and masks (H,W)."""
+
+    images: Sequence[Pixels]
+    labels: npt.NDArray[np.int64] | None = None
+    masks: Sequence[Mask] | None = None
 
 
 # Domains of the keyed generators: without them the order of an epoch would share its stream with sample 0.
 _ORDER, _SAMPLE = 0, 1
-_ANOMALIES = {"defects": outliers.add_anomaly, "confetti": noise.add_confetti}
 
 
 class Sample(NamedTuple):
-    """Pixels (H,W,C) uint8, label 0 nominal / 1 anomalous, mask (H,W) bool of the anomaly."""
+    """Pixels (H,W,C) float32 in about [0,1], label 0 nominal / 1 anomalous, mask (H,W) bool of the anomaly."""
 
-    pixels: Pixels
+    pixels: Unit
     label: int
-    mask: npt.NDArray[np.bool_]
+    mask: Mask
 
 
 class Batch(NamedTuple):
-    """Samples stacked: pixels (B,H,W,C) uint8, labels (B,) int64, masks (B,1,H,W) bool."""
+    """Samples stacked: pixels (B,H,W,C) float32 in [0,1], labels (B,) int64, masks (B,1,H,W) bool."""
 
     pixels: Tensor
     labels: Tensor
@@ -71,43 +104,73 @@ class Losses(NamedTuple):
     anomalous: float
 
 
-def epoch_order(num_images: int, batch_size: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """(steps, batch_size) image indices of one epoch, shuffled; the incomplete last batch is left out.
+def epoch_order(num_images: int, batch_size: int, *, seed: int, epoch: int, repeats: int = 1) -> npt.NDArray[np.int64]:
+    """(steps, batch_size) sample numbers of one epoch, shuffled; the incomplete last batch is left out.
 
-    Raises ConfigError when there are fewer images than one batch.
+    Sample i is image i modulo `num_images`. Raises ConfigError when there are fewer samples than one batch.
     """
-    steps = num_images // batch_size
+    steps = num_images * repeats // batch_size
     if not steps:
         raise ConfigError(f"a batch of {batch_size} needs as many training images, got {num_images}")
-    order = np.random.default_rng((_ORDER, seed, epoch)).permutation(num_images)
+    order = np.random.default_rng((_ORDER, seed, epoch)).permutation(num_images * repeats)
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
-def draw_sample(image_hwc: Pixels, index: int, *, epoch: int, options: TrainOptions) -> Sample:
-    """The training sample that image `index` becomes in `epoch`: augmented, anomalous with probability 0.5."""
-    generator = np.random.default_rng((_SAMPLE, options.seed, epoch, index))
-    pixels = image_hwc
-    if options.flips:
-        pixels = pixels[:, :: generator.choice((-1, 1))][:: generator.choice((-1, 1))]
-    gain, shift = generator.uniform(0.8, 1.2), generator.uniform(-15, 15)
-    pixels = (pixels * gain + shift).clip(0, 255).astype(np.uint8)
-    if generator.random() < 0.5:
-        pixels, mask = _ANOMALIES[options.anomalies](pixels, generator)
-        return Sample(pixels, 1, mask)
-    return Sample(pixels, 0, np.zeros(pixels.shape[:2], np.bool_))
+def draw_sample(data: TrainingSet, number: int, *, epoch: int, sampling: Sampling) -> Sample:
+    """Sample `number` of `epoch`: image `number` modulo N, anomalous by its label or by chance, augmented."""
+    generator = np.random.default_rng((_SAMPLE, sampling.seed, epoch, number))
+    index = number % len(data.images)
+    image = data.images[index]
+    label = 0 if data.labels is None else int(data.labels[index])
+    mask = np.full(image.shape[:2], bool(label)) if data.masks is None else data.masks[index]
+    if not label and generator.random() < sampling.probability:
+        image, mask = sampling.anomalies(image, generator)
+        label = 1
+    pixels, mask = sampling.augment(image, mask, generator)
+    return Sample(pixels, label, mask)
 
 
 def batches(
-    images_nhwc: Pixels, options: TrainOptions, *, epoch: int, rank: int = 0, world_size: int = 1
+    data: TrainingSet,
+    sampling: Sampling,
+    *,
+    batch_size: int,
+    epoch: int,
+    repeats: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Batch]:
     """The share of worker `rank` in every global batch of an epoch."""
-    for indices in epoch_order(len(images_nhwc), options.batch_size, seed=options.seed, epoch=epoch):
-        samples = [draw_sample(images_nhwc[i], int(i), epoch=epoch, options=options) for i in indices[rank::world_size]]
+    order = epoch_order(len(data.images), batch_size, seed=sampling.seed, epoch=epoch, repeats=repeats)
+    for numbers in order:
+        samples = [draw_sample(data, int(n), epoch=epoch, sampling=sampling) for n in numbers[rank::world_size]]
         yield Batch(
             torch.from_numpy(np.stack([sample.pixels for sample in samples])),
             torch.tensor([sample.label for sample in samples]),
             torch.from_numpy(np.stack([sample.mask for sample in samples]))[:, None],
         )
+
+
+def fit_statistics(
+    network: FCDDNetwork, normalization: Normalization, images_nhwc: npt.NDArray[np.uint8], *, seed: int
+) -> None:
+    """Whiten a network's features by nominal images (N,H,W,C) of its input size; nothing for other networks."""
+    if not isinstance(network.head, WhitenedHead):
+        return
+    network.eval()
+    device = next(network.parameters()).device
+    parts = torch.from_numpy(images_nhwc).split(_STATISTICS_BATCH)
+
+    def features() -> Iterator[Tensor]:
+        for part in parts:
+            with torch.inference_mode():
+                batch = network.features(normalization(part.to(device)))
+            yield batch
+
+    network.head.fit(features, seed=seed)
+
+
+_STATISTICS_BATCH = 16
 
 
 class Trainer:
@@ -126,14 +189,10 @@ class Trainer:
         self.network = network.train()
         self.normalization = normalization
         self.options = options
-        self.field = field
+        self.field = upsampling.with_extent(field, options.gaussian_extent)
         self.input_size = input_size
-        steps = options.epochs * (num_images // options.batch_size)
-        trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trainable, options.learning_rate, weight_decay=options.weight_decay)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, options.learning_rate, total_steps=max(steps, 2), pct_start=0.15
-        )
+        self.optimizer = _optimizer([p for p in network.parameters() if p.requires_grad], options)
+        self.schedule = _schedule(self.optimizer, options, num_images * options.repeats // options.batch_size)
 
     def step(self, batch: Batch) -> Losses:
         """One update. Raises FloatingPointError when the loss is not finite; the weights are then untouched."""
@@ -156,3 +215,27 @@ class Trainer:
 
     def _upsample(self, map_b1uv: Tensor) -> Tensor:
         return upsampling.upsample(map_b1uv, self.field, self.input_size, self.options.gaussian_std)
+
+
+def _optimizer(parameters: list[nn.Parameter], options: TrainOptions) -> torch.optim.Optimizer:
+    rate, decay = options.learning_rate, options.weight_decay
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=decay)
+    kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, rate, weight_decay=decay)
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, options: TrainOptions, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if options.schedule == "one_cycle":
+        steps = max(options.epochs * steps_per_epoch, 2)
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total_steps=steps, pct_start=0.15)
+
+    def factor(step: int) -> float:
+        epoch = step // steps_per_epoch
+        if options.schedule == "exponential":
+            return float(options.decay**epoch)
+        return float(options.decay ** sum(epoch >= milestone for milestone in options.milestones))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

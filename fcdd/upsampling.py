@@ -9,6 +9,7 @@ Shapes: B batch, U x V cells of the map, H x W pixels.
 
 import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,14 @@ import torch
 from torch import Tensor
 
 from fcdd.receptive_field import ReceptiveField
+
+
+def with_extent(field: ReceptiveField, extent: int | None) -> ReceptiveField:
+    """The field with another extent of the Gaussian, in pixels, around the same centres; None keeps it.
+
+    For deep trunks, whose theoretical field is larger than the image while what they react to is not.
+    """
+    return field if extent is None else replace(field, extent=extent)
 
 
 def default_std(extent: int) -> float:

@@ -130,17 +130,19 @@ class Score:
         readable = [index for index, pixels in enumerate(encoded) if pixels is not None]
         joined = np.frombuffer(bytearray().join(encoded[index] for index in readable), np.uint8)
         scored = self.detector.score(joined.reshape(len(readable), *spec.input_size, spec.channels))
-        p_values = calibration.p_values(scored.mean, self.nominal)
+        chosen: npt.NDArray[np.float32] = getattr(scored, spec.score)
+        p_values = calibration.p_values(chosen, self.nominal)
         sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
         results: list[dict[str, object]] = [{} for _ in encoded]
         for position, index in enumerate(readable):
-            map_uv, score = scored.maps[position], float(scored.mean[position])
+            map_uv, score = scored.maps[position], float(chosen[position])
             if not np.isfinite(map_uv).all():
                 detail = f"the anomaly map holds {np.count_nonzero(~np.isfinite(map_uv))} values that are not finite"
                 results[index] = _failed("score", ImageError("non_finite_score", detail))
                 continue
             results[index] = {
                 "anomaly_score": score,
+                "score_mean": float(scored.mean[position]),
                 "score_max": float(scored.maximum[position]),
                 "score_top1pct": float(scored.top1pct[position]),
                 "p_value": float(p_values[position]),

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from fcdd.errors import ConfigError
@@ -30,6 +30,25 @@ def _strict_date(value: object) -> object:
 
 
 Night = Annotated[dt.date, BeforeValidator(_strict_date)]
+
+
+def _height_and_width(value: object) -> object:
+    if isinstance(value, int | str) and (match := re.fullmatch(r"(\d+)(?:x(\d+))?", str(value))):
+        size = (int(match[1]), int(match[2] or match[1]))
+        if min(size) < 16 or max(size) > 4096:
+            raise ValueError("expected sides of 16 to 4096 pixels")
+        return size
+    if isinstance(value, tuple):
+        return value
+    raise ValueError("expected a side like 224, or a height and a width like 224x320")
+
+
+# (height, width) in pixels; written as on the command line where options are recorded.
+ImageSize = Annotated[
+    tuple[int, int],
+    BeforeValidator(_height_and_width, json_schema_input_type=str),
+    PlainSerializer(lambda size: f"{size[0]}x{size[1]}", return_type=str),
+]
 
 
 class JobSettings(BaseSettings):

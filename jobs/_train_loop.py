@@ -16,10 +16,10 @@ import ray.train.torch
 import torch
 from ray.util.queue import Queue
 
-from fcdd import backbones, detector, networks, normalization, training
+from fcdd import augmentation, detector, networks, normalization, supervision, training
 from fcdd.normalization import Kind, Normalization
 from fcdd.storage import ObjectInfo
-from fcdd.training import TrainOptions
+from fcdd.training import Sampling, TrainingSet, TrainOptions
 from jobs import _images, _ray
 
 WEIGHTS_FILE, NORMALIZATION_FILE = "model.safetensors", "normalization.json"
@@ -38,6 +38,9 @@ class LoopConfig:
     initial_weights: bytes
     normalization: Kind
     moving_statistics: bool
+    frozen: bool
+    anomalies: str
+    augmentation: augmentation.Light
     options: TrainOptions
     logs: Queue
 
@@ -57,9 +60,21 @@ def train_worker(config: dict[str, LoopConfig]) -> None:
         loop.channels,
         loop.input_size,
         moving_statistics=loop.moving_statistics,
+        frozen=loop.frozen,
     )
     scaling = input_normalization(loop, pixels)
-    wrapped = ray.train.torch.prepare_model(network)
+    if rank == 0:
+        training.fit_statistics(network, scaling, pixels, seed=loop.options.seed)
+    # Wrapping sends rank 0's weights and buffers to the others; later only its buffers are ever saved.
+    wrapped = ray.train.torch.prepare_model(network, parallel_strategy_kwargs={"broadcast_buffers": False})
+    sampling = Sampling(
+        anomalies=supervision.SYNTHETIC[loop.anomalies],
+        augment=augmentation.light(loop.input_size, loop.augmentation),
+        seed=loop.options.seed,
+    )
+    batches = functools.partial(
+        training.batches, TrainingSet(list(pixels)), sampling, batch_size=loop.options.batch_size
+    )
     trainer = training.Trainer(
         wrapped,
         network.receptive_field,
@@ -70,10 +85,7 @@ def train_worker(config: dict[str, LoopConfig]) -> None:
     )
     for epoch in range(loop.options.epochs):
         start = time.perf_counter()
-        steps = [
-            trainer.step(batch)
-            for batch in training.batches(pixels, loop.options, epoch=epoch, rank=rank, world_size=workers)
-        ]
+        steps = [trainer.step(batch) for batch in batches(epoch=epoch, rank=rank, world_size=workers)]
         seconds = time.perf_counter() - start
         total, nominal, anomalous = np.nanmean(np.array(steps), axis=0)
         rate = len(steps) * loop.options.batch_size / seconds
@@ -96,10 +108,9 @@ def _common(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def input_normalization(loop: LoopConfig, pixels: npt.NDArray[np.uint8]) -> Normalization:
-    """What an EfficientNet trunk expects, else constants of the training images (N,H,W,C)."""
-    if loop.network.startswith(networks.BACKBONE_PREFIX):
-        return backbones.INPUT_NORMALIZATION
-    return normalization.estimate(loop.normalization, torch.from_numpy(pixels))
+    """What a pretrained trunk expects, else constants of the training images (N,H,W,C)."""
+    expected = networks.input_normalization(loop.network)
+    return expected or normalization.estimate(loop.normalization, torch.from_numpy(pixels))
 
 
 def _report(metrics: dict[str, float], network: torch.nn.Module, scaling: Normalization, *, save: bool) -> None:

@@ -19,7 +19,7 @@ from fcdd.metrics import ImageMetrics, image_metrics
 from jobs import _console, _runs
 from jobs._settings import JobSettings, Night
 
-SCORES = ("anomaly_score", "score_max", "score_top1pct")
+SCORES = ("anomaly_score", "score_mean", "score_max", "score_top1pct")
 
 
 class EvaluateSettings(JobSettings):
@@ -125,8 +125,8 @@ def show(settings: EvaluateSettings) -> None:
     )
     for name, metrics in result.metrics.items():
         print(
-            f"{name:14}  AUROC {metrics.auroc:.4f}  (95 % bootstrap interval {metrics.auroc_low:.4f} to "
-            f"{metrics.auroc_high:.4f}), average precision {metrics.average_precision:.4f}"
+            f"{name:14}  AUROC {metrics.auroc.value:.4f}  (95 % bootstrap interval {metrics.auroc.low:.4f} to "
+            f"{metrics.auroc.high:.4f}), average precision {metrics.average_precision.value:.4f}"
         )
     print(
         f"at the threshold (promised false-alarm rate {result.alpha:g}): false alarms "

@@ -12,13 +12,14 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from fcdd import backbones, bundle, detector, networks, splits, storage
-from fcdd.bundle import BundleSpec, TrainingRecord
+from fcdd import bundle, detector, networks, splits, storage, supervision
+from fcdd.augmentation import Light
+from fcdd.bundle import BundleSpec, Score, TrainingRecord
 from fcdd.calibration import Calibration, conformal_threshold
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError, FCDDError
@@ -27,11 +28,20 @@ from fcdd.storage import ObjectInfo
 from fcdd.training import TrainOptions
 from jobs import _console, _images, _manifest
 from jobs._images import ImageSet
-from jobs._settings import JobSettings
+from jobs._settings import ImageSize, JobSettings
 
 VERSIONED = ("fcdd-at-scale", "torch", "ray", "numpy", "pillow")
 
 log = logging.getLogger(__name__)
+
+
+def _known_anomalies(name: str) -> str:
+    if name not in supervision.SYNTHETIC:
+        raise ValueError(f"choose one of: {', '.join(supervision.SYNTHETIC)}")
+    return name
+
+
+Anomalies = Annotated[str, AfterValidator(_known_anomalies)]
 
 
 class TrainSettings(JobSettings):
@@ -46,24 +56,35 @@ class TrainSettings(JobSettings):
     images: str = Field(description="location of nominal images (s3://, gs://, az:// or a folder)")
     bundle: str = Field(description="location to write the bundle to")
     network: str = Field(
-        "backbone:efficientnet_lite0:stage4", description="architecture; an unknown name lists them all"
+        "whitened:efficientnet_lite0:stage4+stage3+stage5",
+        description="architecture; a name that is not known lists them all. Add :2 or :3 to the default for that many "
+        "product variants under one camera",
     )
-    image_size: int = Field(160, ge=16, le=4096, description="side of the network's square input, pixels")
-    pretrained: bool = Field(True, description="start backbones, vgg and vgg_f from their ImageNet weights")
-    weights: Path | None = Field(None, description="file with torchvision's vgg11_bn weights, instead of a download")
-    normalization: Kind = Field("mean_std", description="of the input; EfficientNet trunks keep their own")
-    epochs: int = Field(12, ge=1, description="passes over the training images")
+    image_size: ImageSize = Field((224, 224), description="of the network's input: pixels, or HEIGHTxWIDTH")
+    pretrained: bool = Field(True, description="start trunks, vgg and vgg_f from their ImageNet weights")
+    weights: Path | None = Field(None, description="file with torchvision's weights of the trunk, not a download")
+    freeze_backbone: bool = Field(False, description="train the head alone; whitened trunks are always frozen")
+    normalization: Kind = Field("mean_std", description="of the input; trunks with ImageNet weights keep their own")
+    score: Score = Field("mean", description="of an image: mean (the paper's), maximum or top 1 % mean of its map")
+    epochs: int | None = Field(None, ge=1, description="passes over the images; default: 3 if whitened, else 12")
     batch_size: int = Field(32, ge=2, description="global batch, over all workers")
     learning_rate: float = Field(1e-3, gt=0, description="peak of the one-cycle schedule")
-    weight_decay: float = Field(1e-4, ge=0, description="AdamW weight decay")
+    weight_decay: float | None = Field(None, ge=0, description="AdamW's; default: 0 if whitened, else 1e-4")
     loss: Literal["image", "pixel"] = Field("pixel", description="supervise the map's mean, or the map by masks")
-    anomalies: Literal["defects", "confetti"] = Field(
-        "defects", description="synthetic anomalies: cracks, patches and stains, or the paper's confetti"
+    anomalies: Anomalies = Field(
+        "mixed",
+        description="synthetic anomalies: defects (cracks, scratches, patches, stains), cutpaste, perlin, all three "
+        "mixed, or a published noise mode (confetti, ...)",
+    )
+    augmentation: Light | None = Field(
+        None, description="of nominal images; default: none if whitened (flips would mix positions), else all"
     )
     gaussian_std: float | None = Field(
         None, gt=0, description="spread of one map cell in the heatmap, input pixels; default: half a cell's width"
     )
-    flips: bool = Field(True, description="mirror images at random; off where left and right differ")
+    gaussian_extent: int | None = Field(
+        None, ge=1, description="pixels that one map cell can reach in the heatmap; default: its receptive field"
+    )
     calibration_share: float = Field(0.2, gt=0, lt=1, description="share of images held out for the threshold")
     alpha: float = Field(0.01, gt=0, lt=1, description="false-alarm rate that the threshold promises")
     workers: int = Field(2, ge=1, description="data-parallel training processes")
@@ -88,7 +109,7 @@ def train(settings: TrainSettings) -> None:
     start = _prepare(settings, bundle_uri, training, calibration)
     log.info("training on %d nominal images, calibrating on %d others", len(training), len(calibration))
     # Read before any worker starts: a prefix of unreadable images is found here.
-    held_out = _images.load_set(calibration, (settings.image_size, settings.image_size), _channels(settings))
+    held_out = _images.load_set(calibration, settings.image_size, networks.in_channels(settings.network))
     conformal_threshold(held_out.brightness, settings.alpha)  # enough of them are readable
     fitted = _fit(settings, training, start)
     record = TrainingRecord(
@@ -98,7 +119,8 @@ def train(settings: TrainSettings) -> None:
         data_digest=_manifest.digest(infos),
         options=settings.model_dump(
             mode="json", exclude={"config", "images", "bundle", "checkpoints", "overwrite", "weights"}
-        ),
+        )
+        | dataclasses.asdict(fitted.options, dict_factory=_scalars),
         versions={name: metadata.version(name) for name in VERSIONED} | {"python": platform.python_version()},
     )
     spec = _calibrate(settings, fitted, held_out, record)
@@ -131,9 +153,9 @@ def _prepare(
     settings: TrainSettings, bundle_uri: str, training: list[ObjectInfo], calibration: list[ObjectInfo]
 ) -> Start:
     """Find everything that can be wrong before any worker starts."""
-    size = (settings.image_size, settings.image_size)
     torch.manual_seed(settings.seed)
-    network = networks.build(settings.network, in_channels=_channels(settings), image_size=size)
+    channels = networks.in_channels(settings.network)
+    network = networks.build(settings.network, in_channels=channels, image_size=settings.image_size)
     if settings.batch_size % settings.workers:
         raise ConfigError(
             f"a global batch of {settings.batch_size} does not divide among {settings.workers} workers; change one"
@@ -145,7 +167,7 @@ def _prepare(
         raise ConfigError(f"there is a bundle at {bundle_uri}, and runs may name it; choose another or add --overwrite")
     storage.check_writable(bundle_uri)
     if settings.pretrained and networks.is_pretrained(settings.network):
-        backbones.load_pretrained(network.features, settings.weights)
+        networks.load_pretrained(network, settings.network, settings.weights)
     std = settings.gaussian_std or network.receptive_field.stride / 2
     return Start(detector.serialize(network), std)
 
@@ -157,9 +179,10 @@ class TrainingFailed(FCDDError):
 class Fitted(NamedTuple):
     """The last epoch's weights, what belongs to them, and how many images were readable."""
 
+    options: TrainOptions
+
     weights: bytes
     normalization: Normalization
-    gaussian_std: float
     num_images: int
 
 
@@ -171,8 +194,8 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo], start: Start) -> F
 
     from jobs import _ray, _train_loop
 
-    chosen = {field.name: getattr(settings, field.name) for field in dataclasses.fields(TrainOptions)}
-    options = TrainOptions(**(chosen | {"gaussian_std": start.gaussian_std}))
+    options = _options(settings, start)
+    whitened = _whitened(settings)
     began = time.perf_counter()
     with (
         _ray.session(cpus=settings.workers + 1, gpus=settings.workers if settings.gpu else 0),
@@ -185,11 +208,14 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo], start: Start) -> F
                 "loop": _train_loop.LoopConfig(
                     images=training,
                     network=settings.network,
-                    channels=_channels(settings),
-                    input_size=(settings.image_size, settings.image_size),
+                    channels=networks.in_channels(settings.network),
+                    input_size=settings.image_size,
                     initial_weights=start.weights,
                     normalization=settings.normalization,
                     moving_statistics=not settings.pretrained,
+                    frozen=settings.freeze_backbone,
+                    anomalies=settings.anomalies,
+                    augmentation=settings.augmentation or ("none" if whitened else "all"),
                     options=options,
                     logs=logs,
                 )
@@ -214,7 +240,31 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo], start: Start) -> F
             scaling = Normalization.model_validate_json(Path(checkpoint, _train_loop.NORMALIZATION_FILE).read_text())
     log.info("trained in %.0f s, Ray's start and stop included", time.perf_counter() - began)
     assert result.metrics is not None
-    return Fitted(weights, scaling, start.gaussian_std, int(result.metrics["num_images"]))
+    return Fitted(options, weights, scaling, int(result.metrics["num_images"]))
+
+
+def _options(settings: TrainSettings, start: Start) -> TrainOptions:
+    """Few epochs suffice where the statistics of nominal images do most of the work, and more make it worse."""
+    whitened = _whitened(settings)
+    return TrainOptions(
+        epochs=settings.epochs or (3 if whitened else 12),
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        weight_decay=(0.0 if whitened else 1e-4) if settings.weight_decay is None else settings.weight_decay,
+        loss=settings.loss,
+        gaussian_std=start.gaussian_std,
+        gaussian_extent=settings.gaussian_extent,
+        seed=settings.seed,
+    )
+
+
+def _whitened(settings: TrainSettings) -> bool:
+    parts = networks.parse(settings.network)
+    return parts is not None and parts.kind == networks.WHITENED
+
+
+def _scalars(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in items if isinstance(value, str | int | float | None)}
 
 
 def _calibrate(
@@ -224,7 +274,7 @@ def _calibrate(
     record: TrainingRecord,
 ) -> BundleSpec:
     """The bundle's specification, with scores of the held-out nominal images."""
-    size, channels = (settings.image_size, settings.image_size), _channels(settings)
+    size, channels = settings.image_size, networks.in_channels(settings.network)
     network = detector.for_inference(detector.deserialize(fitted.weights, settings.network, channels, size))
     scored = detector.score_pixels(network, fitted.normalization, held_out.pixels)
     return BundleSpec(
@@ -232,17 +282,19 @@ def _calibrate(
         channels=channels,
         input_size=size,
         normalization=fitted.normalization,
-        gaussian_std=fitted.gaussian_std,
+        gaussian_std=fitted.options.gaussian_std,
+        gaussian_extent=settings.gaussian_extent,
+        score=settings.score,
         calibration=Calibration.fit(
-            scored.mean, scored.maximum, held_out.brightness, held_out.contrast, alpha=settings.alpha
+            getattr(scored, settings.score),
+            scored.maximum,
+            held_out.brightness,
+            held_out.contrast,
+            alpha=settings.alpha,
         ),
         training=record,
         weights_sha256=detector.sha256(fitted.weights),
     )
-
-
-def _channels(settings: TrainSettings) -> Literal[1, 3]:
-    return 1 if settings.network.startswith("cnn28") else 3
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Fields are never reordered or retyped within a version; a contract test pins eac
 import pyarrow as pa
 import pyarrow.compute as pc
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "", *, nullable: bool = False) -> pa.Field:
@@ -52,7 +52,8 @@ SCORES = _schema(
         *_SOURCE,
         _field("width", pa.int32(), "width after EXIF orientation", "pixel"),
         _field("height", pa.int32(), "height after EXIF orientation", "pixel"),
-        _field("anomaly_score", pa.float32(), "mean of the anomaly map (the paper's score), raw, >= 0"),
+        _field("anomaly_score", pa.float32(), "one of the next three, as the bundle chose; raw, >= 0"),
+        _field("score_mean", pa.float32(), "mean of the anomaly map: the paper's score"),
         _field("score_max", pa.float32(), "largest value of the anomaly map"),
         _field("score_top1pct", pa.float32(), "mean of the top 1 % of the anomaly map's cells"),
         _field("p_value", pa.float64(), "share of nominal images at least as anomalous: (1 + #{c >= s}) / (n + 1)"),

@@ -65,6 +65,7 @@ def stage(
     good = decoded | {
         "anomaly_score": 1.5,
         "score_max": 2.0,
+        "score_mean": 1.0,
         "score_top1pct": 2.0,
         "p_value": 0.5,
         "is_anomalous": True,

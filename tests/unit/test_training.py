@@ -1,13 +1,14 @@
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from fcdd import detector, networks, normalization, training
+from fcdd import augmentation, detector, networks, normalization, outliers, supervision, training
 from fcdd.errors import ConfigError
-from fcdd.training import TrainOptions
+from fcdd.training import Sampling, TrainingSet, TrainOptions
 
 OPTIONS = TrainOptions(
     epochs=3,
@@ -15,12 +16,13 @@ OPTIONS = TrainOptions(
     learning_rate=3e-3,
     weight_decay=1e-4,
     loss="image",
-    anomalies="defects",
     gaussian_std=2.0,
-    flips=True,
     seed=1,
 )
+SAMPLING = Sampling(anomalies=outliers.defects, augment=augmentation.light((32, 32), "all"), seed=1)
 IMAGES = np.random.default_rng(0).integers(120, 136, (40, 32, 32, 3)).astype(np.uint8)
+DATA = TrainingSet(list(IMAGES))
+SCALING = normalization.estimate("mean_std", torch.from_numpy(IMAGES))
 
 
 def test_an_epoch_shows_each_image_at_most_once_and_another_epoch_another_order() -> None:
@@ -37,52 +39,73 @@ def test_a_batch_larger_than_the_set_is_a_clear_error() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_workers_together_draw_the_same_global_batches(workers: int) -> None:
-    alone = list(training.batches(IMAGES, OPTIONS, epoch=2))
-    shares = [list(training.batches(IMAGES, OPTIONS, epoch=2, rank=r, world_size=workers)) for r in range(workers)]
+    draw = functools.partial(training.batches, DATA, SAMPLING, batch_size=8, epoch=2, repeats=2)
+    alone = list(draw())
+    shares = [list(draw(rank=r, world_size=workers)) for r in range(workers)]
+    assert len(alone) == 10
     for step, batch in enumerate(alone):
         for rank in range(workers):
             for ours, all_of_them in zip(shares[rank][step], batch, strict=True):
                 assert torch.equal(ours, all_of_them[rank::workers])
 
 
-def test_nominal_samples_are_mirrored_and_vary_in_brightness() -> None:
-    image = np.full((16, 16, 3), 100, np.uint8)
-    image[:4, :6] = 160  # a corner that shows how the image was turned
-    nominal = [
-        s.pixels for s in (training.draw_sample(image, i, epoch=0, options=OPTIONS) for i in range(200)) if not s.label
-    ]
-    brightest = {tuple(int(v) for v in np.unravel_index(p[:, :, 0].argmax(), (16, 16))) for p in nominal}
-    assert {row > 8 for row, _ in brightest} == {column > 8 for _, column in brightest} == {False, True}
-    assert np.ptp([p.mean() for p in nominal]) > 20
-    still = dataclasses.replace(OPTIONS, flips=False)
-    unturned = [
-        s.pixels for s in (training.draw_sample(image, i, epoch=0, options=still) for i in range(200)) if not s.label
-    ]
-    assert {tuple(np.unravel_index(p[:, :, 0].argmax(), (16, 16))) for p in unturned} == {(0, 0)}
+def draw(data: TrainingSet, count: int, sampling: Sampling = SAMPLING) -> list[training.Sample]:
+    return [training.draw_sample(data, number, epoch=0, sampling=sampling) for number in range(count)]
 
 
-def test_the_learning_rate_rises_and_falls_over_the_training() -> None:
-    network = networks.build("cnn32_s", in_channels=3, image_size=(32, 32))
-    scaling = normalization.estimate("mean_std", torch.from_numpy(IMAGES))
-    trainer = training.Trainer(network, network.receptive_field, scaling, OPTIONS, num_images=40, input_size=(32, 32))
-    rates = []
-    for epoch in range(OPTIONS.epochs):
-        for batch in training.batches(IMAGES, OPTIONS, epoch=epoch):
-            rates.append(trainer.optimizer.param_groups[0]["lr"])
-            trainer.step(batch)
-    assert len(rates) == 15
-    assert rates[0] < 0.1 * max(rates)
-    assert rates[-1] < 0.1 * max(rates)
-    assert max(rates) == pytest.approx(OPTIONS.learning_rate, rel=0.05)
-
-
-@pytest.mark.parametrize("anomalies", ["defects", "confetti"])
+@pytest.mark.parametrize("anomalies", supervision.SYNTHETIC)
 def test_half_of_the_samples_become_anomalous_with_a_mask(anomalies: str) -> None:
-    options = dataclasses.replace(OPTIONS, anomalies=anomalies)  # type: ignore[arg-type]
-    samples = [training.draw_sample(IMAGES[0], i, epoch=0, options=options) for i in range(400)]
+    sampling = dataclasses.replace(SAMPLING, anomalies=supervision.SYNTHETIC[anomalies])
+    samples = draw(TrainingSet(list(IMAGES[:1])), 400, sampling)
     labels = np.array([sample.label for sample in samples])
     assert labels.mean() == pytest.approx(0.5, abs=0.08)
     assert all(sample.mask.any() == bool(sample.label) for sample in samples)
+
+
+def test_labelled_anomalies_in_the_training_set_stay_what_they_are() -> None:
+    data = supervision.offline(list(IMAGES), supervision.SYNTHETIC["confetti"], seed=0)
+    sampling = dataclasses.replace(SAMPLING, augment=augmentation.light((32, 32), "none"), probability=0.0)
+    samples = draw(TrainingSet(*data), 80, sampling)
+    assert [sample.label for sample in samples] == 40 * [0] + 40 * [1]
+    assert [bool(sample.mask.any()) for sample in samples] == 40 * [False] + 40 * [True]
+    np.testing.assert_array_equal(samples[0].pixels * 255, IMAGES[0])
+
+
+def test_a_training_set_without_anomalies_yields_nominal_samples_only() -> None:
+    sampling = dataclasses.replace(SAMPLING, probability=0.0)
+    assert {sample.label for sample in draw(DATA, 100, sampling)} == {0}
+
+
+def rates(options: TrainOptions) -> list[float]:
+    network = networks.build("cnn32_s", in_channels=3, image_size=(32, 32))
+    trainer = make_trainer(network, options)
+    seen = []
+    for epoch in range(options.epochs):
+        for batch in training.batches(DATA, SAMPLING, batch_size=8, epoch=epoch):
+            seen.append(trainer.optimizer.param_groups[0]["lr"])
+            trainer.step(batch)
+    return seen
+
+
+def make_trainer(network: networks.FCDDNetwork, options: TrainOptions) -> training.Trainer:
+    return training.Trainer(
+        network, network.receptive_field, SCALING, options, num_images=len(IMAGES), input_size=(32, 32)
+    )
+
+
+def test_the_learning_rate_rises_and_falls_over_the_training() -> None:
+    seen = rates(OPTIONS)
+    assert len(seen) == 15
+    assert seen[0] < 0.1 * max(seen)
+    assert seen[-1] < 0.1 * max(seen)
+    assert max(seen) == pytest.approx(OPTIONS.learning_rate, rel=0.05)
+
+
+def test_published_schedules_change_the_rate_after_whole_epochs() -> None:
+    exponential = dataclasses.replace(OPTIONS, optimizer="sgd", schedule="exponential", decay=0.5)
+    assert rates(exponential) == pytest.approx(5 * [3e-3] + 5 * [1.5e-3] + 5 * [7.5e-4])
+    milestones = dataclasses.replace(OPTIONS, optimizer="adam", schedule="milestones", decay=0.1, milestones=(1, 2))
+    assert rates(milestones) == pytest.approx(5 * [3e-3] + 5 * [3e-4] + 5 * [3e-5])
 
 
 @pytest.mark.parametrize("loss", ["image", "pixel"])
@@ -90,16 +113,13 @@ def test_training_separates_anomalous_from_nominal_samples(loss: str) -> None:
     options = dataclasses.replace(OPTIONS, epochs=25, loss=loss)  # type: ignore[arg-type]
     torch.manual_seed(0)
     network = networks.build("cnn32_s", in_channels=3, image_size=(32, 32))
-    scaling = normalization.estimate("mean_std", torch.from_numpy(IMAGES))
-    trainer = training.Trainer(
-        network, network.receptive_field, scaling, options, num_images=len(IMAGES), input_size=(32, 32)
-    )
+    trainer = make_trainer(network, options)
     for epoch in range(options.epochs):
-        for batch in training.batches(IMAGES, options, epoch=epoch):
+        for batch in training.batches(DATA, SAMPLING, batch_size=8, epoch=epoch):
             trainer.step(batch)
-    fresh = [training.draw_sample(IMAGES[0], index, epoch=999, options=options) for index in range(200)]
-    pixels = np.stack([sample.pixels for sample in fresh])
-    scores = detector.score_pixels(detector.for_inference(network), scaling, pixels).mean
+    fresh = [training.draw_sample(DATA, index, epoch=999, sampling=SAMPLING) for index in range(200)]
+    pixels = np.stack([np.round(sample.pixels * 255).astype(np.uint8) for sample in fresh])
+    scores = detector.score_pixels(detector.for_inference(network), SCALING, pixels).mean
     assert roc_auc_score([sample.label for sample in fresh], scores) > 0.8
 
 
@@ -108,7 +128,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
     scaling = normalization.Normalization(kind="mean_std", shift=(0.0,) * 3, scale=(1e-38,) * 3)
     trainer = training.Trainer(network, network.receptive_field, scaling, OPTIONS, num_images=40, input_size=(32, 32))
     before = network.head.weight.clone()
-    batch = next(training.batches(IMAGES, OPTIONS, epoch=0))
+    batch = next(training.batches(DATA, SAMPLING, batch_size=8, epoch=0))
     with pytest.raises(FloatingPointError):
         trainer.step(batch)
     assert torch.equal(network.head.weight, before)

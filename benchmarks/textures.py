@@ -1,0 +1,122 @@
+"""Pixel-level benchmark on real textures with defects unlike any used in training.
+
+Nominal: crops of scikit-image's brick, grass and gravel photographs (training from the upper half, test from
+the lower), and ELPV cells. Anomalous: one defect each of `DEFECTS`, pasted into test images; none of them is
+made by `fcdd.outliers` or `fcdd.noise`. See `main` for the methods compared.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import skimage.data
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from fcdd import datasets, images, splits
+
+Pixels = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+SIDE = 128
+TEXTURES = ("brick", "grass", "gravel", "cells")
+
+
+class Benchmark(NamedTuple):
+    """Nominal training images, and test images with labels (N,) and masks (N,H,W)."""
+
+    training: Pixels
+    test: Pixels
+    labels: npt.NDArray[np.int64]
+    masks: Mask
+
+
+def load(texture: str, *, seed: int, num_training: int = 400, num_test: int = 200) -> Benchmark:
+    """The benchmark of one texture: half of the test images carry one defect."""
+    generator = np.random.default_rng((TEXTURES.index(texture), seed))
+    if texture == "cells":
+        cells = [cell for cell in datasets.elpv() if cell.probability == 0]
+        held_out = [cell for cell in cells if splits.is_held_out(cell.path.name, 0.3)]
+        fitted = [cell for cell in cells if cell not in held_out]
+        training, test = (
+            [_cell(c) for c in _some(cells, n, generator)]
+            for cells, n in ((fitted, num_training), (held_out, num_test))
+        )
+    else:
+        photograph = getattr(skimage.data, texture)()
+        middle = photograph.shape[0] // 2
+        training = _crops(photograph[:middle], num_training, generator)
+        test = _crops(photograph[middle:], num_test, generator)
+    labels = np.arange(len(test)) % 2
+    masks = np.zeros((len(test), SIDE, SIDE), np.bool_)
+    for index in np.flatnonzero(labels):
+        defect = DEFECTS[index // 2 % len(DEFECTS)]
+        test[index], masks[index] = defect(test[index], generator)
+    return Benchmark(np.stack(training), np.stack(test), labels, masks)
+
+
+def _some(
+    items: list[datasets.LabelledImage], count: int, generator: np.random.Generator
+) -> list[datasets.LabelledImage]:
+    return [items[i] for i in generator.permutation(len(items))[:count]]
+
+
+def _cell(cell: datasets.LabelledImage) -> Pixels:
+    return images.decode(cell.path.read_bytes(), size=(SIDE, SIDE), channels=3).pixels
+
+
+def _crops(grey: Pixels, count: int, generator: np.random.Generator) -> list[Pixels]:
+    corners = generator.integers(0, np.array(grey.shape) - SIDE + 1, (count, 2))
+    return [np.repeat(grey[r : r + SIDE, c : c + SIDE, None], 3, 2) for r, c in corners]
+
+
+def _disc(generator: np.random.Generator) -> tuple[float, float, float, npt.NDArray[np.float64]]:
+    """Centre, radius, and the distance of every pixel from the centre in radii."""
+    row, column = generator.uniform(0.15 * SIDE, 0.85 * SIDE, 2)
+    radius = generator.uniform(0.08, 0.18) * SIDE
+    rows, columns = np.ogrid[:SIDE, :SIDE]
+    return row, column, radius, np.hypot(rows - row, columns - column) / radius
+
+
+def swirl(image: Pixels, generator: np.random.Generator) -> tuple[Pixels, Mask]:
+    """The texture turned around a point, less with the distance."""
+    row, column, _, distance = _disc(generator)
+    angle = generator.choice((-1, 1)) * generator.uniform(2, 4) * np.clip(1 - distance, 0, 1)
+    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float64)
+    y, x = rows - row, columns - column
+    where = np.stack((row + np.cos(angle) * y - np.sin(angle) * x, column + np.sin(angle) * y + np.cos(angle) * x))
+    turned = np.stack([ndimage.map_coordinates(image[:, :, c], where, order=1, mode="reflect") for c in range(3)], 2)
+    return turned, distance < 0.9
+
+
+def smear(image: Pixels, generator: np.random.Generator) -> tuple[Pixels, Mask]:
+    """The texture averaged along one direction inside a disc."""
+    *_, distance = _disc(generator)
+    size = [1, 1, 1]
+    size[int(generator.integers(2))] = int(generator.integers(9, 17))
+    inside = distance < 1
+    return np.where(inside[:, :, None], ndimage.uniform_filter(image, size), image), inside
+
+
+def ring(image: Pixels, generator: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A raised rim, as a bottle's foot leaves it: bright outside, dark inside."""
+    *_, distance = _disc(generator)
+    height = generator.uniform(40, 90)
+    profile = height * (np.exp(-(((distance - 1) / 0.15) ** 2)) - np.exp(-(((distance - 0.7) / 0.15) ** 2)))
+    shaded = (image + profile[:, :, None]).clip(0, 255).astype(np.uint8)
+    return shaded, np.abs(profile) > 0.25 * height
+
+
+def print_(image: Pixels, generator: np.random.Generator) -> tuple[Pixels, Mask]:
+    """Letters printed half transparently."""
+    canvas = Image.new("L", (SIDE, SIDE))
+    text = "".join(generator.choice(list("ABEHKMNRSWXZ"), int(generator.integers(1, 4))))
+    corner = generator.uniform(0.1 * SIDE, 0.6 * SIDE, 2)
+    font = ImageFont.load_default(float(generator.uniform(0.15, 0.3) * SIDE))
+    ImageDraw.Draw(canvas).text((corner[0], corner[1]), text, fill=255, font=font)
+    ink = np.asarray(canvas, np.float64)[:, :, None] / 255 * generator.uniform(0.3, 0.6)
+    tone = generator.choice((20.0, 235.0))
+    return ((1 - ink) * image + ink * tone).astype(np.uint8), ink[:, :, 0] > 0.1
+
+
+DEFECTS: tuple[Callable[[Pixels, np.random.Generator], tuple[Pixels, Mask]], ...] = (swirl, smear, ring, print_)
