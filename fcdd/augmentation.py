@@ -32,8 +32,9 @@ class Augmentation:
 
     `size` is the network's (height, width). `fit` says how to get there, by nearest neighbour where it resizes: "crop"
     at a random place, "resize", or one of both with equal chance ("crop_or_resize"). `jitters`: one is drawn for each
-    image. `noise` is the deviation of additive Gaussian noise of images in [0,1]; `relative_noise`, as a share of the
-    image's own deviation, is added to every second image, which is then cut to [0,1].
+    image, applied after the geometry or before it. `noise` is the deviation of additive Gaussian noise of images in
+    [0,1]; `relative_noise`, as a share of the image's own deviation, is added to every second image, which is then cut
+    to [0,1].
     """
 
     size: Size
@@ -44,14 +45,15 @@ class Augmentation:
     gain: float = 0.0
     offset: float = 0.0
     jitters: Sequence[Jitter] = ()
+    jitter_first: bool = False
     noise: float = 0.0
     relative_noise: float = 0.0
 
     def __call__(self, image_hwc: Pixels, mask_hw: Mask, generator: np.random.Generator) -> tuple[Unit, Mask]:
         """An image (H,W,C) uint8 and its mask (H,W) as float32 in about [0,1] (H',W',C) and mask (H',W')."""
-        image, mask = self._geometry(image_hwc, mask_hw, generator)
-        if self.jitters:
-            image = jitter(image, self.jitters[int(generator.integers(len(self.jitters)))], generator)
+        image = self._jitter(image_hwc, generator) if self.jitter_first else image_hwc
+        image, mask = self._geometry(image, mask_hw, generator)
+        image = image if self.jitter_first else self._jitter(image, generator)
         pixels = image.astype(np.float32)
         if self.gain or self.offset:
             # Whole grey levels, as any camera's image: the network must not see that it was augmented.
@@ -64,6 +66,11 @@ class Augmentation:
             deviation = np.float32(self.relative_noise) * unit.std()
             unit = (unit + deviation * generator.standard_normal(unit.shape, np.float32)).clip(0, 1)
         return unit, mask
+
+    def _jitter(self, image: Pixels, generator: np.random.Generator) -> Pixels:
+        if not self.jitters:
+            return image
+        return jitter(image, self.jitters[int(generator.integers(len(self.jitters)))], generator)
 
     def _geometry(self, image: Pixels, mask: Mask, generator: np.random.Generator) -> tuple[Pixels, Mask]:
         if self.padding:
@@ -142,6 +149,11 @@ def bilinear(image_hwc: Pixels, size: Size) -> Pixels:
     image = Image.fromarray(image_hwc.squeeze(2) if image_hwc.shape[2] == 1 else image_hwc)
     resized = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
     return resized.reshape(*size, image_hwc.shape[2])
+
+
+def grey(image_hwc: Pixels) -> Pixels:
+    """The image with one channel, by PIL's weights of red, green and blue."""
+    return np.asarray(Image.fromarray(image_hwc).convert("L"))[..., None]
 
 
 def centre_crop(array: npt.NDArray[Any], size: Size) -> npt.NDArray[Any]:

@@ -100,6 +100,9 @@ def load_pretrained(features: nn.Module, name: str, weights: Path | None = None)
     wrong = [key for key in wanted if (v := state.get(prefix + key)) is None or v.shape != wanted[key].shape]
     if wrong:
         raise ConfigError(f"the weights lack a fitting {prefix}{wrong[0]}: expected the state of torchvision's {name}")
+    broken = [key for key in wanted if not torch.isfinite(state[prefix + key]).all()]
+    if broken:
+        raise ConfigError(f"the weights of {name} hold NaN or infinity in {prefix}{broken[0]}; get the file again")
     inner.load_state_dict({key: state[prefix + key] for key in wanted})
 
 

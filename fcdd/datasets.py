@@ -247,13 +247,16 @@ def _mvtec_image(path: Path, side: int | None) -> Pixels:
     return image if side is None else nearest_corner(image, (side, side))
 
 
-def imagenet30(root: Path, split: str, prepare: Prepare) -> Labelled:
-    """ImageNet-30, images read and `prepare`d: folders <split>/<class or its ILSVRC number>; "train" or "val"."""
+def imagenet30(root: Path, split: str, prepare: Prepare, *, only: str | None = None) -> Labelled:
+    """ImageNet-30, images read and `prepare`d: folders <split>/<class or its ILSVRC number>; "train" or "val".
+
+    `only` reads one class. Raises ConfigError when there is no such folder.
+    """
     pixels, classes = [], []
     for number, (name, wnid) in enumerate(IMAGENET30.items()):
         spellings = (wnid, name, name.replace(" ", "_"), name.lower().replace(" ", "_"))
         folders = [folder for spelling in spellings if (folder := root / split / spelling).is_dir()]
-        if not folders:
+        if not folders or only not in (None, name):
             continue
         files = _some(folders[0])
         pixels += [prepare(read_image(path, 3)) for path in files]
@@ -283,6 +286,7 @@ def voc_horse(root: Path, split: str, prepare: Prepare) -> Labelled:
 
 
 NOMINAL_FOLDERS, ANOMALOUS_FOLDERS = ("normal", "nominal", "good"), ("anomalous", "abnormal", "bad")
+MASK_FOLDERS = ("ground_truth", "train_maps", "test_maps")
 
 
 def custom(root: Path, name: str, prepare: Prepare) -> OneClass:
@@ -298,6 +302,8 @@ def custom(root: Path, name: str, prepare: Prepare) -> OneClass:
     nominal = _subfolder(root / "train" / name, NOMINAL_FOLDERS)
     if nominal is None:
         return _custom_one_vs_rest(root, name, prepare)
+    if any((nominal / anomalous).exists() for anomalous in ANOMALOUS_FOLDERS):
+        raise ConfigError(f"there is a folder of anomalous images inside of the nominal one, {nominal}; move it beside")
     training = [prepare(read_image(path, 3)) for path in _some(nominal)]
     good, bad = (_subfolder(root / "test" / name, names) for names in (NOMINAL_FOLDERS, ANOMALOUS_FOLDERS))
     if good is None or bad is None:

@@ -29,15 +29,16 @@ def image_score(map_b1uv: Tensor) -> Tensor:
 
 
 def anomalous_term(evidence: Tensor) -> Tensor:
-    """-log(1 - exp(-a)) for evidence a >= 0, finite with finite gradient everywhere; same shape."""
-    return -torch.log(-torch.expm1(-evidence.clamp_min(SMALLEST_EVIDENCE)))
+    """-log(1 - exp(-a)) for evidence a >= 0, float32, finite with finite gradient everywhere; same shape."""
+    return -torch.log(-torch.expm1(-evidence.float().clamp_min(SMALLEST_EVIDENCE)))
 
 
 def image_loss(map_b1uv: Tensor, labels_b: Tensor) -> Tensor:
     """Per-image loss (B,), to be averaged: the score of nominal (0), `anomalous_term` of anomalous (1).
 
-    Reduces each map to its mean first, then transforms.
+    Reduces each map to its mean first, then transforms. Raises ValueError for other labels.
     """
+    _check_binary("labels", labels_b)
     score = image_score(map_b1uv.float())
     return torch.where(labels_b.bool(), anomalous_term(score), score)
 
@@ -46,11 +47,21 @@ def pixel_loss(map_b1uv: Tensor, masks_b1hw: Tensor, upsample: Callable[[Tensor]
     """Per-image pixel-wise loss (B,), to be averaged, from ground-truth masks with values 0 and 1.
 
     `upsample` maps (B,1,U,V) to (B,1,H,W), differentiably. Both parts are divided by all H*W pixels, as
-    the official code does; the anomalous part counts only for images with at least one masked pixel.
+    the official code does; the anomalous part counts only for images with at least one masked pixel. Raises ValueError
+    for masks of another size than the heatmap, or with other values.
     """
+    _check_binary("masks", masks_b1hw)
     with torch.autocast(map_b1uv.device.type, enabled=False):
-        heatmap = upsample(map_b1uv.float()).flatten(1)
-        masks = masks_b1hw.float().flatten(1)
+        heatmap = upsample(map_b1uv.float())
+        if heatmap.shape != masks_b1hw.shape:
+            raise ValueError(f"expected masks of shape {tuple(heatmap.shape)}, got {tuple(masks_b1hw.shape)}")
+        heatmap, masks = heatmap.flatten(1), masks_b1hw.float().flatten(1)
         nominal = ((1 - masks) * heatmap).mean(1)
         anomalous = anomalous_term((masks * heatmap).mean(1))
         return nominal + torch.where((masks == 1).any(1), anomalous, torch.zeros_like(anomalous))
+
+
+def _check_binary(what: str, values: Tensor) -> None:
+    """-1 (unknown) or 255 would silently count as anomalous."""
+    if values.dtype != torch.bool and not ((values == 0) | (values == 1)).all():
+        raise ValueError(f"expected {what} of 0 (nominal) and 1 (anomalous), got {values.unique().tolist()[:5]}")

@@ -60,7 +60,10 @@ class TrainOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How images become samples: each nominal one is anomalous with `probability`; then `augment` takes it to size."""
+    """How images become samples: each is replaced by an anomaly with `probability`; `augment` takes it to size.
+
+    In a training set with labels, what replaces an image gets the other label.
+    """
 
     anomalies: AnomalySource
     augment: Augment
@@ -117,15 +120,16 @@ def epoch_order(num_images: int, batch_size: int, *, seed: int, epoch: int, repe
 
 
 def draw_sample(data: TrainingSet, number: int, *, epoch: int, sampling: Sampling) -> Sample:
-    """Sample `number` of `epoch`: image `number` modulo N, anomalous by its label or by chance, augmented."""
+    """Sample `number` of `epoch`: image `number` modulo N, or what replaces it, augmented."""
     generator = np.random.default_rng((_SAMPLE, sampling.seed, epoch, number))
     index = number % len(data.images)
     image = data.images[index]
     label = 0 if data.labels is None else int(data.labels[index])
     mask = np.full(image.shape[:2], bool(label)) if data.masks is None else data.masks[index]
-    if not label and generator.random() < sampling.probability:
+    if generator.random() < sampling.probability:
         image, mask = sampling.anomalies(image, generator)
-        label = 1
+        label = 1 - label
+        mask = mask & bool(label)
     pixels, mask = sampling.augment(image, mask, generator)
     return Sample(pixels, label, mask)
 

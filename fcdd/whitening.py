@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -70,18 +69,22 @@ class WhitenedHead(nn.Module):
         Reads them twice: modes are k-means clusters of the images' mean features, then every mode's moments are
         accumulated. Raises ConfigError for fewer than two images in a mode.
         """
-        images_nd = torch.cat([batch.mean((2, 3)) for batch in batches()])
+        image_means, cell_sums = [], torch.zeros_like(self.mean[0])
+        for batch in batches():
+            image_means.append(batch.mean((2, 3)))
+            cell_sums += batch.sum(0).flatten(1).T
+        images_nd = torch.cat(image_means)
         modes = torch.from_numpy(_modes(images_nd, self.modes, seed)).to(images_nd.device)
         counts = torch.bincount(modes, minlength=self.modes)
         if counts.min() < 2:
             raise ConfigError(
                 f"{len(images_nd)} nominal images do not make {self.modes} modes of two images or more; use fewer modes"
             )
-        centre = images_nd.mean(0)  # taken off first: large means would drown the second moments in float32
+        centre = cell_sums / len(images_nd)  # taken off first: large means drown the second moments in float32
         total, square = torch.zeros_like(self.mean), torch.zeros_like(self.whitening)
         start = 0
         for batch in batches():
-            cells_nbd = (batch - centre[:, None, None]).flatten(2).permute(2, 0, 1)
+            cells_nbd = batch.flatten(2).permute(2, 0, 1) - centre[:, None]
             for mode in range(self.modes):
                 members = cells_nbd[:, modes[start : start + len(batch)] == mode]
                 total[mode] += members.sum(1)
@@ -97,6 +100,8 @@ class WhitenedHead(nn.Module):
 def _modes(images_nd: Tensor, count: int, seed: int) -> npt.NDArray[np.int64]:
     if count == 1 or len(images_nd) < count:
         return np.zeros(len(images_nd), np.int64)
+    from sklearn.cluster import KMeans  # half a second to import, and most networks do without
+
     scaled = (images_nd - images_nd.mean(0)) / images_nd.std(0).clamp_min(1e-6)
     labels = KMeans(count, n_init=5, random_state=seed).fit(scaled.cpu().numpy()).labels_
     return np.asarray(labels, np.int64)

@@ -1,9 +1,12 @@
 """The edge of a process: logging, exit codes, and the one place that turns errors into sentences."""
 
+import dataclasses
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from fcdd.errors import BundleError, ConfigError, FCDDError
 
@@ -36,3 +39,16 @@ def run(job: Callable[[], None]) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough: `fcdd query ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
+
+
+def plain(value: Any) -> Any:
+    """NamedTuples and dataclasses as dictionaries, at any depth, and NaN as None: for JSON."""
+    if dataclasses.is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from fcdd.errors import ConfigError
@@ -32,27 +32,27 @@ def _strict_date(value: object) -> object:
 Night = Annotated[dt.date, BeforeValidator(_strict_date)]
 
 
-def _height_and_width(value: object) -> object:
-    if isinstance(value, int | str) and (match := re.fullmatch(r"(\d+)(?:x(\d+))?", str(value))):
-        size = (int(match[1]), int(match[2] or match[1]))
-        if min(size) < 16 or max(size) > 4096:
-            raise ValueError("expected sides of 16 to 4096 pixels")
-        return size
-    if isinstance(value, tuple):
-        return value
-    raise ValueError("expected a side like 224, or a height and a width like 224x320")
+def height_and_width(text: str) -> tuple[int, int]:
+    """Pixels of "224" (a square) or "224x320" (height x width). Raises ValueError for anything else."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if match is None:
+        raise ValueError("expected a side like 224, or a height and a width like 224x320")
+    size = (int(match[1]), int(match[2] or match[1]))
+    if min(size) < 16 or max(size) > 4096:
+        raise ValueError("expected sides of 16 to 4096 pixels")
+    return size
 
 
-# (height, width) in pixels; written as on the command line where options are recorded.
-ImageSize = Annotated[
-    tuple[int, int],
-    BeforeValidator(_height_and_width, json_schema_input_type=str),
-    PlainSerializer(lambda size: f"{size[0]}x{size[1]}", return_type=str),
-]
+def _checked_size(text: str) -> str:
+    height_and_width(text)
+    return text
+
+
+ImageSize = Annotated[str, BeforeValidator(str), AfterValidator(_checked_size)]
 
 
 class JobSettings(BaseSettings):
-    """Base of every job's options; `verb` names the command and its table in the TOML file."""
+    """Base of every job's options; `verb` names the command, and its table in the TOML file unless `table` does."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -65,6 +65,7 @@ class JobSettings(BaseSettings):
         allow_inf_nan=False,
     )
     verb: ClassVar[str]
+    table: ClassVar[str | None] = None
 
     config: Path | None = Field(None, description="TOML file with a table named like this command")
 
@@ -75,7 +76,7 @@ class JobSettings(BaseSettings):
         finder.add_argument("--config", type=Path)
         known, _ = finder.parse_known_args(argv)
         path = known.config or os.environ.get("FCDD_CONFIG")
-        table = _table(Path(path), cls.verb) if path else {}
+        table = _table(Path(path), cls.table or cls.verb) if path else {}
         try:
             return cls(
                 _cli_parse_args=True if argv is None else list(argv),

@@ -4,7 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ SCORES = ("anomaly_score", "score_mean", "score_max", "score_top1pct")
 
 
 class EvaluateSettings(JobSettings):
-    """Compare the scores of committed runs with labels.
+    """Compare the scores of committed runs with labels. Published experiments: fcdd evaluate --protocol NAME --help.
 
     The labels are a CSV or Parquet file with the columns image_uri (as `fcdd query` shows it) and label
     (0 nominal, 1 anomalous).
@@ -55,6 +55,11 @@ class Evaluation:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    given = sys.argv[1:] if argv is None else argv
+    if any(argument.partition("=")[0] == "--protocol" for argument in given):
+        from jobs import _reproduce  # it imports torch
+
+        return _console.run(lambda: _reproduce.reproduce(_reproduce.ProtocolSettings.parse(argv)))
     return _console.run(lambda: show(EvaluateSettings.parse(argv)))
 
 
@@ -114,7 +119,7 @@ def show(settings: EvaluateSettings) -> None:
     """Print the evaluation with its conditions."""
     result = evaluate(settings)
     if settings.output == "json":
-        print(json.dumps(asdict(result) | {"metrics": {k: m._asdict() for k, m in result.metrics.items()}}, indent=1))
+        print(json.dumps(_console.plain(result), indent=1))
         return
     first = result.metrics[SCORES[0]]
     print(f"runs        {', '.join(result.runs)}")

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import torch
 from pydantic import AfterValidator, Field
 
-from fcdd import bundle, detector, networks, splits, storage, supervision
+from fcdd import bundle, datasets, detector, networks, splits, storage, supervision
 from fcdd.augmentation import Light
 from fcdd.bundle import BundleSpec, Score, TrainingRecord
 from fcdd.calibration import Calibration, conformal_threshold
@@ -28,7 +28,7 @@ from fcdd.storage import ObjectInfo
 from fcdd.training import TrainOptions
 from jobs import _console, _images, _manifest
 from jobs._images import ImageSet
-from jobs._settings import ImageSize, JobSettings
+from jobs._settings import ImageSize, JobSettings, height_and_width
 
 VERSIONED = ("fcdd-at-scale", "torch", "ray", "numpy", "pillow")
 
@@ -60,7 +60,7 @@ class TrainSettings(JobSettings):
         description="architecture; a name that is not known lists them all. Add :2 or :3 to the default for that many "
         "product variants under one camera",
     )
-    image_size: ImageSize = Field((224, 224), description="of the network's input: pixels, or HEIGHTxWIDTH")
+    image_size: ImageSize = Field("224", description="of the network's input: pixels, or HEIGHTxWIDTH")
     pretrained: bool = Field(True, description="start trunks, vgg and vgg_f from their ImageNet weights")
     weights: Path | None = Field(None, description="file with torchvision's weights of the trunk, not a download")
     freeze_backbone: bool = Field(False, description="train the head alone; whitened trunks are always frozen")
@@ -105,11 +105,12 @@ def train(settings: TrainSettings) -> None:
     """The whole job."""
     images_uri, bundle_uri = storage.normalize(settings.images), storage.normalize(settings.bundle)
     infos = _manifest.list_images(images_uri)
+    _refuse_anomalous(infos, images_uri)
     training, calibration = _split(infos, images_uri, settings)
     start = _prepare(settings, bundle_uri, training, calibration)
     log.info("training on %d nominal images, calibrating on %d others", len(training), len(calibration))
     # Read before any worker starts: a prefix of unreadable images is found here.
-    held_out = _images.load_set(calibration, settings.image_size, networks.in_channels(settings.network))
+    held_out = _images.load_set(calibration, _size(settings), networks.in_channels(settings.network))
     conformal_threshold(held_out.brightness, settings.alpha)  # enough of them are readable
     fitted = _fit(settings, training, start)
     record = TrainingRecord(
@@ -130,6 +131,18 @@ def train(settings: TrainSettings) -> None:
         raise ConfigError(f"{bundle_uri} was overwritten while it was being written; train again")
     print(f"bundle     {bundle_uri}\ndigest     {spec.digest}")
     print(f"threshold  {spec.calibration.threshold:.6g} for a false-alarm rate of {settings.alpha:g}")
+
+
+def _refuse_anomalous(infos: list[ObjectInfo], images_uri: str) -> None:
+    """A location one level too high would train on anomalies as if they were nominal, and nobody would notice."""
+    suspicious = {*datasets.ANOMALOUS_FOLDERS, *datasets.MASK_FOLDERS}
+    for info in infos:
+        parts = info.uri.removeprefix(images_uri).strip("/").lower().split("/")[:-1]
+        if found := suspicious & set(parts):
+            raise ConfigError(
+                f"{images_uri} holds a folder {found.pop()!r} ({info.uri}): training needs nominal images only; "
+                "name the folder that has just those"
+            )
 
 
 def _split(
@@ -155,7 +168,7 @@ def _prepare(
     """Find everything that can be wrong before any worker starts."""
     torch.manual_seed(settings.seed)
     channels = networks.in_channels(settings.network)
-    network = networks.build(settings.network, in_channels=channels, image_size=settings.image_size)
+    network = networks.build(settings.network, in_channels=channels, image_size=_size(settings))
     if settings.batch_size % settings.workers:
         raise ConfigError(
             f"a global batch of {settings.batch_size} does not divide among {settings.workers} workers; change one"
@@ -209,7 +222,7 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo], start: Start) -> F
                     images=training,
                     network=settings.network,
                     channels=networks.in_channels(settings.network),
-                    input_size=settings.image_size,
+                    input_size=_size(settings),
                     initial_weights=start.weights,
                     normalization=settings.normalization,
                     moving_statistics=not settings.pretrained,
@@ -258,6 +271,10 @@ def _options(settings: TrainSettings, start: Start) -> TrainOptions:
     )
 
 
+def _size(settings: TrainSettings) -> tuple[int, int]:
+    return height_and_width(settings.image_size)
+
+
 def _whitened(settings: TrainSettings) -> bool:
     parts = networks.parse(settings.network)
     return parts is not None and parts.kind == networks.WHITENED
@@ -274,7 +291,7 @@ def _calibrate(
     record: TrainingRecord,
 ) -> BundleSpec:
     """The bundle's specification, with scores of the held-out nominal images."""
-    size, channels = settings.image_size, networks.in_channels(settings.network)
+    size, channels = _size(settings), networks.in_channels(settings.network)
     network = detector.for_inference(detector.deserialize(fitted.weights, settings.network, channels, size))
     scored = detector.score_pixels(network, fitted.normalization, held_out.pixels)
     return BundleSpec(

@@ -177,3 +177,12 @@ def test_weights_that_cannot_be_downloaded_are_a_clear_error(monkeypatch: pytest
 def test_a_frozen_backbone_trains_its_head_alone() -> None:
     network = networks.build("backbone:resnet18:layer1", in_channels=3, image_size=(64, 64), frozen=True)
     assert [name for name, p in network.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+
+
+def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
+    state = models.resnet18(weights=None).state_dict()
+    state["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, tmp_path / "state.pth")
+    network = networks.build("backbone:resnet18:layer1", in_channels=3, image_size=(64, 64))
+    with pytest.raises(ConfigError, match=r"resnet18 hold NaN or infinity in layer1\.0\.conv1\.weight"):
+        networks.load_pretrained(network, "backbone:resnet18:layer1", tmp_path / "state.pth")

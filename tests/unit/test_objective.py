@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fcdd import objective
+from fcdd import networks, objective
 
 
 def test_map_of_hand_computed_outputs() -> None:
@@ -36,6 +36,38 @@ def test_loss_and_gradient_are_finite_for_every_output(labels: torch.Tensor, aut
     assert torch.isfinite(losses).all()
     assert output.grad is not None
     assert torch.isfinite(output.grad).all()
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(9, 1, 2, 2), torch.ones(9, 1, 2, 2), torch.eye(2).expand(9, 1, 2, 2)])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_pixel_loss_and_gradient_are_finite_for_every_output(mask: torch.Tensor, autocast: bool) -> None:
+    values = torch.tensor([-1e3, -1, -1e-3, -1e-8, 0, 1e-8, 1e-3, 1, 1e3]).view(9, 1, 1, 1)
+    output = values.expand(9, 1, 2, 2).clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses = objective.pixel_loss(objective.anomaly_map(output), mask, lambda m: m)
+    losses.sum().backward()
+    assert losses.dtype == torch.float32
+    assert torch.isfinite(losses).all()
+    assert output.grad is not None
+    assert torch.isfinite(output.grad).all()
+
+
+def test_wrong_labels_and_masks_are_refused_and_not_taken_for_anomalous() -> None:
+    maps = torch.full((2, 1, 2, 2), 0.3)
+    with pytest.raises(ValueError, match=r"labels of 0 .* got \[-1, 1\]"):
+        objective.image_loss(maps, torch.tensor([-1, 1]))
+    with pytest.raises(ValueError, match=r"masks of 0 .* got \[255"):
+        objective.pixel_loss(maps, torch.full((2, 1, 2, 2), 255), lambda m: m)
+    with pytest.raises(ValueError, match=r"masks of shape \(2, 1, 2, 2\), got \(2, 1, 1, 1\)"):
+        objective.pixel_loss(maps, torch.ones(2, 1, 1, 1), lambda m: m)
+
+
+def test_the_loss_does_not_look_at_the_modules_mode() -> None:
+    network = networks.build("cnn32_s", in_channels=3, image_size=(32, 32)).eval()
+    images, labels = torch.rand(3, 3, 32, 32), torch.tensor([0, 1, 1])
+    losses = objective.image_loss(objective.anomaly_map(network(images)), labels)
+    assert losses.shape == (3,)
+    assert losses.requires_grad
 
 
 def test_pixel_loss_divides_both_parts_by_all_pixels() -> None:

@@ -1,0 +1,207 @@
+"""`fcdd evaluate --protocol`: a published experiment, class by class, beside the published figures.
+
+Every class that is done leaves one file, so the same command goes on where it was stopped.
+"""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from fcdd import protocols
+from fcdd.errors import ConfigError
+from fcdd.protocols import PROTOCOLS, Protocol
+from jobs import _console
+from jobs._settings import JobSettings
+
+log = logging.getLogger(__name__)
+
+Name = Literal[
+    "fmnist", "fmnist-emnist", "cifar10", "imagenet30", "mvtec", "mvtec-semi", "voc", "custom", "custom-maps"
+]
+
+
+class ProtocolSettings(JobSettings):
+    """Repeat a published experiment: train class by class with the published defaults, compare the figures.
+
+    The folder holds the data sets in their published layouts; what is missing is named with where to get it. Runs on
+    one GPU if there is one. The same command goes on after an interruption.
+    """
+
+    verb: ClassVar[str] = "evaluate"
+    table: ClassVar[str] = "protocol"
+
+    protocol: Name = Field(description="the experiment")
+    data: Path = Field(description="folder with the data sets")
+    into: Path = Field(Path("reproduction"), description="folder for the results of each class and the report")
+    classes: list[str] | None = Field(None, description="only these classes")
+    repetitions: int = Field(1, ge=1, description="seeds per class, counted from 0; published: 5 (MVTec 1)")
+    epochs: int | None = Field(None, ge=1, description="instead of the published number: for a trial")
+    batch_size: int | None = Field(None, ge=2, description="instead of the published one: for few images")
+    weights: Path | None = Field(None, description="file with torchvision's vgg11_bn weights, not a download")
+    pretrained: bool = Field(True, description="start vgg_f from ImageNet weights, as published")
+    output: Literal["text", "json"] = Field("text", description="what to print")
+
+
+class ClassResult(NamedTuple):
+    """AUROCs in percent over the repetitions of one class."""
+
+    name: str
+    image: list[float]
+    pixel: list[float]
+    aupro: list[float]
+
+
+def reproduce(settings: ProtocolSettings) -> None:
+    """Run what is missing, write report.json and report.md, print one of them."""
+    protocol = _adapted(settings)
+    classes = _chosen(settings, protocol)
+    folder = settings.into / settings.protocol
+    results = [_class_result(settings, protocol, name, folder) for name in classes]
+    document = _document(settings, protocol, results)
+    markdown = _markdown(document)
+    (folder / "report.json").write_text(json.dumps(document, indent=1) + "\n")
+    (folder / "report.md").write_text(markdown)
+    print(json.dumps(document, indent=1) if settings.output == "json" else markdown)
+
+
+def _adapted(settings: ProtocolSettings) -> Protocol:
+    protocol = PROTOCOLS[settings.protocol]
+    changed = {name: getattr(settings, name) for name in ("epochs", "batch_size") if getattr(settings, name)}
+    return dataclasses.replace(protocol, options=dataclasses.replace(protocol.options, **changed))
+
+
+def _chosen(settings: ProtocolSettings, protocol: Protocol) -> list[str]:
+    known = protocol.classes_in(settings.data)
+    unknown = [name for name in settings.classes or () if name not in known]
+    if unknown:
+        raise ConfigError(f"unknown class {unknown[0]!r} of {settings.protocol}; choose from: {', '.join(known)}")
+    return settings.classes or known
+
+
+def _class_result(settings: ProtocolSettings, protocol: Protocol, name: str, folder: Path) -> ClassResult:
+    done = [_repetition(settings, protocol, name, seed, folder) for seed in range(settings.repetitions)]
+    return ClassResult(
+        name,
+        [100 * each["image"]["auroc"]["value"] for each in done],
+        [100 * each["pixel"]["auroc"]["value"] for each in done if each["pixel"]],
+        [100 * each["pixel"]["aupro"]["value"] for each in done if each["pixel"]],
+    )
+
+
+def _repetition(settings: ProtocolSettings, protocol: Protocol, name: str, seed: int, folder: Path) -> Any:
+    """The stored result of one training, made if it is not there."""
+    file = folder / f"{name.replace(' ', '_')}-seed{seed}.json"
+    conditions = _conditions(settings, protocol)
+    if file.exists():
+        stored = json.loads(file.read_text())
+        if stored["conditions"] != conditions:
+            raise ConfigError(f"{file} was made with other options; give another folder by --into, or remove it")
+        log.info("%s, seed %d: done before", name, seed)
+        return stored
+    experiment = protocol.load(settings.data, name, seed)
+    log.info(
+        "%s, seed %d: training on %d images, testing on %d",
+        *(name, seed, len(experiment.training.images), len(experiment.test.images)),
+    )
+    start = time.perf_counter()
+
+    def report(epoch: int, loss: float) -> None:
+        spent = time.perf_counter() - start
+        epochs = protocol.options.epochs
+        log.info("%s, seed %d: epoch %d/%d  loss %.4f  %.0f s", name, seed, epoch + 1, epochs, loss, spent)
+
+    outcome = protocols.run(
+        protocol,
+        experiment,
+        name,
+        seed=seed,
+        report=report,
+        weights=settings.weights,
+        pretrained=settings.pretrained,
+    )
+    stored = {"class": name, "seed": seed, "conditions": conditions, **_console.plain(outcome)}
+    stored["seconds"] = round(time.perf_counter() - start, 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(stored, indent=1) + "\n")
+    partial.replace(file)  # whole, or not at all
+    return stored
+
+
+def _conditions(settings: ProtocolSettings, protocol: Protocol) -> dict[str, Any]:
+    options = json.loads(json.dumps(dataclasses.asdict(protocol.options)))
+    return {"protocol": protocol.name, "network": protocol.network, "pretrained": settings.pretrained, **options}
+
+
+def _document(settings: ProtocolSettings, protocol: Protocol, results: list[ClassResult]) -> dict[str, Any]:
+    figures = protocols.published(protocol.name)
+    names = protocol.classes_in(settings.data)
+    published = {source: table for source, table in figures.items() if source != "metric"}
+    rows = []
+    for result in results:
+        position = names.index(result.name)
+        rows.append(
+            {
+                "class": result.name,
+                **{kind: values for kind in ("image", "pixel", "aupro") if (values := getattr(result, kind))},
+                "published": {
+                    source: table["values"][position] for source, table in published.items() if table["values"]
+                },
+            }
+        )
+    return {
+        "protocol": protocol.name,
+        "metric": figures["metric"],
+        "conditions": _conditions(settings, protocol),
+        "differences": [*protocols.NOTES, *protocol.notes],
+        "classes": rows,
+        "published_means": {source: table["mean"] for source, table in published.items()},
+        "complete": len(results) == len(names),
+    }
+
+
+def _markdown(document: dict[str, Any]) -> str:
+    """The report for a person: one row per class, ours first, percent."""
+    rows = document["classes"]
+    kinds = [kind for kind in ("image", "pixel", "aupro") if any(kind in row for row in rows)]
+    sources = list(document["published_means"])
+    titles = {"image": "image AUROC", "pixel": "pixel AUROC", "aupro": "AUPRO"}
+    header = ["class", *(titles[kind] for kind in kinds), *(f"published: {source}" for source in sources)]
+    table = [[row["class"], *(_spread(row[kind]) for kind in kinds), *_figures(row, sources)] for row in rows]
+    means = [_spread([float(np.mean([np.mean(row[kind]) for row in rows]))]) for kind in kinds]
+    table.append(["**mean**", *means, *(f"{document['published_means'][source]:g}" for source in sources)])
+    conditions = ", ".join(f"{name} {value}" for name, value in document["conditions"].items())
+    if not document["complete"]:
+        conditions += "; a part of the classes: the published means are over all"
+    lines = [
+        f"# {document['protocol']}",
+        "",
+        f"Percent. The published figures are of {document['metric']} AUROC unless they say otherwise. {conditions}.",
+        "",
+        *_table([header, ["---"] * len(header), *table]),
+        "",
+        "Differences from the official code:",
+        "",
+        *(f"- {note}" for note in document["differences"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float]) -> str:
+    """Mean, and standard deviation over the repetitions if there are some."""
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values):.1f}" if len(values) > 1 else "")
+
+
+def _figures(row: dict[str, Any], sources: list[str]) -> Iterator[str]:
+    return (f"{row['published'][source]:g}" if source in row["published"] else "-" for source in sources)
+
+
+def _table(rows: list[list[str]]) -> Iterator[str]:
+    return (f"| {' | '.join(row)} |" for row in rows)
