@@ -122,6 +122,10 @@ class RealAnomalies:
     def __post_init__(self) -> None:
         if not len(self.images):
             raise ConfigError("there are no labelled anomalies")
+        if self.masks is not None and len(self.masks) != len(self.images):
+            raise ConfigError(
+                f"{len(self.images)} labelled anomalies but {len(self.masks)} masks; give each one, or none"
+            )
         for index, mask in enumerate(self.masks or ()):
             if mask.shape != self.images[index].shape[:2]:
                 raise ConfigError(

@@ -53,8 +53,21 @@ def trained(s3: LocalS3, fcdd: Fcdd, nominal_cells: list[LabelledImage]) -> Trai
         storage.write(f"{root}/nominal/{cell.path.name}", cell.path.read_bytes())
     storage.write(f"{root}/nominal/broken.png", b"not an image")
     done = fcdd(
-        *("train", "--images", f"{root}/nominal", "--bundle", f"{root}/bundle", "--network", "cnn32_s"),
-        *("--image-size", "32", "--epochs", "2", "--batch-size", "16", "--alpha", "0.1", "--calibration-share", "0.3"),
+        *("train", "--images", f"{root}/nominal", "--bundle", f"{root}/bundle", "--score", "maximum"),
+        *(
+            "--network",
+            "whitened:efficientnet_lite0:stage3+stage2:2",
+            "--image-size",
+            "64",
+            "--epochs",
+            "2",
+            "--batch-size",
+            "16",
+            "--alpha",
+            "0.1",
+            "--calibration-share",
+            "0.3",
+        ),
     )
     return Trained(f"{root}/bundle", f"{root}/nominal", done.stdout, done.stderr)
 

@@ -25,6 +25,10 @@ CASES = {
         ["train", "--images", "{images}", "--bundle", "{prefix}/b", "--network", "resnet9000"],
         "unknown network 'resnet9000'; choose one of: cnn224",
     ),
+    "anomalous images below the location": (
+        ["train", "--images", "{prefix}/mvtec", "--bundle", "{prefix}/b"],
+        "{prefix}/mvtec holds a folder 'ground_truth' ({prefix}/mvtec/ground_truth/hole/1_mask.png): training needs",
+    ),
     "too few calibration images": (
         ["train", "--images", "{images}", "--bundle", "{prefix}/b", "--network", "cnn32", "--image-size", "32"],
         "a false-alarm rate of 0.01 needs at least 99 calibration images",
@@ -101,6 +105,7 @@ def test_one_sentence_and_exit_code_2_before_ray_starts(
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     storage.write(f"{prefix}/bad/bundle.json", b"{}")
     storage.write(f"{prefix}/bad/model.safetensors", b"")
+    storage.write(f"{prefix}/mvtec/ground_truth/hole/1_mask.png", b"")
     storage.write(f"{prefix}/wrong.csv", b"image_uri,label\nx,7\n")
     storage.write(f"{prefix}/other.csv", b"image_uri,label\nelsewhere/x.png,1\n")
     values = {"prefix": prefix, "images": trained.images, "bundle": trained.bundle, "results": night.results}

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fcdd import networks, normalization, objective, upsampling
+from fcdd import augmentation, datasets, metrics, networks, normalization, objective, upsampling
+from fcdd.protocols import PROTOCOLS
 from tests.numerics import recipe
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -175,3 +176,45 @@ def test_five_steps_of_sgd_end_at_the_official_weights() -> None:
     close(case.network.head.weight, golden["conv_final_weight_after"])
     with torch.no_grad():
         close(case.network.eval()(case.images), golden["out_eval_after"])
+
+
+@pytest.mark.parametrize("std", [None, 4, 8, 12, 14])
+def test_pixel_auroc_is_the_official_one(std: float | None) -> None:
+    """Official chain: VGG geometry, Gaussian upsampling to 224, torch's nearest neighbour to the masks, one ROC."""
+    golden = load("pixel_auc")
+    field = networks.build("vgg", in_channels=3, image_size=(224, 224)).receptive_field
+    heatmaps = upsampling.upsample(torch.from_numpy(golden["low"]), field, (224, 224), std)[:, 0].numpy()
+    pixels = metrics.PixelMetrics(resamples=0)
+    for heatmap, mask in zip(heatmaps, golden["gt"][:, 0], strict=True):
+        pixels.add(datasets.nearest_corner(heatmap, mask.shape), mask == 1)
+    assert pixels.result().auroc.value == pytest.approx(float(golden[f"pixel_auc_std{std}"]), abs=1e-4)
+    labels, scores = golden["labels"].astype(int), golden["low"].mean((1, 2, 3)).astype(float)
+    assert metrics.image_metrics(labels, scores, resamples=0).auroc.value == pytest.approx(float(golden["image_auc"]))
+
+
+def test_nearest_neighbours_are_those_of_torch_and_of_pil() -> None:
+    golden = load("resize_indices")
+    for name in golden.files:
+        kind, _, old, _, new = name.split("_")
+        line = np.arange(int(old))[:, None].repeat(2, 1)
+        resize = datasets.nearest_corner if kind == "torch" else augmentation.nearest
+        np.testing.assert_array_equal(resize(line, (int(new), 2))[:, 0], golden[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "nominal", "size"),
+    [
+        ("fmnist_class3_lcn_minmax", "fmnist", "Dress", 28),
+        ("cifar_class5_meanstd", "cifar10", "dog", 32),
+        ("mvtec_class13_lcn_minmax", "mvtec", "wood", 224),
+    ],
+)
+def test_preprocessing_with_the_published_constants(name: str, protocol: str, nominal: str, size: int) -> None:
+    expected = load("lcn")[name]
+    if expected.ndim == 3:  # one image, the second of the inputs
+        images, expected = load("inputs")[f"u8_{size}"][1:2], expected[None]
+    else:
+        images = load("inputs")[f"u8_{size}"][: len(expected)]
+    scaling = PROTOCOLS[protocol].normalization(nominal, [])
+    actual = scaling(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 2, 3, 1))))
+    close(actual, expected)

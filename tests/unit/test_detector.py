@@ -149,3 +149,26 @@ def test_a_pickle_in_place_of_the_weights_is_never_opened(tmp_path: Path) -> Non
         Detector.load(str(tmp_path))
     with pytest.raises(BundleError, match="do not fit"):
         make((tmp_path / "model.safetensors").read_bytes())
+
+
+def test_the_choice_of_the_score_and_the_extent_belong_to_the_bundle(tmp_path: Path) -> None:
+    chosen = make(score="maximum", gaussian_extent=9)
+    chosen.save(str(tmp_path))
+    loaded = Detector.load(str(tmp_path))
+    assert (loaded.spec.score, loaded.spec.gaussian_extent) == ("maximum", 9)
+    assert loaded.spec.digest != make().spec.digest
+    assert "the maximum of its anomaly map is\nthe score" in (tmp_path / "README.md").read_text()
+    hot = np.zeros((8, 12), np.float32)
+    hot[4, 6] = 1
+    assert (loaded.heatmap(hot) > 0).sum() <= 81
+    scored = loaded.score(PIXELS[:3])
+    np.testing.assert_array_equal(getattr(scored, loaded.spec.score), scored.maps.max((1, 2)))
+
+
+def test_three_scores_are_statistics_of_the_same_map() -> None:
+    maps = np.zeros((2, 20, 20), np.float32)
+    maps[0, 0, :8] = np.arange(1, 9)
+    scored = detector.summarise(maps)
+    assert scored.mean.tolist() == pytest.approx([36 / 400, 0])
+    assert scored.maximum.tolist() == [8, 0]
+    assert scored.top1pct.tolist() == [(8 + 7 + 6 + 5) / 4, 0]  # 1 % of 400 cells

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from fcdd.errors import ConfigError
+from jobs._settings import height_and_width
 from jobs.score import ScoreSettings
 from jobs.train import TrainSettings
 
@@ -54,3 +55,20 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(ConfigError, match=r"cannot read the configuration nowhere.toml"):
         TrainSettings.parse([*REQUIRED, "--config", "nowhere.toml"])
+
+
+@pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("96x160", (96, 160))])
+def test_an_image_size_is_a_side_or_height_by_width(text: str, size: tuple[int, int]) -> None:
+    parsed = TrainSettings.parse(["--images", "x", "--bundle", "y", "--image-size", text])
+    assert height_and_width(parsed.image_size) == size
+
+
+@pytest.mark.parametrize("text", ["8", "224x", "big", "-224", "9000", "224x224x3"])
+def test_another_image_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--image-size: expected"):
+        TrainSettings.parse(["--images", "x", "--bundle", "y", f"--image-size={text}"])
+
+
+def test_an_unknown_anomaly_is_refused_with_the_choice() -> None:
+    with pytest.raises(ConfigError, match="--anomalies: choose one of: mixed, defects, cutpaste, perlin, confetti"):
+        TrainSettings.parse(["--images", "x", "--bundle", "y", "--anomalies", "confeti"])

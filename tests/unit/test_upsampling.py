@@ -37,3 +37,16 @@ def test_gradients_flow_to_the_map() -> None:
     upsampling.upsample(maps, field, (28, 28)).sum().backward()
     assert maps.grad is not None
     assert (maps.grad > 0).all()
+
+
+def test_another_extent_of_the_gaussian_keeps_the_centres_and_cuts_the_reach() -> None:
+    field = networks.build("backbone:resnet18:layer3", in_channels=3, image_size=(96, 96)).receptive_field
+    assert field.extent == 211  # larger than the image
+    small = upsampling.with_extent(field, 33)
+    maps = torch.zeros(1, 1, field.height, field.width)
+    maps[0, 0, 2, 3] = 1
+    wide, narrow = (upsampling.upsample(maps, f, (96, 96), 8.0)[0, 0] for f in (field, small))
+    assert wide.argmax() == narrow.argmax() == 32 * 96 + 48
+    assert (narrow > 0).sum() == 33 * 33
+    assert (wide > 0).sum() > (narrow > 0).sum()
+    assert upsampling.with_extent(field, None) == field
