@@ -126,6 +126,8 @@ _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
 
 def nearest(array: npt.NDArray[Any], size: Size) -> npt.NDArray[Any]:
     """An array (H,W,...) at `size` by nearest neighbour as PIL does it: index floor((i + 0.5) H / H')."""
+    if array.shape[:2] == size:
+        return array
     rows, columns = (
         np.floor((np.arange(new) + 0.5) * old / new).astype(np.int64)
         for old, new in zip(array.shape[:2], size, strict=True)

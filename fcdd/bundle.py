@@ -15,6 +15,7 @@ from fcdd.calibration import Calibration
 from fcdd.errors import BundleError
 from fcdd.normalization import Normalization
 
+FORMAT_VERSION: Literal[2] = 2
 WEIGHTS_FILE, SPEC_FILE, CARD_FILE = "model.safetensors", "bundle.json", "README.md"
 Score = Literal["mean", "maximum", "top1pct"]
 FILES = (WEIGHTS_FILE, CARD_FILE, SPEC_FILE)  # the specification last: it makes the bundle readable
@@ -38,7 +39,7 @@ class BundleSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = FORMAT_VERSION
     network: str
     channels: Literal[1, 3]
     input_size: tuple[int, int]
@@ -74,8 +75,8 @@ def from_files(document: bytes, weights: bytes, *, source: str) -> BundleSpec:
         fields = json.loads(document)
         digest = fields.pop("digest")
         version = fields.get("format_version")
-        if version != 1:
-            raise BundleError(f"{source} has bundle format {version!r}, this version reads format 1")
+        if version != FORMAT_VERSION:
+            raise BundleError(f"{source} has bundle format {version!r}, this version reads format {FORMAT_VERSION}")
         spec = BundleSpec.model_validate(fields)
     except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
         raise BundleError(f"{source}/{SPEC_FILE} is not a bundle specification: {error}") from error

@@ -158,23 +158,27 @@ def batches(
 def fit_statistics(
     network: FCDDNetwork, normalization: Normalization, images_nhwc: npt.NDArray[np.uint8], *, seed: int
 ) -> None:
-    """Whiten a network's features by nominal images (N,H,W,C) of its input size; nothing for other networks."""
+    """Whiten a network's features by nominal images (N,H,W,C) of its input size; nothing for other networks.
+
+    Of more than 4,096 images, as many spread evenly are read: covariances do not change with more.
+    """
     if not isinstance(network.head, WhitenedHead):
         return
     network.eval()
     device = next(network.parameters()).device
-    parts = torch.from_numpy(images_nhwc).split(_STATISTICS_BATCH)
+    chosen = np.linspace(0, len(images_nhwc) - 1, min(len(images_nhwc), _STATISTICS_IMAGES)).astype(np.int64)
+    parts = np.split(chosen, range(_STATISTICS_BATCH, len(chosen), _STATISTICS_BATCH))
 
     def features() -> Iterator[Tensor]:
         for part in parts:
             with torch.inference_mode():
-                batch = network.features(normalization(part.to(device)))
+                batch = network.features(normalization(torch.from_numpy(images_nhwc[part]).to(device)))
             yield batch
 
     network.head.fit(features, seed=seed)
 
 
-_STATISTICS_BATCH = 16
+_STATISTICS_IMAGES, _STATISTICS_BATCH = 4096, 16
 
 
 class Trainer:

@@ -14,7 +14,6 @@ Shapes: B batch, K modes, D features, U x V cells.
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +22,7 @@ from fcdd.errors import ConfigError
 
 # Share of the features' mean variance added to every covariance: few images do not determine all directions.
 REGULARIZATION = 0.01
-_SMALLEST_ENERGY = 1e-6
+_SMALLEST_ENERGY, _SMALLEST_RIDGE = 1e-6, 1e-12
 _UNIT_WEIGHT = 0.5413  # softplus of it is 1
 _START_OFFSET = -1.0  # nominal cells have e of about 1
 
@@ -66,51 +65,54 @@ class WhitenedHead(nn.Module):
     def fit(self, batches: Callable[[], Iterable[Tensor]], *, seed: int = 0) -> None:
         """Estimate the statistics from nominal features; `batches()` yields them (B,D,U,V), the same at each call.
 
-        Reads them twice: modes are k-means clusters of the images' mean features, then every mode's moments are
-        accumulated. Raises ConfigError for fewer than two images in a mode.
+        Modes are k-means clusters of the images' mean features, for which several of them read the features once more.
+        Raises ConfigError for fewer than two images in a mode.
         """
-        image_means, cell_sums = [], torch.zeros_like(self.mean[0])
-        for batch in batches():
-            image_means.append(batch.mean((2, 3)))
-            cell_sums += batch.sum(0).flatten(1).T
-        images_nd = torch.cat(image_means)
-        modes = torch.from_numpy(_modes(images_nd, self.modes, seed)).to(images_nd.device)
-        counts = torch.bincount(modes, minlength=self.modes)
-        if counts.min() < 2:
-            raise ConfigError(
-                f"{len(images_nd)} nominal images do not make {self.modes} modes of two images or more; use fewer modes"
-            )
-        centre = cell_sums / len(images_nd)  # taken off first: large means drown the second moments in float32
+        modes = self._assign(batches, seed)
         total, square = torch.zeros_like(self.mean), torch.zeros_like(self.whitening)
-        start = 0
+        counts, centre = torch.zeros(self.modes, dtype=torch.int64), None
         for batch in batches():
+            if centre is None:  # taken off first: large means would drown the second moments in float32
+                centre = batch.mean(0).flatten(1).T
             cells_nbd = batch.flatten(2).permute(2, 0, 1) - centre[:, None]
+            start = int(counts.sum())
+            labels = torch.zeros(len(batch), dtype=torch.int64) if modes is None else modes[start : start + len(batch)]
             for mode in range(self.modes):
-                members = cells_nbd[:, modes[start : start + len(batch)] == mode]
+                members = cells_nbd[:, labels == mode]
                 total[mode] += members.sum(1)
                 square[mode] += members.transpose(1, 2) @ members
-            start += len(batch)
+            counts += torch.bincount(labels, minlength=self.modes)
+        if centre is None or counts.min() < 2:
+            raise ConfigError(
+                f"{int(counts.sum())} nominal images do not make {self.modes} modes of two images or more; use fewer "
+                "modes, or more images"
+            )
         for mode, count in enumerate(counts.tolist()):
             mean = total[mode] / count
-            covariance = (square[mode] - count * mean[:, :, None] * mean[:, None, :]) / (count - 1)
             self.mean[mode] = mean + centre
-            self.whitening[mode] = _inverse_root(covariance)
+            variances = (square[mode].diagonal(dim1=1, dim2=2) - count * mean.square()) / (count - 1)
+            ridge = (REGULARIZATION * variances.mean()).clamp_min(_SMALLEST_RIDGE)
+            # Cell by cell: all at once would take several times the memory of the result.
+            for cell, gap in enumerate(mean):
+                covariance = (square[mode, cell] - count * torch.outer(gap, gap)) / (count - 1)
+                self.whitening[mode, cell] = _inverse_root(covariance, ridge)
+
+    def _assign(self, batches: Callable[[], Iterable[Tensor]], seed: int) -> Tensor | None:
+        """The mode of every image, (N,); None if there is one only."""
+        if self.modes == 1:
+            return None
+        from sklearn.cluster import KMeans  # half a second to import, and most networks do without
+
+        images_nd = torch.cat([batch.mean((2, 3)) for batch in batches()])
+        if len(images_nd) < self.modes:
+            return torch.zeros(len(images_nd), dtype=torch.int64)
+        scaled = (images_nd - images_nd.mean(0)) / images_nd.std(0).clamp_min(1e-6)
+        labels = KMeans(self.modes, n_init=5, random_state=seed).fit(scaled.cpu().numpy()).labels_
+        return torch.from_numpy(labels.astype(np.int64))
 
 
-def _modes(images_nd: Tensor, count: int, seed: int) -> npt.NDArray[np.int64]:
-    if count == 1 or len(images_nd) < count:
-        return np.zeros(len(images_nd), np.int64)
-    from sklearn.cluster import KMeans  # half a second to import, and most networks do without
-
-    scaled = (images_nd - images_nd.mean(0)) / images_nd.std(0).clamp_min(1e-6)
-    labels = KMeans(count, n_init=5, random_state=seed).fit(scaled.cpu().numpy()).labels_
-    return np.asarray(labels, np.int64)
-
-
-def _inverse_root(covariances: Tensor) -> Tensor:
-    """C^(-1/2) of regularised covariances (N,D,D)."""
-    diagonal = covariances.diagonal(dim1=1, dim2=2)
-    ridge = REGULARIZATION * diagonal.mean().clamp_min(1e-12)
-    values, vectors = torch.linalg.eigh(covariances + ridge * torch.eye(covariances.shape[-1]).to(covariances))
-    root: Tensor = (vectors * values.clamp_min(ridge).rsqrt()[:, None]) @ vectors.transpose(1, 2)
+def _inverse_root(covariance: Tensor, ridge: Tensor) -> Tensor:
+    """(C + ridge I)^(-1/2), (D,D)."""
+    values, vectors = torch.linalg.eigh(covariance)
+    root: Tensor = (vectors * (values.clamp_min(0) + ridge).rsqrt()) @ vectors.T
     return root

@@ -31,7 +31,7 @@ class ProtocolSettings(JobSettings):
     """Repeat a published experiment: train class by class with the published defaults, compare the figures.
 
     The folder holds the data sets in their published layouts; what is missing is named with where to get it. Runs on
-    one GPU if there is one. The same command goes on after an interruption.
+    one GPU if there is one. The same command goes on after an interruption. In a TOML file its table is [protocol].
     """
 
     verb: ClassVar[str] = "evaluate"

@@ -40,6 +40,8 @@ class LoopConfig:
     moving_statistics: bool
     frozen: bool
     anomalies: str
+    outliers: list[ObjectInfo]
+    outlier_share: float
     augmentation: augmentation.Light
     options: TrainOptions
     logs: Queue
@@ -68,7 +70,7 @@ def train_worker(config: dict[str, LoopConfig]) -> None:
     # Wrapping sends rank 0's weights and buffers to the others; later only its buffers are ever saved.
     wrapped = ray.train.torch.prepare_model(network, parallel_strategy_kwargs={"broadcast_buffers": False})
     sampling = Sampling(
-        anomalies=supervision.SYNTHETIC[loop.anomalies],
+        anomalies=_anomalies(loop),
         augment=augmentation.light(loop.input_size, loop.augmentation),
         seed=loop.options.seed,
     )
@@ -105,6 +107,15 @@ def _common(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     everyone: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, positions)
     return functools.reduce(np.intersect1d, everyone)
+
+
+def _anomalies(loop: LoopConfig) -> supervision.AnomalySource:
+    """Synthetic anomalies, and outliers as often as asked for; they are read from the store one by one."""
+    synthetic = supervision.SYNTHETIC[loop.anomalies]
+    if not loop.outliers:
+        return synthetic
+    outliers = supervision.OutlierExposure(_images.StoredImages(loop.outliers, loop.input_size, loop.channels))
+    return supervision.AnyOf([outliers, synthetic], [loop.outlier_share, 1 - loop.outlier_share])
 
 
 def input_normalization(loop: LoopConfig, pixels: npt.NDArray[np.uint8]) -> Normalization:

@@ -76,6 +76,10 @@ class TrainSettings(JobSettings):
         description="synthetic anomalies: defects (cracks, scratches, patches, stains), cutpaste, perlin, all three "
         "mixed, or a published noise mode (confetti, ...)",
     )
+    outliers: str | None = Field(
+        None, description="location of images of other things (outlier exposure), read one by one while training"
+    )
+    outlier_share: float = Field(0.5, gt=0, le=1, description="share of the anomalies that are outliers, if there are")
     augmentation: Light | None = Field(
         None, description="of nominal images; default: none if whitened (flips would mix positions), else all"
     )
@@ -112,7 +116,8 @@ def train(settings: TrainSettings) -> None:
     # Read before any worker starts: a prefix of unreadable images is found here.
     held_out = _images.load_set(calibration, _size(settings), networks.in_channels(settings.network))
     conformal_threshold(held_out.brightness, settings.alpha)  # enough of them are readable
-    fitted = _fit(settings, training, start)
+    outliers = _manifest.list_images(storage.normalize(settings.outliers)) if settings.outliers else []
+    fitted = _fit(settings, training, outliers, start)
     record = TrainingRecord(
         images=images_uri,
         num_training=fitted.num_images,
@@ -199,7 +204,7 @@ class Fitted(NamedTuple):
     num_images: int
 
 
-def _fit(settings: TrainSettings, training: list[ObjectInfo], start: Start) -> Fitted:
+def _fit(settings: TrainSettings, training: list[ObjectInfo], outliers: list[ObjectInfo], start: Start) -> Fitted:
     """Train with Ray Train."""
     # Imported late: a wrong option is answered in a second, not after five of Ray's import.
     import ray.train
@@ -228,6 +233,8 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo], start: Start) -> F
                     moving_statistics=not settings.pretrained,
                     frozen=settings.freeze_backbone,
                     anomalies=settings.anomalies,
+                    outliers=outliers,
+                    outlier_share=settings.outlier_share,
                     augmentation=settings.augmentation or ("none" if whitened else "all"),
                     options=options,
                     logs=logs,

@@ -5,11 +5,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from cluster import demo
+from fcdd.protocols import PROTOCOLS
 from jobs import cli
+from jobs._reproduce import ProtocolSettings
 from jobs._settings import JobSettings
 from jobs.evaluate import EvaluateSettings
 from jobs.query import QuerySettings
@@ -31,6 +34,16 @@ def test_every_option_is_explained_and_every_verb_is_in_the_readme(job: type[Job
     for name, field in job.model_fields.items():
         assert field.description, name
         assert f"--{name.replace('_', '-')}" in help_text
+
+
+def test_the_options_of_published_experiments_are_explained() -> None:
+    command = [sys.executable, "-m", "jobs.evaluate", "--protocol", "mvtec", "--help"]
+    help_text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for name, field in ProtocolSettings.model_fields.items():
+        assert field.description, name
+        assert f"--{name.replace('_', '-')}" in help_text
+    assert "fcdd evaluate --protocol" in README
+    assert set(get_args(ProtocolSettings.model_fields["protocol"].annotation)) == set(PROTOCOLS)
 
 
 def test_the_overview_lists_every_verb() -> None:

@@ -1,10 +1,13 @@
 """One small training and one scored night, made by the real commands, shared by the tests that read them."""
 
+import io
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import skimage.data
+from PIL import Image
 
 from cluster import demo
 from cluster.local_s3 import LocalS3
@@ -52,8 +55,14 @@ def trained(s3: LocalS3, fcdd: Fcdd, nominal_cells: list[LabelledImage]) -> Trai
     for cell in nominal_cells[:80]:
         storage.write(f"{root}/nominal/{cell.path.name}", cell.path.read_bytes())
     storage.write(f"{root}/nominal/broken.png", b"not an image")
+    for name in ("brick", "grass"):
+        sink = io.BytesIO()
+        Image.fromarray(getattr(skimage.data, name)()).save(sink, "PNG")
+        storage.write(f"{root}/outliers/{name}.png", sink.getvalue())
+    storage.write(f"{root}/outliers/broken.png", b"not an image")
     done = fcdd(
         *("train", "--images", f"{root}/nominal", "--bundle", f"{root}/bundle", "--score", "maximum"),
+        *("--outliers", f"{root}/outliers", "--outlier-share", "0.2"),
         *(
             "--network",
             "whitened:efficientnet_lite0:stage3+stage2:2",

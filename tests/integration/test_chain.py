@@ -39,6 +39,9 @@ def test_training_leaves_a_verified_bundle_and_says_what_it_did(trained: Trained
     assert "broken.png: not_an_image" in trained.log
     assert len(spec.calibration.scores) == spec.training.num_calibration
     assert "epoch 2/2" in trained.log
+    assert "left out outlier" in trained.log
+    assert "outliers/broken.png" in trained.log
+    assert spec.training.options["outlier_share"] == 0.2
     assert b"Fully Convolutional Data Description" in storage.read(f"{trained.bundle}/README.md")
 
 

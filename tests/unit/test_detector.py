@@ -122,8 +122,8 @@ def test_unknown_versions_and_other_files_are_refused(tmp_path: Path) -> None:
     make().save(str(tmp_path))
     path = tmp_path / "bundle.json"
     document = json.loads(path.read_text())
-    path.write_text(json.dumps(document | {"format_version": 2}))
-    with pytest.raises(BundleError, match="bundle format 2"):
+    path.write_text(json.dumps(document | {"format_version": 3}))
+    with pytest.raises(BundleError, match="bundle format 3"):
         Detector.load(str(tmp_path))
     path.write_text("[]")
     with pytest.raises(BundleError, match="not a bundle specification"):
