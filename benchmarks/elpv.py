@@ -28,7 +28,8 @@ from fcdd import (
     training,
 )
 from fcdd.datasets import LabelledImage
-from fcdd.training import Sampling, TrainingSet, TrainOptions
+from fcdd.supervision import TrainingSet
+from fcdd.training import Sampling, TrainOptions
 
 
 def parse() -> argparse.Namespace:
@@ -110,7 +111,7 @@ def main() -> None:
         start = time.perf_counter()
         network.train()
         data = TrainingSet(list(pixels))
-        for batch in training.batches(data, sampling, batch_size=options.batch_size, epoch=epoch):
+        for batch in training.batches(data, sampling, options, epoch=epoch):
             trainer.step(batch)
         seconds += time.perf_counter() - start
         if arguments.each_epoch or epoch + 1 == options.epochs:

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import torch
 
 from fcdd import augmentation, datasets, detector, heatmap, images, networks, outliers, training
-from fcdd.training import Sampling, TrainingSet, TrainOptions
+from fcdd.supervision import TrainingSet
+from fcdd.training import Sampling, TrainOptions
 from jobs import _staging
 
 SIZE = (224, 224)
@@ -50,7 +51,7 @@ def trained_maps(num_training: int, num_scored: int, epochs: int) -> np.ndarray:
         network, network.receptive_field, scaling, options, num_images=len(pixels), input_size=SIZE
     )
     for epoch in range(epochs):
-        for batch in training.batches(TrainingSet(list(pixels)), sampling, batch_size=options.batch_size, epoch=epoch):
+        for batch in training.batches(TrainingSet(list(pixels)), sampling, options, epoch=epoch):
             trainer.step(batch)
     chosen = np.random.default_rng(0).choice(len(cells), num_scored, replace=False)
     scored = np.stack([images.decode(cells[i].path.read_bytes(), size=SIZE, channels=3).pixels for i in chosen])

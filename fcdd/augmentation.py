@@ -6,6 +6,7 @@ generator. What follows, LCN or mean and deviation, is `fcdd.normalization`.
 Shapes: H x W pixels stored, H' x W' at the network, C channels.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -31,15 +32,16 @@ class Augmentation:
     """A training chain: geometry, colour, noise. The defaults change nothing but the size.
 
     `size` is the network's (height, width). `fit` says how to get there, by nearest neighbour where it resizes: "crop"
-    at a random place, "resize", or one of both with equal chance ("crop_or_resize"). `jitters`: one is drawn for each
-    image, applied after the geometry or before it. `noise` is the deviation of additive Gaussian noise of images in
-    [0,1]; `relative_noise`, as a share of the image's own deviation, is added to every second image, which is then cut
-    to [0,1].
+    at a random place, "resize", or one of both with equal chance ("crop_or_resize"). `shorter_side`: resized to it
+    first, bilinear. `jitters`: one is drawn for each image, applied after the geometry or before it. `noise` is the
+    deviation of additive Gaussian noise of images in [0,1]; `relative_noise`, as a share of the image's own deviation,
+    is added to every second image, which is then cut to [0,1].
     """
 
     size: Size
     fit: Fit = "resize"
     padding: int = 0
+    shorter_side: int | None = None
     resize_before_crop: Size | None = None
     flips: tuple[Literal["horizontal", "vertical"], ...] = ()
     gain: float = 0.0
@@ -51,6 +53,9 @@ class Augmentation:
 
     def __call__(self, image_hwc: Pixels, mask_hw: Mask, generator: np.random.Generator) -> tuple[Unit, Mask]:
         """An image (H,W,C) uint8 and its mask (H,W) as float32 in about [0,1] (H',W',C) and mask (H',W')."""
+        if self.shorter_side:
+            image_hwc = shorter_side(image_hwc, self.shorter_side)
+            mask_hw = nearest(mask_hw, (image_hwc.shape[0], image_hwc.shape[1]))
         image = self._jitter(image_hwc, generator) if self.jitter_first else image_hwc
         image, mask = self._geometry(image, mask_hw, generator)
         image = image if self.jitter_first else self._jitter(image, generator)
@@ -125,15 +130,20 @@ _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
 
 
 def nearest(array: npt.NDArray[Any], size: Size) -> npt.NDArray[Any]:
-    """An array (H,W,...) at `size` by nearest neighbour as PIL does it: index floor((i + 0.5) H / H')."""
+    """An array (H,W,...) at `size` by nearest neighbour, by PIL's own choice of the pixel."""
     if array.shape[:2] == size:
         return array
-    rows, columns = (
-        np.floor((np.arange(new) + 0.5) * old / new).astype(np.int64)
-        for old, new in zip(array.shape[:2], size, strict=True)
-    )
+    rows, columns = (_pil_indices(old, new) for old, new in zip(array.shape[:2], size, strict=True))
     resized: npt.NDArray[Any] = array[rows[:, None], columns[None, :]]
     return resized
+
+
+@functools.lru_cache(maxsize=256)
+def _pil_indices(old: int, new: int) -> npt.NDArray[np.int64]:
+    """The source pixel of each target pixel, asked of PIL: its rounding is not that of a formula for every size."""
+    line = Image.fromarray(np.arange(old, dtype=np.int32)[None])
+    indices: npt.NDArray[np.int64] = np.asarray(line.resize((new, 1), Image.Resampling.NEAREST))[0].astype(np.int64)
+    return indices
 
 
 def shorter_side(image_hwc: Pixels, side: int) -> Pixels:

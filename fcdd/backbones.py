@@ -8,7 +8,6 @@ Several stages joined by "+" are concatenated on the grid of the first one: fine
 coarser ones interpolated.
 """
 
-import pickle
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -142,6 +141,9 @@ class _TorchvisionTrunk(nn.Module):
         kept = _cut(model, max(stages, key=order.index).split("."))
         for name, child in kept.named_children():
             self.add_module(name, child)
+        for module in self.modules():  # working in place would change the output of an earlier stage
+            if hasattr(module, "inplace"):
+                setattr(module, "inplace", False)  # noqa: B010 (typed as a submodule)
         self._stages = tuple(stages)
 
     def forward(self, images_bchw: Tensor) -> list[Tensor]:
@@ -224,11 +226,11 @@ def _torchvision_state(name: str, path: Path | None) -> dict[str, Tensor]:
             weights = models.get_model_weights(name).DEFAULT
             source = weights.url
             state = torch.hub.load_state_dict_from_url(source, map_location="cpu", check_hash=True, weights_only=True)
-    except (OSError, EOFError, ImportError, pickle.UnpicklingError, RuntimeError) as error:
+    except Exception as error:  # torch.load raises anything for bytes that are no checkpoint
         raise ConfigError(
             f"cannot load the ImageNet weights {source}: {type(error).__name__} {str(error)[:200]!r}; give the "
             "file by --weights, or train with --no-pretrained"
         ) from error
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"expected the state of torchvision's {name} in {source}, got {type(state).__name__}")
     return state

@@ -7,6 +7,7 @@ Shapes: H x W pixels, C channels; images are uint8, masks bool.
 """
 
 import csv
+import functools
 import gzip
 import importlib.resources
 import importlib.util
@@ -20,10 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from fcdd import images
-from fcdd.errors import ConfigError
+from fcdd.errors import ConfigError, ImageError
+from fcdd.supervision import ImageReader
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -82,7 +83,7 @@ class LabelledImage(NamedTuple):
 class Test(NamedTuple):
     """Images with labels (N,) 0 nominal / 1 anomalous; masks (original size) where the data set has them; names."""
 
-    images: Sequence[Pixels]
+    images: ImageReader
     labels: Labels
     masks: Sequence[Mask] | None
     names: Sequence[str]
@@ -127,7 +128,13 @@ def fashion_mnist(root: Path, split: str) -> Labelled:
 def emnist_letters(root: Path) -> Sequence[Pixels]:
     """Training images of EMNIST's letters, turned upright, (N,28,28,1)."""
     name = "emnist-letters-train-images-idx3-ubyte"
-    folder = _folder(root, ("EMNIST/raw", "raw", "."), name, "EMNIST", "https://www.nist.gov/itl/products-and-services")
+    folder = _folder(
+        root,
+        ("EMNIST/raw", "raw", "."),
+        name,
+        "EMNIST",
+        "https://www.nist.gov/itl/products-and-services/emnist-dataset",
+    )
     return list(read_idx(folder / name).transpose(0, 2, 1)[..., None])
 
 
@@ -150,7 +157,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """CIFAR's files are pickles of dictionaries with arrays; nothing else is built, so none can run code."""
+    """CIFAR's files are pickles of dictionaries with arrays; nothing else is looked up, so none names code to run."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {("_reconstruct", "multiarray"), ("ndarray", "numpy"), ("dtype", "numpy"), ("encode", "_codecs")}
@@ -163,7 +170,7 @@ def cifar10(root: Path, split: str) -> Labelled:
     """CIFAR-10 (N,32,32,3); `split` is "train" or "test". Files of the Python version, cifar-10-batches-py."""
     folder = _folder(root, ("cifar-10-batches-py", "."), "test_batch", "CIFAR-10", _CIFAR)
     files = [f"data_batch_{n}" for n in range(1, 6)] if split == "train" else ["test_batch"]
-    batches = [_cifar(folder / name, "labels") for name in files if (folder / name).exists()]
+    batches = [_cifar(folder / name, "labels") for name in files]
     return Labelled([i for b in batches for i in b.images], np.concatenate([b.classes for b in batches]))
 
 
@@ -177,7 +184,10 @@ def _cifar(path: Path, labels: str) -> Labelled:
     try:
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         pixels = np.asarray(content["data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        return Labelled(list(pixels), np.asarray(content[labels], np.int64))
+        classes = np.asarray(content[labels], np.int64)
+        if len(classes) != len(pixels):
+            raise ValueError(f"{len(pixels)} images but {len(classes)} labels")
+        return Labelled(list(pixels), classes)
     except (OSError, EOFError, pickle.UnpicklingError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is not a file of CIFAR's Python version: {error}") from error
 
@@ -203,15 +213,16 @@ class ImageFolder:
         return self.prepare(pixels) if self.prepare else pixels
 
 
+@functools.cache
 def image_folder(
-    root: Path, *, without: Sequence[str] = (), channels: int = 3, prepare: Prepare | None = None
+    root: Path, *, without: tuple[str, ...] = (), channels: int = 3, prepare: Prepare | None = None
 ) -> ImageFolder:
     """All images below `root`, but those in folders named in `without` (any letter case).
 
     Raises ConfigError when there is none.
     """
     left_out = {name.lower() for name in without}
-    found = [p for p in _images_in(root, "**/*") if not left_out & {part.lower() for part in p.parts}]
+    found = [p for p in _images_in(root, "**/*") if not left_out & {q.lower() for q in p.relative_to(root).parts}]
     if not found:
         raise ConfigError(f"there are no images below {root}")
     return ImageFolder(found, channels, prepare)
@@ -228,13 +239,15 @@ def mvtec(root: Path, name: str, side: int | None = 240) -> OneClass:
     if not (folder / "train" / "good").is_dir():
         raise ConfigError(f"expected {folder}/train/good; get MVTec-AD from {_MVTEC} and unpack it there")
     training = [_mvtec_image(path, side) for path in _some(folder / "train" / "good")]
-    types = sorted(path.name for path in (folder / "test").iterdir() if path.is_dir())
-    if "good" not in types:
-        raise ConfigError(f"expected nominal test images in {folder}/test/good")
+    types = sorted(path.name for path in folder.glob("test/*") if path.is_dir())
+    if "good" not in types or len(types) < 2:
+        raise ConfigError(
+            f"expected nominal test images in {folder}/test/good and anomalous ones beside it, got {types}"
+        )
     paths = [path for kind in types for path in _some(folder / "test" / kind)]
     pixels, masks = [], []
     for path in paths:
-        image = read_image(path, 3)
+        image = _read(path, 3)
         file = folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
         masks.append(np.zeros(image.shape[:2], np.bool_) if path.parent.name == "good" else read_mask(file, image))
         pixels.append(image if side is None else nearest_corner(image, (side, side)))
@@ -243,28 +256,34 @@ def mvtec(root: Path, name: str, side: int | None = 240) -> OneClass:
 
 
 def _mvtec_image(path: Path, side: int | None) -> Pixels:
-    image = read_image(path, 3)
+    image = _read(path, 3)
     return image if side is None else nearest_corner(image, (side, side))
+
+
+def spellings(name: str) -> list[str]:
+    """How the folder of an ImageNet-30 class may be called: by its ILSVRC number or its name."""
+    names = [name, "rotary dial telephone"] if name == "dial telephone" else [name]
+    return [IMAGENET30[name], *(each for n in names for each in (n, n.replace(" ", "_"), n.lower().replace(" ", "_")))]
 
 
 def imagenet30(root: Path, split: str, prepare: Prepare, *, only: str | None = None) -> Labelled:
     """ImageNet-30, images read and `prepare`d: folders <split>/<class or its ILSVRC number>; "train" or "val".
 
-    `only` reads one class. Raises ConfigError when there is no such folder.
+    `only` reads one class. Raises ConfigError when a class has no folder.
     """
     pixels, classes = [], []
     for number, (name, wnid) in enumerate(IMAGENET30.items()):
-        spellings = (wnid, name, name.replace(" ", "_"), name.lower().replace(" ", "_"))
-        folders = [folder for spelling in spellings if (folder := root / split / spelling).is_dir()]
-        if not folders or only not in (None, name):
+        if only not in (None, name):
             continue
+        folders = [folder for spelling in spellings(name) if (folder := root / split / spelling).is_dir()]
+        if not folders:
+            raise ConfigError(
+                f"expected a folder of the class {name!r} like {root}/{split}/{wnid}; get ILSVRC 2012 from "
+                "https://image-net.org"
+            )
         files = _some(folders[0])
-        pixels += [prepare(read_image(path, 3)) for path in files]
+        pixels += [prepare(_read(path, 3)) for path in files]
         classes += [number] * len(files)
-    if not pixels:
-        raise ConfigError(
-            f"expected folders of the 30 classes, like {root}/{split}/n12267677; get ILSVRC 2012 from https://image-net.org"
-        )
     return Labelled(pixels, np.array(classes, np.int64))
 
 
@@ -281,7 +300,9 @@ def voc_horse(root: Path, split: str, prepare: Prepare) -> Labelled:
         except (OSError, ET.ParseError) as error:
             raise ConfigError(f"cannot read the annotation of {name} in {folder}: {error}") from error
         classes.append(int(any(found.text == "horse" for found in objects)))
-        pixels.append(prepare(read_image(folder / "JPEGImages" / f"{name}.jpg", 3)))
+        pixels.append(prepare(_read(folder / "JPEGImages" / f"{name}.jpg", 3)))
+    if len(set(classes)) < 2:
+        raise ConfigError(f"expected images with and without a horse in {listed}")
     return Labelled(pixels, np.array(classes, np.int64))
 
 
@@ -289,37 +310,49 @@ NOMINAL_FOLDERS, ANOMALOUS_FOLDERS = ("normal", "nominal", "good"), ("anomalous"
 MASK_FOLDERS = ("ground_truth", "train_maps", "test_maps")
 
 
-def custom(root: Path, name: str, prepare: Prepare) -> OneClass:
-    """Class `name` of a folder of your own: {train,test}/<class>/{normal,anomalous}/*, masks optional.
+class Custom(NamedTuple):
+    """A class of a folder of your own, images read when asked; `anomalies` with masks for training, if there are."""
 
-    Masks: test_maps/<class>/anomalous/<stem>.* of the image's size, 0 nominal and 255 anomalous; for all anomalous
-    test images or for none. Without {normal,anomalous} folders, the other classes are the anomalies (one-vs-rest).
-    Raises ConfigError for a class missing in one split, no nominal images, or anomalous ones in a nominal folder.
+    training: ImageFolder
+    anomalies: ImageFolder
+    anomaly_masks: Sequence[Mask] | None
+    test: Test
+
+
+def custom(root: Path, name: str, *, maps: bool) -> Custom:
+    """Class `name` of a folder of your own: {train,test}/<class>/{normal,anomalous}/*.
+
+    With `maps`: masks in {train,test}_maps/<class>/anomalous/<stem>.* of the images' sizes, 0 nominal, 255 anomalous.
+    Without {normal,anomalous} folders, the other classes are the anomalies (one-vs-rest). Raises ConfigError for a
+    class missing in one split, no nominal images, anomalous ones inside a nominal folder, or missing masks.
     """
     for split in ("train", "test"):
         if not (root / split / name).is_dir():
             raise ConfigError(f"class {name!r} is missing in {root / split}; every class needs both splits")
     nominal = _subfolder(root / "train" / name, NOMINAL_FOLDERS)
     if nominal is None:
-        return _custom_one_vs_rest(root, name, prepare)
+        return _custom_one_vs_rest(root, name, maps)
     if any((nominal / anomalous).exists() for anomalous in ANOMALOUS_FOLDERS):
         raise ConfigError(f"there is a folder of anomalous images inside of the nominal one, {nominal}; move it beside")
-    training = [prepare(read_image(path, 3)) for path in _some(nominal)]
     good, bad = (_subfolder(root / "test" / name, names) for names in (NOMINAL_FOLDERS, ANOMALOUS_FOLDERS))
     if good is None or bad is None:
         raise ConfigError(f"expected the folders normal and anomalous in {root / 'test' / name}")
-    paths = [*_some(good), *_some(bad)]
-    labels = np.array([path.is_relative_to(bad) for path in paths], np.int64)
-    originals = [read_image(path, 3) for path in paths]
-    maps = root / "test_maps" / name
+    known = _subfolder(root / "train" / name, ANOMALOUS_FOLDERS)
+    known_paths = _some(known) if known else []
+    paths, bad_paths = _some(good), _some(bad)
     masks = None
-    if maps.is_dir():
-        masks = [
-            read_mask(_map_of(path, maps / bad.name), image) if label else np.zeros(image.shape[:2], np.bool_)
-            for path, image, label in zip(paths, originals, labels, strict=True)
-        ]
-    names = [str(path.relative_to(root)) for path in paths]
-    return OneClass(training, Test([prepare(image) for image in originals], labels, masks, names))
+    if maps:
+        nominal_masks = [np.zeros(_read(path, 3).shape[:2], np.bool_) for path in paths]
+        masks = [*nominal_masks, *_custom_masks(root / "test_maps" / name, bad_paths)]
+    known_masks = _custom_masks(root / "train_maps" / name, known_paths) if maps and known else None
+    labels = np.repeat([0, 1], [len(paths), len(bad_paths)])
+    names = [str(path.relative_to(root)) for path in (*paths, *bad_paths)]
+    test = Test(ImageFolder([*paths, *bad_paths]), labels, masks, names)
+    return Custom(ImageFolder(_some(nominal)), ImageFolder(known_paths), known_masks, test)
+
+
+def _custom_masks(folder: Path, images_of: Sequence[Path]) -> list[Mask]:
+    return [read_mask(_map_of(path, folder / path.parent.name), _read(path, 3)) for path in images_of]
 
 
 def custom_classes(root: Path) -> list[str]:
@@ -333,13 +366,14 @@ def custom_classes(root: Path) -> list[str]:
     return train
 
 
-def _custom_one_vs_rest(root: Path, name: str, prepare: Prepare) -> OneClass:
+def _custom_one_vs_rest(root: Path, name: str, maps: bool) -> Custom:
     classes = custom_classes(root)
-    training = [prepare(read_image(path, 3)) for path in _some(root / "train" / name)]
+    if maps or len(classes) < 2:
+        raise ConfigError(f"expected the folders normal and anomalous in {root / 'train' / name}")
     paths = [path for other in classes for path in _some(root / "test" / other)]
     labels = np.array([path.relative_to(root / "test").parts[0] != name for path in paths], np.int64)
-    pixels = [prepare(read_image(path, 3)) for path in paths]
-    return OneClass(training, Test(pixels, labels, None, [str(path.relative_to(root)) for path in paths]))
+    test = Test(ImageFolder(paths), labels, None, [str(path.relative_to(root)) for path in paths])
+    return Custom(ImageFolder(_some(root / "train" / name)), ImageFolder([]), None, test)
 
 
 def _subfolder(folder: Path, names: Sequence[str]) -> Path | None:
@@ -354,9 +388,22 @@ def _map_of(image: Path, folder: Path) -> Path:
 
 
 def read_image(path: Path, channels: int) -> Pixels:
-    """The whole image (H,W,C) by the rules of `fcdd.images`. Raises ImageError when it cannot be read."""
-    image = images.decode_full(path.read_bytes())
+    """The whole image (H,W,C) by the rules of `fcdd.images`. Raises ImageError naming a file it cannot read."""
+    try:
+        image = images.decode_full(path.read_bytes())
+    except OSError as error:
+        raise ImageError("vanished", f"{path}: {error.strerror}") from error
+    except ImageError as error:
+        raise ImageError(error.reason, f"{path}: {error.detail}") from error
     return np.asarray(image.convert("L"))[..., None] if channels == 1 else np.asarray(image)
+
+
+def _read(path: Path, channels: int) -> Pixels:
+    """`read_image` where every image counts: a test set without one would give another figure."""
+    try:
+        return read_image(path, channels)
+    except ImageError as error:
+        raise ConfigError(f"cannot read an image of the data set: {error}; get it again") from error
 
 
 def read_mask(path: Path, image_hwc: Pixels) -> Mask:
@@ -365,10 +412,9 @@ def read_mask(path: Path, image_hwc: Pixels) -> Mask:
     Raises ConfigError when it is missing, of another size than its image, or has other values.
     """
     try:
-        with Image.open(path) as file:
-            mask = np.asarray(file.convert("L"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the mask {path}: {error}") from error
+        mask = read_image(path, 1)[..., 0]
+    except ImageError as error:
+        raise ConfigError(f"cannot read the mask {path}: {error.reason}") from error
     if mask.shape != image_hwc.shape[:2]:
         raise ConfigError(
             f"the mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, its image "

@@ -1,8 +1,9 @@
 """How well scores and maps separate labelled images; scikit-learn's and SciPy's arithmetic where there is one.
 
 Pixel metrics read one image at a time and keep counts only, so their memory does not grow with the number of images:
-values are counted in 2^15 bins whose edges are those of a float32 cut to its upper 16 bits (relative width 0.8 %).
-Confidence intervals are 95 % bootstrap intervals over images, for pixel metrics by Poisson weights in the same pass.
+values are counted in bins whose edges are those of a float32 cut to its upper 20 bits (relative width 0.05 %).
+Confidence intervals are 95 % bootstrap intervals over images, for pixel metrics by Poisson weights in the same pass, in
+coarser bins.
 """
 
 import functools
@@ -20,7 +21,8 @@ Floats = npt.NDArray[np.float64]
 Metric = Callable[..., float]
 LEVEL = 0.95
 AUPRO_LIMIT = 0.3
-_BINS = 1 << 15  # non-negative float32 values, by their upper 16 bits without the sign
+# Bits left of a non-negative float32, without the sign: for the value, and for its resamples.
+_FINE, _COARSE = 19, 15
 
 
 class Estimate(NamedTuple):
@@ -91,6 +93,8 @@ def _of_alarms(metric: Metric, threshold: float, labels: npt.NDArray[np.int64], 
 
 def by_label(labels: npt.NDArray[np.int64], scores: Floats) -> tuple[Floats, Floats]:
     """Scores of the nominal and of the anomalous images; ConfigError unless both occur and all is finite."""
+    if labels.shape != scores.shape:
+        raise ConfigError(f"expected one label per score, got {len(labels)} labels and {len(scores)} scores")
     wrong = sorted(set(np.unique(labels).tolist()) - {0, 1})
     if wrong:
         raise ConfigError(f"expected labels 0 (nominal) and 1 (anomalous), got {wrong}")
@@ -127,9 +131,10 @@ class PixelMetrics:
 
     def __init__(self, *, resamples: int = 100, seed: int = 0) -> None:
         self._generator = np.random.default_rng(seed)
-        # First row: every image once. Others: Poisson weights, which resample the images as they come.
-        shape = (1 + resamples, _BINS)
-        self._nominal, self._anomalous, self._regions = (np.zeros(shape, np.float64) for _ in range(3))
+        # By kind of pixel: nominal, anomalous, anomalous weighted by 1 / size of its region.
+        self._fine = np.zeros((3, 1, 1 << _FINE))
+        # The first row counts every image once; the others by Poisson weights, which resample images as they come.
+        self._coarse = np.zeros((3, 1 + resamples, 1 << _COARSE))
         self._num_images = self._num_regions = 0
 
     def add(self, heatmap_hw: npt.NDArray[np.float32], mask_hw: npt.NDArray[np.bool_]) -> None:
@@ -137,39 +142,41 @@ class PixelMetrics:
 
         Raises ConfigError for shapes that differ, negative values, or values that are not finite.
         """
+        if mask_hw.dtype != np.bool_:
+            raise ConfigError(f"expected a mask of booleans, got {mask_hw.dtype}")
         if heatmap_hw.shape != mask_hw.shape:
             raise ConfigError(f"expected a heatmap of the mask's size {mask_hw.shape}, got {heatmap_hw.shape}")
         if not np.isfinite(heatmap_hw).all() or heatmap_hw.min(initial=0) < 0:
             raise ConfigError("expected finite heatmap values >= 0")
         values = np.ascontiguousarray(heatmap_hw, np.float32) + np.float32(0)  # no negative zero
-        bins = (values.view(np.uint32) >> 16).astype(np.int64)
         regions, count = ndimage.label(mask_hw, structure=np.ones((3, 3)))
-        weights = np.concatenate(([1], self._generator.poisson(1, len(self._nominal) - 1)))
         share = np.append(0, 1 / np.bincount(regions.ravel(), minlength=count + 1)[1:].clip(1))
-        for counts, where, each in (
-            (self._nominal, ~mask_hw, None),
-            (self._anomalous, mask_hw, None),
-            (self._regions, mask_hw, share[regions[mask_hw]]),
-        ):
-            histogram = np.bincount(bins[where], each, minlength=_BINS)
-            used = np.flatnonzero(histogram)
-            counts[:, used] += weights[:, None] * histogram[used]
+        weights = np.concatenate(([1], self._generator.poisson(1, self._coarse.shape[1] - 1)))
+        for bits, counts in ((_FINE, self._fine), (_COARSE, self._coarse)):
+            bins = (values.view(np.uint32) >> (31 - bits)).astype(np.int64)
+            for kind, where, each in ((0, ~mask_hw, None), (1, mask_hw, None), (2, mask_hw, share[regions[mask_hw]])):
+                used, inverse = np.unique(bins[where], return_inverse=True)
+                histogram = np.bincount(inverse, each, minlength=len(used))
+                counts[kind][:, used] += weights[: counts.shape[1], None] * histogram
         self._num_images += 1
         self._num_regions += count
 
     def result(self) -> PixelMetricsResult:
         """The metrics of what was added. Raises ConfigError unless there are nominal and anomalous pixels."""
-        if not self._anomalous[0].any() or not self._nominal[0].any():
+        if not self._fine[0].any() or not self._fine[1].any():
             raise ConfigError("pixel metrics need anomalous and nominal pixels; are the masks empty or full?")
-        false, true, overlap = (
-            np.pad(np.cumsum(counts[:, ::-1], 1), ((0, 0), (1, 0)))
-            for counts in (self._nominal, self._anomalous, self._regions)
+        auroc, aupro = (
+            _interval(value[0], draws) for value, draws in zip(_areas(self._fine), _areas(self._coarse), strict=True)
         )
-        usable = (false[:, -1] > 0) & (true[:, -1] > 0)  # a resample may hold no anomalous image
-        rates = [counts[usable] / counts[usable, -1:] for counts in (false, true, overlap)]
-        aurocs = np.array([auc(f, t) for f, t in zip(rates[0], rates[1], strict=True)])
-        aupros = np.array([_area_until(f, o, AUPRO_LIMIT) for f, o in zip(rates[0], rates[2], strict=True)])
-        return PixelMetricsResult(_interval(aurocs), _interval(aupros), self._num_images, self._num_regions)
+        return PixelMetricsResult(auroc, aupro, self._num_images, self._num_regions)
+
+
+def _areas(counts: Floats) -> tuple[Floats, Floats]:
+    """AUROC and AUPRO (R,) of counts (3,R,bins); resamples without anomalous or nominal pixels are left out."""
+    sums = np.pad(np.cumsum(counts[:, :, ::-1], 2), ((0, 0), (0, 0), (1, 0)))
+    false, true, overlap = (s / s[:, -1:] for s in sums[:, (sums[0, :, -1] > 0) & (sums[1, :, -1] > 0)])
+    aurocs = np.array([auc(f, t) for f, t in zip(false, true, strict=True)])
+    return aurocs, np.array([_area_until(f, o, AUPRO_LIMIT) for f, o in zip(false, overlap, strict=True)])
 
 
 def _area_until(false_rates: Floats, overlaps: Floats, limit: float) -> float:
@@ -179,8 +186,9 @@ def _area_until(false_rates: Floats, overlaps: Floats, limit: float) -> float:
     return float(auc(np.append(false_rates[inside], limit), np.append(overlaps[inside], end)) / limit)
 
 
-def _interval(values: Floats) -> Estimate:
-    if len(values) < 3:
-        return Estimate(float(values[0]), np.nan, np.nan)
-    low, high = np.quantile(values[1:], ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return Estimate(float(values[0]), float(low), float(high))
+def _interval(value: float, draws: Floats) -> Estimate:
+    """The value with the quantiles of its resamples, which are seen from the first draw, the value in their bins."""
+    if len(draws) < 3:
+        return Estimate(float(value), np.nan, np.nan)
+    low, high = np.quantile(draws[1:], ((1 - LEVEL) / 2, (1 + LEVEL) / 2)) - draws[0]
+    return Estimate(float(value), float(value + low), float(value + high))

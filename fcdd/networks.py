@@ -55,6 +55,7 @@ ARCHITECTURES: dict[str, Sequence[Conv]] = {
 VGG_LAYERS: tuple[int | Literal["p"], ...] = (64, "p", 128, "p", 256, 256, "p", 512, 512)
 VGG_NAMES = ("vgg", "vgg_f", "vgg_nopt")
 VGG_FROZEN_MODULES = 15
+MAX_MODES = 16
 BACKBONE, WHITENED = "backbone", "whitened"
 # The mean over 3 x 3 cells makes whitened features less sensitive to small shifts.
 _NEIGHBOURHOOD = 3
@@ -64,7 +65,8 @@ class FCDDNetwork(nn.Module):
     """Convolutional features, then a head: as published, a 1x1 convolution to one channel without activation.
 
     `receptive_field` describes the output map for the image size the network was built for. Batch-norms below
-    `fixed_statistics` stay in evaluation mode while training, so that the result does not depend on the batch.
+    `fixed_statistics` stay in evaluation mode while training, so that the result does not depend on the batch; a part
+    without trainable parameters does so entirely (dropout and stochastic depth too).
     """
 
     def __init__(
@@ -81,19 +83,25 @@ class FCDDNetwork(nn.Module):
         self.receptive_field = field
         modules = [module for part in fixed_statistics for module in part.modules()]
         # A tuple, so that torch does not register them a second time.
-        self._fixed_norms = tuple(module for module in modules if isinstance(module, nn.BatchNorm2d))
+        self._fixed = tuple(
+            module for module in modules if isinstance(module, nn.BatchNorm2d) or not _trainable(features)
+        )
 
     def train(self, mode: bool = True) -> Self:
-        """Like `nn.Module.train`, but for the batch-norms with fixed statistics."""
+        """Like `nn.Module.train`, but for what is fixed."""
         super().train(mode)
-        for norm in self._fixed_norms:
-            norm.eval()
+        for module in self._fixed:
+            module.training = False
         return self
 
     def forward(self, images_bchw: Tensor) -> Tensor:
         """Output (B,1,U,V), any real value; `fcdd.objective.anomaly_map` makes it a map."""
         output: Tensor = self.head(self.features(images_bchw))
         return output
+
+
+def _trainable(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def names() -> list[str]:
@@ -121,7 +129,7 @@ def parse(name: str) -> TrunkName | None:
     if kind not in (BACKBONE, WHITENED):
         return None
     modes = rest.pop() if kind == WHITENED and len(rest) == 3 else "1"
-    if len(rest) != 2 or not modes.isdecimal() or int(modes) < 1:
+    if len(rest) != 2 or not modes.isdecimal() or not 1 <= int(modes) <= MAX_MODES:
         raise ConfigError(f"expected a network like {' or '.join(names()[-2:])}, got {name!r}")
     return TrunkName(kind, rest[0], rest[1].split("+"), int(modes))
 

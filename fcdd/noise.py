@@ -91,7 +91,7 @@ def mixed_blob(shape: Shape, generator: np.random.Generator) -> Noise:
     """Squares (H,W,C) of 34 pixels, probability 1e-5: one layer white, one with a colour drawn for each pixel."""
     white = _fixed_squares(shape, 34, 1e-5, generator) * 255
     coloured = _fixed_squares(shape, 34, 1e-5, generator) * generator.integers(0, 256, shape)
-    return np.where(coloured, coloured, white)
+    return white + coloured
 
 
 def solid(shape: Shape, generator: np.random.Generator) -> Noise:

@@ -1,10 +1,11 @@
-"""Synthetic anomalies for training: a nominal image in, an anomalous one and its exact mask out.
+"""Synthetic anomalies for training: a nominal image in, an anomalous one and its mask out.
 
 Defects look like what breaks on a product: cracks (thin jagged lines), scratches (long smooth ones), patches (a
 polygon of another brightness, as a broken-off or disconnected part), stains (smooth blobs). They change the image
 and replace nothing else, so the network cannot learn the texture of the source. CutPaste moves a part of the image
-to another place; Perlin blends another texture or tone in through a mask of coherent noise. All sizes are fractions
-of the image; all randomness comes from the generator. The published noise modes are in `fcdd.noise`.
+to another place; Perlin blends another texture or tone in through a mask of coherent noise. The mask marks where a
+defect covers at least 15 % of a pixel: its soft rim changes the image a little too. All sizes are fractions of the
+image; all randomness comes from the generator. The published noise modes are in `fcdd.noise`.
 
 Shapes: H x W pixels, C channels.
 """

@@ -10,7 +10,8 @@ import dataclasses
 import functools
 import importlib.resources
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,8 +27,8 @@ from fcdd.errors import ConfigError
 from fcdd.metrics import ImageMetrics, PixelMetrics, PixelMetricsResult
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
-from fcdd.supervision import AnomalySource, OutlierExposure
-from fcdd.training import Sampling, TrainingSet, TrainOptions
+from fcdd.supervision import AnomalySource, ImageReader, OutlierExposure, TrainingSet
+from fcdd.training import Sampling, TrainOptions
 
 Size = tuple[int, int]
 NOTES = (
@@ -36,10 +37,10 @@ NOTES = (
     "Runs are seeded (official: never).",
 )
 _SLIGHT: Jitter = (0.01, 0.01, 0.01, 0.01)
-# Of ImageNet's folders, those of Pascal VOC's classes are left out of its outlier exposure.
-_VOC_CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
-    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+# ImageNet classes with one of these words in their names are left out of the outlier exposure of Pascal VOC.
+_VOC_WORDS = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "table", "dog", "horse"),
+    *("motorbike", "person", "plant", "sheep", "sofa", "train", "tv", "monitor"),
 )
 _BATCH = 32
 
@@ -50,6 +51,7 @@ class Experiment(NamedTuple):
     training: TrainingSet
     replacements: AnomalySource
     test: Test
+    probability: float = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +72,10 @@ class Protocol:
         """The classes of the experiment with the data in `root`."""
         return datasets.custom_classes(root) if self.classes is None else list(self.classes)
 
-    def normalization(self, name: str, images: Sequence[Pixels]) -> Normalization:
+    def normalization(self, name: str, images: ImageReader) -> Normalization:
         """The published constants of class `name`; those of its training images for a folder of your own."""
         if self.classes is None:
-            squeezed = [augmentation.bilinear(image, self.size) for image in images]
+            squeezed = [augmentation.bilinear(images[index], self.size) for index in range(len(images))]
             return normalization.estimate("mean_std", torch.from_numpy(np.stack(squeezed)))
         return _normalization(self.name, name, networks.in_channels(self.network))
 
@@ -117,15 +119,37 @@ def run(
         num_images=len(experiment.training.images),
         input_size=protocol.size,
     )
-    sampling = Sampling(anomalies=experiment.replacements, augment=protocol.augment, seed=seed)
+    sampling = Sampling(
+        anomalies=experiment.replacements, augment=protocol.augment, seed=seed, probability=experiment.probability
+    )
     losses = []
     for epoch in range(options.epochs):
-        batches = training.batches(
-            experiment.training, sampling, batch_size=options.batch_size, epoch=epoch, repeats=options.repeats
-        )
+        batches = training.batches(experiment.training, sampling, options, epoch=epoch)
         losses.append(float(np.mean([trainer.step(batch).total for batch in batches])))
         report(epoch, losses[-1])
     return evaluate(protocol, network, scaling, experiment.test, losses)
+
+
+def offline(protocol: Protocol, experiment: Experiment, seed: int) -> Experiment:
+    """The experiment with its anomalies made once and appended (official `--offline-supervision`).
+
+    Raises ConfigError for the data sets it is not meant for.
+    """
+    if protocol.name in ("imagenet30", "voc", "custom", "custom-maps"):
+        raise ConfigError(f"offline supervision is not meant for {protocol.name}")
+    source = experiment.replacements
+    if protocol.name == "mvtec":
+        source = supervision.WholeMask(functools.partial(supervision.malformed_offline, mode="confetti"))
+    data = supervision.offline(experiment.training.images, source, seed=seed)
+    return Experiment(data, source, experiment.test, probability=0.0)
+
+
+def limited(experiment: Experiment, limit: int, seed: int) -> Experiment:
+    """The experiment with `limit` images of outlier exposure, drawn once. Raises ConfigError if it has none."""
+    source = experiment.replacements
+    if not isinstance(source, OutlierExposure):
+        raise ConfigError("this experiment has no outlier exposure to limit")
+    return experiment._replace(replacements=OutlierExposure(source.images, limit=limit, seed=seed))
 
 
 def evaluate(
@@ -149,12 +173,13 @@ def evaluate(
 
 
 def _maps(
-    protocol: Protocol, network: FCDDNetwork, scaling: Normalization, images: Sequence[Pixels]
+    protocol: Protocol, network: FCDDNetwork, scaling: Normalization, images: ImageReader
 ) -> Iterator[npt.NDArray[np.float32]]:
     network.eval()
     device = next(network.parameters()).device
     for start in range(0, len(images), _BATCH):
-        batch = np.stack([_prepared(image, protocol) for image in images[start : start + _BATCH]])
+        numbers = range(start, min(start + _BATCH, len(images)))
+        batch = np.stack([_prepared(images[number], protocol) for number in numbers])
         with torch.inference_mode():
             maps = objective.anomaly_map(network(scaling(torch.from_numpy(batch).to(device))))
         yield from maps[:, 0].cpu().numpy()
@@ -164,6 +189,8 @@ def _prepared(image: Pixels, protocol: Protocol) -> Pixels:
     if protocol.prepare_test == "nearest":
         return augmentation.nearest(image, protocol.size)
     if protocol.prepare_test == "centre_crop":
+        if protocol.augment.shorter_side:
+            image = augmentation.shorter_side(image, protocol.augment.shorter_side)
         return augmentation.centre_crop(image, protocol.size)
     return image
 
@@ -230,7 +257,7 @@ def _imagenet30(root: Path, name: str, seed: int) -> Experiment:
     # The 30 classes themselves are no outliers.
     outliers = datasets.image_folder(
         _existing(root / "imagenet22k", "ImageNet-22k (fall 2011), one folder per class"),
-        without=list(datasets.IMAGENET30.values()),
+        without=tuple(spelling for each in datasets.IMAGENET30 for spelling in datasets.spellings(each)),
         prepare=_shorter_256,
     )
     return _experiment(datasets.one_vs_rest(training_set, test, number), OutlierExposure(outliers))
@@ -273,30 +300,41 @@ def _voc(root: Path, name: str, seed: int) -> Experiment:
     chosen = [image for image, label in zip(horses.images, horses.classes, strict=True) if label]
     if not chosen:
         raise ConfigError(f"there is no horse in the training split of {root}")
-    outliers = datasets.image_folder(
-        _existing(root / "imagenet", "ImageNet 1k's validation images, one folder per class"),
-        without=_VOC_CLASSES,
-        prepare=squeeze,
-    )
+    folder = _existing(root / "imagenet", "ImageNet 1k's validation images, one folder per class")
+    outliers = datasets.image_folder(folder, without=_voc_like(folder), prepare=squeeze)
     data = TrainingSet(chosen, np.ones(len(chosen), np.int64))
     names = [str(index) for index in range(len(test.classes))]
     return Experiment(data, OutlierExposure(outliers), Test(test.images, test.classes, None, names))
 
 
-def _custom(root: Path, name: str, seed: int, *, keep_size: bool) -> Experiment:
-    """Outlier exposure with the images below `outliers`, where there are any, else confetti on the nominal images."""
-    prepare = _unchanged if keep_size else functools.partial(augmentation.shorter_side, side=248)
+def _voc_like(folder: Path) -> tuple[str, ...]:
+    """The class folders whose name has one of VOC's words; numbered folders are named as torchvision orders them."""
+    folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    numbered = [name for name in folders if re.fullmatch(r"n\d{8}", name)]
+    names = dict(zip(folders, folders, strict=True))
+    if numbered:
+        from torchvision.models import ResNet18_Weights
+
+        categories = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+        if len(numbered) != len(categories):
+            raise ConfigError(
+                f"expected the {len(categories)} class folders of ImageNet 1k in {folder}, got {len(numbered)}: their "
+                "order tells which classes are Pascal VOC's and have to be left out"
+            )
+        names |= dict(zip(numbered, categories, strict=True))
+    return tuple(key for key, name in names.items() if set(re.split(r"[ _-]", name.lower())) & set(_VOC_WORDS))
+
+
+def _custom(root: Path, name: str, seed: int, *, maps: bool) -> Experiment:
+    """Known anomalies of the training split if there are some, else the images below `outliers`, else confetti."""
+    data = datasets.custom(root, name, maps=maps)
     replacements: AnomalySource = supervision.WholeMask(supervision.SYNTHETIC["confetti"])
-    if (root / "outliers").is_dir():
-        replacements = OutlierExposure(datasets.image_folder(root / "outliers", prepare=prepare))
-    data = datasets.custom(root, name, prepare)
-    if keep_size and data.test.masks is None:
-        raise ConfigError(f"expected masks of the anomalous test images in {root / 'test_maps' / name}")
-    return _experiment(data, replacements)
-
-
-def _unchanged(image: Pixels) -> Pixels:
-    return image
+    if len(data.anomalies):
+        known = [data.anomalies[index] for index in range(len(data.anomalies))]
+        replacements = supervision.RealAnomalies(known, data.anomaly_masks)
+    elif (root / "outliers").is_dir():
+        replacements = OutlierExposure(datasets.image_folder(root / "outliers"))
+    return Experiment(TrainingSet(data.training), replacements, data.test)
 
 
 def _existing(folder: Path, what: str) -> Path:
@@ -323,6 +361,7 @@ _ADAM = TrainOptions(
     schedule="milestones",
     decay=0.1,
     milestones=(400, 500),
+    drop_incomplete=False,
 )
 _SGD = dataclasses.replace(_ADAM, optimizer="sgd", schedule="exponential", milestones=(), batch_size=128)
 _FMNIST = Protocol(
@@ -355,15 +394,24 @@ _MVTEC = Protocol(
 _CUSTOM = Protocol(
     name="custom",
     classes=None,
-    load=functools.partial(_custom, keep_size=False),
+    load=functools.partial(_custom, maps=False),
     network="vgg_f",
     size=(224, 224),
     options=dataclasses.replace(_SGD, epochs=200, decay=0.985, gaussian_std=10.0),
     augment=Augmentation(
-        size=(224, 224), fit="crop", flips=("horizontal",), jitters=(_SLIGHT,), jitter_first=True, noise=0.001
+        size=(224, 224),
+        shorter_side=248,
+        fit="crop",
+        flips=("horizontal",),
+        jitters=(_SLIGHT,),
+        jitter_first=True,
+        noise=0.001,
     ),
     prepare_test="centre_crop",
-    notes=("Without a folder `outliers`, confetti is the anomaly (official: ImageNet-22k is demanded).",),
+    notes=(
+        "Without known anomalies and without a folder `outliers`, confetti is the anomaly (official: ImageNet-22k).",
+        "Masks keep their own sizes in pixel metrics (official: all are brought to the smallest side).",
+    ),
 )
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -404,7 +452,7 @@ PROTOCOLS: dict[str, Protocol] = {
         dataclasses.replace(
             _CUSTOM,
             name="custom-maps",
-            load=functools.partial(_custom, keep_size=True),
+            load=functools.partial(_custom, maps=True),
             options=dataclasses.replace(_CUSTOM.options, loss="pixel"),
             augment=Augmentation(
                 size=(224, 224),

@@ -21,6 +21,7 @@ from fcdd.errors import ConfigError, ImageError
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+Unit = npt.NDArray[np.float32]  # in [0,1]
 AnomalySource = Callable[[Pixels, np.random.Generator], tuple[Pixels, Mask]]
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,14 @@ class ImageReader(Protocol):
     def __getitem__(self, index: int) -> Pixels:
         """Image (H,W,C) uint8. Raises ImageError when it cannot be read."""
         ...
+
+
+class TrainingSet(NamedTuple):
+    """Images of one or many sizes, and, if some are anomalous, labels (N,) 0 nominal / 1 anomalous and masks (H,W)."""
+
+    images: ImageReader
+    labels: npt.NDArray[np.int64] | None = None
+    masks: Sequence[Mask] | None = None
 
 
 def malformed(image_hwc: Pixels, generator: np.random.Generator, *, mode: str) -> tuple[Pixels, Mask]:
@@ -54,7 +63,7 @@ def _shape(image_hwc: Pixels) -> tuple[int, int, int]:
     return height, width, channels
 
 
-# By the names of `fcdd train --anomalies`; masks are exact.
+# By the names of `fcdd train --anomalies`; masks mark what changed, soft rims left out.
 SYNTHETIC: dict[str, AnomalySource] = {
     "mixed": outliers.mixed,
     "defects": outliers.defects,
@@ -76,7 +85,6 @@ class WholeMask:
         return image, np.ones_like(mask)
 
 
-@dataclass(frozen=True, slots=True)
 class OutlierExposure:
     """Images of other things, drawn with replacement and read one by one: nothing is kept in memory.
 
@@ -84,14 +92,19 @@ class OutlierExposure:
     cannot be read is named in the log and another one drawn; the official code trains on a black image instead.
     """
 
-    images: ImageReader
-    limit: int | None = None
-    seed: int = 0
+    def __init__(self, images: ImageReader, *, limit: int | None = None, seed: int = 0) -> None:
+        """Raises ConfigError when there are no images."""
+        if not len(images):
+            raise ConfigError("there are no images for outlier exposure")
+        self.images = images
+        self._chosen = None if limit is None else np.random.default_rng(seed).permutation(len(images))[:limit]
 
     def __call__(self, image_hwc: Pixels, generator: np.random.Generator) -> tuple[Pixels, Mask]:
         """An outlier, all of it anomalous. Raises ConfigError when ten draws in a row cannot be read."""
         for _ in range(10):
-            index = self._index(generator)
+            index = int(
+                generator.integers(len(self.images)) if self._chosen is None else generator.choice(self._chosen)
+            )
             try:
                 image = self.images[index]
             except ImageError as error:
@@ -99,14 +112,6 @@ class OutlierExposure:
                 continue
             return image, np.ones(image.shape[:2], np.bool_)
         raise ConfigError("ten outlier-exposure images in a row cannot be read; see the log above")
-
-    def _index(self, generator: np.random.Generator) -> int:
-        if not len(self.images):
-            raise ConfigError("there are no images for outlier exposure")
-        if self.limit is None:
-            return int(generator.integers(len(self.images)))
-        chosen = np.random.default_rng(self.seed).permutation(len(self.images))[: self.limit]
-        return int(generator.choice(chosen))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,21 +157,14 @@ class AnyOf:
         return self.sources[generator.choice(len(self.sources), p=self.chances)](image_hwc, generator)
 
 
-class Offline(NamedTuple):
-    """A training set with its anomalies already in it: images, labels (N,) and masks."""
-
-    images: Sequence[Pixels]
-    labels: npt.NDArray[np.int64]
-    masks: Sequence[Mask]
-
-
-def offline(images: Sequence[Pixels], source: AnomalySource, *, seed: int) -> Offline:
+def offline(images: ImageReader, source: AnomalySource, *, seed: int) -> TrainingSet:
     """As many anomalies as nominal images, generated once and appended (official `--offline-supervision`)."""
-    anomalies = [source(image, np.random.default_rng((seed, index))) for index, image in enumerate(images)]
-    return Offline(
-        [*images, *(image for image, _ in anomalies)],
+    nominal = [images[index] for index in range(len(images))]
+    anomalies = [source(image, np.random.default_rng((seed, index))) for index, image in enumerate(nominal)]
+    return TrainingSet(
+        [*nominal, *(image for image, _ in anomalies)],
         np.repeat([0, 1], len(images)),
-        [*(np.zeros(image.shape[:2], np.bool_) for image in images), *(mask for _, mask in anomalies)],
+        [*(np.zeros(image.shape[:2], np.bool_) for image in nominal), *(mask for _, mask in anomalies)],
     )
 
 

@@ -10,7 +10,8 @@ AdamW with a one-cycle learning rate. Half of the samples are anomalous (METHOD 
 Shapes: N images, B batch, H x W pixels, C channels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -24,12 +25,10 @@ from fcdd.errors import ConfigError
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.receptive_field import ReceptiveField
-from fcdd.supervision import AnomalySource
+from fcdd.supervision import AnomalySource, Mask, TrainingSet, Unit
 from fcdd.whitening import WhitenedHead
 
 Pixels = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-Unit = npt.NDArray[np.float32]
 Augment = Callable[[Pixels, Mask, np.random.Generator], tuple[Unit, Mask]]
 
 
@@ -40,7 +39,8 @@ class TrainOptions:
     `optimizer`: "adamw" (decoupled weight decay), or the published "sgd" (momentum 0.9, Nesterov) and "adam", whose
     weight decay is added to the gradient of every parameter. `schedule`: "one_cycle", or per epoch "exponential"
     (factor `decay`) or "milestones" (factor `decay` after each of `milestones` epochs). `repeats`: passes over the
-    images in one epoch.
+    images in one epoch. `drop_incomplete`: leave out an epoch's last batch if it is short, as data-parallel workers
+    need; the official code keeps it.
     """
 
     epochs: int
@@ -56,6 +56,7 @@ class TrainOptions:
     decay: float = 1.0
     milestones: tuple[int, ...] = ()
     repeats: int = 1
+    drop_incomplete: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +70,6 @@ class Sampling:
     augment: Augment
     seed: int
     probability: float = 0.5
-
-
-class TrainingSet(NamedTuple):
-    """Images (H,W,C) uint8 of one or many sizes, and, if some are anomalous, labels (N,) and masks (H,W)."""
-
-    images: Sequence[Pixels]
-    labels: npt.NDArray[np.int64] | None = None
-    masks: Sequence[Mask] | None = None
 
 
 # Domains of the keyed generators: without them the order of an epoch would share its stream with sample 0.
@@ -107,16 +100,21 @@ class Losses(NamedTuple):
     anomalous: float
 
 
-def epoch_order(num_images: int, batch_size: int, *, seed: int, epoch: int, repeats: int = 1) -> npt.NDArray[np.int64]:
-    """(steps, batch_size) sample numbers of one epoch, shuffled; the incomplete last batch is left out.
+def num_steps(num_images: int, options: TrainOptions) -> int:
+    """Batches of one epoch. Raises ConfigError when there are fewer samples than one batch that has to be whole."""
+    samples = num_images * options.repeats
+    if not options.drop_incomplete and samples:
+        return math.ceil(samples / options.batch_size)
+    if samples < options.batch_size:
+        raise ConfigError(f"a batch of {options.batch_size} needs as many training images, got {num_images}")
+    return samples // options.batch_size
 
-    Sample i is image i modulo `num_images`. Raises ConfigError when there are fewer samples than one batch.
-    """
-    steps = num_images * repeats // batch_size
-    if not steps:
-        raise ConfigError(f"a batch of {batch_size} needs as many training images, got {num_images}")
-    order = np.random.default_rng((_ORDER, seed, epoch)).permutation(num_images * repeats)
-    return order[: steps * batch_size].reshape(steps, batch_size)
+
+def epoch_order(num_images: int, options: TrainOptions, *, epoch: int) -> list[npt.NDArray[np.int64]]:
+    """The sample numbers of every batch of one epoch, shuffled; sample i is image i modulo `num_images`."""
+    steps = num_steps(num_images, options)
+    order = np.random.default_rng((_ORDER, options.seed, epoch)).permutation(num_images * options.repeats)
+    return [order[step * options.batch_size : (step + 1) * options.batch_size] for step in range(steps)]
 
 
 def draw_sample(data: TrainingSet, number: int, *, epoch: int, sampling: Sampling) -> Sample:
@@ -135,18 +133,10 @@ def draw_sample(data: TrainingSet, number: int, *, epoch: int, sampling: Samplin
 
 
 def batches(
-    data: TrainingSet,
-    sampling: Sampling,
-    *,
-    batch_size: int,
-    epoch: int,
-    repeats: int = 1,
-    rank: int = 0,
-    world_size: int = 1,
+    data: TrainingSet, sampling: Sampling, options: TrainOptions, *, epoch: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[Batch]:
     """The share of worker `rank` in every global batch of an epoch."""
-    order = epoch_order(len(data.images), batch_size, seed=sampling.seed, epoch=epoch, repeats=repeats)
-    for numbers in order:
+    for numbers in epoch_order(len(data.images), options, epoch=epoch):
         samples = [draw_sample(data, int(n), epoch=epoch, sampling=sampling) for n in numbers[rank::world_size]]
         yield Batch(
             torch.from_numpy(np.stack([sample.pixels for sample in samples])),
@@ -200,7 +190,7 @@ class Trainer:
         self.field = upsampling.with_extent(field, options.gaussian_extent)
         self.input_size = input_size
         self.optimizer = _optimizer([p for p in network.parameters() if p.requires_grad], options)
-        self.schedule = _schedule(self.optimizer, options, num_images * options.repeats // options.batch_size)
+        self.schedule = _schedule(self.optimizer, options, num_steps(num_images, options))
 
     def step(self, batch: Batch) -> Losses:
         """One update. Raises FloatingPointError when the loss is not finite; the weights are then untouched."""

@@ -4,6 +4,7 @@ Every class that is done leaves one file, so the same command goes on where it w
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 import time
@@ -15,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from fcdd import protocols
-from fcdd.errors import ConfigError
+from fcdd.errors import ConfigError, FCDDError, ImageError
 from fcdd.protocols import PROTOCOLS, Protocol
 from jobs import _console
 from jobs._settings import JobSettings
@@ -44,6 +45,8 @@ class ProtocolSettings(JobSettings):
     repetitions: int = Field(1, ge=1, description="seeds per class, counted from 0; published: 5 (MVTec 1)")
     epochs: int | None = Field(None, ge=1, description="instead of the published number: for a trial")
     batch_size: int | None = Field(None, ge=2, description="instead of the published one: for few images")
+    offline: bool = Field(False, description="make the anomalies once instead of anew for every sample")
+    oe_limit: int | None = Field(None, ge=1, description="so many images of outlier exposure, drawn once")
     weights: Path | None = Field(None, description="file with torchvision's vgg11_bn weights, not a download")
     pretrained: bool = Field(True, description="start vgg_f from ImageNet weights, as published")
     output: Literal["text", "json"] = Field("text", description="what to print")
@@ -63,7 +66,19 @@ def reproduce(settings: ProtocolSettings) -> None:
     protocol = _adapted(settings)
     classes = _chosen(settings, protocol)
     folder = settings.into / settings.protocol
-    results = [_class_result(settings, protocol, name, folder) for name in classes]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {folder}: {error.strerror}; give another folder by --into") from error
+    for name in classes:
+        for seed in range(settings.repetitions):
+            _make(settings, protocol, name, seed, folder)
+    # Classes that were done before belong into the report too.
+    results = [
+        _class_result(settings, protocol, name, folder)
+        for name in protocol.classes_in(settings.data)
+        if name in classes or all(_file(folder, name, seed).exists() for seed in range(settings.repetitions))
+    ]
     document = _document(settings, protocol, results)
     markdown = _markdown(document)
     (folder / "report.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -82,11 +97,11 @@ def _chosen(settings: ProtocolSettings, protocol: Protocol) -> list[str]:
     unknown = [name for name in settings.classes or () if name not in known]
     if unknown:
         raise ConfigError(f"unknown class {unknown[0]!r} of {settings.protocol}; choose from: {', '.join(known)}")
-    return settings.classes or known
+    return [name for name in known if not settings.classes or name in settings.classes]
 
 
 def _class_result(settings: ProtocolSettings, protocol: Protocol, name: str, folder: Path) -> ClassResult:
-    done = [_repetition(settings, protocol, name, seed, folder) for seed in range(settings.repetitions)]
+    done = [_stored(settings, protocol, _file(folder, name, seed)) for seed in range(settings.repetitions)]
     return ClassResult(
         name,
         [100 * each["image"]["auroc"]["value"] for each in done],
@@ -95,49 +110,80 @@ def _class_result(settings: ProtocolSettings, protocol: Protocol, name: str, fol
     )
 
 
-def _repetition(settings: ProtocolSettings, protocol: Protocol, name: str, seed: int, folder: Path) -> Any:
-    """The stored result of one training, made if it is not there."""
-    file = folder / f"{name.replace(' ', '_')}-seed{seed}.json"
-    conditions = _conditions(settings, protocol)
-    if file.exists():
+def _file(folder: Path, name: str, seed: int) -> Path:
+    return folder / f"{name.replace(' ', '_')}-seed{seed}.json"
+
+
+def _stored(settings: ProtocolSettings, protocol: Protocol, file: Path) -> Any:
+    """The result in a file, made with the same options. Raises ConfigError for another one."""
+    try:
         stored = json.loads(file.read_text())
-        if stored["conditions"] != conditions:
-            raise ConfigError(f"{file} was made with other options; give another folder by --into, or remove it")
-        log.info("%s, seed %d: done before", name, seed)
-        return stored
-    experiment = protocol.load(settings.data, name, seed)
-    log.info(
-        "%s, seed %d: training on %d images, testing on %d",
-        *(name, seed, len(experiment.training.images), len(experiment.test.images)),
-    )
-    start = time.perf_counter()
-
-    def report(epoch: int, loss: float) -> None:
-        spent = time.perf_counter() - start
-        epochs = protocol.options.epochs
-        log.info("%s, seed %d: epoch %d/%d  loss %.4f  %.0f s", name, seed, epoch + 1, epochs, loss, spent)
-
-    outcome = protocols.run(
-        protocol,
-        experiment,
-        name,
-        seed=seed,
-        report=report,
-        weights=settings.weights,
-        pretrained=settings.pretrained,
-    )
-    stored = {"class": name, "seed": seed, "conditions": conditions, **_console.plain(outcome)}
-    stored["seconds"] = round(time.perf_counter() - start, 1)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(stored, indent=1) + "\n")
-    partial.replace(file)  # whole, or not at all
+        conditions = stored["conditions"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} cannot be read ({type(error).__name__}); remove it to repeat that class") from error
+    if conditions != _conditions(settings, protocol):
+        raise ConfigError(f"{file} was made with other options or data; give another folder by --into, or remove it")
     return stored
 
 
+def _make(settings: ProtocolSettings, protocol: Protocol, name: str, seed: int, folder: Path) -> None:
+    """Train and test one class, unless its file is there."""
+    file = _file(folder, name, seed)
+    if file.exists():
+        _stored(settings, protocol, file)
+        log.info("%s, seed %d: done before", name, seed)
+        return
+    experiment = protocol.load(settings.data, name, seed)
+    if settings.oe_limit:
+        experiment = protocols.limited(experiment, settings.oe_limit, seed)
+    if settings.offline:
+        experiment = protocols.offline(protocol, experiment, seed)
+    sizes = (len(experiment.training.images), len(experiment.test.labels))
+    log.info("%s, seed %d: training on %d images, testing on %d", name, seed, *sizes)
+    start = time.perf_counter()
+
+    def report(epoch: int, loss: float) -> None:
+        spent, epochs = time.perf_counter() - start, protocol.options.epochs
+        log.info("%s, seed %d: epoch %d/%d  loss %.4f  %.0f s", name, seed, epoch + 1, epochs, loss, spent)
+
+    try:
+        outcome = protocols.run(
+            protocol,
+            experiment,
+            name,
+            seed=seed,
+            report=report,
+            weights=settings.weights,
+            pretrained=settings.pretrained,
+        )
+    except (FloatingPointError, ImageError) as error:
+        raise TrainingFailed(f"{name}, seed {seed}: {error}") from error
+    stored = {"class": name, "seed": seed, "conditions": _conditions(settings, protocol), **_console.plain(outcome)}
+    stored["seconds"] = round(time.perf_counter() - start, 1)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(stored, indent=1) + "\n")
+    partial.replace(file)  # whole, or not at all
+
+
+class TrainingFailed(FCDDError):
+    """A training diverged, or its data went away."""
+
+
 def _conditions(settings: ProtocolSettings, protocol: Protocol) -> dict[str, Any]:
+    """What a stored result must agree with, the seed aside."""
     options = json.loads(json.dumps(dataclasses.asdict(protocol.options)))
-    return {"protocol": protocol.name, "network": protocol.network, "pretrained": settings.pretrained, **options}
+    del options["seed"]
+    weights = hashlib.sha256(settings.weights.read_bytes()).hexdigest() if settings.weights else None
+    return {
+        "protocol": protocol.name,
+        "data": str(settings.data.resolve()),
+        "network": protocol.network,
+        "pretrained": settings.pretrained,
+        "weights_sha256": weights,
+        "offline": settings.offline,
+        "oe_limit": settings.oe_limit,
+        **options,
+    }
 
 
 def _document(settings: ProtocolSettings, protocol: Protocol, results: list[ClassResult]) -> dict[str, Any]:
@@ -174,10 +220,11 @@ def _markdown(document: dict[str, Any]) -> str:
     sources = list(document["published_means"])
     titles = {"image": "image AUROC", "pixel": "pixel AUROC", "aupro": "AUPRO"}
     header = ["class", *(titles[kind] for kind in kinds), *(f"published: {source}" for source in sources)]
-    table = [[row["class"], *(_spread(row[kind]) for kind in kinds), *_figures(row, sources)] for row in rows]
-    means = [_spread([float(np.mean([np.mean(row[kind]) for row in rows]))]) for kind in kinds]
+    table = [[row["class"], *(_spread(row.get(kind, [])) for kind in kinds), *_figures(row, sources)] for row in rows]
+    means = [_spread([float(np.mean([np.mean(row[kind]) for row in rows if kind in row]))]) for kind in kinds]
     table.append(["**mean**", *means, *(f"{document['published_means'][source]:g}" for source in sources)])
-    conditions = ", ".join(f"{name} {value}" for name, value in document["conditions"].items())
+    shown = {name: value for name, value in document["conditions"].items() if value not in (None, [], False)}
+    conditions = ", ".join(f"{name} {value}" for name, value in shown.items())
     if not document["complete"]:
         conditions += "; a part of the classes: the published means are over all"
     lines = [
@@ -196,7 +243,9 @@ def _markdown(document: dict[str, Any]) -> str:
 
 def _spread(values: list[float]) -> str:
     """Mean, and standard deviation over the repetitions if there are some."""
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values):.1f}" if len(values) > 1 else "")
+    if not values:
+        return "-"
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
 def _figures(row: dict[str, Any], sources: list[str]) -> Iterator[str]:

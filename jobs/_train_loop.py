@@ -19,7 +19,8 @@ from ray.util.queue import Queue
 from fcdd import augmentation, detector, networks, normalization, supervision, training
 from fcdd.normalization import Kind, Normalization
 from fcdd.storage import ObjectInfo
-from fcdd.training import Sampling, TrainingSet, TrainOptions
+from fcdd.supervision import TrainingSet
+from fcdd.training import Sampling, TrainOptions
 from jobs import _images, _ray
 
 WEIGHTS_FILE, NORMALIZATION_FILE = "model.safetensors", "normalization.json"
@@ -74,9 +75,7 @@ def train_worker(config: dict[str, LoopConfig]) -> None:
         augment=augmentation.light(loop.input_size, loop.augmentation),
         seed=loop.options.seed,
     )
-    batches = functools.partial(
-        training.batches, TrainingSet(list(pixels)), sampling, batch_size=loop.options.batch_size
-    )
+    batches = functools.partial(training.batches, TrainingSet(list(pixels)), sampling, loop.options)
     trainer = training.Trainer(
         wrapped,
         network.receptive_field,

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from fcdd import storage
 from fcdd.errors import ConfigError
-from fcdd.metrics import ImageMetrics, image_metrics
+from fcdd.metrics import ImageMetrics, ThresholdMetrics, image_metrics, threshold_metrics
 from jobs import _console, _runs
 from jobs._settings import JobSettings, Night
 
@@ -44,6 +44,7 @@ class Evaluation:
     """Metrics by score column, alarms at the bundle's threshold, and what they were measured on."""
 
     metrics: dict[str, ImageMetrics]
+    alarms: ThresholdMetrics
     false_alarm_rate: float
     detection_rate: float
     alpha: float
@@ -83,6 +84,8 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     alarms = np.asarray(joined["is_anomalous"])
     return Evaluation(
         metrics={name: image_metrics(truth, np.asarray(joined[name], np.float64)) for name in SCORES},
+        # The threshold is each run's own, so the alarms themselves are measured.
+        alarms=threshold_metrics(truth, alarms.astype(np.float64), 0.5),
         false_alarm_rate=float(alarms[truth == 0].mean()),
         detection_rate=float(alarms[truth == 1].mean()),
         alpha=records[-1].alpha,
@@ -136,6 +139,12 @@ def show(settings: EvaluateSettings) -> None:
     print(
         f"at the threshold (promised false-alarm rate {result.alpha:g}): false alarms "
         f"{result.false_alarm_rate:.4f} of nominal, detected {result.detection_rate:.4f} of anomalous images"
+    )
+    print(
+        "alarms          "
+        + ", ".join(
+            f"{name} {e.value:.4f} ({e.low:.4f} to {e.high:.4f})" for name, e in result.alarms._asdict().items()
+        )
     )
 
 

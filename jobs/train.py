@@ -63,6 +63,9 @@ class TrainSettings(JobSettings):
     image_size: ImageSize = Field("224", description="of the network's input: pixels, or HEIGHTxWIDTH")
     pretrained: bool = Field(True, description="start trunks, vgg and vgg_f from their ImageNet weights")
     weights: Path | None = Field(None, description="file with torchvision's weights of the trunk, not a download")
+    moving_statistics: bool | None = Field(
+        None, description="let batch-norms of trunks follow the batch (official vgg_f); default: if not pretrained"
+    )
     freeze_backbone: bool = Field(False, description="train the head alone; whitened trunks are always frozen")
     normalization: Kind = Field("mean_std", description="of the input; trunks with ImageNet weights keep their own")
     score: Score = Field("mean", description="of an image: mean (the paper's), maximum or top 1 % mean of its map")
@@ -230,7 +233,9 @@ def _fit(settings: TrainSettings, training: list[ObjectInfo], outliers: list[Obj
                     input_size=_size(settings),
                     initial_weights=start.weights,
                     normalization=settings.normalization,
-                    moving_statistics=not settings.pretrained,
+                    moving_statistics=(
+                        not settings.pretrained if settings.moving_statistics is None else settings.moving_statistics
+                    ),
                     frozen=settings.freeze_backbone,
                     anomalies=settings.anomalies,
                     outliers=outliers,

@@ -59,13 +59,14 @@ def cifar100(root: Path) -> None:
 
 
 def imagenet30(root: Path) -> None:
-    for level, name in ((60, "acorn"), (160, "banjo")):
-        wnid = datasets.IMAGENET30[name]
-        for index in range(6):
+    for name, wnid in datasets.IMAGENET30.items():
+        level = 60 if name == "acorn" else 160
+        for index in range(6 if name in ("acorn", "banjo") else 0):
             save(root / f"train/{wnid}/{wnid}_{index}.JPEG", noisy(60, 80, 3, level))
-        for index in range(3):
+        for index in range(3 if name in ("acorn", "banjo") else 1):
             save(root / f"val/{wnid}/ILSVRC2012_val_{index}.JPEG", noisy(60, 80, 3, level))
-        save(root / f"imagenet22k/{wnid}/excluded.JPEG", noisy(60, 80, 3, level))
+    for name in ("acorn", "banjo"):
+        save(root / f"imagenet22k/{datasets.IMAGENET30[name]}/excluded.JPEG", noisy(60, 80, 3, 60))
     for index in range(5):
         save(root / f"imagenet22k/n99999999/n99999999_{index}.JPEG", noisy(80, 60, 3, 220))
     (root / "imagenet22k/n99999999/broken.JPEG").write_bytes(b"not an image")
@@ -99,7 +100,7 @@ def voc(root: Path) -> None:
             (folder / f"Annotations/{name}.xml").write_text(text)
             save(folder / f"JPEGImages/{name}.jpg", noisy(50, 70, 3, 80 if index % 2 else 150))
     for index in range(4):
-        save(root / f"imagenet/n01440764/{index}.JPEG", noisy(70, 50, 3, 150))
+        save(root / f"imagenet/goldfish/{index}.JPEG", noisy(70, 50, 3, 150))
     save(root / "imagenet/horse/left_out.JPEG", noisy(70, 50, 3, 80))
 
 

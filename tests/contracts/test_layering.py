@@ -89,3 +89,10 @@ def test_light_modules_load_neither_torch_nor_ray(module: str) -> None:
 
 def test_package_init_of_the_library_imports_nothing() -> None:
     assert list(imports(ROOT / "fcdd" / "__init__.py")) == []
+
+
+@pytest.mark.parametrize("module", ["fcdd", "fcdd.detector", "fcdd.training", "fcdd.backbones", "fcdd.storage"])
+def test_the_library_loads_neither_ray_nor_pyarrow(module: str) -> None:
+    """`fcdd.metrics` is not among them: scikit-learn loads pandas, and pandas pyarrow, where they are installed."""
+    code = f"import sys, {module}; print(sorted({{'ray', 'pyarrow'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fcdd import protocols
+from fcdd.errors import ConfigError
 from fcdd.protocols import PROTOCOLS
 from jobs import evaluate
 from tests import standins
@@ -87,6 +88,72 @@ def test_a_protocol_learns_what_its_class_looks_like(tmp_path: Path) -> None:
     assert result["losses"][-1] < result["losses"][0] / 2
 
 
+def test_published_batches_are_larger_than_small_classes_and_still_train(tmp_path: Path) -> None:
+    standins.voc(tmp_path)
+    arguments = ["--protocol", "voc", "--data", str(tmp_path), "--into", str(tmp_path / "out"), "--epochs", "1"]
+    assert evaluate.main(arguments) == 0
+    assert len(json.loads((tmp_path / "out/voc/horse-seed0.json").read_text())["losses"]) == 1
+
+
+def test_anomalies_can_be_made_once_and_outliers_limited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fashion(tmp_path / "data")
+    assert _run("fmnist", tmp_path / "data", tmp_path / "out", "--offline", "--oe-limit", "3") == 0
+    assert "offline True" in capsys.readouterr().out
+    standins.mvtec(tmp_path / "data")
+    experiment = PROTOCOLS["mvtec"].load(tmp_path / "data", "bottle", 0)
+    made = protocols.offline(PROTOCOLS["mvtec"], experiment, 0)
+    assert (len(made.training.images), made.probability) == (8, 0)
+    assert made.training.masks is not None
+    assert [mask.mean() for mask in made.training.masks] == 4 * [0] + 4 * [1]
+    assert _run("mvtec", tmp_path / "data", tmp_path / "out", "--oe-limit", "3") == 2
+    assert "no outlier exposure to limit" in capsys.readouterr().err
+
+
+def test_images_like_pascals_classes_are_no_outliers(tmp_path: Path) -> None:
+    """Numbered folders are named by their order: n...281 is the tabby, n...282 the tiger cat, n...339 a sorrel."""
+    for index in range(1000):
+        (tmp_path / f"imagenet/n{index:08}").mkdir(parents=True)
+    left_out = protocols._voc_like(tmp_path / "imagenet")
+    assert {"n00000282", "n00000284", "n00000285"} <= set(left_out)  # cats by name
+    assert "n00000001" not in left_out  # goldfish
+    (tmp_path / "imagenet/n00000001").rmdir()
+    with pytest.raises(ConfigError, match="expected the 1000 class folders of ImageNet 1k"):
+        protocols._voc_like(tmp_path / "imagenet")
+
+
+def test_known_anomalies_of_a_folder_are_trained_on(tmp_path: Path) -> None:
+    standins.custom(tmp_path, maps=True)
+    standins.save(tmp_path / "train/screw/anomalous/0.png", standins.noisy(30, 20, 3, 30))
+    experiment = PROTOCOLS["custom"].load(tmp_path, "screw", 0)
+    image, mask = experiment.replacements(experiment.training.images[0], np.random.default_rng(0))
+    assert image.shape == (30, 20, 3)
+    assert mask.all()
+    assert experiment.test.masks is None  # the chain without maps cuts the image: masks would not fit
+
+
+def test_a_report_covers_what_was_done_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fashion(tmp_path / "data")
+    assert _run("fmnist", tmp_path / "data", tmp_path / "out") == 0
+    arguments = ["--protocol", "fmnist", "--data", str(tmp_path / "data"), "--into", str(tmp_path / "out")]
+    options = ["--classes", "Bag", "--classes", "Bag", "--epochs", "1", "--batch-size", "12", "--no-pretrained"]
+    assert evaluate.main([*arguments, *options]) == 0
+    document = json.loads((tmp_path / "out/fmnist/report.json").read_text())
+    assert [row["class"] for row in document["classes"]] == ["Bag", "Boot"]
+    (tmp_path / "out/fmnist/Bag-seed0.json").write_text("{")
+    assert evaluate.main([*arguments, *options]) == 2
+    assert "Bag-seed0.json cannot be read" in capsys.readouterr().err
+
+
+def test_another_data_set_under_the_same_name_is_not_taken_for_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for data in ("one", "two"):
+        standins.custom(tmp_path / data, maps=False)
+    assert _run("custom", tmp_path / "one", tmp_path / "out") == 0
+    assert _run("custom", tmp_path / "two", tmp_path / "out") == 2
+    assert "made with other options or data" in capsys.readouterr().err
+
+
 def test_the_same_command_goes_on_where_it_stopped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _fashion(tmp_path / "data")
     more = ("--repetitions", "2")
@@ -107,7 +174,7 @@ def test_results_of_other_options_are_not_mixed_in(tmp_path: Path, capsys: pytes
     _fashion(tmp_path / "data")
     assert _run("fmnist", tmp_path / "data", tmp_path / "out") == 0
     assert _run("fmnist", tmp_path / "data", tmp_path / "out", "--epochs", "2") == 2
-    assert "was made with other options; give another folder by --into" in capsys.readouterr().err
+    assert "was made with other options or data; give another folder by --into" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("protocol", CASES)

@@ -174,6 +174,38 @@ def test_weights_that_cannot_be_downloaded_are_a_clear_error(monkeypatch: pytest
         networks.load_pretrained(network, "backbone:resnet18:layer1")
 
 
+@pytest.mark.parametrize("content", [b"hi\n", b"\x80", b""])
+def test_a_file_that_is_no_checkpoint_is_a_clear_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "state.pth").write_bytes(content)
+    network = networks.build("backbone:resnet18:layer1", in_channels=3, image_size=(64, 64))
+    with pytest.raises(ConfigError, match="cannot load the ImageNet weights"):
+        networks.load_pretrained(network, "backbone:resnet18:layer1", tmp_path / "state.pth")
+    torch.save({"conv1.weight": 7}, tmp_path / "state.pth")
+    with pytest.raises(ConfigError, match="expected the state of torchvision's resnet18"):
+        networks.load_pretrained(network, "backbone:resnet18:layer1", tmp_path / "state.pth")
+
+
+@pytest.mark.parametrize("name", ["backbone:convnext_tiny:features.3", "whitened:efficientnet_b0:features.4"])
+def test_a_frozen_trunk_gives_the_same_features_while_training(name: str) -> None:
+    """No dropout, no stochastic depth: what is fixed is fixed."""
+    torch.manual_seed(0)
+    network = networks.build(name, in_channels=3, image_size=(64, 64), frozen=True)
+    images = torch.rand(16, 3, 64, 64)
+    with torch.no_grad():
+        evaluated = network.eval().features(images)
+        assert torch.equal(network.train().features(images), evaluated)
+
+
+def test_an_earlier_stage_is_not_changed_by_a_later_one() -> None:
+    torch.manual_seed(0)
+    joined, _, _ = backbones.build("vgg11_bn", ["features.1", "features.5"], (64, 64))
+    alone, _, channels = backbones.build("vgg11_bn", ["features.1"], (64, 64))
+    alone.load_state_dict({key: value for key, value in joined.state_dict().items() if key in alone.state_dict()})
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(joined.eval()(images)[:, :channels], alone.eval()(images))
+
+
 def test_a_frozen_backbone_trains_its_head_alone() -> None:
     network = networks.build("backbone:resnet18:layer1", in_channels=3, image_size=(64, 64), frozen=True)
     assert [name for name, p in network.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]

@@ -1,4 +1,5 @@
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,11 +107,8 @@ def test_bad_masks_and_missing_folders_are_clear_errors(tmp_path: Path) -> None:
 
 def test_imagenet_and_voc_are_found_in_their_layouts(tmp_path: Path) -> None:
     standins.imagenet30(tmp_path)
-    data = datasets.imagenet30(tmp_path, "train", _same)
-    assert [datasets.IMAGENET30[n] for n in np.array(list(datasets.IMAGENET30))[np.unique(data.classes)]] == [
-        "n12267677",
-        "n02787622",
-    ]
+    data = datasets.imagenet30(tmp_path, "val", _same)
+    assert np.unique(data.classes).tolist() == list(range(30))
     assert len(datasets.imagenet30(tmp_path, "train", _same, only="banjo").images) == 6
     standins.voc(tmp_path)
     assert datasets.voc_horse(tmp_path, "train", _same).classes.tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
@@ -118,18 +116,32 @@ def test_imagenet_and_voc_are_found_in_their_layouts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("maps", [False, True])
 def test_a_folder_of_your_own_with_and_without_maps(tmp_path: Path, maps: bool) -> None:
-    standins.custom(tmp_path, maps=maps)
-    data = datasets.custom(tmp_path, "screw", _same)
+    standins.custom(tmp_path, maps=True)
+    data = datasets.custom(tmp_path, "screw", maps=maps)
     assert len(data.training) == 6
+    assert data.training[0].shape == (90, 70, 3)
     assert data.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    if maps:
-        assert data.test.masks is not None
-        assert [int(mask.sum()) for mask in data.test.masks] == [0, 0, 0, 1200, 1200, 1200]
-        (tmp_path / "test_maps/screw/anomalous/1.png").unlink()
-        with pytest.raises(ConfigError, match=r"anomalous/1.png has no mask in .*; give all of them masks, or none"):
-            datasets.custom(tmp_path, "screw", _same)
-    else:
+    assert len(data.anomalies) == 0
+    if not maps:
         assert data.test.masks is None
+        return
+    assert data.test.masks is not None
+    assert [int(mask.sum()) for mask in data.test.masks] == [0, 0, 0, 1200, 1200, 1200]
+    (tmp_path / "test_maps/screw/anomalous/1.png").unlink()
+    with pytest.raises(ConfigError, match=r"anomalous/1.png has no mask in .*; give all of them masks, or none"):
+        datasets.custom(tmp_path, "screw", maps=True)
+
+
+def test_known_anomalies_of_a_folder_of_your_own_come_with_their_maps(tmp_path: Path) -> None:
+    standins.custom(tmp_path, maps=True)
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:10] = 255
+    standins.save(tmp_path / "train/screw/anomalous/a.png", standins.noisy(20, 30, 3, 40))
+    standins.save(tmp_path / "train_maps/screw/anomalous/a_mask.png", mask)
+    data = datasets.custom(tmp_path, "screw", maps=True)
+    assert len(data.anomalies) == 1
+    assert data.anomaly_masks is not None
+    assert int(data.anomaly_masks[0].sum()) == 150
 
 
 def test_classes_of_a_folder_of_your_own_must_be_the_same_in_both_splits(tmp_path: Path) -> None:
@@ -138,16 +150,16 @@ def test_classes_of_a_folder_of_your_own_must_be_the_same_in_both_splits(tmp_pat
     with pytest.raises(ConfigError, match=r"the same classes in .*\['screw'\] and \['nut', 'screw'\]"):
         datasets.custom_classes(tmp_path)
     with pytest.raises(ConfigError, match=r"class 'nut' is missing in .*train"):
-        datasets.custom(tmp_path, "nut", _same)
+        datasets.custom(tmp_path, "nut", maps=False)
 
 
 def test_anomalous_images_in_the_nominal_folder_are_refused(tmp_path: Path) -> None:
     standins.custom(tmp_path, maps=False)
     standins.save(tmp_path / "train/screw/anomalous/0.png", standins.noisy(8, 8, 3, 90))
-    assert len(datasets.custom(tmp_path, "screw", _same).training) == 6  # beside them: known anomalies, not trained on
+    assert len(datasets.custom(tmp_path, "screw", maps=False).training) == 6  # beside them: known anomalies
     standins.save(tmp_path / "train/screw/normal/anomalous/0.png", standins.noisy(8, 8, 3, 90))
     with pytest.raises(ConfigError, match="folder of anomalous images inside of the nominal one"):
-        datasets.custom(tmp_path, "screw", _same)
+        datasets.custom(tmp_path, "screw", maps=False)
 
 
 def test_a_folder_without_normal_and_anomalous_is_one_vs_rest(tmp_path: Path) -> None:
@@ -155,16 +167,52 @@ def test_a_folder_without_normal_and_anomalous_is_one_vs_rest(tmp_path: Path) ->
         for name in ("cat", "dog"):
             for index in range(3):
                 standins.save(tmp_path / f"{split}/{name}/{index}.png", standins.noisy(8, 8, 3, 90))
-    data = datasets.custom(tmp_path, "dog", _same)
+    data = datasets.custom(tmp_path, "dog", maps=False)
     assert (len(data.training), data.test.labels.tolist()) == (3, [1, 1, 1, 0, 0, 0])
 
 
-def test_an_image_folder_reads_when_asked_and_leaves_classes_out(tmp_path: Path) -> None:
+def test_a_class_missing_in_imagenet_is_named(tmp_path: Path) -> None:
     standins.imagenet30(tmp_path)
-    folder = datasets.image_folder(tmp_path / "imagenet22k", without=["N12267677", "n02787622"])
+    shutil.move(tmp_path / "val/n03187595", tmp_path / "val/rotary_dial_telephone")  # the other name it is known by
+    assert len(datasets.imagenet30(tmp_path, "val", _same).images) == 34
+    shutil.rmtree(tmp_path / "val/n07697537")
+    with pytest.raises(ConfigError, match=r"expected a folder of the class 'hotdog' like .*/val/n07697537"):
+        datasets.imagenet30(tmp_path, "val", _same)
+
+
+def test_an_image_folder_reads_when_asked_and_leaves_classes_out(tmp_path: Path) -> None:
+    root = tmp_path / "n12267677"  # a parent's name does not count
+    standins.imagenet30(root)
+    folder = datasets.image_folder(root / "imagenet22k", without=("N12267677", "n02787622"))
     assert len(folder) == 6
     assert folder[1].shape == (80, 60, 3)
-    with pytest.raises(ImageError):
-        folder[0]  # broken.JPEG
+    with pytest.raises(ImageError, match=r"broken\.JPEG"):
+        folder[0]
     with pytest.raises(ConfigError, match="there are no images below"):
-        datasets.image_folder(tmp_path / "imagenet22k", without=["imagenet22k"])
+        datasets.image_folder(root / "imagenet22k", without=("n12267677", "n02787622", "n99999999"))
+
+
+def test_a_batch_of_cifar_that_is_missing_or_short_is_named(tmp_path: Path) -> None:
+    standins.cifar10(tmp_path)
+    (tmp_path / "cifar-10-batches-py/data_batch_3").unlink()
+    with pytest.raises(ConfigError, match="data_batch_3 is not a file of CIFAR's Python version"):
+        datasets.cifar10(tmp_path, "train")
+    short = {"data": np.zeros((3, 3072), np.uint8), "labels": [0, 1]}
+    (tmp_path / "cifar-10-batches-py/test_batch").write_bytes(pickle.dumps(short, protocol=2))
+    with pytest.raises(ConfigError, match="3 images but 2 labels"):
+        datasets.cifar10(tmp_path, "test")
+
+
+def test_a_broken_file_of_a_test_set_is_named(tmp_path: Path) -> None:
+    standins.mvtec(tmp_path)
+    (tmp_path / "bottle/test/good/000.png").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"cannot read an image .* not_an_image: .*test/good/000.png"):
+        datasets.mvtec(tmp_path, "bottle")
+    (tmp_path / "bottle/test/good/000.png").unlink()
+    (tmp_path / "bottle/ground_truth/contamination/001_mask.png").write_bytes(b"\x89PNG\r\n\x1a\nxx")
+    with pytest.raises(ConfigError, match=r"cannot read the mask .*001_mask.png"):
+        datasets.mvtec(tmp_path, "bottle")
+    for kind in ("broken_large", "contamination"):
+        shutil.rmtree(tmp_path / "bottle/test" / kind)
+    with pytest.raises(ConfigError, match=r"test/good and anomalous ones beside it, got \['good'\]"):
+        datasets.mvtec(tmp_path, "bottle")

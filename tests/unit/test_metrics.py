@@ -54,6 +54,11 @@ def test_pixel_auroc_in_bins_is_that_of_all_pixels() -> None:
     assert measured(SCENES).auroc.value == pytest.approx(roc_auc_score(truth, values), abs=1e-4)
 
 
+def test_a_large_offset_of_all_values_changes_nothing() -> None:
+    shifted = [(heatmap + np.float32(100), mask) for heatmap, mask in SCENES]
+    assert measured(shifted).auroc.value == pytest.approx(measured(SCENES).auroc.value, abs=1e-3)
+
+
 def test_aupro_is_the_area_under_the_mean_overlap_of_regions() -> None:
     result = measured(SCENES)
     assert result.aupro.value == pytest.approx(aupro_by_definition(SCENES, 0.3), abs=1e-3)
@@ -106,6 +111,8 @@ def test_what_cannot_be_measured_is_a_clear_error() -> None:
         pixels.result()
     with pytest.raises(ConfigError, match=r"heatmap of the mask's size \(4, 4\), got \(2, 2\)"):
         pixels.add(np.zeros((2, 2), np.float32), np.zeros((4, 4), np.bool_))
+    with pytest.raises(ConfigError, match="a mask of booleans, got uint8"):
+        pixels.add(np.zeros((4, 4), np.float32), np.zeros((4, 4), np.uint8))  # type: ignore[arg-type]
     for value in (np.nan, -1.0):
         with pytest.raises(ConfigError, match="finite heatmap values >= 0"):
             pixels.add(np.full((4, 4), value, np.float32), np.zeros((4, 4), np.bool_))
@@ -133,3 +140,5 @@ def test_labels_and_scores_that_mean_nothing_are_refused() -> None:
         metrics.image_metrics(np.array([-1, 0, 1, 2]), np.zeros(4))
     with pytest.raises(ConfigError, match="1 of 2 scores are not finite"):
         metrics.image_metrics(np.array([0, 1]), np.array([0.0, np.nan]))
+    with pytest.raises(ConfigError, match="one label per score, got 2 labels and 3 scores"):
+        metrics.image_metrics(np.array([0, 1]), np.zeros(3))

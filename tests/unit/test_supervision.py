@@ -73,7 +73,7 @@ def test_an_outlier_that_cannot_be_read_is_named_and_replaced(caplog: pytest.Log
 
 def test_outliers_that_are_all_broken_or_missing_are_a_clear_error() -> None:
     with pytest.raises(ConfigError, match="there are no images for outlier exposure"):
-        OutlierExposure(Counting(0))(GREY, np.random.default_rng(0))
+        OutlierExposure(Counting(0))
     seed = next(s for s in range(100) if np.random.default_rng(s).permutation(4)[0] == 3)
     with pytest.raises(ConfigError, match="ten outlier-exposure images in a row cannot be read"):
         OutlierExposure(Counting(4), limit=1, seed=seed)(GREY, np.random.default_rng(0))

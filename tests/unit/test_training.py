@@ -8,7 +8,8 @@ from sklearn.metrics import roc_auc_score
 
 from fcdd import augmentation, detector, networks, normalization, outliers, supervision, training
 from fcdd.errors import ConfigError
-from fcdd.training import Sampling, TrainingSet, TrainOptions
+from fcdd.supervision import TrainingSet
+from fcdd.training import Sampling, TrainOptions
 
 OPTIONS = TrainOptions(
     epochs=3,
@@ -26,20 +27,28 @@ SCALING = normalization.estimate("mean_std", torch.from_numpy(IMAGES))
 
 
 def test_an_epoch_shows_each_image_at_most_once_and_another_epoch_another_order() -> None:
-    first, second = (training.epoch_order(43, 8, seed=0, epoch=epoch) for epoch in (0, 1))
+    first, second = (np.array(training.epoch_order(43, OPTIONS, epoch=epoch)) for epoch in (0, 1))
     assert first.shape == (5, 8)
     assert len(set(first.ravel().tolist())) == 40
     assert (first != second).any()
 
 
+def test_the_official_loader_keeps_the_incomplete_batch() -> None:
+    official = dataclasses.replace(OPTIONS, drop_incomplete=False, repeats=2)
+    order = training.epoch_order(21, official, epoch=0)
+    assert [len(batch) for batch in order] == [8, 8, 8, 8, 8, 2]
+    assert sorted(np.concatenate(order).tolist()) == list(range(42))
+    assert training.num_steps(3, dataclasses.replace(official, repeats=1)) == 1
+
+
 def test_a_batch_larger_than_the_set_is_a_clear_error() -> None:
     with pytest.raises(ConfigError, match="a batch of 8 needs as many training images, got 7"):
-        training.epoch_order(7, 8, seed=0, epoch=0)
+        training.epoch_order(7, OPTIONS, epoch=0)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_workers_together_draw_the_same_global_batches(workers: int) -> None:
-    draw = functools.partial(training.batches, DATA, SAMPLING, batch_size=8, epoch=2, repeats=2)
+    draw = functools.partial(training.batches, DATA, SAMPLING, dataclasses.replace(OPTIONS, repeats=2), epoch=2)
     alone = list(draw())
     shares = [list(draw(rank=r, world_size=workers)) for r in range(workers)]
     assert len(alone) == 10
@@ -65,7 +74,7 @@ def test_half_of_the_samples_become_anomalous_with_a_mask(anomalies: str) -> Non
 def test_labelled_anomalies_in_the_training_set_stay_what_they_are() -> None:
     data = supervision.offline(list(IMAGES), supervision.SYNTHETIC["confetti"], seed=0)
     sampling = dataclasses.replace(SAMPLING, augment=augmentation.light((32, 32), "none"), probability=0.0)
-    samples = draw(TrainingSet(*data), 80, sampling)
+    samples = draw(data, 80, sampling)
     assert [sample.label for sample in samples] == 40 * [0] + 40 * [1]
     assert [bool(sample.mask.any()) for sample in samples] == 40 * [False] + 40 * [True]
     np.testing.assert_array_equal(samples[0].pixels * 255, IMAGES[0])
@@ -81,7 +90,7 @@ def rates(options: TrainOptions) -> list[float]:
     trainer = make_trainer(network, options)
     seen = []
     for epoch in range(options.epochs):
-        for batch in training.batches(DATA, SAMPLING, batch_size=8, epoch=epoch):
+        for batch in training.batches(DATA, SAMPLING, OPTIONS, epoch=epoch):
             seen.append(trainer.optimizer.param_groups[0]["lr"])
             trainer.step(batch)
     return seen
@@ -115,7 +124,7 @@ def test_training_separates_anomalous_from_nominal_samples(loss: str) -> None:
     network = networks.build("cnn32_s", in_channels=3, image_size=(32, 32))
     trainer = make_trainer(network, options)
     for epoch in range(options.epochs):
-        for batch in training.batches(DATA, SAMPLING, batch_size=8, epoch=epoch):
+        for batch in training.batches(DATA, SAMPLING, OPTIONS, epoch=epoch):
             trainer.step(batch)
     fresh = [training.draw_sample(DATA, index, epoch=999, sampling=SAMPLING) for index in range(200)]
     pixels = np.stack([np.round(sample.pixels * 255).astype(np.uint8) for sample in fresh])
@@ -128,7 +137,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
     scaling = normalization.Normalization(kind="mean_std", shift=(0.0,) * 3, scale=(1e-38,) * 3)
     trainer = training.Trainer(network, network.receptive_field, scaling, OPTIONS, num_images=40, input_size=(32, 32))
     before = network.head.weight.clone()
-    batch = next(training.batches(DATA, SAMPLING, batch_size=8, epoch=0))
+    batch = next(training.batches(DATA, SAMPLING, OPTIONS, epoch=0))
     with pytest.raises(FloatingPointError):
         trainer.step(batch)
     assert torch.equal(network.head.weight, before)
