@@ -107,12 +107,12 @@ def main() -> None:
     seconds = time.perf_counter() - start
     if arguments.each_epoch:
         report(0, seconds)
+    batches = training.batches(TrainingSet(list(pixels)), sampling, options)
     for epoch in range(options.epochs):
         start = time.perf_counter()
         network.train()
-        data = TrainingSet(list(pixels))
-        for batch in training.batches(data, sampling, options, epoch=epoch):
-            trainer.step(batch)
+        for _ in range(training.num_steps(len(pixels), options)):
+            trainer.step(next(batches))
         seconds += time.perf_counter() - start
         if arguments.each_epoch or epoch + 1 == options.epochs:
             report(epoch + 1, seconds)

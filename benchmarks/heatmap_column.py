@@ -50,9 +50,8 @@ def trained_maps(num_training: int, num_scored: int, epochs: int) -> np.ndarray:
     trainer = training.Trainer(
         network, network.receptive_field, scaling, options, num_images=len(pixels), input_size=SIZE
     )
-    for epoch in range(epochs):
-        for batch in training.batches(TrainingSet(list(pixels)), sampling, options, epoch=epoch):
-            trainer.step(batch)
+    for batch in training.batches(TrainingSet(list(pixels)), sampling, options):
+        trainer.step(batch)
     chosen = np.random.default_rng(0).choice(len(cells), num_scored, replace=False)
     scored = np.stack([images.decode(cells[i].path.read_bytes(), size=SIZE, channels=3).pixels for i in chosen])
     return detector.score_pixels(detector.for_inference(network), scaling, scored).maps

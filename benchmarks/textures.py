@@ -203,9 +203,8 @@ def _train(
     trainer = training.Trainer(
         network, network.receptive_field, scaling, options, num_images=len(pixels), input_size=(SIDE, SIDE)
     )
-    for epoch in range(epochs):
-        for batch in training.batches(TrainingSet(list(pixels)), sampling, options, epoch=epoch):
-            trainer.step(batch)
+    for batch in training.batches(TrainingSet(list(pixels)), sampling, options):
+        trainer.step(batch)
 
 
 def _gaussian(

@@ -32,6 +32,7 @@ class TrainingRecord(BaseModel):
     data_digest: str = Field(description="sha256 over (uri, etag, size) of every listed image")
     options: dict[str, str | int | float | bool | None]
     versions: dict[str, str]
+    metrics: dict[str, float] = Field(default_factory=dict, description="of the last epoch, and of labelled images")
 
 
 class BundleSpec(BaseModel):
@@ -85,6 +86,10 @@ def from_files(document: bytes, weights: bytes, *, source: str) -> BundleSpec:
     return spec
 
 
+def _metric_lines(metrics: dict[str, float]) -> str:
+    return "".join(f"- {name}: {value:.4g}\n" for name, value in sorted(metrics.items()))
+
+
 _SCORES: dict[Score, str] = {"mean": "the mean", "maximum": "the maximum", "top1pct": "the mean of the top 1 %"}
 
 
@@ -102,6 +107,7 @@ the score.
 - calibrated on {training.num_calibration} other nominal images: scores above {calibration.threshold:.6g} are
   anomalous, with a promised false-alarm rate of {calibration.alpha:g}
 
+{_metric_lines(training.metrics)}
 It knows these nominal images only: another camera, product or light needs another training or calibration.
 
 | option | value |

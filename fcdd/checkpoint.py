@@ -93,6 +93,15 @@ def restore(
     return progress
 
 
+def network_weights(data: bytes) -> bytes:
+    """The network's weights and buffers alone, as safetensors bytes. Raises CheckpointError for other bytes."""
+    _parse(data)
+    tensors = safetensors.torch.load(data)
+    return safetensors.torch.save(
+        {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
+    )
+
+
 def _parse(data: bytes) -> tuple[dict[str, Any], Progress]:
     """The JSON record in the file's header, which safetensors' bytes interface does not give."""
     try:

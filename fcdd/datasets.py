@@ -415,15 +415,20 @@ def read_mask(path: Path, image_hwc: Pixels) -> Mask:
         mask = read_image(path, 1)[..., 0]
     except ImageError as error:
         raise ConfigError(f"cannot read the mask {path}: {error.reason}") from error
-    if mask.shape != image_hwc.shape[:2]:
+    return check_mask(mask, image_hwc.shape[:2], str(path))
+
+
+def check_mask(grey_hw: npt.NDArray[np.uint8], image_size: tuple[int, ...], name: str) -> Mask:
+    """Grey levels of a mask (H,W) as booleans. Raises ConfigError for another size or other values than 0 and 255."""
+    if grey_hw.shape != image_size:
         raise ConfigError(
-            f"the mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, its image "
-            f"{image_hwc.shape[1]}x{image_hwc.shape[0]}; a mask must have its image's size"
+            f"the mask {name} has {grey_hw.shape[1]}x{grey_hw.shape[0]} pixels, its image "
+            f"{image_size[1]}x{image_size[0]}; a mask must have its image's size"
         )
-    values = set(np.unique(mask).tolist())
+    values = set(np.unique(grey_hw).tolist())
     if not values <= {0, 255}:
-        raise ConfigError(f"the mask {path} has values {sorted(values - {0, 255})[:5]}; expected 0 and 255 only")
-    anomalous: Mask = mask == 255
+        raise ConfigError(f"the mask {name} has values {sorted(values - {0, 255})[:5]}; expected 0 and 255 only")
+    anomalous: Mask = grey_hw == 255
     return anomalous
 
 

@@ -139,6 +139,12 @@ def is_pretrained(name: str) -> bool:
     return parse(name) is not None or name in ("vgg", "vgg_f")
 
 
+def needs_statistics(name: str) -> bool:
+    """Whether the network's head is fitted to nominal features before it is trained."""
+    parts = parse(name)
+    return parts is not None and parts.kind == WHITENED
+
+
 def in_channels(name: str) -> Literal[1, 3]:
     """Channels of the images the network was published for: 1 for the 28-pixel ones, else 3."""
     return 1 if name.startswith("cnn28") else 3

@@ -122,10 +122,10 @@ def run(
     sampling = Sampling(
         anomalies=experiment.replacements, augment=protocol.augment, seed=seed, probability=experiment.probability
     )
-    losses = []
+    losses, batches = [], training.batches(experiment.training, sampling, options)
+    steps = training.num_steps(len(experiment.training.images), options)
     for epoch in range(options.epochs):
-        batches = training.batches(experiment.training, sampling, options, epoch=epoch)
-        losses.append(float(np.mean([trainer.step(batch).total for batch in batches])))
+        losses.append(float(np.mean([trainer.step(next(batches)).mean for _ in range(steps)])))
         report(epoch, losses[-1])
     return evaluate(protocol, network, scaling, experiment.test, losses)
 

@@ -120,6 +120,14 @@ def exists(uri: str) -> bool:
         return True
 
 
+def stat(uri: str) -> ObjectInfo:
+    """What the store knows of one object. Raises FileNotFoundError when it does not exist."""
+    store, key = _locate(uri)
+    with _explained(uri, "read"):
+        meta = obstore.head(store, key)
+    return ObjectInfo(normalize(uri), meta["e_tag"] or "", meta["size"], meta["last_modified"])
+
+
 def pages(prefix: str) -> Iterator[list[ObjectInfo]]:
     """Objects under a prefix (treated as a folder), recursively, page by page in the store's order.
 
@@ -134,6 +142,13 @@ def pages(prefix: str) -> Iterator[list[ObjectInfo]]:
                 ObjectInfo(root + meta["path"], meta["e_tag"] or "", meta["size"], meta["last_modified"])
                 for meta in page
             ]
+
+
+def delete(uri: str) -> None:
+    """Delete an object; nothing happens if it is not there."""
+    store, key = _locate(uri)
+    with _explained(uri, "delete"), suppress(*_NOT_THERE):
+        obstore.delete(store, key)
 
 
 def delete_prefix(prefix: str) -> None:

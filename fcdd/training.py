@@ -10,8 +10,9 @@ AdamW with a one-cycle learning rate. Half of the samples are anomalous (METHOD 
 Shapes: N images, B batch, H x W pixels, C channels.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from fcdd import objective, upsampling
-from fcdd.errors import ConfigError
+from fcdd.errors import ConfigError, ImageError
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.receptive_field import ReceptiveField
@@ -77,27 +79,44 @@ _ORDER, _SAMPLE = 0, 1
 
 
 class Sample(NamedTuple):
-    """Pixels (H,W,C) float32 in about [0,1], label 0 nominal / 1 anomalous, mask (H,W) bool of the anomaly."""
+    """Pixels (H,W,C) float32 in about [0,1], label 0 nominal / 1 anomalous, mask (H,W) bool of the anomaly.
+
+    `source` is the index of the image it was drawn for, `left_out` says which images could not be read and why.
+    """
 
     pixels: Unit
     label: int
     mask: Mask
+    source: int
+    left_out: tuple[str, ...] = ()
 
 
 class Batch(NamedTuple):
-    """Samples stacked: pixels (B,H,W,C) float32 in [0,1], labels (B,) int64, masks (B,1,H,W) bool."""
+    """A worker's samples of a global batch: pixels (B,H,W,C) float32 in [0,1], labels (B,), masks (B,1,H,W) bool.
+
+    `weight` times the mean over the worker's samples, averaged over the workers, is the mean over the global batch.
+    """
 
     pixels: Tensor
     labels: Tensor
     masks: Tensor
+    sources: list[int]
+    left_out: list[str]
+    weight: float = 1.0
 
 
 class Losses(NamedTuple):
-    """Mean loss of a step, and its mean over the nominal and over the anomalous samples (NaN if none)."""
+    """Sums and numbers of the losses of a step's nominal and anomalous samples."""
 
-    total: float
     nominal: float
+    num_nominal: int
     anomalous: float
+    num_anomalous: int
+
+    @property
+    def mean(self) -> float:
+        """Over all samples."""
+        return (self.nominal + self.anomalous) / (self.num_nominal + self.num_anomalous)
 
 
 def num_steps(num_images: int, options: TrainOptions) -> int:
@@ -118,10 +137,12 @@ def epoch_order(num_images: int, options: TrainOptions, *, epoch: int) -> list[n
 
 
 def draw_sample(data: TrainingSet, number: int, *, epoch: int, sampling: Sampling) -> Sample:
-    """Sample `number` of `epoch`: image `number` modulo N, or what replaces it, augmented."""
+    """Sample `number` of `epoch`: image `number` modulo N, or what replaces it, augmented.
+
+    For an image that cannot be read the next one is taken. Raises ConfigError when ten in a row cannot.
+    """
     generator = np.random.default_rng((_SAMPLE, sampling.seed, epoch, number))
-    index = number % len(data.images)
-    image = data.images[index]
+    image, index, left_out = _read(data, number % len(data.images))
     label = 0 if data.labels is None else int(data.labels[index])
     mask = np.full(image.shape[:2], bool(label)) if data.masks is None else data.masks[index]
     if generator.random() < sampling.probability:
@@ -129,20 +150,79 @@ def draw_sample(data: TrainingSet, number: int, *, epoch: int, sampling: Samplin
         label = 1 - label
         mask = mask & bool(label)
     pixels, mask = sampling.augment(image, mask, generator)
-    return Sample(pixels, label, mask)
+    return Sample(pixels, label, mask, index, left_out)
+
+
+def _read(data: TrainingSet, first: int) -> tuple[Pixels, int, tuple[str, ...]]:
+    left_out: list[str] = []
+    for offset in range(_READ_ATTEMPTS):
+        index = (first + offset) % len(data.images)
+        try:
+            return data.images[index], index, tuple(left_out)
+        except ImageError as error:
+            left_out.append(str(error))
+    raise ConfigError(f"{_READ_ATTEMPTS} training images in a row cannot be read, the last: {left_out[-1]}")
+
+
+_READ_ATTEMPTS = 10
+
+
+def collate(samples: Sequence[Sample], weight: float = 1.0) -> Batch:
+    """Samples stacked."""
+    return Batch(
+        torch.from_numpy(np.stack([sample.pixels for sample in samples])),
+        torch.tensor([sample.label for sample in samples]),
+        torch.from_numpy(np.stack([sample.mask for sample in samples]))[:, None],
+        [sample.source for sample in samples],
+        [text for sample in samples for text in sample.left_out],
+        weight,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Shares(Dataset[Batch]):
+    """A worker's share of every batch from (epoch, step) on to the end of the training, numbered from 0."""
+
+    data: TrainingSet
+    sampling: Sampling
+    options: TrainOptions
+    start: int
+    rank: int
+    world_size: int
+
+    def __len__(self) -> int:
+        return self.options.epochs * num_steps(len(self.data.images), self.options) - self.start
+
+    def __getitem__(self, position: int) -> Batch:
+        epoch, step = divmod(self.start + position, num_steps(len(self.data.images), self.options))
+        whole = _order(len(self.data.images), self.options, epoch)[step]
+        numbers = whole[self.rank :: self.world_size]
+        samples = [draw_sample(self.data, int(n), epoch=epoch, sampling=self.sampling) for n in numbers]
+        return collate(samples, len(numbers) * self.world_size / len(whole))
+
+
+@functools.lru_cache(maxsize=2)
+def _order(num_images: int, options: TrainOptions, epoch: int) -> list[npt.NDArray[np.int64]]:
+    return epoch_order(num_images, options, epoch=epoch)
 
 
 def batches(
-    data: TrainingSet, sampling: Sampling, options: TrainOptions, *, epoch: int, rank: int = 0, world_size: int = 1
+    data: TrainingSet,
+    sampling: Sampling,
+    options: TrainOptions,
+    *,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    processes: int = 0,
 ) -> Iterator[Batch]:
-    """The share of worker `rank` in every global batch of an epoch."""
-    for numbers in epoch_order(len(data.images), options, epoch=epoch):
-        samples = [draw_sample(data, int(n), epoch=epoch, sampling=sampling) for n in numbers[rank::world_size]]
-        yield Batch(
-            torch.from_numpy(np.stack([sample.pixels for sample in samples])),
-            torch.tensor([sample.label for sample in samples]),
-            torch.from_numpy(np.stack([sample.mask for sample in samples]))[:, None],
-        )
+    """The share of worker `rank` in every global batch of a training from step `start` on, epoch after epoch.
+
+    `processes` draw samples ahead in the background, 0: drawn when asked for; the samples are the same.
+    """
+    context = {"multiprocessing_context": "spawn", "prefetch_factor": 4} if processes else {}
+    shares = _Shares(data, sampling, options, start, rank, world_size)
+    return iter(DataLoader(shares, batch_size=None, num_workers=processes, **context))  # type: ignore[arg-type]
 
 
 def fit_statistics(
@@ -193,9 +273,15 @@ class Trainer:
         self.schedule = _schedule(self.optimizer, options, num_steps(num_images, options))
 
     def step(self, batch: Batch) -> Losses:
-        """One update. Raises FloatingPointError when the loss is not finite; the weights are then untouched."""
+        """One update. Raises FloatingPointError when the loss is not finite; the weights are then untouched.
+
+        On a GPU the network computes in bfloat16; the map and the loss are float32 everywhere.
+        """
         device = next(self.network.parameters()).device
-        map_b1uv = objective.anomaly_map(self.network(self.normalization(batch.pixels.to(device))))
+        images = self.normalization(batch.pixels.to(device, non_blocking=True))
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            output = self.network(images)
+        map_b1uv = objective.anomaly_map(output)
         labels = batch.labels.to(device)
         if self.options.loss == "image":
             losses = objective.image_loss(map_b1uv, labels)
@@ -205,11 +291,12 @@ class Trainer:
         if not torch.isfinite(total):
             raise FloatingPointError(f"the loss became {total.item()}; lower the learning rate")
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        (total * batch.weight).backward()
         self.optimizer.step()
         self.schedule.step()
-        detached = losses.detach()
-        return Losses(total.item(), detached[labels == 0].mean().item(), detached[labels == 1].mean().item())
+        anomalous, detached = labels == 1, losses.detach()
+        count, both = int(anomalous.sum()), detached[anomalous].sum().item()
+        return Losses(detached.sum().item() - both, len(detached) - count, both, count)
 
     def _upsample(self, map_b1uv: Tensor) -> Tensor:
         return upsampling.upsample(map_b1uv, self.field, self.input_size, self.options.gaussian_std)

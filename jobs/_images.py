@@ -58,24 +58,6 @@ def fetch_all(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int)
         return list(pool.map(lambda info: fetch_and_decode(info, size, channels), infos))
 
 
-class StoredImages:
-    """Listed objects as a data set that reads one image when asked and keeps nothing (`supervision.ImageReader`)."""
-
-    def __init__(self, infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) -> None:
-        self._infos, self._size, self._channels = infos, size, channels
-
-    def __len__(self) -> int:
-        """Number of objects."""
-        return len(self._infos)
-
-    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
-        """Image (H,W,C). Raises ImageError when it cannot be read."""
-        loaded = fetch_and_decode(self._infos[index], self._size, self._channels)
-        if isinstance(loaded, Failure):
-            raise ImageError(loaded.error.reason, f"{loaded.error.detail} ({self._infos[index].uri})")
-        return loaded.pixels
-
-
 def load_set(infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) -> ImageSet:
     """All readable images in memory; the others are named in the log.
 

@@ -71,6 +71,16 @@ def worker_logs() -> Iterator[Queue]:
         queue.shutdown()
 
 
+@contextmanager
+def queue() -> Iterator[Queue]:
+    """A queue between workers and the driver."""
+    created = Queue(actor_options={"num_cpus": 0})
+    try:
+        yield created
+    finally:
+        created.shutdown()
+
+
 def log_to(queue: Queue) -> None:
     """Send this worker's log to the driver."""
     handler = logging.handlers.QueueHandler(queue)

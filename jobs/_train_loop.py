@@ -1,38 +1,59 @@
-"""The per-worker training function of Ray Train; the mathematics is in `fcdd.training`."""
+"""The training of one process, alone or as a worker of Ray Train; the mathematics is in `fcdd.training`.
 
-import functools
-import json
+The same function runs in all cases: it sees the other processes through `Workers`.
+"""
+
 import logging
-import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import ray.train
-import ray.train.torch
 import torch
-from ray.util.queue import Queue
+import torch.distributed as dist
+from torch import nn
 
-from fcdd import augmentation, detector, networks, normalization, supervision, training
+from fcdd import (
+    augmentation,
+    checkpoint,
+    datasets,
+    detector,
+    networks,
+    normalization,
+    storage,
+    supervision,
+    sync_batch_norm,
+    training,
+)
+from fcdd.checkpoint import Progress
+from fcdd.errors import ConfigError, FCDDError
+from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Kind, Normalization
 from fcdd.storage import ObjectInfo
-from fcdd.supervision import TrainingSet
-from fcdd.training import Sampling, TrainOptions
-from jobs import _images, _ray
-
-WEIGHTS_FILE, NORMALIZATION_FILE = "model.safetensors", "normalization.json"
+from fcdd.supervision import AnomalySource, TrainingSet
+from fcdd.training import Losses, Sampling, TrainOptions
+from jobs import _images, _training_data
+from jobs._checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
+
+# Seconds between two lines of progress within an epoch.
+PROGRESS_SECONDS = 10.0
+# Images that a streamed training reads to estimate constants and statistics: 150 MB at 224 pixels.
+SAMPLE_IMAGES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopConfig:
-    """What every worker gets; `images` are the training images of all workers."""
+    """What every process gets; `images` are the training images of all of them.
+
+    `held_out` are digests of the pixels of calibration images: the same picture under another name is not trained on.
+    """
 
     images: list[ObjectInfo]
+    held_out: frozenset[str]
     network: str
     channels: int
     input_size: tuple[int, int]
@@ -43,20 +64,64 @@ class LoopConfig:
     anomalies: str
     outliers: list[ObjectInfo]
     outlier_share: float
+    labelled: list[ObjectInfo]
+    masks: list[ObjectInfo | None]
+    labelled_share: float
     augmentation: augmentation.Light
     options: TrainOptions
-    logs: Queue
+    stream: bool
+    loader_processes: int
+    compile: bool
+    checkpoints: str
+    keep_checkpoints: int
+    checkpoint_steps: int
+    conditions: dict[str, Any]
 
 
-def train_worker(config: dict[str, LoopConfig]) -> None:
-    """Train this worker's share of every batch; rank 0 reports the weights after each epoch."""
-    loop = config["loop"]
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    if rank == 0:
-        _ray.log_to(loop.logs)
-    loaded = _images.load_set(loop.images, loop.input_size, loop.channels)
-    pixels = loaded.pixels[np.isin(loaded.positions, _common(loaded.positions))]
+class Workers(Protocol):
+    """The processes of a training, as one of them sees them."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def wrap(self, network: FCDDNetwork) -> nn.Module:
+        """The network with gradients averaged over the processes, and rank 0's weights and buffers everywhere."""
+        ...
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """After every epoch."""
+        ...
+
+
+class Alone:
+    """One process: `fcdd train --workers 0`."""
+
+    rank, size = 0, 1
+
+    def __init__(self) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def wrap(self, network: FCDDNetwork) -> nn.Module:
+        """The network itself, on the device."""
+        return network.to(self.device)
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Nobody waits for it."""
+
+
+class TrainingDiverged(FCDDError):
+    """The loss is not finite: the message names the images of the batch."""
+
+
+def train(loop: LoopConfig, workers: Workers) -> None:
+    """Train from the latest checkpoint, or from the start, to the end; the last checkpoint is the result."""
+    store = Checkpoints(loop.checkpoints, loop.keep_checkpoints)
+    found = store.latest() if workers.rank == 0 else None
+    uri = _shared(found[1] if found else None, workers)
+    if uri is not None and found is None:
+        found = storage.read(uri), uri
+    reader = _reader(loop)
     network = detector.deserialize(
         loop.initial_weights,
         loop.network,
@@ -65,69 +130,211 @@ def train_worker(config: dict[str, LoopConfig]) -> None:
         moving_statistics=loop.moving_statistics,
         frozen=loop.frozen,
     )
-    scaling = input_normalization(loop, pixels)
-    if rank == 0:
-        training.fit_statistics(network, scaling, pixels, seed=loop.options.seed)
-    # Wrapping sends rank 0's weights and buffers to the others; later only its buffers are ever saved.
-    wrapped = ray.train.torch.prepare_model(network, parallel_strategy_kwargs={"broadcast_buffers": False})
-    sampling = Sampling(
-        anomalies=_anomalies(loop),
-        augment=augmentation.light(loop.input_size, loop.augmentation),
-        seed=loop.options.seed,
+    scaling = _shared(
+        _fit_constants(loop, network, reader, fresh=found is None) if workers.rank == 0 else None, workers
     )
-    batches = functools.partial(training.batches, TrainingSet(list(pixels)), sampling, loop.options)
+    if workers.size > 1:
+        sync_batch_norm.synchronize(network)
+    wrapped = workers.wrap(network)
     trainer = training.Trainer(
-        wrapped,
+        torch.compile(wrapped) if loop.compile else wrapped,  # type: ignore[arg-type]
         network.receptive_field,
         scaling,
         loop.options,
-        num_images=len(pixels),
+        num_images=len(loop.images),
         input_size=loop.input_size,
     )
-    for epoch in range(loop.options.epochs):
-        start = time.perf_counter()
-        steps = [trainer.step(batch) for batch in batches(epoch=epoch, rank=rank, world_size=workers)]
-        seconds = time.perf_counter() - start
-        total, nominal, anomalous = np.nanmean(np.array(steps), axis=0)
-        rate = len(steps) * loop.options.batch_size / seconds
-        if rank == 0:
+    epoch, step, history = 0, 0, []
+    if found is not None:
+        restored = checkpoint.restore(found[0], network, trainer.optimizer, trainer.schedule)
+        epoch, step, history = restored.epoch, restored.step, list(restored.history)
+        if workers.rank == 0:
+            log.info("resuming after epoch %d, step %d, from %s", epoch, step, found[1])
+    run = _Run(loop, workers, store, trainer, network, scaling, history, set(reader.failures))
+    run.go(TrainingSet(reader), epoch, step)
+
+
+class _Run:
+    """The epochs of one process."""
+
+    def __init__(
+        self,
+        loop: LoopConfig,
+        workers: Workers,
+        store: Checkpoints,
+        trainer: training.Trainer,
+        network: FCDDNetwork,
+        scaling: Normalization,
+        history: list[dict[str, float]],
+        left_out: set[str],
+    ) -> None:
+        self.loop, self.workers, self.store, self.trainer = loop, workers, store, trainer
+        self.network, self.scaling, self.history = network, scaling, history
+        self.steps = training.num_steps(len(loop.images), loop.options)
+        self.left_out = left_out
+        self.waited = 0.0
+
+    def go(self, data: TrainingSet, epoch: int, step: int) -> None:
+        """All steps from there on."""
+        options = self.loop.options
+        batches = training.batches(
+            data,
+            Sampling(
+                anomalies=_anomalies(self.loop),
+                augment=augmentation.light(self.loop.input_size, self.loop.augmentation),
+                seed=options.seed,
+            ),
+            options,
+            start=epoch * self.steps + step,
+            rank=self.workers.rank,
+            world_size=self.workers.size,
+            processes=self.loop.loader_processes,
+        )
+        for number in range(epoch, options.epochs):
+            self._epoch(batches, number, step)
+            step = 0
+
+    def _epoch(self, batches: Iterator[training.Batch], epoch: int, first: int) -> None:
+        options, began = self.loop.options, time.perf_counter()
+        shown, self.waited = began, 0.0
+        losses: list[Losses] = []
+        for step in range(first, self.steps):
+            losses.append(self._step(batches))
+            done = step + 1
+            if self.loop.checkpoint_steps and done % self.loop.checkpoint_steps == 0 and done < self.steps:
+                self._save(epoch, done, losses[-1].mean)
+            if self.workers.rank == 0 and time.perf_counter() - shown > PROGRESS_SECONDS and done < self.steps:
+                shown = time.perf_counter()
+                rate = len(losses) * options.batch_size / (shown - began)
+                left = ((options.epochs - epoch) * self.steps - done) * options.batch_size / rate
+                log.info(
+                    "epoch %d/%d  step %d/%d  loss %.4f  %.0f images/s  %.0f s to go",
+                    *(epoch + 1, options.epochs, done, self.steps, losses[-1].mean, rate, left),
+                )
+        seconds = time.perf_counter() - began
+        metrics = self._metrics(epoch, losses, seconds)
+        self.history.append(metrics)
+        if self.workers.rank == 0:
+            left = seconds * (options.epochs - epoch - 1)
             log.info(
-                "epoch %d/%d  loss %.4f (nominal %.4f, anomalous %.4f)  %.0f images/s",
-                *(epoch + 1, loop.options.epochs, total, nominal, anomalous, rate),
+                "epoch %d/%d  loss %.4f (nominal %.4f, anomalous %.4f)  learning rate %.2g  %.0f images/s, %.0f %% waiting for "
+                "data  %.0f s to go",
+                *(epoch + 1, options.epochs, metrics["loss"], metrics["loss_nominal"], metrics["loss_anomalous"]),
+                *(metrics["learning_rate"], metrics["images_per_second"], 100 * metrics["waiting_share"], left),
             )
-        metrics = {"epoch": epoch + 1, "loss": float(total), "images_per_second": rate, "num_images": len(pixels)}
-        _report(metrics, network, scaling, save=rank == 0)
+        self._save(epoch + 1, 0, metrics["loss"])
+        self.workers.report(metrics)
+
+    def _step(self, batches: Iterator[training.Batch]) -> Losses:
+        began = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - began
+        self._note(batch.left_out)
+        try:
+            return self.trainer.step(batch)
+        except FloatingPointError as error:
+            names = ", ".join(sorted({self.loop.images[source].uri for source in batch.sources}))
+            raise TrainingDiverged(f"{error}; the batch has {names}") from error
+
+    def _note(self, left_out: list[str]) -> None:
+        """Name every unreadable image once. Raises ConfigError when they are too many."""
+        new = set(left_out) - self.left_out
+        for text in new:
+            self.left_out.add(text)
+            log.warning("left out %s", text)
+        if new and len(self.left_out) > _images.MAX_UNREADABLE_SHARE * len(self.loop.images):
+            total = len(self.loop.images)
+            raise ConfigError(f"{len(self.left_out)} of {total} images cannot be read; see the log above")
+
+    def _metrics(self, epoch: int, losses: list[Losses], seconds: float) -> dict[str, float]:
+        sums = torch.tensor(np.array(losses, np.float64).sum(0), device=self.workers.device)
+        if self.workers.size > 1:
+            dist.all_reduce(sums)
+        nominal, num_nominal, anomalous, num_anomalous = sums.tolist()
+        return {
+            "epoch": epoch + 1,
+            "loss": (nominal + anomalous) / (num_nominal + num_anomalous),
+            "loss_nominal": nominal / max(num_nominal, 1),
+            "loss_anomalous": anomalous / max(num_anomalous, 1),
+            "learning_rate": self.trainer.optimizer.param_groups[0]["lr"],
+            "images_per_second": len(losses) * self.loop.options.batch_size / seconds,
+            "waiting_share": self.waited / seconds,
+        }
+
+    def _save(self, epoch: int, step: int, loss: float) -> None:
+        if self.workers.rank != 0:
+            return
+        progress = Progress(
+            epoch=epoch,
+            step=step,
+            conditions=self.loop.conditions,
+            normalization=self.scaling,
+            num_images=len(self.loop.images) - len(self.left_out),
+            history=self.history,
+        )
+        data = checkpoint.pack(self.network, self.trainer.optimizer, self.trainer.schedule, progress)
+        self.store.save(data, progress, loss)
 
 
-def _common(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """What every worker could read: a request that failed on one of them must not shift the others' batches."""
-    if not torch.distributed.is_initialized():
-        return positions
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, positions)
-    return functools.reduce(np.intersect1d, everyone)
+def _shared(value: Any, workers: Workers) -> Any:
+    """Rank 0's value in every process."""
+    if workers.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
-def _anomalies(loop: LoopConfig) -> supervision.AnomalySource:
-    """Synthetic anomalies, and outliers as often as asked for; they are read from the store one by one."""
-    synthetic = supervision.SYNTHETIC[loop.anomalies]
-    if not loop.outliers:
-        return synthetic
-    outliers = supervision.OutlierExposure(_images.StoredImages(loop.outliers, loop.input_size, loop.channels))
-    return supervision.AnyOf([outliers, synthetic], [loop.outlier_share, 1 - loop.outlier_share])
+def _reader(loop: LoopConfig) -> _training_data.StoredImages | _training_data.LoadedImages:
+    """Images in memory, or read from the store as they are needed."""
+    if loop.stream:
+        return _training_data.StoredImages(loop.images, loop.input_size, loop.channels)
+    return _training_data.LoadedImages(loop.images, loop.input_size, loop.channels, loop.held_out)
 
 
-def input_normalization(loop: LoopConfig, pixels: npt.NDArray[np.uint8]) -> Normalization:
-    """What a pretrained trunk expects, else constants of the training images (N,H,W,C)."""
+def _anomalies(loop: LoopConfig) -> AnomalySource:
+    """Synthetic anomalies, outliers and labelled ones as often as asked for; outliers are read one by one."""
+    source = supervision.SYNTHETIC[loop.anomalies]
+    if loop.outliers:
+        outliers = supervision.OutlierExposure(
+            _training_data.StoredImages(loop.outliers, loop.input_size, loop.channels)
+        )
+        source = supervision.AnyOf([outliers, source], [loop.outlier_share, 1 - loop.outlier_share])
+    if loop.labelled:
+        real = supervision.RealAnomalies(*_labelled(loop))
+        source = supervision.AnyOf([real, source], [loop.labelled_share, 1 - loop.labelled_share])
+    return source
+
+
+def _labelled(loop: LoopConfig) -> tuple[list[npt.NDArray[np.uint8]], list[npt.NDArray[np.bool_]] | None]:
+    """The labelled anomalies at the network's size; images without a mask are anomalous everywhere."""
+    pixels, masks = [], []
+    for info, mask_info in zip(loop.labelled, loop.masks, strict=True):
+        original, image = _training_data.read_both(info, loop.input_size, loop.channels)
+        mask = np.ones(loop.input_size, np.bool_)
+        if mask_info is not None:
+            full = datasets.check_mask(_training_data.read_grey(mask_info), original, mask_info.uri)
+            mask = augmentation.nearest(full, loop.input_size)
+            if full.any() and not mask.any():
+                raise ConfigError(f"nothing is left of the mask {mask_info.uri} at {loop.input_size} pixels")
+        pixels.append(image)
+        masks.append(mask)
+    return pixels, masks
+
+
+def _fit_constants(
+    loop: LoopConfig,
+    network: FCDDNetwork,
+    reader: _training_data.StoredImages | _training_data.LoadedImages,
+    *,
+    fresh: bool,
+) -> Normalization:
+    """What a pretrained trunk expects, else constants of the training images; statistics of whitened features."""
     expected = networks.input_normalization(loop.network)
-    return expected or normalization.estimate(loop.normalization, torch.from_numpy(pixels))
-
-
-def _report(metrics: dict[str, float], network: torch.nn.Module, scaling: Normalization, *, save: bool) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if save:
-            Path(folder, WEIGHTS_FILE).write_bytes(detector.serialize(network))
-            Path(folder, NORMALIZATION_FILE).write_text(json.dumps(scaling.model_dump()))
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint=checkpoint)
+    if expected is not None and not (fresh and networks.needs_statistics(loop.network)):
+        return expected
+    pixels = reader.sample(SAMPLE_IMAGES)
+    scaling = expected or normalization.estimate(loop.normalization, torch.from_numpy(pixels))
+    if fresh:
+        training.fit_statistics(network, scaling, pixels, seed=loop.options.seed)
+    return scaling

@@ -1,6 +1,5 @@
 """`fcdd evaluate`: committed runs and labels -> AUROC, with the conditions it was measured under."""
 
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -8,15 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 from pydantic import Field
 
-from fcdd import storage
 from fcdd.errors import ConfigError
 from fcdd.metrics import ImageMetrics, ThresholdMetrics, image_metrics, threshold_metrics
-from jobs import _console, _runs
+from jobs import _console, _labels, _runs
 from jobs._settings import JobSettings, Night
 
 SCORES = ("anomaly_score", "score_mean", "score_max", "score_top1pct")
@@ -69,7 +64,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     records = _runs.committed(settings.results, settings.collection, settings.date)
     connection = _runs.connect(settings.results)
     _runs.view_scores(connection, settings.results, records)
-    labels = read_labels(settings.labels)
+    labels = _labels.read(settings.labels)
     connection.register("labels", labels)
     joined = connection.sql(
         f"SELECT label, is_anomalous, {', '.join(SCORES)} FROM labels JOIN scores USING (image_uri) "
@@ -94,28 +89,6 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         num_labels=labels.num_rows,
         num_without_score=labels.num_rows - len(truth),
     )
-
-
-def read_labels(location: str) -> pa.Table:
-    """Table (image_uri string, label int64). Raises ConfigError naming what is wrong with the file."""
-    uri = storage.normalize(location)
-    try:
-        data = io.BytesIO(storage.read(uri))
-        table = pq.read_table(data) if uri.endswith(".parquet") else pyarrow.csv.read_csv(data)
-        table = table.select(["image_uri", "label"]).cast(
-            pa.schema([("image_uri", pa.string()), ("label", pa.int64())])
-        )
-    except FileNotFoundError as error:
-        raise ConfigError(f"the labels {uri} do not exist") from error
-    except (pa.ArrowException, KeyError) as error:
-        raise ConfigError(f"expected columns image_uri and label (0 or 1) in {uri}: {error}") from error
-    wrong = set(table["label"].to_pylist()) - {0, 1}
-    if wrong:
-        raise ConfigError(f"expected labels 0 (nominal) and 1 (anomalous) in {uri}, got {sorted(wrong, key=str)}")
-    if len(set(table["image_uri"].to_pylist())) != table.num_rows:
-        raise ConfigError(f"expected each image once in {uri}, got some twice")
-    uris = [uri if "://" in uri else storage.normalize(uri) for uri in table["image_uri"].to_pylist()]
-    return table.set_column(0, "image_uri", pa.array(uris, pa.string()))
 
 
 def show(settings: EvaluateSettings) -> None:

@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
@@ -7,7 +6,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from fcdd import augmentation, detector, networks, normalization, outliers, supervision, training
-from fcdd.errors import ConfigError
+from fcdd.errors import ConfigError, ImageError
 from fcdd.supervision import TrainingSet
 from fcdd.training import Sampling, TrainOptions
 
@@ -46,16 +45,52 @@ def test_a_batch_larger_than_the_set_is_a_clear_error() -> None:
         training.epoch_order(7, OPTIONS, epoch=0)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 2, 4, 3])
 def test_workers_together_draw_the_same_global_batches(workers: int) -> None:
-    draw = functools.partial(training.batches, DATA, SAMPLING, dataclasses.replace(OPTIONS, repeats=2), epoch=2)
-    alone = list(draw())
-    shares = [list(draw(rank=r, world_size=workers)) for r in range(workers)]
-    assert len(alone) == 10
+    options = dataclasses.replace(OPTIONS, repeats=2)
+    alone = list(training.batches(DATA, SAMPLING, options))
+    assert len(alone) == 3 * 10
+    shares = [list(training.batches(DATA, SAMPLING, options, rank=r, world_size=workers)) for r in range(workers)]
     for step, batch in enumerate(alone):
         for rank in range(workers):
-            for ours, all_of_them in zip(shares[rank][step], batch, strict=True):
-                assert torch.equal(ours, all_of_them[rank::workers])
+            for name in ("pixels", "labels", "masks"):
+                assert torch.equal(getattr(shares[rank][step], name), getattr(batch, name)[rank::workers])
+            assert shares[rank][step].sources == batch.sources[rank::workers]
+        # The mean of the workers' weighted means is the mean over the batch, also where 8 do not divide by 3.
+        means = [shares[rank][step].pixels.mean() * shares[rank][step].weight for rank in range(workers)]
+        assert float(sum(means)) / workers == pytest.approx(float(batch.pixels.mean()), rel=1e-5)
+
+
+def test_background_processes_and_a_later_start_draw_the_same_samples() -> None:
+    alone = list(training.batches(DATA, SAMPLING, OPTIONS))
+    later = list(training.batches(DATA, SAMPLING, OPTIONS, start=7, processes=1))
+    assert len(later) == len(alone) - 7
+    assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(alone[7:], later, strict=True))
+
+
+class Broken(list):  # type: ignore[type-arg]
+    """Images of which some cannot be read."""
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+        if index in (3, 4):
+            raise ImageError("vanished", f"image {index}")
+        return super().__getitem__(index)  # type: ignore[no-any-return]
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_next_one_taken() -> None:
+    sample = training.draw_sample(TrainingSet(Broken(IMAGES)), 3, epoch=0, sampling=SAMPLING)
+    assert sample.source == 5
+    assert sample.left_out == ("vanished: image 3", "vanished: image 4")
+    with pytest.raises(ConfigError, match="10 training images in a row cannot be read, the last: vanished"):
+        training.draw_sample(TrainingSet(AllBroken()), 0, epoch=0, sampling=SAMPLING)
+
+
+class AllBroken(Broken):
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+        raise ImageError("vanished", f"image {index}")
 
 
 def draw(data: TrainingSet, count: int, sampling: Sampling = SAMPLING) -> list[training.Sample]:
@@ -89,10 +124,9 @@ def rates(options: TrainOptions) -> list[float]:
     network = networks.build("cnn32_s", in_channels=3, image_size=(32, 32))
     trainer = make_trainer(network, options)
     seen = []
-    for epoch in range(options.epochs):
-        for batch in training.batches(DATA, SAMPLING, OPTIONS, epoch=epoch):
-            seen.append(trainer.optimizer.param_groups[0]["lr"])
-            trainer.step(batch)
+    for batch in training.batches(DATA, SAMPLING, options):
+        seen.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.step(batch)
     return seen
 
 
@@ -123,9 +157,8 @@ def test_training_separates_anomalous_from_nominal_samples(loss: str) -> None:
     torch.manual_seed(0)
     network = networks.build("cnn32_s", in_channels=3, image_size=(32, 32))
     trainer = make_trainer(network, options)
-    for epoch in range(options.epochs):
-        for batch in training.batches(DATA, SAMPLING, OPTIONS, epoch=epoch):
-            trainer.step(batch)
+    for batch in training.batches(DATA, SAMPLING, options):
+        trainer.step(batch)
     fresh = [training.draw_sample(DATA, index, epoch=999, sampling=SAMPLING) for index in range(200)]
     pixels = np.stack([np.round(sample.pixels * 255).astype(np.uint8) for sample in fresh])
     scores = detector.score_pixels(detector.for_inference(network), SCALING, pixels).mean
@@ -137,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
     scaling = normalization.Normalization(kind="mean_std", shift=(0.0,) * 3, scale=(1e-38,) * 3)
     trainer = training.Trainer(network, network.receptive_field, scaling, OPTIONS, num_images=40, input_size=(32, 32))
     before = network.head.weight.clone()
-    batch = next(training.batches(DATA, SAMPLING, OPTIONS, epoch=0))
+    batch = next(training.batches(DATA, SAMPLING, OPTIONS))
     with pytest.raises(FloatingPointError):
         trainer.step(batch)
     assert torch.equal(network.head.weight, before)

@@ -1,0 +1,115 @@
+"""Training images as a data set: decoded to memory once, or read from the store whenever one is needed."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fcdd import images, storage
+from fcdd.errors import ConfigError, ImageError
+from fcdd.images import DecodedImage
+from fcdd.storage import ObjectInfo
+from jobs import _images
+from jobs._images import Failure
+
+log = logging.getLogger(__name__)
+
+
+class StoredImages:
+    """Listed objects as a data set that reads one image when asked and keeps nothing (`supervision.ImageReader`)."""
+
+    failures: Sequence[str] = ()
+
+    def __init__(self, infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) -> None:
+        self._infos, self._size, self._channels = infos, size, channels
+
+    def __len__(self) -> int:
+        """Number of objects."""
+        return len(self._infos)
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
+        """Image (H,W,C). Raises ImageError naming the object when it cannot be read."""
+        loaded = _images.fetch_and_decode(self._infos[index], self._size, self._channels)
+        if isinstance(loaded, Failure):
+            raise _named(loaded, self._infos[index])
+        return loaded.pixels
+
+    def sample(self, count: int) -> npt.NDArray[np.uint8]:
+        """Up to `count` readable images spread evenly, (N,H,W,C). Raises ConfigError when none can be read."""
+        chosen = np.linspace(0, len(self) - 1, min(len(self), count)).astype(np.int64)
+        return _images.load_set([self._infos[index] for index in chosen], self._size, self._channels).pixels
+
+
+class LoadedImages:
+    """Listed objects decoded to memory; what cannot be read, or is among the `held_out` pixels, raises when asked for.
+
+    `failures` names what could not be read. Raises ConfigError when that is more than a tenth.
+    """
+
+    def __init__(
+        self, infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int, held_out: frozenset[str]
+    ) -> None:
+        loaded = _images.fetch_all(infos, size, channels)
+        errors = {
+            index: _named(image, infos[index]) for index, image in enumerate(loaded) if isinstance(image, Failure)
+        }
+        self.failures = [str(error) for error in errors.values()]
+        for text in self.failures:
+            log.warning("left out %s", text)
+        if len(errors) > _images.MAX_UNREADABLE_SHARE * len(infos) or len(errors) == len(infos):
+            raise ConfigError(f"{len(errors)} of {len(infos)} images cannot be read; see the log above")
+        for index, image in enumerate(loaded):
+            if isinstance(image, DecodedImage) and held_out and pixel_digest(image.pixels) in held_out:
+                errors[index] = ImageError("changed", f"same picture as a calibration image ({infos[index].uri})")
+                log.info("not trained on, the same picture is held out: %s", infos[index].uri)
+        self._errors = errors
+        usable = [image.pixels for index, image in enumerate(loaded) if index not in errors]  # type: ignore[union-attr]
+        if not usable:
+            raise ConfigError("every training image is also among the calibration images; give more images")
+        # Shared memory: processes that draw samples do not copy it.
+        self._pixels = torch.from_numpy(np.stack(usable)).share_memory_()
+        self._rows = np.cumsum([index not in errors for index in range(len(infos))]) - 1
+
+    def __len__(self) -> int:
+        """Number of objects, unreadable ones included."""
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
+        """Image (H,W,C). Raises ImageError for one that is left out."""
+        if index in self._errors:
+            raise self._errors[index]
+        pixels: npt.NDArray[np.uint8] = self._pixels[self._rows[index]].numpy()
+        return pixels
+
+    def sample(self, count: int) -> npt.NDArray[np.uint8]:
+        """All images in memory, (N,H,W,C): there is no need to choose."""
+        pixels: npt.NDArray[np.uint8] = self._pixels.numpy()
+        return pixels
+
+
+def pixel_digest(pixels_hwc: npt.NDArray[np.uint8]) -> str:
+    """What equal pictures have in common, whatever their names and files."""
+    return hashlib.sha256(np.ascontiguousarray(pixels_hwc).tobytes()).hexdigest()
+
+
+def _named(failure: Failure, info: ObjectInfo) -> ImageError:
+    return ImageError(failure.error.reason, f"{failure.error.detail} ({info.uri})")
+
+
+def read_both(info: ObjectInfo, size: tuple[int, int], channels: int) -> tuple[tuple[int, int], npt.NDArray[np.uint8]]:
+    """Original (height, width) and pixels (H,W,C) of an image that has to be readable; ConfigError if it is not."""
+    loaded = _images.fetch_and_decode(info, size, channels)
+    if isinstance(loaded, Failure):
+        raise ConfigError(f"cannot read the labelled anomaly {info.uri}: {loaded.error}")
+    return (loaded.height, loaded.width), loaded.pixels
+
+
+def read_grey(info: ObjectInfo) -> npt.NDArray[np.uint8]:
+    """A mask's grey levels (H,W) at full size. Raises ConfigError when it cannot be read."""
+    try:
+        return np.asarray(images.decode_full(storage.read_checked(info)).convert("L"))
+    except ImageError as error:
+        raise ConfigError(f"cannot read the mask {info.uri}: {error}") from error
