@@ -13,7 +13,7 @@ from torch.distributed.nn.functional import all_reduce
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose training statistics are those of the global batch; (B,C,H,W) to the same shape.
 
-    All workers must have batches of the same size. Same parameters and buffers as the original.
+    Batches of different sizes count by their size. Same parameters and buffers as the original.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -22,9 +22,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             plain: Tensor = super().forward(input)
             return plain
         values = input.float()
-        count = values.numel() / values.shape[1] * dist.get_world_size()
         # Two passes instead of a sum of squares: no cancellation where the mean is large.
-        mean = all_reduce(values.sum((0, 2, 3))) / count
+        number = values.new_full((1,), values.numel() / values.shape[1])
+        sums = all_reduce(torch.cat((values.sum((0, 2, 3)), number)))
+        mean, count = sums[:-1] / sums[-1], float(sums[-1])
         centred = values - mean[:, None, None]
         variance = all_reduce(centred.square().sum((0, 2, 3))) / count
         self._update(mean.detach(), variance.detach() * count / (count - 1))

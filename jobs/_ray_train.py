@@ -28,7 +28,10 @@ class Job:
 
 
 class RayWorkers:
-    """This process among the workers of Ray Train."""
+    """This process among the workers of Ray Train.
+
+    Metrics and checkpoints are ours: a report to Ray Train after every epoch took about two seconds each.
+    """
 
     def __init__(self) -> None:
         context = ray.train.get_context()
@@ -37,15 +40,11 @@ class RayWorkers:
         self.device: torch.device = ray.train.torch.get_device()
 
     def wrap(self, network: FCDDNetwork) -> nn.Module:
-        """Distributed data parallel; only gradients are exchanged, since buffers are equal or synchronised."""
+        """Distributed data parallel; only gradients are exchanged: weights and buffers are equal from the start."""
         wrapped: nn.Module = ray.train.torch.prepare_model(
             network, parallel_strategy_kwargs={"broadcast_buffers": False}
         )
         return wrapped
-
-    def report(self, metrics: dict[str, float]) -> None:
-        """Tells Ray Train that the worker is alive; checkpoints are ours."""
-        ray.train.report(metrics)
 
 
 def train_worker(config: dict[str, Job]) -> None:

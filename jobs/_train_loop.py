@@ -86,11 +86,7 @@ class Workers(Protocol):
     device: torch.device
 
     def wrap(self, network: FCDDNetwork) -> nn.Module:
-        """The network with gradients averaged over the processes, and rank 0's weights and buffers everywhere."""
-        ...
-
-    def report(self, metrics: dict[str, float]) -> None:
-        """After every epoch."""
+        """The network with gradients averaged over the processes, on the device."""
         ...
 
 
@@ -105,9 +101,6 @@ class Alone:
     def wrap(self, network: FCDDNetwork) -> nn.Module:
         """The network itself, on the device."""
         return network.to(self.device)
-
-    def report(self, metrics: dict[str, float]) -> None:
-        """Nobody waits for it."""
 
 
 class TrainingDiverged(FCDDError):
@@ -135,6 +128,9 @@ def train(loop: LoopConfig, workers: Workers) -> None:
     )
     if workers.size > 1:
         sync_batch_norm.synchronize(network)
+        network.to(workers.device)
+        for value in network.state_dict().values():  # statistics too, which data parallel would not exchange
+            dist.broadcast(value, src=0)
     wrapped = workers.wrap(network)
     trainer = training.Trainer(
         torch.compile(wrapped) if loop.compile else wrapped,  # type: ignore[arg-type]
@@ -150,7 +146,7 @@ def train(loop: LoopConfig, workers: Workers) -> None:
         epoch, step, history = restored.epoch, restored.step, list(restored.history)
         if workers.rank == 0:
             log.info("resuming after epoch %d, step %d, from %s", epoch, step, found[1])
-    run = _Run(loop, workers, store, trainer, network, scaling, history, set(reader.failures))
+    run = _Run(loop, workers, store, trainer, network, scaling, history, reader)
     run.go(TrainingSet(reader), epoch, step)
 
 
@@ -166,12 +162,12 @@ class _Run:
         network: FCDDNetwork,
         scaling: Normalization,
         history: list[dict[str, float]],
-        left_out: set[str],
+        reader: _training_data.StoredImages | _training_data.LoadedImages,
     ) -> None:
         self.loop, self.workers, self.store, self.trainer = loop, workers, store, trainer
         self.network, self.scaling, self.history = network, scaling, history
         self.steps = training.num_steps(len(loop.images), loop.options)
-        self.left_out = left_out
+        self.left_out, self.copies = set(reader.failures), frozenset(reader.copies)
         self.waited = 0.0
 
     def go(self, data: TrainingSet, epoch: int, step: int) -> None:
@@ -214,16 +210,15 @@ class _Run:
         seconds = time.perf_counter() - began
         metrics = self._metrics(epoch, losses, seconds)
         self.history.append(metrics)
+        self._save(epoch + 1, 0, metrics["loss"])
         if self.workers.rank == 0:
             left = seconds * (options.epochs - epoch - 1)
             log.info(
-                "epoch %d/%d  loss %.4f (nominal %.4f, anomalous %.4f)  learning rate %.2g  %.0f images/s, %.0f %% waiting for "
-                "data  %.0f s to go",
+                "epoch %d/%d  loss %.4f (nominal %.4f, anomalous %.4f)  learning rate %.2g  "
+                "%.0f images/s, %.0f %% waiting for data  %.0f s to go",
                 *(epoch + 1, options.epochs, metrics["loss"], metrics["loss_nominal"], metrics["loss_anomalous"]),
                 *(metrics["learning_rate"], metrics["images_per_second"], 100 * metrics["waiting_share"], left),
             )
-        self._save(epoch + 1, 0, metrics["loss"])
-        self.workers.report(metrics)
 
     def _step(self, batches: Iterator[training.Batch]) -> Losses:
         began = time.perf_counter()
@@ -238,7 +233,7 @@ class _Run:
 
     def _note(self, left_out: list[str]) -> None:
         """Name every unreadable image once. Raises ConfigError when they are too many."""
-        new = set(left_out) - self.left_out
+        new = set(left_out) - self.left_out - self.copies
         for text in new:
             self.left_out.add(text)
             log.warning("left out %s", text)
@@ -269,7 +264,7 @@ class _Run:
             step=step,
             conditions=self.loop.conditions,
             normalization=self.scaling,
-            num_images=len(self.loop.images) - len(self.left_out),
+            num_images=len(self.loop.images) - len(self.left_out) - len(self.copies),
             history=self.history,
         )
         data = checkpoint.pack(self.network, self.trainer.optimizer, self.trainer.schedule, progress)

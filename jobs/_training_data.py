@@ -22,6 +22,7 @@ class StoredImages:
     """Listed objects as a data set that reads one image when asked and keeps nothing (`supervision.ImageReader`)."""
 
     failures: Sequence[str] = ()
+    copies: Sequence[str] = ()
 
     def __init__(self, infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) -> None:
         self._infos, self._size, self._channels = infos, size, channels
@@ -44,9 +45,10 @@ class StoredImages:
 
 
 class LoadedImages:
-    """Listed objects decoded to memory; what cannot be read, or is among the `held_out` pixels, raises when asked for.
+    """Listed objects decoded to memory; what cannot be read, or is among the `held_out`, raises when asked for.
 
-    `failures` names what could not be read. Raises ConfigError when that is more than a tenth.
+    `held_out` are digests of pixels. `failures` names what could not be read, `copies` what is held out under another
+    name. Raises ConfigError when more than a tenth cannot be read.
     """
 
     def __init__(
@@ -61,10 +63,15 @@ class LoadedImages:
             log.warning("left out %s", text)
         if len(errors) > _images.MAX_UNREADABLE_SHARE * len(infos) or len(errors) == len(infos):
             raise ConfigError(f"{len(errors)} of {len(infos)} images cannot be read; see the log above")
-        for index, image in enumerate(loaded):
-            if isinstance(image, DecodedImage) and held_out and pixel_digest(image.pixels) in held_out:
-                errors[index] = ImageError("changed", f"same picture as a calibration image ({infos[index].uri})")
-                log.info("not trained on, the same picture is held out: %s", infos[index].uri)
+        copies = {
+            index: ImageError("changed", f"same picture as a calibration image ({infos[index].uri})")
+            for index, image in enumerate(loaded)
+            if isinstance(image, DecodedImage) and held_out and pixel_digest(image.pixels) in held_out
+        }
+        for index in copies:
+            log.info("not trained on, the same picture is held out: %s", infos[index].uri)
+        self.copies = [str(error) for error in copies.values()]
+        errors |= copies
         self._errors = errors
         usable = [image.pixels for index, image in enumerate(loaded) if index not in errors]  # type: ignore[union-attr]
         if not usable:

@@ -151,7 +151,8 @@ def test_a_training_that_diverges_says_so_and_leaves_no_bundle(fcdd: Fcdd, train
         check=False,
     )
     assert done.returncode == 1
-    assert "error: training failed: the loss became nan; lower the learning rate" in done.stderr
+    assert "error: the loss became nan; lower the learning rate; the batch has s3://" in done.stderr
+    assert "/nominal/cell" in done.stderr
     assert not storage.exists(f"{prefix}/b/bundle.json")
 
 

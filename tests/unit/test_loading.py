@@ -1,18 +1,15 @@
 """From listed objects to pixels, as training and scoring share it."""
 
-import multiprocessing
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch.distributed
 
 from fcdd import storage
 from fcdd.datasets import LabelledImage
-from fcdd.errors import ConfigError
+from fcdd.errors import ConfigError, ImageError
 from fcdd.images import DecodedImage
 from fcdd.storage import ObjectInfo
-from jobs import _images, _manifest, _train_loop
+from jobs import _images, _manifest, _training_data
 
 
 @pytest.fixture
@@ -43,19 +40,32 @@ def test_a_set_says_which_images_it_holds_and_refuses_a_wrong_prefix(listed: lis
         _images.load_set(_manifest.list_images(listed[0].uri.rsplit("/", 1)[0]), (32, 32), 3)
 
 
-def _agree(rank: int, folder: str, positions: list[int], answers: "multiprocessing.Queue[list[int]]") -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    answers.put(_train_loop._common(np.array(positions)).tolist())
-    torch.distributed.destroy_process_group()
+def test_loaded_images_name_what_is_left_out_and_raise_only_when_asked_for_it(listed: list[ObjectInfo]) -> None:
+    storage.write(listed[4].uri, b"broken")
+    again = _manifest.list_images(listed[0].uri.rsplit("/", 1)[0])
+    copy = _images.fetch_and_decode(again[7], (32, 32), 3)
+    assert isinstance(copy, DecodedImage)
+    held_out = frozenset([_training_data.pixel_digest(copy.pixels)])
+    loaded = _training_data.LoadedImages(again, (32, 32), 3, held_out)
+    assert len(loaded) == 12
+    assert [again[4].uri in text for text in loaded.failures] == [True]
+    for index in range(12):
+        if index in (4, 7):
+            with pytest.raises(
+                ImageError, match="not_an_image" if index == 4 else "same picture as a calibration image"
+            ):
+                loaded[index]
+        else:
+            expected = _images.fetch_and_decode(again[index], (32, 32), 3)
+            assert isinstance(expected, DecodedImage)
+            assert (loaded[index] == expected.pixels).all()
+    assert loaded.sample(100).shape == (10, 32, 32, 3)
 
 
-def test_workers_agree_on_the_images_that_all_of_them_could_read(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    read = ([0, 1, 2, 4], [0, 2, 3, 4])
-    workers = [context.Process(target=_agree, args=(r, str(tmp_path), read[r], answers)) for r in range(2)]
-    for worker in workers:
-        worker.start()
-    assert [answers.get(timeout=60) for _ in workers] == [[0, 2, 4], [0, 2, 4]]
-    for worker in workers:
-        worker.join()
+def test_stored_images_are_read_when_asked_for(listed: list[ObjectInfo]) -> None:
+    stored = _training_data.StoredImages(listed, (32, 48), 1)
+    assert stored[3].shape == (32, 48, 1)
+    assert stored.sample(5).shape == (5, 32, 48, 1)
+    Path(listed[3].uri.removeprefix("file://")).unlink()
+    with pytest.raises(ImageError, match=f"vanished: deleted since it was listed .{listed[3].uri}"):
+        stored[3]

@@ -1,0 +1,373 @@
+"""A training and what can happen to it, without Ray: processes of gloo, checkpoints, resuming."""
+
+import dataclasses
+import json
+import logging
+import multiprocessing
+import resource
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from fcdd import checkpoint, detector, networks, storage
+from fcdd.checkpoint import Progress
+from fcdd.datasets import LabelledImage
+from fcdd.detector import Detector
+from fcdd.errors import ConfigError
+from fcdd.networks import FCDDNetwork
+from fcdd.normalization import Normalization
+from fcdd.splits import is_held_out
+from fcdd.training import TrainOptions
+from jobs import _images, _manifest, _train_loop, train
+from jobs._checkpoints import Checkpoints
+from jobs._train_loop import Alone, LoopConfig
+
+OPTIONS = TrainOptions(
+    epochs=3, batch_size=8, learning_rate=1e-3, weight_decay=1e-4, loss="pixel", gaussian_std=2.0, seed=1
+)
+SIZE = (32, 32)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory, nominal_cells: list[LabelledImage]) -> str:
+    folder = tmp_path_factory.mktemp("cells")
+    for cell in nominal_cells[:40]:
+        (folder / cell.path.name).write_bytes(cell.path.read_bytes())
+    return f"file://{folder}"
+
+
+def make(location: str, checkpoints: str, name: str = "cnn32_s", **changes: Any) -> LoopConfig:
+    torch.manual_seed(0)
+    size = changes.get("input_size", SIZE)
+    network = networks.build(name, in_channels=3, image_size=size)
+    if networks.is_pretrained(name):
+        networks.load_pretrained(network, name)
+    loop = LoopConfig(
+        images=_manifest.list_images(location)[:32],
+        held_out=frozenset(),
+        network=name,
+        channels=3,
+        input_size=size,
+        initial_weights=detector.serialize(network),
+        normalization="mean_std",
+        moving_statistics=False,
+        frozen=False,
+        anomalies="mixed",
+        outliers=[],
+        outlier_share=0.5,
+        labelled=[],
+        masks=[],
+        labelled_share=0.5,
+        augmentation="all",
+        options=OPTIONS,
+        stream=False,
+        loader_processes=0,
+        compile=False,
+        checkpoints=checkpoints,
+        keep_checkpoints=2,
+        checkpoint_steps=0,
+        conditions={},
+    )
+    return dataclasses.replace(loop, **changes)
+
+
+def result(loop: LoopConfig) -> tuple[dict[str, torch.Tensor], Progress, bytes]:
+    found = Checkpoints(loop.checkpoints, 2).latest()
+    assert found is not None
+    weights = checkpoint.network_weights(found[0])
+    network = detector.deserialize(weights, loop.network, 3, loop.input_size)
+    return network.state_dict(), checkpoint.read_progress(found[0]), weights
+
+
+class Gloo:
+    """A process of `torch.distributed` on the CPU."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size, self.device = rank, size, torch.device("cpu")
+
+    def wrap(self, network: FCDDNetwork) -> torch.nn.Module:
+        return torch.nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+
+
+def _worker(rank: int, size: int, meeting: str, loop: LoopConfig) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    _train_loop.train(loop, Gloo(rank, size))
+    dist.destroy_process_group()
+
+
+def together(size: int, loop: LoopConfig, folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=_worker, args=(rank, size, str(folder / f"meeting{size}"), loop)) for rank in range(size)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == size * [0]
+
+
+@pytest.mark.parametrize(("name", "size"), [("cnn32_s", SIZE), ("whitened:efficientnet_lite0:stage3+stage2", (64, 64))])
+def test_the_result_does_not_depend_on_the_number_of_workers(
+    name: str, size: tuple[int, int], few: str, tmp_path: Path
+) -> None:
+    """Loss curves within 1e-4 relative, scores within 1e-3; 3 workers share batches of 8 unevenly.
+
+    With batch-norms by SGD: Adam makes full steps of the rounding in gradients that are zero (biases before a
+    batch-norm), which moves scores by up to 2e-3.
+    """
+    options = dataclasses.replace(OPTIONS, optimizer="sgd") if name == "cnn32_s" else OPTIONS
+    curves, scores = [], []
+    pixels = _images.load_set(_manifest.list_images(few)[32:], size, 3).pixels
+    for count in (1, 2, 3, 4) if name == "cnn32_s" else (1, 2):
+        loop = make(few, f"file://{tmp_path}/{count}", name, input_size=size, options=options)
+        if count == 1:
+            _train_loop.train(loop, Alone())
+        else:
+            together(count, loop, tmp_path)
+        _, progress, weights = result(loop)
+        curves.append([epoch["loss"] for epoch in progress.history])
+        network = detector.for_inference(detector.deserialize(weights, name, 3, size))
+        scores.append(detector.score_pixels(network, progress.normalization, pixels).mean)
+    for curve, score in zip(curves[1:], scores[1:], strict=True):
+        np.testing.assert_allclose(curve, curves[0], rtol=1e-4)
+        np.testing.assert_allclose(score, scores[0], atol=1e-3 * float(scores[0].max()))
+
+
+def interrupt(loop: LoopConfig, epoch: int) -> None:
+    """Ctrl-C as soon as the end of that epoch is announced."""
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith(f"epoch {epoch}/"):
+                raise KeyboardInterrupt
+
+    listener = Listener()
+    _train_loop.log.addHandler(listener)
+    _train_loop.log.setLevel(logging.INFO)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _train_loop.train(loop, Alone())
+    finally:
+        _train_loop.log.removeHandler(listener)
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_resumed_training_is_bit_equal_to_one_that_was_not_interrupted(
+    optimizer: str, few: str, tmp_path: Path
+) -> None:
+    options = dataclasses.replace(OPTIONS, optimizer=optimizer)  # type: ignore[arg-type]
+    whole, parts = (make(few, f"file://{tmp_path}/{name}", options=options) for name in ("whole", "parts"))
+    _train_loop.train(whole, Alone())
+    interrupt(parts, 2)
+    _train_loop.train(parts, Alone())
+    (expected, progress, _), (actual, resumed, _) = result(whole), result(parts)
+    assert equal(expected, actual)
+    assert [e["loss"] for e in resumed.history] == [e["loss"] for e in progress.history]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
+    few: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, parts = (
+        make(few, f"file://{tmp_path}/{name}", checkpoint_steps=1, keep_checkpoints=3) for name in ("whole", "parts")
+    )
+    _train_loop.train(whole, Alone())
+    interrupt(parts, 2)
+    last = Checkpoints(parts.checkpoints, 3).list()[-1]
+    assert (last.epoch, last.step) == (2, 0)
+    storage.write(last.uri, storage.read(last.uri)[:-1000])
+    with caplog.at_level(logging.INFO):
+        _train_loop.train(parts, Alone())
+    assert f"the checkpoint {last.uri} is damaged" in caplog.text
+    assert "falling back to the previous one" in caplog.text
+    assert "resuming after epoch 1, step 3" in caplog.text  # of four steps an epoch
+    assert equal(result(whole)[0], result(parts)[0])
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
+    store = Checkpoints(f"file://{tmp_path}", keep=2)
+    for epoch, loss in enumerate((3.0, 1.0, 2.0, float("nan"), 2.5)):
+        store.save(b"x" * epoch, _progress(epoch), loss)
+    assert [each.epoch for each in store.list()] == [1, 3, 4]
+    assert store.latest() is None  # none of them is a checkpoint's bytes
+
+
+def _progress(epoch: int) -> Progress:
+    scaling = Normalization(kind="mean_std", shift=(0.0,), scale=(1.0,))
+    return Progress(epoch=epoch, step=0, conditions={}, normalization=scaling, num_images=1, history=[])
+
+
+def _fill(location: str, answers: "multiprocessing.Queue[str]") -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    network = networks.build("cnn32_s", in_channels=3, image_size=SIZE)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    store = Checkpoints(location, keep=1)
+    store.save(checkpoint.pack(network, optimizer, schedule, _progress(1)), _progress(1), 1.0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a disk that takes no more
+    try:
+        store.save(checkpoint.pack(network, optimizer, schedule, _progress(2)), _progress(2), 1.0)
+    except ConfigError as error:
+        answers.put(str(error))
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    process = context.Process(target=_fill, args=(f"file://{tmp_path}", answers))
+    process.start()
+    message = answers.get(timeout=60)
+    process.join()
+    assert message.startswith(f"cannot write file://{tmp_path}/epoch-00002-")
+    found = Checkpoints(f"file://{tmp_path}", 1).latest()
+    assert found is not None
+    assert checkpoint.read_progress(found[0]).epoch == 1
+
+
+def test_a_streamed_training_is_equal_and_names_an_image_that_vanished(
+    few: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept, streamed = make(few, f"file://{tmp_path}/kept"), make(few, f"file://{tmp_path}/streamed", stream=True)
+    _train_loop.train(kept, Alone())
+    _train_loop.train(dataclasses.replace(streamed, loader_processes=1), Alone())
+    assert equal(result(kept)[0], result(streamed)[0])
+    missing = streamed.images[3]._replace(uri=f"{few}/gone.png")
+    broken = [*streamed.images[:3], missing, *streamed.images[4:]]
+    again = make(few, f"file://{tmp_path}/again", stream=True, images=broken)
+    _train_loop.train(again, Alone())
+    assert caplog.text.count("left out vanished: deleted since it was listed") == 1
+    assert f"{few}/gone.png" in caplog.text
+    assert result(again)[1].num_images == 31
+
+
+def test_too_many_unreadable_images_stop_a_streamed_training(few: str, tmp_path: Path) -> None:
+    infos = _manifest.list_images(few)[:32]
+    broken = [info._replace(uri=f"{few}/gone{n}.png") if n % 4 == 0 else info for n, info in enumerate(infos)]
+    loop = make(few, f"file://{tmp_path}", stream=True, images=broken)
+    with pytest.raises(ConfigError, match="of 32 images cannot be read"):
+        _train_loop.train(loop, Alone())
+
+
+def test_a_loss_that_is_not_finite_names_the_images_of_its_batch(few: str, tmp_path: Path) -> None:
+    loop = make(few, f"file://{tmp_path}", options=dataclasses.replace(OPTIONS, learning_rate=1e30, optimizer="sgd"))
+    with pytest.raises(
+        _train_loop.TrainingDiverged, match=r"lower the learning rate; the batch has file://.*cell\d+\.png"
+    ):
+        _train_loop.train(loop, Alone())
+
+
+SMALL = ("--network", "cnn32_s", "--image-size", "32", "--epochs", "2", "--batch-size", "8", "--alpha", "0.2")
+
+
+def run(few: str, bundle: Path, *more: str) -> int:
+    return train.main(["--images", few, "--bundle", str(bundle), *SMALL, "--workers", "0", *more])
+
+
+def test_a_training_without_ray_leaves_everything_the_reader_of_a_bundle_needs(
+    few: str, tmp_path: Path, nominal_cells: list[LabelledImage], anomalous_cells: list[LabelledImage]
+) -> None:
+    labels = [
+        "image_uri,label",
+        *(f"{c.path},0" for c in nominal_cells[50:60]),
+        *(f"{c.path},1" for c in anomalous_cells[:10]),
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(labels))
+    assert run(few, tmp_path / "b", "--labels", str(tmp_path / "labels.csv")) == 0
+    spec = Detector.load(str(tmp_path / "b")).spec
+    assert {"loss", "auroc", "average_precision", "precision", "recall", "f1"} <= set(spec.training.metrics)
+    assert "- auroc: " in (tmp_path / "b/README.md").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "b/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert {"loss", "loss_nominal", "loss_anomalous", "learning_rate", "images_per_second"} <= set(lines[0])
+    [events] = (tmp_path / "b/events").iterdir()
+    assert b"train/loss_nominal" in events.read_bytes()
+    sheet = np.asarray(Image.open(tmp_path / "b/calibration.png"))
+    assert sheet.shape[1:] == (2 * 32 * 4, 3)
+    assert sheet.std() > 10
+    assert not list((tmp_path / "b/_checkpoints").iterdir())
+
+
+def test_five_labelled_anomalies_with_masks_join_the_training(few: str, tmp_path: Path, capsys: Any) -> None:
+    generator = np.random.default_rng(0)
+    for folder in ("bad", "masks"):
+        (tmp_path / folder).mkdir()
+    for index in range(5):
+        Image.fromarray(generator.integers(0, 256, (60, 60, 3)).astype(np.uint8)).save(tmp_path / f"bad/{index}.png")
+        mask = np.zeros((60, 60), np.uint8)
+        mask[10:40, 20:50] = 255
+        Image.fromarray(mask).save(tmp_path / f"masks/{index}_mask.png")
+    more = ("--anomalous", str(tmp_path / "bad"), "--masks", str(tmp_path / "masks"), "--anomalous-share", "1")
+    assert run(few, tmp_path / "with", *more, "--epochs", "20") == 0
+    noisy = np.stack([np.asarray(Image.open(tmp_path / f"bad/{i}.png").resize((32, 32))) for i in range(5)])
+    trained = Detector.load(str(tmp_path / "with"))
+    flat = np.full((5, 32, 32, 3), 120, np.uint8)
+    assert trained.score(noisy).mean.min() > 2 * trained.score(flat).mean.max()
+    (tmp_path / "masks/3_mask.png").unlink()
+    assert run(few, tmp_path / "without", *more) == 2
+    assert "bad/3.png has no mask in" in capsys.readouterr().err
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "masks/3_mask.png")
+    assert run(few, tmp_path / "without", *more) == 2
+    assert "3_mask.png has 9x9 pixels, its image 60x60" in capsys.readouterr().err
+
+
+def test_the_same_picture_is_never_on_both_sides_of_the_split(
+    few: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, images = Path(few.removeprefix("file://")), tmp_path / "images"
+    images.mkdir()
+    for path in sorted(folder.iterdir()):
+        (images / path.name).write_bytes(path.read_bytes())
+        (images / f"copy-of-{path.name}").write_bytes(path.read_bytes())
+    straddling = sum(is_held_out(p.name, 0.2) != is_held_out(f"copy-of-{p.name}", 0.2) for p in folder.iterdir())
+    assert straddling > 0
+    with caplog.at_level(logging.INFO):
+        assert run(str(images), tmp_path / "b") == 0
+    assert caplog.text.count("not trained on, the same picture is held out") == straddling
+    # What is held out does not change when images are added.
+    expected = sum(is_held_out(path.name, 0.2) for path in images.iterdir())
+    assert Detector.load(str(tmp_path / "b")).spec.training.num_calibration == expected
+
+
+def test_checkpoints_of_another_training_are_not_continued(few: str, tmp_path: Path, capsys: Any) -> None:
+    settings = train.TrainSettings.parse(["--images", few, "--bundle", str(tmp_path / "b"), *SMALL, "--workers", "0"])
+    loop = make(few, f"file://{tmp_path}/b/_checkpoints", conditions={"data": "x", **train._recorded(settings)})
+    interrupt(loop, 1)
+    assert run(few, tmp_path / "b") == 2
+    assert "checkpoints of an unfinished training" in capsys.readouterr().err
+    assert run(few, tmp_path / "b", "--resume", "--seed", "5") == 2
+    assert "are of another training: data, seed differ" in capsys.readouterr().err
+    assert run(few, tmp_path / "b", "--overwrite") == 0
+
+
+def test_resume_without_a_checkpoint_starts_and_ends_like_any_training(few: str, tmp_path: Path) -> None:
+    assert run(few, tmp_path / "b", "--resume") == 0
+    assert run(few, tmp_path / "c") == 0
+    digests = [Detector.load(str(tmp_path / name)).spec.weights_sha256 for name in ("b", "c")]
+    assert digests[0] == digests[1]
+
+
+def test_a_preset_is_the_published_recipe_where_no_option_says_otherwise(tmp_path: Path) -> None:
+    arguments = ["--images", "x", "--bundle", "y", "--preset", "cifar10", "--epochs", "7"]
+    settings = train._with_preset(train.TrainSettings.parse(arguments))
+    assert (settings.network, settings.image_size, settings.optimizer) == ("cnn32_lw3k", "32x32", "adam")
+    assert (settings.epochs, settings.batch_size, settings.milestones) == (7, 200, [400, 500])
+    assert (settings.schedule, settings.decay, settings.weight_decay) == ("milestones", 0.1, 1e-6)
+    options = train._options(settings)
+    assert (options.gaussian_std, options.loss, options.milestones) == (1.2, "image", (400, 500))
+
+
+def test_mlflow_that_is_not_installed_is_one_sentence(few: str, tmp_path: Path, capsys: Any) -> None:
+    assert run(few, tmp_path / "b", "--mlflow", str(tmp_path / "runs")) == 2
+    assert "MLflow is not installed; run `pip install mlflow-skinny`" in capsys.readouterr().err
