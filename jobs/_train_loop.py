@@ -126,9 +126,11 @@ def train(loop: LoopConfig, workers: Workers) -> None:
     scaling = _shared(
         _fit_constants(loop, network, reader, fresh=found is None) if workers.rank == 0 else None, workers
     )
+    network.to(workers.device)
+    if workers.device.type == "cuda":  # tensor cores want it; on CPUs the images alone suffice
+        network.to(memory_format=torch.channels_last)
     if workers.size > 1:
         sync_batch_norm.synchronize(network)
-        network.to(workers.device)
         for value in network.state_dict().values():  # statistics too, which data parallel would not exchange
             dist.broadcast(value, src=0)
     wrapped = workers.wrap(network)
