@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -52,10 +52,15 @@ def fetch_and_decode(info: ObjectInfo, size: tuple[int, int], channels: int) -> 
         return Failure(stage, error)
 
 
-def fetch_all(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> list[DecodedImage | Failure]:
-    """`fetch_and_decode` of every object, in order."""
+def fetch_each(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> Iterator[DecodedImage | Failure]:
+    """`fetch_and_decode` of every object, in order, as they are asked for."""
     with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
-        return list(pool.map(lambda info: fetch_and_decode(info, size, channels), infos))
+        yield from pool.map(lambda info: fetch_and_decode(info, size, channels), infos)
+
+
+def fetch_all(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> list[DecodedImage | Failure]:
+    """`fetch_each`, all together."""
+    return list(fetch_each(infos, size, channels))
 
 
 def load_set(infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) -> ImageSet:

@@ -10,7 +10,6 @@ import torch
 
 from fcdd import images, storage
 from fcdd.errors import ConfigError, ImageError
-from fcdd.images import DecodedImage
 from fcdd.storage import ObjectInfo
 from jobs import _images
 from jobs._images import Failure
@@ -54,47 +53,42 @@ class LoadedImages:
     def __init__(
         self, infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int, held_out: frozenset[str]
     ) -> None:
-        loaded = _images.fetch_all(infos, size, channels)
-        errors = {
-            index: _named(image, infos[index]) for index, image in enumerate(loaded) if isinstance(image, Failure)
-        }
-        self.failures = [str(error) for error in errors.values()]
-        for text in self.failures:
-            log.warning("left out %s", text)
-        if len(errors) > _images.MAX_UNREADABLE_SHARE * len(infos) or len(errors) == len(infos):
-            raise ConfigError(f"{len(errors)} of {len(infos)} images cannot be read; see the log above")
-        copies = {
-            index: ImageError("changed", f"same picture as a calibration image ({infos[index].uri})")
-            for index, image in enumerate(loaded)
-            if isinstance(image, DecodedImage) and held_out and pixel_digest(image.pixels) in held_out
-        }
+        errors, copies = dict[int, ImageError](), dict[int, ImageError]()
+        # Shared memory: processes that draw samples do not copy it. A list beside it would take as much again.
+        self._pixels = torch.empty((len(infos), *size, channels), dtype=torch.uint8).share_memory_()
+        for index, image in enumerate(_images.fetch_each(infos, size, channels)):
+            if isinstance(image, Failure):
+                errors[index] = _named(image, infos[index])
+            elif held_out and pixel_digest(image.pixels) in held_out:
+                copies[index] = ImageError("changed", f"same picture as a calibration image ({infos[index].uri})")
+            else:
+                self._pixels[index] = torch.from_numpy(image.pixels)
+        for error in errors.values():
+            log.warning("left out %s", error)
         for index in copies:
             log.info("not trained on, the same picture is held out: %s", infos[index].uri)
-        self.copies = [str(error) for error in copies.values()]
-        errors |= copies
-        self._errors = errors
-        usable = [image.pixels for index, image in enumerate(loaded) if index not in errors]  # type: ignore[union-attr]
-        if not usable:
+        if len(errors) > _images.MAX_UNREADABLE_SHARE * len(infos) or len(errors) == len(infos):
+            raise ConfigError(f"{len(errors)} of {len(infos)} images cannot be read; see the log above")
+        if len(errors) + len(copies) == len(infos):
             raise ConfigError("every training image is also among the calibration images; give more images")
-        # Shared memory: processes that draw samples do not copy it.
-        self._pixels = torch.from_numpy(np.stack(usable)).share_memory_()
-        self._rows = np.cumsum([index not in errors for index in range(len(infos))]) - 1
+        self.failures, self.copies = ([str(error) for error in each.values()] for each in (errors, copies))
+        self._errors = errors | copies
 
     def __len__(self) -> int:
         """Number of objects, unreadable ones included."""
-        return len(self._rows)
+        return len(self._pixels)
 
     def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
         """Image (H,W,C). Raises ImageError for one that is left out."""
         if index in self._errors:
             raise self._errors[index]
-        pixels: npt.NDArray[np.uint8] = self._pixels[self._rows[index]].numpy()
+        pixels: npt.NDArray[np.uint8] = self._pixels[index].numpy()
         return pixels
 
     def sample(self, count: int) -> npt.NDArray[np.uint8]:
-        """All images in memory, (N,H,W,C): there is no need to choose."""
+        """All usable images, (N,H,W,C): there is no need to choose, they are in memory."""
         pixels: npt.NDArray[np.uint8] = self._pixels.numpy()
-        return pixels
+        return np.delete(pixels, list(self._errors), 0) if self._errors else pixels
 
 
 def pixel_digest(pixels_hwc: npt.NDArray[np.uint8]) -> str:
