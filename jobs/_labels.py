@@ -10,6 +10,31 @@ from fcdd import storage
 from fcdd.errors import ConfigError
 
 
+def read_anomalies(location: str) -> list[tuple[str, str | None]]:
+    """Locations of labelled anomalies and of their masks, from a CSV or Parquet file with image_uri and maybe mask_uri.
+
+    Raises ConfigError naming what is wrong with the file.
+    """
+    uri = storage.normalize(location)
+    try:
+        data = io.BytesIO(storage.read(uri))
+        table = pq.read_table(data) if uri.endswith(".parquet") else pyarrow.csv.read_csv(data)
+        images = table["image_uri"].cast(pa.string()).to_pylist()
+        masks = table["mask_uri"].cast(pa.string()).to_pylist() if "mask_uri" in table.column_names else []
+    except FileNotFoundError as error:
+        raise ConfigError(f"the list of labelled anomalies {uri} does not exist") from error
+    except (pa.ArrowException, KeyError) as error:
+        raise ConfigError(
+            f"expected a column image_uri, and mask_uri where there are masks, in {uri}: {error}"
+        ) from error
+    if not images:
+        raise ConfigError(f"the list of labelled anomalies {uri} is empty")
+    return [
+        (storage.normalize(image), storage.normalize(mask) if mask else None)
+        for image, mask in zip(images, masks or [None] * len(images), strict=True)
+    ]
+
+
 def read(location: str) -> pa.Table:
     """Table (image_uri string, label int64). Raises ConfigError naming what is wrong with the file."""
     uri = storage.normalize(location)

@@ -108,7 +108,11 @@ class TrainSettings(JobSettings):
         None, description="location of images of other things (outlier exposure), read one by one while training"
     )
     outlier_share: float = Field(0.5, gt=0, le=1, description="share of the anomalies that are outliers, if there are")
-    anomalous: str | None = Field(None, description="location of a few labelled anomalous images; five are enough")
+    anomalous: str | None = Field(
+        None,
+        description="a few labelled anomalies, five are enough: a location of images, or a .csv or .parquet file with "
+        "image_uri and, where there are masks, mask_uri",
+    )
     masks: str | None = Field(
         None, description="location of their masks, named like the images; 0 nominal, 255 anomalous, of their size"
     )
@@ -167,13 +171,16 @@ def train(settings: TrainSettings) -> None:
     infos = _manifest.list_images(images_uri)
     _refuse_anomalous(infos, images_uri)
     labelled = _labelled(settings)
-    training, calibration = _split(infos, images_uri, settings, {info.uri for info in labelled})
+    masked = _masked(settings)
+    # Known anomalies and images to measure on may lie among the nominal ones; neither is nominal for the training.
+    not_nominal = {info.uri for info in labelled} | {info.uri for info, _ in masked}
+    training, calibration = _split(infos, images_uri, settings, not_nominal)
     weights = _prepare(settings, bundle_uri, training, calibration)
     log.info("training on %d nominal images, calibrating on %d others", len(training), len(calibration))
     # Read before any worker starts: a prefix of unreadable images is found here.
     held_out = _images.load_set(calibration, _size(settings), networks.in_channels(settings.network))
     conformal_threshold(held_out.brightness, settings.alpha)  # enough of them are readable
-    loop = _loop_config(settings, training, held_out, weights, _manifest.digest(infos))
+    loop = _loop_config(settings, training, held_out, masked, weights, _manifest.digest(infos))
     store = Checkpoints(loop.checkpoints, loop.keep_checkpoints)
     _check_checkpoints(store, loop, settings)
     _run(settings, loop, store)
@@ -242,13 +249,13 @@ def _labelled(settings: TrainSettings) -> list[LabelledInfo]:
 
 
 def _split(
-    infos: list[ObjectInfo], images_uri: str, settings: TrainSettings, measured: set[str]
+    infos: list[ObjectInfo], images_uri: str, settings: TrainSettings, not_nominal: set[str]
 ) -> tuple[list[ObjectInfo], list[ObjectInfo]]:
     """Training and calibration images, by a hash of the key; copies of calibration images are not trained on."""
     held_out = {
         info.uri: splits.is_held_out(info.uri.removeprefix(images_uri), settings.calibration_share) for info in infos
     }
-    usable = [info for info in infos if info.uri not in measured]
+    usable = [info for info in infos if info.uri not in not_nominal]
     calibration = [info for info in usable if held_out[info.uri]]
     known = {(info.etag, info.size) for info in calibration if info.etag}
     training = [info for info in usable if not held_out[info.uri] and (info.etag, info.size) not in known]
@@ -289,7 +296,12 @@ def _prepare(
 
 
 def _loop_config(
-    settings: TrainSettings, training: list[ObjectInfo], held_out: ImageSet, weights: bytes, data_digest: str
+    settings: TrainSettings,
+    training: list[ObjectInfo],
+    held_out: ImageSet,
+    masked: list[tuple[ObjectInfo, ObjectInfo | None]],
+    weights: bytes,
+    data_digest: str,
 ) -> LoopConfig:
     """What every training process gets."""
     size, channels = _size(settings), networks.in_channels(settings.network)
@@ -301,7 +313,6 @@ def _loop_config(
         "streamed from the store in every epoch" if stream else "decoded once to every worker's memory",
     )
     moving, processes = settings.moving_statistics, settings.loader_processes
-    masked = _masked(settings)
     return LoopConfig(
         images=training,
         held_out=frozenset(_training_data.pixel_digest(pixels) for pixels in held_out.pixels),
@@ -334,6 +345,14 @@ def _masked(settings: TrainSettings) -> list[tuple[ObjectInfo, ObjectInfo | None
     """The labelled anomalies, each with its mask if there is a location of masks."""
     if not settings.anomalous:
         return []
+    if settings.anomalous.endswith((".csv", ".parquet")):
+        from jobs import _labels
+
+        listed = _labels.read_anomalies(settings.anomalous)
+        try:
+            return [(storage.stat(image), storage.stat(mask) if mask else None) for image, mask in listed]
+        except FileNotFoundError as error:
+            raise ConfigError(f"{error} does not exist; correct {settings.anomalous}") from error
     root = storage.normalize(settings.anomalous)
     found = _manifest.list_images(root)
     if not settings.masks:

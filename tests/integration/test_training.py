@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -314,6 +316,19 @@ def test_five_labelled_anomalies_with_masks_join_the_training(few: str, tmp_path
     trained = Detector.load(str(tmp_path / "with"))
     flat = np.full((5, 32, 32, 3), 120, np.uint8)
     assert trained.score(noisy).mean.min() > 2 * trained.score(flat).mean.max()
+    listed = (
+        [f"{tmp_path}/bad/{i}.png" for i in range(5)],
+        [f"{tmp_path}/masks/{i}_mask.png" for i in range(4)] + [None],
+    )
+    pq.write_table(pa.table({"image_uri": listed[0], "mask_uri": listed[1]}), tmp_path / "anomalies.parquet")
+    as_list = ("--anomalous", str(tmp_path / "anomalies.parquet"), "--anomalous-share", "1")
+    assert run(few, tmp_path / "listed", *as_list, "--epochs", "20") == 0
+    scored = Detector.load(str(tmp_path / "listed"))
+    assert scored.score(noisy).mean.min() > 2 * scored.score(flat).mean.max()
+    (tmp_path / "bad/4.png").rename(tmp_path / "elsewhere.png")
+    assert run(few, tmp_path / "gone", *as_list) == 2
+    assert "bad/4.png does not exist; correct" in capsys.readouterr().err
+    (tmp_path / "elsewhere.png").rename(tmp_path / "bad/4.png")
     (tmp_path / "masks/3_mask.png").unlink()
     assert run(few, tmp_path / "without", *more) == 2
     assert "bad/3.png has no mask in" in capsys.readouterr().err
@@ -338,6 +353,16 @@ def test_the_same_picture_is_never_on_both_sides_of_the_split(
     # What is held out does not change when images are added.
     expected = sum(is_held_out(path.name, 0.2) for path in images.iterdir())
     assert Detector.load(str(tmp_path / "b")).spec.training.num_calibration == expected
+
+
+def test_known_anomalies_among_the_nominal_images_are_not_trained_on_as_nominal(few: str, tmp_path: Path) -> None:
+    paths = sorted(Path(few.removeprefix("file://")).iterdir())
+    (tmp_path / "known.csv").write_text("\n".join(["image_uri", *map(str, paths[:6])]) + "\n")
+    assert run(few, tmp_path / "all") == 0
+    assert run(few, tmp_path / "fewer", "--anomalous", str(tmp_path / "known.csv")) == 0
+    records = [Detector.load(str(tmp_path / name)).spec.training for name in ("all", "fewer")]
+    counts = [record.num_training + record.num_calibration for record in records]
+    assert counts == [40, 34]
 
 
 def test_checkpoints_of_another_training_are_not_continued(few: str, tmp_path: Path, capsys: Any) -> None:
