@@ -62,7 +62,7 @@ class LoadedImages:
             elif held_out and pixel_digest(image.pixels) in held_out:
                 copies[index] = ImageError("changed", f"same picture as a calibration image ({infos[index].uri})")
             else:
-                self._pixels[index] = torch.from_numpy(image.pixels)
+                self._pixels.numpy()[index] = image.pixels
         for error in errors.values():
             log.warning("left out %s", error)
         for index in copies:
