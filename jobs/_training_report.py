@@ -2,8 +2,10 @@
 
 import io
 import json
+import logging
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,8 @@ from tensorboardX import SummaryWriter
 from fcdd import heatmap, storage
 from fcdd.detector import Detector, Scored
 from fcdd.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 METRICS_FILE, SHEET_FILE, EVENTS_FOLDER = "metrics.jsonl", "calibration.png", "events"
 _SHEET_IMAGES, _SHEET_COLUMNS, _CAPTION = 16, 4, 14
@@ -63,22 +67,28 @@ def contact_sheet(detector: Detector, pixels_nhwc: npt.NDArray[np.uint8], scored
 
 
 def to_mlflow(tracking_uri: str, bundle_uri: str, detector: Detector, history: list[dict[str, float]]) -> None:
-    """Options, metrics and the bundle's digest as an MLflow run. Raises ConfigError when MLflow is not installed."""
-    mlflow = require_mlflow()
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_experiment("fcdd")
-    with mlflow.start_run(run_name=detector.spec.digest[:12]):
-        mlflow.set_tags({"bundle": bundle_uri, "digest": detector.spec.digest})
-        mlflow.log_params(detector.spec.training.options)
-        for epoch in history:
-            mlflow.log_metrics({k: v for k, v in epoch.items() if k != "epoch"}, step=int(epoch["epoch"]))
-        mlflow.log_metrics(detector.spec.training.metrics)
+    """Options, metrics and the bundle's digest as an MLflow run; what fails now is a warning, the bundle is there."""
+    mlflow = connect_mlflow(tracking_uri)
+    try:
+        with mlflow.start_run(run_name=detector.spec.digest[:12]):
+            mlflow.set_tags({"bundle": bundle_uri, "digest": detector.spec.digest})
+            mlflow.log_params(detector.spec.training.options)
+            for epoch in history:
+                mlflow.log_metrics({k: v for k, v in epoch.items() if k != "epoch"}, step=int(epoch["epoch"]))
+            mlflow.log_metrics(detector.spec.training.metrics)
+    except mlflow.MlflowException as error:
+        log.warning("the training is not logged to MLflow: %s", str(error).splitlines()[0])
 
 
-def require_mlflow():  # type: ignore[no-untyped-def]  # an optional package without types here
-    """The module mlflow. Raises ConfigError when it is not installed."""
+def connect_mlflow(tracking_uri: str) -> Any:
+    """The module mlflow with the experiment "fcdd" chosen. Raises ConfigError when that cannot be."""
     try:
         import mlflow
     except ImportError as error:
         raise ConfigError("MLflow is not installed; run `pip install mlflow-skinny`, or leave --mlflow out") from error
+    try:
+        mlflow.set_tracking_uri(tracking_uri)
+        mlflow.set_experiment("fcdd")
+    except mlflow.MlflowException as error:
+        raise ConfigError(f"cannot log to MLflow at {tracking_uri}: {str(error).splitlines()[0]}") from error
     return mlflow

@@ -289,7 +289,7 @@ def _prepare(
     if settings.mlflow:
         from jobs import _training_report
 
-        _training_report.require_mlflow()
+        _training_report.connect_mlflow(settings.mlflow)
     if settings.pretrained and networks.is_pretrained(settings.network):
         networks.load_pretrained(network, settings.network, settings.weights)
     return detector.serialize(network)
