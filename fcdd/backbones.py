@@ -68,11 +68,6 @@ def build(name: str, stages: Sequence[str], image_size: tuple[int, int]) -> Trun
     return Trunk(_Joined(trunk, fields[0]), _joined_field(fields), sum(channels))
 
 
-def stages(name: str) -> list[str]:
-    """The stages of a trunk. Raises ConfigError for an unknown name."""
-    return list(efficientnet_lite.STAGES) if name == LITE0 else list(_stage_names(_torchvision_model(name)))
-
-
 def names() -> list[str]:
     """Every trunk, torchvision's included."""
     from torchvision import models

@@ -5,6 +5,7 @@
 
 import hashlib
 import logging
+import math
 import re
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ class Checkpoints:
         uri = storage.join(self.location, name)
         storage.write(uri, data)
         stored = self.list()
-        best = min(stored, key=lambda each: each.loss)  # a NaN never compares as lower
+        best = min(stored, key=lambda each: (math.isnan(each.loss), each.loss))
         for old in stored[: -self.keep]:
             if old != best:
                 storage.delete(old.uri)
