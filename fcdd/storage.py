@@ -3,18 +3,24 @@
 `s3://`, `gs://`, `az://` and local paths, through obstore, which costs 7-16 times less CPU per object
 than s3fs (LIMITS) and reads credentials and AWS_ENDPOINT_URL from the usual environment. Keys are data:
 they are never interpreted beyond the prefix the caller gave.
+
+What is read is whole and as it was stored: S3 clients return shortened and flipped bodies without an error
+(RELIABILITY finding 5). The length is compared, and the MD5 where the store's ETag is one; a body that fits
+neither is read again, and believed when two reads agree.
 """
 
 import functools
+import hashlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 import obstore
+import tenacity
 from fsspec import AbstractFileSystem
 from obstore import exceptions
 from obstore.fsspec import FsspecStore
@@ -31,6 +37,18 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NOT_THERE = (exceptions.NotFoundError, FileNotFoundError)
 _FORBIDDEN = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
 _STORE_ERRORS = (exceptions.BaseError, OSError)
+_MD5 = re.compile(r"[0-9a-f]{32}")
+# Our tries of one object, each of which the client already tries several times, and their time in all.
+ATTEMPTS, GIVE_UP_AFTER_S = 4, 120.0
+# A body in one piece: its ETag is then its MD5, and nothing unfinished can stay behind.
+_LARGEST_SINGLE_PUT = 4 * 1024**3
+# Buckets whose ETags are not MD5s (encrypted with a key of KMS, say): buckets -> mismatches that were no damage.
+_opaque_etags: dict[str, int] = {}
+_OPAQUE_AFTER = 3
+
+
+class Damaged(Exception):
+    """A body that is not what the store holds; worth another read."""
 
 
 class ObjectInfo(NamedTuple):
@@ -48,55 +66,123 @@ def join(uri: str, *parts: str) -> str:
 
 
 def read(uri: str) -> bytes:
-    """The whole object. Raises FileNotFoundError when it does not exist, ConfigError otherwise."""
-    store, key = _locate(uri)
+    """The whole object, checked. Raises FileNotFoundError when it does not exist, ConfigError otherwise."""
     with _explained(uri, "read"):
-        return bytes(obstore.get(store, key).bytes())
+        for attempt in _attempts(again=lambda error: not isinstance(error, (*_NOT_THERE, *_FORBIDDEN))):
+            with attempt:
+                return _get(uri)[0]
+    raise AssertionError("the last attempt returns or raises")
 
 
 def read_checked(info: ObjectInfo) -> bytes:
     """The object exactly as it was listed; ImageError vanished, changed, truncated, forbidden, fetch_failed.
 
-    S3 clients return silently shortened bodies (RELIABILITY finding 5), so the length and the ETag of
-    the answer are compared with the listing.
+    Tried several times, with growing pauses, before it is given up.
     """
-    store, key = _locate(info.uri)
     try:
-        result = obstore.get(store, key)
-        etag, data = result.meta["e_tag"] or "", bytes(result.bytes())
+        for attempt in _attempts(again=_may_pass):
+            with attempt:
+                return _as_listed(info)
+    except ImageError:
+        raise
+    except Damaged as error:
+        raise ImageError("truncated", f"{error}, {ATTEMPTS} times") from error
     except _NOT_THERE as error:
         raise ImageError("vanished", "deleted since it was listed") from error
-    except _FORBIDDEN as error:
-        raise ImageError("forbidden", _first_line(error)) from error
     except _STORE_ERRORS as error:
-        raise ImageError("fetch_failed", _first_line(error)) from error
+        raise ImageError("forbidden" if _is_refusal(error) else "fetch_failed", _first_line(error)) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _as_listed(info: ObjectInfo) -> bytes:
+    data, etag = _get(info.uri)
     # Azure quotes the tag in one answer and not in the other.
     if etag.strip('"') != info.etag.strip('"'):
         raise ImageError("changed", f"listed with ETag {info.etag}, read with {etag}")
     if len(data) != info.size:
-        raise ImageError("truncated", f"listed with {info.size} bytes, read {len(data)}")
+        raise Damaged(f"listed with {info.size} bytes, read {len(data)}")
     return data
 
 
-def write(uri: str, data: bytes) -> None:
-    """Put the whole object at once, replacing what was there. Raises ConfigError when it cannot."""
+def _get(uri: str) -> tuple[bytes, str]:
+    """Body and ETag; Damaged when the body is not what the answer's own length or the MD5 in its ETag say."""
     store, key = _locate(uri)
+    result = obstore.get(store, key)
+    etag, data = result.meta["e_tag"] or "", bytes(result.bytes())
+    if len(data) != result.meta["size"]:
+        raise Damaged(f"{result.meta['size']} bytes were announced, {len(data)} came")
+    if _contradicts(etag, data) and _opaque_etags.get(_bucket(uri), 0) < _OPAQUE_AFTER:
+        if bytes(obstore.get(store, key).bytes()) != data:
+            raise Damaged("two reads of it differ")
+        _opaque_etags[_bucket(uri)] = _opaque_etags.get(_bucket(uri), 0) + 1
+    return data, etag
+
+
+def _contradicts(etag: str, data: bytes) -> bool:
+    """Whether an ETag that looks like an MD5 is not that of `data`."""
+    tag = etag.strip('"')
+    return _MD5.fullmatch(tag) is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() != tag
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the next try of an image may succeed: a change is final, all the rest may be the store's mood."""
+    return not isinstance(error, ImageError)
+
+
+def _attempts(again: Callable[[BaseException], bool]) -> tenacity.Retrying:
+    """Tries of one object; a fault of this program itself is raised at once."""
+    return tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(GIVE_UP_AFTER_S),
+        wait=tenacity.wait_exponential_jitter(initial=0.1, max=10, jitter=0.2),
+        retry=tenacity.retry_if_exception(lambda e: isinstance(e, (Damaged, *_STORE_ERRORS)) and again(e)),
+        reraise=True,
+    )
+
+
+def write(uri: str, data: bytes) -> None:
+    """Put the whole object at once, replacing what was there. Raises ConfigError when it cannot.
+
+    The ETag of the answer must be that of the bytes, where it is an MD5: they may be flipped on their way out, too.
+    """
     with _explained(uri, "write"):
-        obstore.put(store, key, data)
+        for attempt in _attempts(again=lambda error: not isinstance(error, _FORBIDDEN)):
+            with attempt:
+                _put(uri, data)
+
+
+def _put(uri: str, data: bytes) -> None:
+    store, key = _locate(uri)
+    result = obstore.put(store, key, data, use_multipart=len(data) > _LARGEST_SINGLE_PUT)
+    if _contradicts(result["e_tag"] or "", data) and _get(uri)[0] != data:
+        raise Damaged("what was stored is not what was sent")
 
 
 def create(uri: str, data: bytes) -> None:
     """Put the object only if none is there; FileExistsError if there is one with other bytes.
 
-    A lost answer to a conditional put looks like a lost race, so a refusal is settled by reading back.
+    A lost answer to a conditional put looks like a lost race, and a broken connection like a failure, so
+    whatever went wrong is settled by reading back (RELIABILITY finding 7).
     """
     store, key = _locate(uri)
     with _explained(uri, "write"):
-        try:
-            obstore.put(store, key, data, mode="create")
-        except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
-            if bytes(obstore.get(store, key).bytes()) != data:
-                raise FileExistsError(uri) from error
+        for attempt in _attempts(again=lambda error: not isinstance(error, (FileExistsError, *_FORBIDDEN))):
+            with attempt:
+                try:
+                    obstore.put(store, key, data, mode="create", use_multipart=False)
+                except _STORE_ERRORS as error:
+                    if isinstance(error, _FORBIDDEN):
+                        raise
+                    _settle(uri, data, error)
+
+
+def _settle(uri: str, data: bytes, error: Exception) -> None:
+    """After a create that did not succeed: nothing if ours is there, FileExistsError if another, else the error."""
+    try:
+        stored = _get(uri)[0]
+    except _NOT_THERE:
+        raise error from None
+    if stored != data:
+        raise FileExistsError(uri) from error
 
 
 def check_writable(prefix: str) -> None:
@@ -128,20 +214,35 @@ def stat(uri: str) -> ObjectInfo:
     return ObjectInfo(normalize(uri), meta["e_tag"] or "", meta["size"], meta["last_modified"])
 
 
-def pages(prefix: str) -> Iterator[list[ObjectInfo]]:
+def pages(prefix: str, *, after: str | None = None) -> Iterator[list[ObjectInfo]]:
     """Objects under a prefix (treated as a folder), recursively, page by page in the store's order.
 
-    Nothing for a prefix that does not exist. Raises ConfigError when the location cannot be listed.
+    With `after`, a URI below the prefix, only those that come later by name. Nothing for a prefix that does not
+    exist. Raises ConfigError when the location cannot be listed.
     """
     store, key = _locate(prefix)
     prefix = normalize(prefix)
     root = prefix.removesuffix(key) if key else f"{prefix}/"
+    offset = after.removeprefix(root) if after else None
     with _explained(prefix, "list"):
-        for page in obstore.list(store, key or None, chunk_size=1000):
+        for page in obstore.list(store, key or None, offset=offset, chunk_size=1000):
             yield [
                 ObjectInfo(root + meta["path"], meta["e_tag"] or "", meta["size"], meta["last_modified"])
                 for meta in page
             ]
+
+
+def lists_in_order(uri: str) -> bool:
+    """Whether listings of this store come sorted by name; files of a disk come as they lie."""
+    return not normalize(uri).startswith("file:")
+
+
+def download(uri: str, path: str) -> None:
+    """Copy an object to a local file, piece by piece: for objects that may be larger than memory."""
+    store, key = _locate(uri)
+    with _explained(uri, "read"), open(path, "wb") as file:
+        for piece in obstore.get(store, key):
+            file.write(piece)
 
 
 def delete(uri: str) -> None:
@@ -190,7 +291,8 @@ def _client_settings(scheme: str) -> tuple["ClientConfig", "RetryConfig"]:
         {
             "allow_http": endpoint.startswith("http://"),
             "connect_timeout": timedelta(seconds=5),
-            "timeout": timedelta(seconds=60),
+            # Of a whole answer: a body that drips in is given up as well.
+            "timeout": timedelta(seconds=float(os.environ.get("FCDD_REQUEST_TIMEOUT_S", "60"))),
         },
         # A job must not wait for ever on a store that is gone.
         {"max_retries": 4, "retry_timeout": timedelta(seconds=60)},
@@ -210,6 +312,10 @@ def _store(scheme: str, bucket: str) -> ObjectStore:
         ) from error
 
 
+def _bucket(uri: str) -> str:
+    return "/".join(normalize(uri).split("/", 3)[:3])
+
+
 def _locate(uri: str) -> tuple[ObjectStore, str]:
     scheme, _, rest = normalize(uri).partition("://")
     bucket, _, key = rest.partition("/")
@@ -223,13 +329,17 @@ def _explained(uri: str, action: str) -> Iterator[None]:
         yield
     except FileExistsError:
         raise
+    except Damaged as error:
+        raise ConfigError(
+            f"cannot {action} {uri}: {error}, {ATTEMPTS} times; look at the network and the store"
+        ) from error
     except _STORE_ERRORS as error:
         # Listing reports every refusal as a generic error, so the server's own words decide.
         if "NoSuchBucket" in str(error):
             raise ConfigError(f"cannot {action} {uri}: the bucket does not exist; create it or correct it") from error
         if isinstance(error, _NOT_THERE):
             raise FileNotFoundError(uri) from error
-        if isinstance(error, _FORBIDDEN) or "403 Forbidden" in str(error):
+        if _is_refusal(error):
             raise ConfigError(
                 f"cannot {action} {uri}: access denied; check the credentials in the environment, their policy, and "
                 "AWS_ENDPOINT_URL for S3 servers other than Amazon's"
@@ -244,6 +354,12 @@ def _explained(uri: str, action: str) -> Iterator[None]:
             else "check the path"
         )
         raise ConfigError(f"cannot {action} {uri}: {_first_line(error)}; {remedy}") from error
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the store refuses these credentials; S3 answers 400 to a token that expired."""
+    words = ("403 Forbidden", "ExpiredToken", "InvalidToken", "TokenRefreshRequired")
+    return isinstance(error, _FORBIDDEN) or any(word in str(error) for word in words)
 
 
 def _first_line(error: BaseException) -> str:
