@@ -28,6 +28,7 @@ from fcdd import (
     training,
 )
 from fcdd.datasets import LabelledImage
+from fcdd.inference import Runner
 from fcdd.supervision import TrainingSet
 from fcdd.training import Sampling, TrainOptions
 
@@ -94,7 +95,7 @@ def main() -> None:
     counts = {"trained": len(fitted), "nominal": len(held_out), "anomalous": len(anomalous)}
 
     def report(epoch: int, seconds: float) -> None:
-        scored = detector.score_pixels(detector.for_inference(copy.deepcopy(network)), scaling, test)
+        scored = detector.summarise(Runner(copy.deepcopy(network), scaling, test.shape[1:3])(test))
         auroc = {
             name: round(metrics.image_metrics(labels, getattr(scored, name).astype(float), resamples=0).auroc.value, 4)
             for name in ("mean", "maximum", "top1pct")

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from fcdd import augmentation, datasets, detector, heatmap, images, networks, outliers, training
+from fcdd import augmentation, datasets, heatmap, images, networks, outliers, training
+from fcdd.inference import Runner
 from fcdd.supervision import TrainingSet
 from fcdd.training import Sampling, TrainOptions
 from jobs import _staging
@@ -54,7 +55,7 @@ def trained_maps(num_training: int, num_scored: int, epochs: int) -> np.ndarray:
         trainer.step(batch)
     chosen = np.random.default_rng(0).choice(len(cells), num_scored, replace=False)
     scored = np.stack([images.decode(cells[i].path.read_bytes(), size=SIZE, channels=3).pixels for i in chosen])
-    return detector.score_pixels(detector.for_inference(network), scaling, scored).maps
+    return Runner(network, scaling, SIZE)(scored)
 
 
 def column_bytes(values: list[bytes]) -> float:

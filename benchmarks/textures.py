@@ -28,7 +28,6 @@ from scipy import ndimage
 from fcdd import (
     augmentation,
     datasets,
-    detector,
     images,
     metrics,
     networks,
@@ -38,6 +37,7 @@ from fcdd import (
     training,
     upsampling,
 )
+from fcdd.inference import Runner
 from fcdd.supervision import TrainingSet
 from fcdd.training import Sampling, TrainOptions
 
@@ -172,9 +172,7 @@ def maps_of(method: str, benchmark: Benchmark, *, seed: int, epochs: int | None)
         rate = 1e-2 if method == "head" else 1e-3
         _train(network, scaling, benchmark.training, seed, epochs or (12 if confetti else 3), rate, confetti)
     seconds = time.perf_counter() - start
-    return _heatmaps(
-        network, detector.score_pixels(detector.for_inference(network), scaling, benchmark.test).maps
-    ), seconds
+    return _heatmaps(network, Runner(network, scaling, benchmark.test.shape[1:3])(benchmark.test)), seconds
 
 
 def _train(

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fcdd import storage
 from fcdd.calibration import Calibration
 from fcdd.errors import BundleError
 from fcdd.normalization import Normalization
@@ -68,6 +69,19 @@ def to_files(spec: BundleSpec, weights: bytes) -> dict[str, bytes]:
         SPEC_FILE: (json.dumps(document, indent=1) + "\n").encode(),
     }
     return {name: contents[name] for name in FILES}
+
+
+def load(uri: str) -> tuple[BundleSpec, bytes]:
+    """The verified specification and the weights; loads no torch.
+
+    Raises BundleError, or ConfigError for a location that cannot be read.
+    """
+    try:
+        weights = storage.read(storage.join(uri, WEIGHTS_FILE))
+        document = storage.read(storage.join(uri, SPEC_FILE))
+    except FileNotFoundError as error:
+        raise BundleError(f"no bundle at {uri}: {error} does not exist; train one with `fcdd train`") from error
+    return from_files(document, weights, source=uri), weights
 
 
 def from_files(document: bytes, weights: bytes, *, source: str) -> BundleSpec:

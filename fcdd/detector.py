@@ -13,16 +13,13 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch.fx.experimental.optimization import fuse
 
-from fcdd import bundle, images, networks, objective, storage, upsampling
+from fcdd import bundle, images, networks, storage, upsampling
 from fcdd.bundle import BundleSpec
 from fcdd.errors import BundleError
+from fcdd.inference import Runner
 from fcdd.networks import FCDDNetwork
-from fcdd.normalization import Normalization
-
-# Small batches are as fast as large ones on a CPU and keep memory low (LIMITS).
-BATCH_SIZE = 16
+from fcdd.runtime import Runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +38,19 @@ class Scored:
 class Detector:
     """A network in evaluation mode with its bundle; create it with `load` or from trained weights."""
 
-    def __init__(self, spec: BundleSpec, weights: bytes) -> None:
-        """Raises BundleError when the weights do not fit the network or are not finite."""
+    def __init__(self, spec: BundleSpec, weights: bytes, runtime: Runtime = Runtime()) -> None:  # noqa: B008
+        """Raises BundleError when the weights do not fit the network or are not finite; ConfigError as `Runner`."""
+        runtime.check(spec.network)
         self.spec = spec
         self.weights = weights
         network = deserialize(weights, spec.network, spec.channels, spec.input_size)
         self.receptive_field = network.receptive_field
-        self._network = for_inference(network)
+        self._runner = Runner(network, spec.normalization, spec.input_size, runtime)
 
     @classmethod
-    def load(cls, uri: str) -> Self:
+    def load(cls, uri: str, runtime: Runtime = Runtime()) -> Self:  # noqa: B008
         """Read and verify a bundle. Raises BundleError, or ConfigError for a location that cannot be read."""
-        try:
-            weights = storage.read(storage.join(uri, bundle.WEIGHTS_FILE))
-            document = storage.read(storage.join(uri, bundle.SPEC_FILE))
-        except FileNotFoundError as error:
-            raise BundleError(f"no bundle at {uri}: {error} does not exist; train one with `fcdd train`") from error
-        return cls(bundle.from_files(document, weights, source=uri), weights)
+        return cls(*bundle.load(uri), runtime)
 
     def save(self, uri: str) -> None:
         """Write the three files, the specification last."""
@@ -75,9 +68,7 @@ class Detector:
             batch = np.stack(decoded) if decoded else np.empty((0, *size, channels), np.uint8)
         if batch.shape[1:] != (*size, channels):
             raise ValueError(f"expected pixels of shape (N, {size[0]}, {size[1]}, {channels}), got {batch.shape}")
-        if not len(batch):
-            return summarise(np.empty((0, self.receptive_field.height, self.receptive_field.width), np.float32))
-        return score_pixels(self._network, self.spec.normalization, batch)
+        return summarise(self._runner(batch))
 
     def heatmap(self, map_uv: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Full-resolution heatmap (H,W) of one map, in the map's units, without border loss."""
@@ -123,27 +114,6 @@ def deserialize(
     if not all(torch.isfinite(value).all() for value in state.values()):
         raise BundleError("the weights hold NaN or infinity: training diverged; lower the learning rate")
     return network
-
-
-def for_inference(network: FCDDNetwork) -> torch.nn.Module:
-    """The network in evaluation mode on a GPU if there is one, with batch-norms folded into convolutions.
-
-    Folded and in channels-last memory it is 1.8 times as fast on a CPU (LIMITS), equal to 1e-5.
-    """
-    folded: torch.nn.Module = fuse(network.eval())
-    return folded.to("cuda" if torch.cuda.is_available() else "cpu").to(memory_format=torch.channels_last)
-
-
-def score_pixels(network: torch.nn.Module, scaling: Normalization, pixels_nhwc: npt.NDArray[np.uint8]) -> Scored:
-    """Scores of pixels (N,H,W,C) uint8, N >= 1, by a network made `for_inference`, in small batches."""
-    device = next(network.parameters()).device
-    pixels = torch.from_numpy(np.require(pixels_nhwc, requirements=["C", "W"]))  # torch takes writable arrays only
-    with torch.inference_mode():
-        maps = [
-            objective.anomaly_map(network(scaling(part.to(device))))[:, 0].cpu().numpy()
-            for part in pixels.split(BATCH_SIZE)
-        ]
-    return summarise(np.concatenate(maps))
 
 
 def summarise(maps: npt.NDArray[np.float32]) -> Scored:

@@ -19,6 +19,8 @@ Reason = Literal[
     "not_an_image",
     "corrupt",
     "unsupported",
+    "decoder_crash",
+    "timeout",
     "non_finite_score",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)

@@ -3,7 +3,7 @@
 Pillow is the only decoder, with an allow-list of formats. The rules for unusual images are fixed here,
 because Pillow's own conversions silently saturate some of them: 16-bit grey is scaled to 8 bits,
 transparency is composited on black, EXIF orientation is applied, of animations the first frame counts;
-32-bit and float images are refused.
+32-bit and float images are refused. What an image may cost (`Limits`) is checked before memory is taken.
 """
 
 import io
@@ -21,8 +21,8 @@ from fcdd.errors import ImageError, Reason
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
-# Pillow warns above this size and refuses twice of it; 89 megapixels decode to 270 MB.
-MAX_PIXELS = 89_478_485
+_LEVELS = np.arange(256.0)
+_METADATA_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, OSError, EOFError, struct.error)
 _ORIENTATION = 0x0112  # EXIF tag; the values and what turns the pixels upright:
 _TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -36,41 +36,62 @@ _TURNS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest images that are decoded; what is larger is refused as too_large.
+
+    89 megapixels, where Pillow would warn, decode to 270 MB.
+    """
+
+    encoded_bytes: int = 256 * 1024**2
+    pixels: int = 89_478_485
+    frames: int = 1_000
+
+
+@dataclass(frozen=True, slots=True)
 class DecodedImage:
     """Pixels (H,W,C) uint8 at the network's size; original width and height after EXIF orientation.
 
-    `brightness` and `contrast` are the mean and standard deviation of the resized pixels, 0..255.
+    `brightness` and `contrast` are the mean and standard deviation of the resized pixels, 0..255; `frames` is how
+    many pictures the file holds, of which these are the first.
     """
 
     pixels: npt.NDArray[np.uint8]
     width: int
     height: int
+    frames: int
     brightness: float
     contrast: float
 
 
-def decode(data: bytes, *, size: tuple[int, int], channels: int, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+def decode(data: bytes, *, size: tuple[int, int], channels: int, limits: Limits = Limits()) -> DecodedImage:
     """Decode one image to `size` = (height, width) with 1 (grey) or 3 (RGB) channels.
 
     JPEGs are decoded at a reduced DCT scale of at least twice the target size, then resized with an
     antialiased bilinear filter. Raises ImageError with the reason empty, not_an_image, too_large,
     unsupported, truncated or corrupt; nothing else, whatever the bytes.
     """
-    with _reasons(data):
-        return _decode(data, size, channels, max_pixels)
+    with _reasons(data, limits):
+        return _decode(data, size, channels, limits)
 
 
-def decode_full(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_full(data: bytes, *, limits: Limits = Limits()) -> Image.Image:
     """The whole picture as RGB, by the same rules and with the same errors as `decode`: to be looked at."""
-    with _reasons(data):
-        return _load(data, "RGB", max_pixels, None)[0]
+    with _reasons(data, limits):
+        return _load(data, "RGB", limits, None)[0]
+
+
+def check_size(encoded_bytes: int, limits: Limits) -> None:
+    """Raises ImageError empty or too_large for the size of an encoded image, before it is fetched."""
+    if not encoded_bytes:
+        raise ImageError("empty", "the object has 0 bytes")
+    if encoded_bytes > limits.encoded_bytes:
+        raise ImageError("too_large", f"{encoded_bytes} bytes, more than {limits.encoded_bytes}")
 
 
 @contextmanager
-def _reasons(data: bytes) -> Iterator[None]:
+def _reasons(data: bytes, limits: Limits) -> Iterator[None]:
     """Whatever a decoder raises, as ImageError."""
-    if not data:
-        raise ImageError("empty", "the object has 0 bytes")
+    check_size(len(data), limits)
     try:
         yield
     except ImageError:
@@ -79,44 +100,65 @@ def _reasons(data: bytes) -> Iterator[None]:
         raise ImageError("not_an_image", f"no {', '.join(FORMATS)} image in {len(data)} bytes") from error
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from error
+    except MemoryError as error:
+        raise ImageError("too_large", "decoding it takes more memory than one image may have") from error
     except Exception as error:  # decoders of hostile bytes raise anything: SyntaxError, TypeError, struct.error
         reason: Reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
         raise ImageError(reason, f"{type(error).__name__}: {error}") from error
 
 
-def _decode(data: bytes, size: tuple[int, int], channels: int, max_pixels: int) -> DecodedImage:
+def _decode(data: bytes, size: tuple[int, int], channels: int, limits: Limits) -> DecodedImage:
     height, width = size
     mode = "L" if channels == 1 else "RGB"
-    image, (full_width, full_height) = _load(data, mode, max_pixels, (2 * width, 2 * height))
+    image, (full_width, full_height), frames = _load(data, mode, limits, (2 * width, 2 * height))
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(resized, np.uint8).reshape(height, width, channels)
-    return DecodedImage(pixels, full_width, full_height, float(pixels.mean()), float(pixels.std()))
+    brightness, contrast = _statistics(resized)
+    return DecodedImage(pixels, full_width, full_height, frames, brightness, contrast)
+
+
+def _statistics(image: Image.Image) -> tuple[float, float]:
+    """Mean and standard deviation of all values, from the histogram: ten times faster than over the pixels."""
+    counts = np.array(image.histogram(), np.float64).reshape(-1, 256).sum(0)
+    mean = float(counts @ _LEVELS / counts.sum())
+    return mean, float(np.sqrt(counts @ np.square(_LEVELS - mean) / counts.sum()))
 
 
 def _load(
-    data: bytes, mode: str, max_pixels: int, at_least: tuple[int, int] | None
-) -> tuple[Image.Image, tuple[int, int]]:
-    """The upright 8-bit image, at a reduced JPEG scale of `at_least` (width, height), and its full size."""
+    data: bytes, mode: str, limits: Limits, at_least: tuple[int, int] | None
+) -> tuple[Image.Image, tuple[int, int], int]:
+    """The upright 8-bit image, at a reduced JPEG scale of `at_least` (width, height), its full size, its frames."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.width * image.height > max_pixels:
-            raise ImageError("too_large", f"{image.width}x{image.height} pixels, more than {max_pixels}")
+        if image.width * image.height > limits.pixels:
+            raise ImageError("too_large", f"{image.width}x{image.height} pixels, more than {limits.pixels}")
         full_size = image.size
+        frames = _frames(image)
+        if frames > limits.frames:
+            raise ImageError("too_large", f"{frames} frames, more than {limits.frames}")
         if at_least:
             image.draft(mode, at_least)
         image.load()
         turn = _TURNS.get(_orientation(image))
         upright = to_eight_bit(image, mode)
     if turn is None:
-        return upright, full_size
+        return upright, full_size, frames
     quarter = turn not in (Transpose.FLIP_LEFT_RIGHT, Transpose.FLIP_TOP_BOTTOM, Transpose.ROTATE_180)
-    return upright.transpose(turn), full_size[::-1] if quarter else full_size
+    return upright.transpose(turn), full_size[::-1] if quarter else full_size, frames
+
+
+def _frames(image: Image.Image) -> int:
+    """How many pictures the file holds, 1 when they cannot be counted: the first may still be whole."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except _METADATA_ERRORS:
+        return 1
 
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) when the metadata cannot be read: the pixels still can."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
+    except _METADATA_ERRORS:
         return 1
 
 

@@ -1,13 +1,18 @@
 """uint8 pixels -> the float input of the network; the constants are stored in the bundle.
 
 Source: METHOD section 4 (official `datasets/preprocessing.py`).
+
+Torch is imported where it is used: whoever only reads a bundle does not wait seconds for it.
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Literal
+
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal["mean_std", "lcn_min_max"]
 
@@ -18,6 +23,8 @@ def lcn(images: Tensor, norm: Literal["l1", "l2"] = "l1") -> Tensor:
     Subtracts the mean over all values of an image and divides by mean|x| (l1) or sqrt(sum x^2) / N (l2),
     or by 1 where that is 0.
     """
+    import torch
+
     axes = (-3, -2, -1)
     centred = images - images.mean(axes, keepdim=True)
     if norm == "l1":
@@ -39,6 +46,8 @@ class Normalization(BaseModel):
 
     def __call__(self, pixels_bhwc: Tensor) -> Tensor:
         """uint8, or float32 in [0,1], (B,H,W,C) -> float32 (B,C,H,W) in channels-last memory, faster on a CPU."""
+        import torch
+
         images = pixels_bhwc.permute(0, 3, 1, 2).float()
         if pixels_bhwc.dtype == torch.uint8:
             images = images / 255
@@ -54,6 +63,8 @@ def estimate(kind: Kind, pixels_nhwc: Tensor, *, chunk: int = 32) -> Normalizati
     "mean_std": per-channel mean and unbiased deviation of x in [0,1]; "lcn_min_max": per-channel extremes
     of the LCN output. A channel without contrast is divided by 1.
     """
+    import torch
+
     channels, count = pixels_nhwc.shape[3], 0
     low, high, total, square = (
         torch.full((channels,), value, dtype=torch.float64) for value in (torch.inf, -torch.inf, 0.0, 0.0)

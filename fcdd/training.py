@@ -269,17 +269,19 @@ class Trainer:
         self.options = options
         self.field = upsampling.with_extent(field, options.gaussian_extent)
         self.input_size = input_size
+        # Too coarse for whitened features: see `fcdd.runtime`.
+        self._half = not any(isinstance(module, WhitenedHead) for module in network.modules())
         self.optimizer = _optimizer([p for p in network.parameters() if p.requires_grad], options)
         self.schedule = _schedule(self.optimizer, options, num_steps(num_images, options))
 
     def step(self, batch: Batch) -> Losses:
         """One update. Raises FloatingPointError when the loss is not finite; the weights are then untouched.
 
-        On a GPU the network computes in bfloat16; the map and the loss are float32 everywhere.
+        On a GPU the network computes in bfloat16, unless its features are whitened; map and loss are float32 always.
         """
         device = next(self.network.parameters()).device
         images = self.normalization(batch.pixels.to(device, non_blocking=True))
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._half and device.type == "cuda"):
             output = self.network(images)
         map_b1uv = objective.anomaly_map(output)
         labels = batch.labels.to(device)

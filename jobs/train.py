@@ -22,9 +22,9 @@ from fcdd import bundle, checkpoint, datasets, detector, networks, splits, stora
 from fcdd.augmentation import Light
 from fcdd.bundle import BundleSpec, Score, TrainingRecord
 from fcdd.calibration import Calibration, conformal_threshold
-from fcdd.checkpoint import Progress
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError
+from fcdd.inference import Runner
 from fcdd.normalization import Kind
 from fcdd.storage import ObjectInfo
 from fcdd.training import TrainOptions
@@ -469,14 +469,15 @@ def _finish(
 
     progress, weights = checkpoint.read_progress(state), checkpoint.network_weights(state)
     size, channels = _size(settings), networks.in_channels(settings.network)
-    network = detector.for_inference(detector.deserialize(weights, settings.network, channels, size))
-    scored = detector.score_pixels(network, progress.normalization, held_out.pixels)
+    network = detector.deserialize(weights, settings.network, channels, size)
+    runner = Runner(network, progress.normalization, size)
+    scored = detector.summarise(runner(held_out.pixels))
     calibration = Calibration.fit(
         getattr(scored, settings.score), scored.maximum, held_out.brightness, held_out.contrast, alpha=settings.alpha
     )
     measured = {name: progress.history[-1][name] for name in ("loss", "loss_nominal", "loss_anomalous")}
     if labelled:
-        measured |= _measure(settings, network, progress, labelled, calibration.threshold)
+        measured |= _measure(settings, runner, labelled, calibration.threshold)
     spec = BundleSpec(
         network=settings.network,
         channels=channels,
@@ -507,8 +508,7 @@ def _finish(
 
 def _measure(
     settings: TrainSettings,
-    network: torch.nn.Module,
-    progress: Progress,
+    runner: Runner,
     labelled: list[LabelledInfo],
     threshold: float,
 ) -> dict[str, float]:
@@ -517,7 +517,7 @@ def _measure(
 
     infos = [ObjectInfo(*each[:4]) for each in labelled]
     loaded = _images.load_set(infos, _size(settings), networks.in_channels(settings.network))
-    scored = detector.score_pixels(network, progress.normalization, loaded.pixels)
+    scored = detector.summarise(runner(loaded.pixels))
     labels = np.array([each.label for each in labelled], np.int64)[loaded.positions]
     scores = getattr(scored, settings.score).astype(np.float64)
     image = metrics.image_metrics(labels, scores, resamples=0)

@@ -22,6 +22,7 @@ from fcdd.checkpoint import Progress
 from fcdd.datasets import LabelledImage
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError
+from fcdd.inference import Runner
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.splits import is_held_out
@@ -136,8 +137,8 @@ def test_the_result_does_not_depend_on_the_number_of_workers(
             together(count, loop, tmp_path)
         _, progress, weights = result(loop)
         curves.append([epoch["loss"] for epoch in progress.history])
-        network = detector.for_inference(detector.deserialize(weights, name, 3, size))
-        scores.append(detector.score_pixels(network, progress.normalization, pixels).mean)
+        runner = Runner(detector.deserialize(weights, name, 3, size), progress.normalization, size)
+        scores.append(detector.summarise(runner(pixels)).mean)
     for curve, score in zip(curves[1:], scores[1:], strict=True):
         np.testing.assert_allclose(curve, curves[0], rtol=1e-4)
         np.testing.assert_allclose(score, scores[0], atol=1e-3 * float(scores[0].max()))

@@ -6,6 +6,7 @@ import torch
 
 from fcdd import detector, networks, normalization, training
 from fcdd.errors import ConfigError
+from fcdd.inference import Runner
 from fcdd.whitening import REGULARIZATION, WhitenedHead
 
 CELLS = (3, 4)
@@ -89,13 +90,11 @@ def test_a_whitened_network_is_fitted_trained_saved_and_scores_the_same_in_any_b
     }
     again = detector.deserialize(detector.serialize(network), name, 3, (64, 96))
     test = np.concatenate((pixels[:4], 255 - pixels[:4]))
-    together = detector.score_pixels(detector.for_inference(again), scaling, test)
-    alone = np.concatenate(
-        [detector.score_pixels(detector.for_inference(network), scaling, test[i : i + 1]).maps for i in range(8)]
-    )
-    np.testing.assert_allclose(together.maps, alone, rtol=1e-4, atol=1e-5)
-    assert together.maps.shape[1:] == (8, 12)
-    assert together.mean[4:].min() > together.mean[:4].max()
+    together = Runner(again, scaling, (64, 96))(test)
+    alone = np.concatenate([Runner(network, scaling, (64, 96))(test[i : i + 1]) for i in range(8)])
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+    assert together.shape[1:] == (8, 12)
+        assert together[4:].mean((1, 2)).min() > together[:4].mean((1, 2)).max()
 
 
 def test_other_networks_have_no_statistics_to_fit() -> None:
