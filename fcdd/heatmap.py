@@ -23,15 +23,28 @@ _COLD, _WARM, _HOT = "#1b0c41", "#cf4446", "#fcffa4"
 
 def encode(map_uv: npt.NDArray[np.float32]) -> bytes:
     """Bytes of a finite map (U,V). Raises ValueError for other shapes or values."""
-    if map_uv.ndim != 2 or not np.isfinite(map_uv).all():
-        raise ValueError(f"expected a finite 2-D map, got shape {map_uv.shape}")
-    low, high = np.float32(map_uv.min()), np.float32(map_uv.max())
-    span = float(high) - float(low) or 1.0
-    levels = np.rint((map_uv.astype(np.float64) - float(low)) * (_LEVELS / span)).astype(np.uint8)
-    deltas = np.diff(levels, axis=1, prepend=np.uint8(0))
-    deltas = np.diff(deltas, axis=0, prepend=np.uint8(0)).view(np.int8)
+    return encode_each(map_uv[None])[0]
+
+
+def encode_each(maps: npt.NDArray[np.float32]) -> list[bytes]:
+    """`encode` of every map of a stack (N,U,V), several times faster than one by one."""
+    if maps.ndim != 3 or not np.isfinite(maps).all():
+        raise ValueError(f"expected finite 2-D maps, got shape {maps.shape}")
+    if not len(maps):
+        return []
+    low, high = maps.min((1, 2)), maps.max((1, 2))
+    span = high.astype(np.float64) - low
+    span[span == 0] = 1.0
+    scaled = (maps.astype(np.float64) - low[:, None, None]) * (_LEVELS / span)[:, None, None]
+    levels = np.rint(scaled).astype(np.uint8)
+    deltas = np.diff(levels, axis=2, prepend=np.uint8(0))
+    deltas = np.diff(deltas, axis=1, prepend=np.uint8(0)).view(np.int8)
     zigzag = ((deltas << 1) ^ (deltas >> 7)).view(np.uint8)
-    return _HEADER.pack(VERSION, *map_uv.shape, low, high) + zigzag.tobytes()
+    shape = maps.shape[1:]
+    return [
+        _HEADER.pack(VERSION, *shape, *extremes) + cells.tobytes()
+        for extremes, cells in zip(zip(low, high, strict=True), zigzag, strict=True)
+    ]
 
 
 def decode(data: bytes) -> npt.NDArray[np.float32]:

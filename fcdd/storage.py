@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import obstore
 import tenacity
@@ -45,6 +45,9 @@ _LARGEST_SINGLE_PUT = 4 * 1024**3
 # Buckets whose ETags are not MD5s (encrypted with a key of KMS, say): buckets -> mismatches that were no damage.
 _opaque_etags: dict[str, int] = {}
 _OPAQUE_AFTER = 3
+
+
+T = TypeVar("T")
 
 
 class Damaged(Exception):
@@ -79,10 +82,26 @@ def read_checked(info: ObjectInfo) -> bytes:
 
     Tried several times, with growing pauses, before it is given up.
     """
+    return _checked(lambda: _as_listed(info))
+
+
+def stat_checked(uri: str) -> ObjectInfo:
+    """`stat` of an image: ImageError vanished, forbidden or fetch_failed, after several tries."""
+
+    def look() -> ObjectInfo:
+        store, key = _locate(uri)
+        meta = obstore.head(store, key)
+        return ObjectInfo(normalize(uri), meta["e_tag"] or "", meta["size"], meta["last_modified"])
+
+    return _checked(look)
+
+
+def _checked(read: Callable[[], T]) -> T:
+    """What `read` returns, tried several times; every failure of the store is an ImageError."""
     try:
         for attempt in _attempts(again=_may_pass):
             with attempt:
-                return _as_listed(info)
+                return read()
     except ImageError:
         raise
     except Damaged as error:

@@ -2,26 +2,39 @@
 
 import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fcdd import images, storage
-from fcdd.errors import ConfigError, ImageError
-from fcdd.images import DecodedImage
+from fcdd.errors import TRANSIENT_REASONS, ConfigError, FCDDError, ImageError
+from fcdd.images import DecodedImage, Limits
+from fcdd.isolation import IsolatedDecoder
 from fcdd.storage import ObjectInfo
+from jobs._listing import UNKNOWN_SIZE
 
 # Enough to hide the latency of an object store (LIMITS: flat from 16 to 64).
 REQUESTS_IN_FLIGHT = 16
+# Encoded images that are fetched or being fetched ahead of the decoder.
+_AHEAD = 2 * REQUESTS_IN_FLIGHT
 # The largest allowed image takes a gigabyte while it is decoded and resized: not sixteen at once.
 _DECODING = threading.Semaphore(2)
 # More unreadable training images than this share means the wrong prefix, not a few bad files.
 MAX_UNREADABLE_SHARE = 0.1
+# So many failures of the store and not one success: it is gone, or the credentials are.
+STORE_IS_GONE = 16
 
 log = logging.getLogger(__name__)
+
+
+class StoreUnavailable(FCDDError):
+    """The store of the images refuses or breaks off everything."""
 
 
 class Failure(NamedTuple):
@@ -38,6 +51,89 @@ class ImageSet(NamedTuple):
     brightness: npt.NDArray[np.float32]
     contrast: npt.NDArray[np.float32]
     positions: npt.NDArray[np.int64]
+
+
+class Fetched(NamedTuple):
+    """An encoded image and what it was listed or found as."""
+
+    info: ObjectInfo
+    data: bytes
+
+
+@dataclass
+class Loaded:
+    """Objects and their images or failures, in the order asked for; seconds waited for the store and decoder."""
+
+    infos: list[ObjectInfo]
+    results: list[DecodedImage | Failure]
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+def load_isolated(infos: Sequence[ObjectInfo], decoder: IsolatedDecoder, limits: Limits) -> Loaded:
+    """Fetch and decode, many requests in flight, decoding apart from this process; never raises for a bad image.
+
+    Raises StoreUnavailable when the store fails again and again, and never succeeds.
+    """
+    loaded = Loaded(list(infos), [Failure("fetch", ImageError("fetch_failed", "not tried"))] * len(infos))
+    order: list[int] = []
+
+    def readable() -> Iterator[bytes]:
+        gone = 0
+        for index, fetched in enumerate(_fetch_ahead(infos, limits, loaded)):
+            if isinstance(fetched, Failure):
+                loaded.results[index] = fetched
+                gone += fetched.error.reason in TRANSIENT_REASONS
+                if gone >= STORE_IS_GONE and gone == index + 1:
+                    raise StoreUnavailable(
+                        f"the first {gone} images from {infos[0].uri} on cannot be read, for the last one: "
+                        f"{fetched.error}; check the store and the credentials, then run the same command again"
+                    )
+            else:
+                loaded.infos[index] = fetched.info
+                order.append(index)
+                yield fetched.data
+
+    started = time.perf_counter()
+    for position, result in enumerate(decoder.decode_each(readable())):
+        loaded.results[order[position]] = result if isinstance(result, DecodedImage) else Failure("decode", result)
+    loaded.decode_seconds = time.perf_counter() - started - loaded.fetch_seconds
+    return loaded
+
+
+def _fetch_ahead(infos: Sequence[ObjectInfo], limits: Limits, loaded: Loaded) -> Iterator[Fetched | Failure]:
+    """Fetched objects in order; not more than `_AHEAD` of them wait in memory."""
+    with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
+        waiting: deque[Future[Fetched | Failure]] = deque()
+        try:
+            for info in infos:
+                waiting.append(pool.submit(_fetch, info, limits))
+                if len(waiting) >= _AHEAD:
+                    yield _waited(waiting.popleft(), loaded)
+            while waiting:
+                yield _waited(waiting.popleft(), loaded)
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _waited(future: "Future[Fetched | Failure]", loaded: Loaded) -> Fetched | Failure:
+    started = time.perf_counter()
+    result = future.result()
+    loaded.fetch_seconds += time.perf_counter() - started
+    return result
+
+
+def _fetch(info: ObjectInfo, limits: Limits) -> Fetched | Failure:
+    stage = "list"
+    try:
+        if info.size == UNKNOWN_SIZE:
+            info = storage.stat_checked(info.uri)
+        images.check_size(info.size, limits)
+        stage = "fetch"
+        return Fetched(info, storage.read_checked(info))
+    except ImageError as error:
+        return Failure(stage, error)
 
 
 def fetch_and_decode(info: ObjectInfo, size: tuple[int, int], channels: int) -> DecodedImage | Failure:

@@ -1,164 +1,265 @@
-"""The stages of scoring as Ray Data operators; the chain that joins them is in `jobs.score`.
+"""The stages of scoring, as callables; the chain that joins them is in `jobs.score`.
 
-    slices of the manifest -> fetch, decode, resize (tasks; uint8) -> score (actors, a GPU if there is one)
-    -> staged Parquet (tasks) -> receipts
+    shards of the manifest -> fetch, decode, resize (uint8) -> score -> staged Parquet -> receipts
 
-Different CPU requests keep Ray from fusing the stages, and together they fit three CPUs, so that no
-stage can starve the others. A bad image is a row with a reason from the stage that met it on.
+A bad image is a row with a reason from the stage that met it on. Each stage keeps what is expensive (a decoder
+process, a network) for the length of its worker process. Only `Score` loads torch.
 """
 
-from collections.abc import Iterator
+import functools
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import ray
-from ray.data import ActorPoolStrategy
+import pyarrow.compute as pc
 
 from fcdd import calibration, heatmap, regions
 from fcdd.bundle import BundleSpec
-from fcdd.detector import Detector
-from fcdd.errors import ImageError
-from fcdd.images import DecodedImage
-from fcdd.storage import ObjectInfo
-from jobs import _images, _staging
-from schemas.runs import Plan
+from fcdd.images import DecodedImage, Limits
+from fcdd.isolation import IsolatedDecoder
+from fcdd.runtime import Runtime
+from jobs import _images, _manifest, _staging
+from jobs._staging import Coverage
+from schemas import Layout
+from schemas.runs import ManifestPart
 
-DECODE_CPUS, SCORE_CPUS, WRITE_CPUS = 0.6, 1.0, 0.2
-# Rows of a block between stages, if they are not more than 16 MB (106 images of 224x224x3).
-BLOCK_ROWS = 64
-_BLOCK_PIXEL_BYTES = 16 * 1024**2
-# Ray joins the blocks a task yields up to this size: small, so that scoring starts with the first block.
-BLOCK_BYTES = 4 * 1024**2
-# Manifest rows of one decode task; a small run is cut finer, so that all cores take part.
-SLICE_ROWS = 2048
+# A shard is what one call fetches, scores and stages: what a killed worker costs. Its pixels are a block of Ray.
+SHARD_ROWS, SHARD_PIXEL_BYTES = 1024, 32 * 1024**2
+# Shards of a run are cut finer while there are few, so that all workers take part.
+_SHARDS_PER_WORKER = 4
+_SMALLEST_SHARD = 16
 
 PIXELS = "pixels"
-_DECODED = pa.schema([(PIXELS, pa.binary()), *(_staging.ROW.field(name) for name in _staging.DECODED_COLUMNS)])
+# Seconds of work per row, by stage: summed up they say where the time goes.
+SECONDS = ("fetch_seconds", "decode_seconds", "score_seconds")
+_DECODED_COLUMNS = ("width", "height", "num_frames", "brightness", "contrast")
 
 
-def score_resources() -> dict[str, Any]:
-    """Keyword arguments of the scoring stage: one actor per GPU, else actors on two thirds of the CPUs."""
-    total = ray.cluster_resources()
-    if gpus := int(total.get("GPU", 0)):
-        return {"compute": ActorPoolStrategy(size=gpus), "num_gpus": 1}
-    return {"compute": ActorPoolStrategy(size=max(1, int(total.get("CPU", 0) * 2 / 3))), "num_cpus": SCORE_CPUS}
+class Shard(TypedDict):
+    """Positions [start, stop) of the manifest, all in one of its parts, which begins at `part_start`."""
 
-
-class Slice(TypedDict):
-    """Rows [start, stop) of one manifest part."""
-
-    uri: str
+    part: int
+    part_start: int
     start: int
     stop: int
 
 
-def slices(part_uris: list[str], part_rows: int, num_images: int) -> list[Slice]:
-    """The manifest cut into decode tasks; part i holds rows [i * part_rows, (i + 1) * part_rows)."""
-    size = min(SLICE_ROWS, max(BLOCK_ROWS, num_images // int(4 * ray.cluster_resources()["CPU"])))
+def shards(
+    parts: tuple[ManifestPart, ...], done: Coverage, input_size: tuple[int, int], channels: int, workers: int
+) -> list[Shard]:
+    """What is not done, cut into shards for so many workers."""
+    image_bytes = input_size[0] * input_size[1] * channels
+    ranges = [
+        (index, part.start, start, stop) for index, part in enumerate(parts) for start, stop in done.missing(part)
+    ]
+    total = sum(stop - start for *_, start, stop in ranges)
+    fair = max(_SMALLEST_SHARD, -(-total // (workers * _SHARDS_PER_WORKER)))
+    size = max(1, min(SHARD_ROWS, SHARD_PIXEL_BYTES // image_bytes, fair))
     return [
-        Slice(uri=uri, start=start, stop=min(start + size, part_rows))
-        for index, uri in enumerate(part_uris)
-        for start in range(0, min(part_rows, num_images - index * part_rows), size)
+        Shard(part=index, part_start=part_start, start=first, stop=min(first + size, stop))
+        for index, part_start, start, stop in ranges
+        for first in range(start, stop, size)
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class FetchDecode:
-    """Slices -> their MANIFEST rows with uint8 pixels of the network's size, or with a stage and a reason.
+    """Shards -> their manifest rows with uint8 pixels of the network's size, or with a stage and a reason."""
 
-    `done` is a bitmap over row_id of what is staged already and is not fetched again.
-    """
-
-    done: npt.NDArray[np.uint8]
-    num_images: int
-    input_size: tuple[int, int]
+    results: str
+    run_id: str
+    size: tuple[int, int]
     channels: int
+    limits: Limits
+    timeout_s: float
 
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """Tables of at most BLOCK_ROWS rows; many requests are in flight within each."""
-        done = np.unpackbits(self.done, count=self.num_images).astype(np.bool_)
-        for part in batch.to_pylist():
-            rows = _staging.read_table(part["uri"]).slice(part["start"], part["stop"] - part["start"])
-            rows = rows.filter(pa.array(~done[rows["row_id"].to_numpy()]))
-            image_bytes = self.input_size[0] * self.input_size[1] * self.channels
-            count = max(1, min(BLOCK_ROWS, _BLOCK_PIXEL_BYTES // image_bytes))
-            for start in range(0, rows.num_rows, count):
-                yield self._decode(rows.slice(start, count))
+    def __call__(self, shards: pa.Table) -> Iterator[pa.Table]:
+        """One table per shard."""
+        for shard in shards.to_pylist():
+            part = _manifest_part(self.results, self.run_id, shard["part"])
+            yield self.load(part.slice(shard["start"] - shard["part_start"], shard["stop"] - shard["start"]), shard)
 
-    def _decode(self, rows: pa.Table) -> pa.Table:
-        columns = ("image_uri", "image_etag", "image_bytes", "image_last_modified")
-        infos = [ObjectInfo(*values) for values in zip(*(rows[name].to_pylist() for name in columns), strict=True)]
-        results = [_columns(result) for result in _images.fetch_all(infos, self.input_size, self.channels)]
-        decoded = pa.Table.from_pylist(results, schema=_DECODED)
-        for name in _DECODED.names:
-            rows = rows.append_column(name, decoded[name])
-        return rows
-
-
-def _columns(result: DecodedImage | _images.Failure) -> dict[str, object]:
-    if isinstance(result, DecodedImage):
-        return {
-            PIXELS: result.pixels.tobytes(),
-            "width": result.width,
-            "height": result.height,
-            "brightness": result.brightness,
-            "contrast": result.contrast,
-        }
-    return _failed(result.stage, result.error)
+    def load(self, rows: pa.Table, shard: Shard) -> pa.Table:
+        """Manifest rows of a shard, loaded."""
+        decoder = _decoder(self.size, self.channels, self.limits, self.timeout_s)
+        loaded = _images.load_isolated(_manifest.rows_of(rows), decoder, self.limits)
+        columns = _source_columns(rows["row_id"], loaded.infos)
+        columns["position"] = pa.array(range(shard["start"], shard["stop"]), pa.int64())
+        columns |= _failure_columns(loaded.results)
+        good = [image for image in loaded.results if isinstance(image, DecodedImage)]
+        readable = np.array([isinstance(image, DecodedImage) for image in loaded.results], np.bool_)
+        columns[PIXELS] = _binary(np.stack([i.pixels for i in good]) if good else np.empty((0, 1), np.uint8), readable)
+        for name in _DECODED_COLUMNS:
+            values = [getattr(image, name.removeprefix("num_")) for image in good]
+            columns[name] = _spread(pa.array(values, _staging.ROW.field(name).type), readable)
+        for name, seconds in zip(SECONDS, (loaded.fetch_seconds, loaded.decode_seconds), strict=False):
+            columns[name] = pa.array(np.full(len(rows), seconds / len(rows), np.float32))
+        return pa.table(columns)
 
 
-def _failed(stage: str, error: ImageError) -> dict[str, object]:
-    return {"stage": stage, "reason": error.reason, "detail": error.detail, "attempts": 1}
+@functools.lru_cache(maxsize=2)
+def _manifest_part(results: str, run_id: str, index: int) -> pa.Table:
+    """The shards of a part follow each other, so it is read once per worker."""
+    return _manifest.read_part(Layout(results), run_id, index)
+
+
+@functools.lru_cache(maxsize=1)
+def _decoder(size: tuple[int, int], channels: int, limits: Limits, timeout_s: float) -> IsolatedDecoder:
+    """One per worker; it ends when the worker does, since its input ends."""
+    return IsolatedDecoder(size, channels, limits=limits, timeout_s=timeout_s)
 
 
 class Score:
-    """Decoded rows -> scored rows: the columns of SCORES and of QUARANTINE, each null where not its table's."""
+    """Decoded rows -> ROW tables, each column null where it is not its table's; staged at once if `then` does that."""
 
-    def __init__(self, plan: Plan, spec: BundleSpec, weights: bytes) -> None:
+    def __init__(
+        self,
+        spec: BundleSpec,
+        weights: bytes,
+        runtime: Runtime,
+        then: Callable[[pa.Table], pa.Table] = lambda rows: rows,
+    ) -> None:
         """The driver verified the bundle and passes it on, so all rows of a run carry one digest."""
-        self.plan = plan
-        self.detector = Detector(spec, weights)
-        self.nominal = np.array(self.detector.spec.calibration.scores)
+        import torch  # the processes that decode do without
+
+        from fcdd.detector import Detector
+
+        if not torch.cuda.is_available():
+            torch.set_num_threads(1)  # workers share the cores by being several
+        self.detector = Detector(spec, weights, runtime)
+        self.nominal = np.array(spec.calibration.scores)
+        self.then = then
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Scores the readable rows; a score that is not finite becomes a reason."""
+        started = time.perf_counter()
         spec = self.detector.spec
-        encoded = rows[PIXELS].to_pylist()
-        readable = [index for index, pixels in enumerate(encoded) if pixels is not None]
-        joined = np.frombuffer(bytearray().join(encoded[index] for index in readable), np.uint8)
-        scored = self.detector.score(joined.reshape(len(readable), *spec.input_size, spec.channels))
-        chosen: npt.NDArray[np.float32] = getattr(scored, spec.score)
-        p_values = calibration.p_values(chosen, self.nominal)
-        sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
-        results: list[dict[str, object]] = [{} for _ in encoded]
-        for position, index in enumerate(readable):
-            map_uv, score = scored.maps[position], float(chosen[position])
-            if not np.isfinite(map_uv).all():
-                detail = f"the anomaly map holds {np.count_nonzero(~np.isfinite(map_uv))} values that are not finite"
-                results[index] = _failed("score", ImageError("non_finite_score", detail))
-                continue
-            results[index] = {
-                "anomaly_score": score,
-                "score_mean": float(scored.mean[position]),
-                "score_max": float(scored.maximum[position]),
-                "score_top1pct": float(scored.top1pct[position]),
-                "p_value": float(p_values[position]),
-                "is_anomalous": score > spec.calibration.threshold,
-                "heatmap": heatmap.encode(map_uv),
-                "heatmap_height": map_uv.shape[0],
-                "heatmap_width": map_uv.shape[1],
-                "regions": [region._asdict() for region in self._regions(map_uv, sizes[index])],
-            }
-        return _staging.assemble(rows.drop_columns([PIXELS]), results, self.plan)
+        readable = pc.is_valid(rows[PIXELS]).to_numpy(zero_copy_only=False)
+        scored = self.detector.score(_pixels(rows[PIXELS], (int(readable.sum()), *spec.input_size, spec.channels)))
+        finite = np.isfinite(scored.maps).all((1, 2))
+        has_score = readable.copy()
+        has_score[readable] = finite
+        chosen: npt.NDArray[np.float32] = getattr(scored, spec.score)[finite]
+        maps = scored.maps[finite]
+        values = {
+            "anomaly_score": chosen,
+            "score_mean": scored.mean[finite],
+            "score_max": scored.maximum[finite],
+            "score_top1pct": scored.top1pct[finite],
+            "p_value": calibration.p_values(chosen, self.nominal),
+            "is_anomalous": chosen > spec.calibration.threshold,
+            "heatmap": heatmap.encode_each(maps),
+            "heatmap_height": np.full(len(maps), maps.shape[1], np.int32),
+            "heatmap_width": np.full(len(maps), maps.shape[2], np.int32),
+            "regions": self._regions(maps, rows.filter(pa.array(has_score))),
+        }
+        columns = {name: rows[name] for name in rows.column_names if name != PIXELS}
+        for name, array in values.items():
+            columns[name] = _spread(pa.array(array, _staging.ROW.field(name).type), has_score)
+        if not finite.all():
+            bad = readable & ~has_score
+            for name, value in (("stage", "score"), ("reason", "non_finite_score"), ("attempts", 1)):
+                columns[name] = pc.if_else(pa.array(bad), pa.scalar(value, columns[name].type), columns[name])
+            detail = pa.scalar("the anomaly map holds values that are not finite")
+            columns["detail"] = pc.if_else(pa.array(bad), detail, columns["detail"])
+            for name in _DECODED_COLUMNS:
+                columns[name] = pc.if_else(pa.array(bad), pa.scalar(None, columns[name].type), columns[name])
+        columns["score_seconds"] = pa.array(
+            np.full(len(rows), (time.perf_counter() - started) / max(1, len(rows))), pa.float32()
+        )
+        return self.then(pa.table({name: columns[name] for name in (*_staging.ROW.names, *SECONDS)}))
 
-    def _regions(self, map_uv: npt.NDArray[np.float32], image_size: tuple[int, int]) -> list[regions.Region]:
+    def _regions(self, maps: npt.NDArray[np.float32], rows: pa.Table) -> list[list[dict[str, Any]]]:
+        """Hot regions of each map; most maps have none, which their maximum says."""
+        threshold = self.detector.spec.calibration.map_threshold
+        hot = maps.max((1, 2), initial=-np.inf) > threshold
+        sizes = zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True)
+        return [
+            [region._asdict() for region in self._find(map_uv, threshold, size)] if is_hot else []
+            for map_uv, is_hot, size in zip(maps, hot, sizes, strict=True)
+        ]
+
+    def _find(
+        self, map_uv: npt.NDArray[np.float32], threshold: float, image_size: tuple[int, int]
+    ) -> list[regions.Region]:
         return regions.find(
             map_uv,
-            self.detector.spec.calibration.map_threshold,
+            threshold,
             receptive_field=self.detector.receptive_field,
             input_size=self.detector.spec.input_size,
             image_size=image_size,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StageParts:
+    """ROW tables -> staged parts; one receipt row of counts and seconds each."""
+
+    results: str
+    run_id: str
+    attempt: str
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Puts what the rows are, then says so."""
+        started = time.perf_counter()
+        _staging.put(Layout(self.results), self.run_id, self.attempt, rows)
+        receipt = {
+            "rows": rows.num_rows,
+            "failed": int(pc.sum(_staging.failed(rows)).as_py() or 0),
+            "transient": int(pc.sum(_staging.is_transient(rows)).as_py() or 0),
+            "bytes": int(pc.sum(pc.max_element_wise(rows["image_bytes"], 0)).as_py() or 0),
+            **{name: float(pc.sum(rows[name]).as_py() or 0) for name in SECONDS},
+            "write_seconds": time.perf_counter() - started,
+        }
+        return pa.table({name: [value] for name, value in receipt.items()})
+
+
+def _source_columns(row_ids: pa.ChunkedArray, infos: list[Any]) -> dict[str, Any]:
+    names = ("image_uri", "image_etag", "image_bytes", "image_last_modified")
+    types = (_staging.ROW.field(name).type for name in names)
+    values = zip(*infos, strict=True)
+    return {"row_id": row_ids} | {
+        name: pa.array(column, kind) for name, column, kind in zip(names, values, types, strict=True)
+    }
+
+
+def _failure_columns(results: list[DecodedImage | _images.Failure]) -> dict[str, Any]:
+    failures = [result if isinstance(result, _images.Failure) else None for result in results]
+    return {
+        "stage": pa.array([f and f.stage for f in failures], pa.string()),
+        "reason": pa.array([f and f.error.reason for f in failures], pa.string()),
+        "detail": pa.array([f and f.error.detail for f in failures], pa.string()),
+        "attempts": pa.array([f and 1 for f in failures], pa.int32()),
+    }
+
+
+def _spread(values: pa.Array, where: npt.NDArray[np.bool_]) -> pa.Array:
+    """`values`, in order, at the rows `where` is true; null elsewhere."""
+    if where.all():
+        return values
+    indices = pa.array(np.cumsum(where) - 1, mask=~where)
+    return values.take(indices)
+
+
+def _binary(values: npt.NDArray[np.uint8], where: npt.NDArray[np.bool_]) -> pa.Array:
+    """Each (N, ...) entry of `values` as bytes, at the rows `where` is true, null elsewhere; nothing is copied."""
+    size = int(np.prod(values.shape[1:]))
+    offsets = np.concatenate(([0], np.cumsum(where))).astype(np.int64) * size
+    validity = pa.py_buffer(np.packbits(where, bitorder="little").tobytes())
+    buffers = [validity, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))]
+    return pa.Array.from_buffers(pa.large_binary(), len(where), buffers)
+
+
+def _pixels(column: pa.ChunkedArray, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """The bytes of all entries that are not null, as one array; they lie one after the other."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], pa.large_binary())
+    if not shape[0]:
+        return np.empty(shape, np.uint8)
+    first = np.frombuffer(array.buffers()[1], np.int64)[array.offset]
+    return np.frombuffer(array.buffers()[2], np.uint8, count=int(np.prod(shape)), offset=int(first)).reshape(shape)

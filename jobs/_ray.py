@@ -4,16 +4,20 @@ import logging
 import logging.handlers
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import ray
 import ray.data
+from ray.data import ActorPoolStrategy
 from ray.util.queue import Queue
 
 from fcdd.errors import ConfigError
 
+T = TypeVar("T")
+R = TypeVar("R")
 # Below three logical CPUs the stages of a pipeline can starve each other for ever (RAY).
 MIN_LOCAL_CPUS = 3
 # Blocks are a few megabytes and consumed at once; Ray's default of 30 % of memory would only be reserved.
@@ -56,6 +60,50 @@ def session(*, cpus: int = MIN_LOCAL_CPUS, gpus: int = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+# What the stages of scoring ask for. Without GPUs all of it runs in one actor, since Ray fuses stages that ask for the
+# same: no pixels move, and no worker has to be started for the writes (measured: 4 s). With GPUs decoding tasks take the
+# CPUs that the actors beside the GPUs leave, and writing tasks a little.
+DECODE_CPUS, SCORE_CPUS, GPU_ACTOR_CPUS, WRITE_CPUS = 1.0, 1.0, 0.5, 0.2
+
+
+def join(stack: ExitStack) -> None:
+    """Begin a session that lasts as long as `stack`, if there is none."""
+    if not ray.is_initialized():
+        stack.enter_context(session())
+
+
+def stage_resources(workers: int | None) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Arguments of decoding, scoring and writing, for `workers` scoring actors, or as many as fit.
+
+    Without GPUs there are none for writing: the actors do it. A CPU is always left over: an actor pool that takes every
+    CPU would wait for ever for what Ray itself runs (RAY). Raises ConfigError for more workers than fit.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0), int(total.get("GPU", 0))
+    fit = gpus or max(1, int((cpus - 1) // SCORE_CPUS))
+    if workers is not None and workers > fit:
+        raise ConfigError(
+            f"{workers} workers do not fit: the cluster has {cpus:.0f} CPUs and {gpus} GPUs, room for {fit}"
+        )
+    pool = ActorPoolStrategy(size=workers or fit)
+    if gpus:
+        actors = {"compute": pool, "num_gpus": 1, "num_cpus": GPU_ACTOR_CPUS}
+        return {"num_cpus": DECODE_CPUS}, actors, {"num_cpus": WRITE_CPUS}
+    return {"num_cpus": SCORE_CPUS}, {"compute": pool, "num_cpus": SCORE_CPUS}, {}
+
+
+def parallel_map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map` on the cluster, in order; as many calls at once as there are CPUs."""
+    remote = ray.remote(num_cpus=1)(function)
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(remote.remote(item))
+        if len(waiting) > ray.cluster_resources().get("CPU", 1):
+            yield ray.get(waiting.popleft())
+    while waiting:
+        yield ray.get(waiting.popleft())
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Committed runs as DuckDB relations; what is not named by a commit record is never read."""
 
 import logging
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
 import duckdb
@@ -8,32 +10,44 @@ import duckdb
 from fcdd import storage
 from fcdd.errors import ConfigError
 from jobs import _records
-from schemas import SCORES, Layout, RunRecord
+from schemas import SCORES, Layout, Part, RunRecord
+
+_READS_IN_FLIGHT = 16
 
 log = logging.getLogger(__name__)
+
+
+def records(layout: Layout, collection: str | None = None) -> list[RunRecord]:
+    """All commit records (of a collection), oldest first, superseded ones too."""
+    uris = [info.uri for page in storage.pages(layout.runs()) for info in page if info.uri.endswith(".json")]
+    with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
+        found = list(pool.map(_records.parse, uris))
+    return sorted(
+        (record for record in found if collection in (None, record.collection)),
+        key=lambda record: (record.committed_at, record.run_id),
+    )
 
 
 def committed(results: str, collection: str, day: date | None = None) -> list[RunRecord]:
     """Commit records of a collection, of one night if `day` is given, one per night, oldest night first.
 
-    A night that was scored more than once (by another bundle, say) counts with its latest run; the others are
-    named in the log. Raises ConfigError when there is none.
+    A night that was scored more than once counts with its latest run; the others are named in the log. Raises
+    ConfigError when there is none.
     """
     layout = Layout(storage.normalize(results))
-    uris = [info.uri for page in storage.pages(layout.runs()) for info in page if info.uri.endswith(".json")]
-    records = [_records.parse(uri) for uri in uris]
-    matching = [r for r in records if r.plan.collection == collection and day in (None, r.plan.day)]
+    everything = records(layout)
+    matching = [r for r in everything if r.collection == collection and day in (None, r.day)]
     if not matching:
-        known = sorted({f"{r.plan.collection} {r.plan.day}" for r in records})
+        known = sorted({f"{r.collection} {r.day}" for r in everything})
         night = f" on {day}" if day else ""
         raise ConfigError(
             f"no committed run of {collection!r}{night} under {layout.results}; "
             + (f"there are: {', '.join(known)}" if known else "score a collection with `fcdd score` first")
         )
-    latest = {record.plan.day: record for record in sorted(matching, key=lambda record: record.committed_at)}
+    latest = {record.day: record for record in matching}
     for record in matching:
-        if latest[record.plan.day] is not record:
-            log.info("left out run %s of %s: the night was scored again later", record.plan.run_id, record.plan.day)
+        if latest[record.day] is not record:
+            log.info("left out run %s of %s: the night was scored again later", record.run_id, record.day)
     return [latest[night] for night in sorted(latest)]
 
 
@@ -49,14 +63,20 @@ def connect(results: str) -> duckdb.DuckDBPyConnection:
     return connection
 
 
+def part_paths(results: str, parts: Iterable[Part]) -> list[str]:
+    """Published parts as DuckDB reads them, each once."""
+    root = storage.normalize(results).removeprefix("file://")
+    return list(dict.fromkeys(f"{root}/{part.path}" for part in parts))
+
+
 def view_scores(connection: duckdb.DuckDBPyConnection, results: str, records: list[RunRecord]) -> None:
     """Make the published scores of the runs readable as the view `scores`, which may be empty."""
-    root = storage.normalize(results).removeprefix("file://")
-    paths = [f"{root}/{part.path}" for record in records for part in record.scores]
+    paths = part_paths(results, (part for record in records for part in record.scores))
     if paths:
         try:
-            connection.read_parquet(paths).create_view("scores")
+            # Runs of an older schema version lack columns that came later.
+            connection.read_parquet(paths, union_by_name=True).create_view("scores")
         except duckdb.IOException as error:
-            raise ConfigError(f"a published part under {root} is missing or damaged: {error}") from error
+            raise ConfigError(f"a published part under {results} is missing or damaged: {error}") from error
     else:
         connection.register("scores", SCORES.empty_table())

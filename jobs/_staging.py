@@ -1,13 +1,17 @@
-"""Rows on their way: the wide row between scoring and writing, and the staged parts of an uncommitted run.
+"""Rows on their way: the wide row between the stages, and the staged parts of an uncommitted run.
 
-A staged part is one Parquet file of the SCORES or QUARANTINE schema, built whole in memory, put once,
-named by its content and the attempt: a retried task overwrites its own file. What staging holds is not redone.
+A staged part is one Parquet file of wide rows, scores and failures alike, for manifest positions [start, stop): built
+whole in memory, put once, and named by the positions, the failures and its content. So the names alone say what is
+done, and what staging holds is not done again.
 """
 
 import hashlib
 import io
+import itertools
+import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,61 +20,85 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fcdd import storage
-from fcdd.errors import TRANSIENT_REASONS
-from schemas import QUARANTINE, SCORES, Layout, conform
-from schemas.runs import Plan
+from fcdd.errors import TRANSIENT_REASONS, FCDDError
+from schemas import QUARANTINE, SCORES, Layout
+from schemas.runs import ManifestPart
 
-# Rows of a staged part: what a killed writer costs.
-PART_ROWS = 1024
 # 5,000 rows are a good middle between scans and point look-ups (LIMITS).
 ROW_GROUP_ROWS = 5_000
-
 TABLES = {"scores": SCORES, "quarantine": QUARANTINE}
-_FAILURE_COLUMNS = ("stage", "reason", "detail", "attempts")
-DECODED_COLUMNS = ("width", "height", "brightness", "contrast", *_FAILURE_COLUMNS)
-# Every column of both tables, each null in the rows of the other one.
+FAILURE_COLUMNS = ("stage", "reason", "detail", "attempts")
+# Constant within a run: written when the run is published.
+RUN_COLUMNS = ("collection", "date", "run_id", "model_digest", "scored_at")
+# Every column of both tables, each null in the rows of the other one, and the position in the manifest.
 ROW = pa.schema(
-    [field.with_nullable(True) for field in (*SCORES, *(QUARANTINE.field(name) for name in _FAILURE_COLUMNS))]
+    [
+        pa.field("position", pa.int64()),
+        *(field.with_nullable(True) for field in SCORES if field.name not in RUN_COLUMNS),
+        *(QUARANTINE.field(name).with_nullable(True) for name in FAILURE_COLUMNS),
+    ]
 )
-_CONSTANT_COLUMNS = ["collection", "date", "run_id", "model_digest", "scored_at", "heatmap_height", "heatmap_width"]
+_PARTS_TO_EXPLAIN = 20
+_CONSTANT_COLUMNS = [*RUN_COLUMNS, "heatmap_height", "heatmap_width", "num_frames"]
+_NAME = re.compile(r"(\d{12})-(\d{12})-(\d+)-(\d+)-([0-9a-f]{8})-([0-9a-f]{24})\.parquet")
 
 
-def assemble(rows: pa.Table, results: list[dict[str, object]], plan: Plan) -> pa.Table:
-    """ROW table of decoded `rows`; result i overwrites or completes the columns of row i."""
-    run: dict[str, object] = {
-        "collection": plan.collection,
-        "date": plan.day,
-        "run_id": plan.run_id,
-        "model_digest": plan.bundle_digest,
-        "scored_at": plan.started_at,
-    }
-    merged = [row | run | result for row, result in zip(rows.to_pylist(), results, strict=True)]
-    return pa.Table.from_pylist(merged, schema=ROW)
+class DamagedPart(FCDDError):
+    """A staged part is not what was put there."""
 
 
-@dataclass(frozen=True, slots=True)
-class StageParts:
-    """ROW tables -> staged parts of both tables; one receipt row with the counts.
+class Staged(NamedTuple):
+    """One staged part, as its name says."""
 
-    `attempt` tells passes over the same images apart, so that they can be counted.
-    """
-
-    results: str
-    run_id: str
+    uri: str
+    start: int
+    stop: int
+    failed: int
+    transient: int
     attempt: str
+    sha256: str
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """Puts at most one part of each table."""
-        failed = pc.is_valid(rows["reason"])
-        counts = {}
-        for table, selected in (("scores", pc.invert(failed)), ("quarantine", failed)):
-            part = conform(rows.filter(selected).select(TABLES[table].names), TABLES[table])
-            counts[table] = [part.num_rows]
-            if part.num_rows:
-                data = to_parquet(part)
-                name = f"{hashlib.sha256(data).hexdigest()[:24]}-{self.attempt}.parquet"
-                storage.write(storage.join(Layout(self.results).staged(self.run_id, table), name), data)
-        return pa.table(counts)
+    @classmethod
+    def parse(cls, uri: str) -> Self | None:
+        """None for an object that is no staged part."""
+        if not (match := _NAME.fullmatch(uri.rsplit("/", 1)[1])):
+            return None
+        start, stop, failed, transient = map(int, match.groups()[:4])
+        return cls(uri, start, stop, failed, transient, match[5], match[6])
+
+    def read(self) -> pa.Table:
+        """ROW table. Raises DamagedPart, having deleted what is there, when it is not what its name says."""
+        data = storage.read(self.uri)
+        if hashlib.sha256(data).hexdigest()[:24] != self.sha256:
+            storage.delete(self.uri)
+            raise DamagedPart(f"{self.uri} was damaged and is deleted; run the same command again")
+        return pq.read_table(pa.BufferReader(data))
+
+
+def put(layout: Layout, run_id: str, attempt: str, rows: pa.Table) -> None:
+    """Stage a ROW table; a part for each of its unbroken ranges of positions."""
+    positions = rows["position"].to_numpy()
+    cuts = [0, *(np.flatnonzero(np.diff(positions) != 1) + 1).tolist(), len(positions)]
+    for first, last in itertools.pairwise(cuts):
+        part = rows.slice(first, last - first)
+        if not part.num_rows:
+            continue
+        data = to_parquet(part.select(ROW.names).cast(ROW))
+        counts = f"{int(pc.sum(failed(part)).as_py())}-{int(pc.sum(is_transient(part)).as_py())}"
+        start, stop, sha = positions[first], positions[last - 1] + 1, hashlib.sha256(data).hexdigest()[:24]
+        name = f"{start:012d}-{stop:012d}-{counts}-{attempt}-{sha}.parquet"
+        storage.write(storage.join(layout.staged(run_id), name), data)
+
+
+def failed(rows: pa.Table) -> pa.Array:
+    """Which rows have no score."""
+    return pc.is_valid(rows["reason"])
+
+
+def is_transient(rows: pa.Table) -> pa.Array:
+    """Which rows failed for a reason of the store, and are worth another try."""
+    of_the_store = pc.is_in(rows["reason"], pa.array(TRANSIENT_REASONS))
+    return pc.fill_null(pc.and_(of_the_store, pc.is_in(rows["stage"], pa.array(["list", "fetch"]))), False)
 
 
 def to_parquet(table: pa.Table) -> bytes:
@@ -88,40 +116,117 @@ def to_parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet object, or some of its columns."""
-    return pq.read_table(pa.BufferReader(storage.read(uri)), columns=columns)
+class Coverage:
+    """What of a manifest is staged, by the names of the parts: a bit per position."""
+
+    def __init__(self, parts: list[Staged]) -> None:
+        self.parts = sorted(parts, key=lambda part: (part.start, part.stop))
+        self._bits = Bitmap(max((part.stop for part in parts), default=0))
+        for part in self.parts:
+            self._bits.set_range(part.start, part.stop)
+
+    @classmethod
+    def read(cls, layout: Layout, run_id: str) -> Self:
+        """List the staged parts."""
+        pages = storage.pages(layout.staged(run_id))
+        return cls([part for page in pages for info in page if (part := Staged.parse(info.uri))])
+
+    def count_transient_as_missing(self) -> None:
+        """From now on images that failed for reasons of the store, each time they were tried, are not done."""
+        waiting, settled = Bitmap(self._bits.size), Bitmap(self._bits.size)
+        for part in self.parts:
+            if not part.transient:
+                settled.set_range(part.start, part.stop)
+                continue
+            rows = part.read()
+            passing, positions = is_transient(rows).to_numpy(zero_copy_only=False), rows["position"].to_numpy()
+            waiting.add(positions[passing])
+            settled.add(positions[~passing])
+        self._bits = self._bits.without(waiting.without(settled))
+
+    def most_failed(self, *, transient: bool = True) -> int:
+        """Failed images, at most: an image that was tried again counts again. By the names alone."""
+        return sum(part.failed - (0 if transient else part.transient) for part in self.parts)
+
+    def reasons(self) -> str:
+        """Why images failed, with counts, from at most a few parts: for a person."""
+        counts: Counter[str] = Counter()
+        for part in [part for part in self.parts if part.failed][:_PARTS_TO_EXPLAIN]:
+            counts.update(part.read()["reason"].drop_null().to_pylist())
+        return ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
+
+    def count_failed(self, *, transient: bool = True) -> int:
+        """Images that have no score, each once; reads the parts with failures."""
+        bad, good = Bitmap(self._bits.size), Bitmap(self._bits.size)
+        for part in self.parts:
+            if not part.failed:
+                good.set_range(part.start, part.stop)
+                continue
+            rows = part.read()
+            positions, mask = rows["position"].to_numpy(), failed(rows).to_numpy(zero_copy_only=False)
+            good.add(positions[~mask])
+            passing = is_transient(rows).to_numpy(zero_copy_only=False)
+            bad.add(positions[mask if transient else mask & ~passing])
+        return bad.without(good).count()
+
+    def count(self) -> int:
+        """Positions that are done."""
+        return self._bits.count()
+
+    def missing(self, part: ManifestPart) -> Iterator[tuple[int, int]]:
+        """Ranges [start, stop) of a manifest part that are not done."""
+        yield from self._bits.gaps(part.start, part.start + part.rows)
 
 
-@dataclass(frozen=True, slots=True)
-class StagedPart:
-    """One staged file, the manifest rows it holds, and which of them failed for a transient reason."""
+class Bitmap:
+    """N bits in N / 8 bytes."""
 
-    uri: str
-    row_ids: npt.NDArray[np.int64]
-    transient: npt.NDArray[np.bool_]
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._bytes: npt.NDArray[np.uint8] = np.zeros(-(-size // 8), np.uint8)
 
+    def without(self, other: Self) -> Self:
+        """The bits that are set here and not in `other`, of the same size."""
+        result = type(self)(self.size)
+        result._bytes = self._bytes & ~other._bytes
+        return result
 
-def staged_parts(layout: Layout, run_id: str, table: str) -> Iterator[StagedPart]:
-    """Every staged part of a table, in any order."""
-    for page in storage.pages(layout.staged(run_id, table)):
-        for info in page:
-            rows = read_table(info.uri, ["row_id"] if table == "scores" else ["row_id", "stage", "reason"])
-            transient = np.zeros(rows.num_rows, np.bool_)
-            if table == "quarantine":
-                of_the_store = pc.is_in(rows["reason"], pa.array(TRANSIENT_REASONS))
-                transient = pc.and_(of_the_store, pc.equal(rows["stage"], "fetch")).to_numpy()
-            yield StagedPart(info.uri, rows["row_id"].to_numpy(), transient)
+    def set_range(self, start: int, stop: int) -> None:
+        """Set the bits [start, stop)."""
+        window = self._window(start, stop)
+        bits = np.unpackbits(self._bytes[window])
+        bits[start - 8 * window.start : stop - 8 * window.start] = 1
+        self._bytes[window] = np.packbits(bits)
 
+    def add(self, indices: npt.NDArray[np.int64]) -> int:
+        """Set the bits of `indices`, any order; returns how many were set before or come twice."""
+        if not len(indices):
+            return 0
+        window = self._window(int(indices.min()), int(indices.max()) + 1)
+        bits = np.unpackbits(self._bytes[window])
+        before = int(bits.sum())
+        bits[indices - 8 * window.start] = 1
+        self._bytes[window] = np.packbits(bits)
+        return len(indices) - (int(bits.sum()) - before)
 
-def done_rows(layout: Layout, plan: Plan, *, retry: bool) -> npt.NDArray[np.bool_]:
-    """(num_images,) which manifest rows are staged, in either table.
+    def count(self) -> int:
+        """Bits that are set."""
+        return int(np.bitwise_count(self._bytes).sum())
 
-    With `retry`, images that failed while being fetched for a reason of the store count as not done.
-    """
-    done = np.zeros(plan.num_images, np.bool_)
-    for part in staged_parts(layout, plan.run_id, "quarantine"):
-        done[part.row_ids[~part.transient] if retry else part.row_ids] = True
-    for part in staged_parts(layout, plan.run_id, "scores"):
-        done[part.row_ids] = True
-    return done
+    def gaps(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Ranges within [start, stop) that are not set; beyond the size nothing is."""
+        bits = np.zeros(stop - start + 2, np.int8)
+        inside = min(stop, self.size)
+        if inside > start:
+            window = self._window(start, inside)
+            bits[1 : 1 + inside - start] = np.unpackbits(self._bytes[window])[
+                start - 8 * window.start : inside - 8 * window.start
+            ]
+        bits[0] = bits[-1] = 1
+        edges = np.diff(bits)
+        for first, last in zip(np.flatnonzero(edges < 0), np.flatnonzero(edges > 0), strict=True):
+            yield start + int(first), start + int(last)
+
+    @staticmethod
+    def _window(start: int, stop: int) -> slice:
+        return slice(start >> 3, -(-stop // 8))

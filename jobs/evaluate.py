@@ -84,8 +84,8 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         false_alarm_rate=float(alarms[truth == 0].mean()),
         detection_rate=float(alarms[truth == 1].mean()),
         alpha=records[-1].alpha,
-        runs=[record.plan.run_id for record in records],
-        models=sorted({record.plan.bundle_digest for record in records}),
+        runs=[record.run_id for record in records],
+        models=sorted({record.bundle_digest for record in records}),
         num_labels=labels.num_rows,
         num_without_score=labels.num_rows - len(truth),
     )

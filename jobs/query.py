@@ -68,18 +68,19 @@ def query(settings: QuerySettings) -> None:
     connection = _runs.connect(settings.results)
     _runs.view_scores(connection, settings.results, records)
     relation = connection.sql(
-        f"SELECT {', '.join(COLUMNS)}, heatmap FROM scores ORDER BY anomaly_score DESC, image_uri LIMIT ?",
+        f"SELECT {', '.join(COLUMNS)}, heatmap, model_digest FROM scores "
+        "ORDER BY anomaly_score DESC, image_uri LIMIT ?",
         params=[settings.top],
     )
     names = relation.columns
     rows = [dict(zip(names, row, strict=True)) for row in relation.fetchall()]
-    heatmaps = [row.pop("heatmap") for row in rows]
+    heatmaps, models = ([row.pop(name) for row in rows] for name in ("heatmap", "model_digest"))
     if settings.output == "json":
         print(json.dumps(rows, indent=1, default=str))
     else:
         _print_table(rows, settings)
     if folder:
-        _save_pictures(rows, heatmaps, records, folder)
+        _save_pictures(rows, heatmaps, models, records, folder)
 
 
 def _picture_folder(location: str) -> Path:
@@ -120,19 +121,21 @@ def _printable(key: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in key)
 
 
-def _save_pictures(rows: list[dict[str, Any]], heatmaps: list[bytes], records: list[RunRecord], folder: Path) -> None:
+def _save_pictures(
+    rows: list[dict[str, Any]], heatmaps: list[bytes], models: list[str], records: list[RunRecord], folder: Path
+) -> None:
     """One PNG per row, named by rank and a hash of the URI, since a key is never a path."""
     # Imported late: only pictures need the bundle, and with it torch.
     from fcdd.detector import Detector
 
     width = max(2, len(str(len(rows))))
-    by_run = {record.plan.run_id: record for record in records}
+    by_model = {record.bundle_digest: record for record in records}
     load = functools.cache(Detector.load)
-    for rank, (row, encoded) in enumerate(zip(rows, heatmaps, strict=True), start=1):
-        record = by_run[row["run_id"]]
-        detector = load(record.plan.bundle)
-        if detector.spec.digest != record.plan.bundle_digest:
-            raise ConfigError(f"the bundle at {record.plan.bundle} is not the one that run {record.plan.run_id} used")
+    for rank, (row, encoded, model) in enumerate(zip(rows, heatmaps, models, strict=True), start=1):
+        record = by_model[model]
+        detector = load(record.bundle)
+        if detector.spec.digest != model:
+            raise ConfigError(f"the bundle at {record.bundle} is not the one that run {record.run_id} used")
         info = ObjectInfo(*(row[name] for name in IDENTITY))
         try:
             original = images.decode_full(storage.read_checked(info))

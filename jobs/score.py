@@ -1,192 +1,307 @@
 """`fcdd score`: a bundle and an image collection -> one committed run of scores and heatmaps.
 
-    plan (list) -> fetch + decode -> score -> staged Parquet -> proof -> published parts -> commit record
+    list (goes on meanwhile) -> [ fetch + decode ] -> [ score ] -> [ staged Parquet ] -> proof -> published parts
+    -> commit record
 
-Every listed image ends exactly once in the scores or in the quarantine. The same command again finishes
-an interrupted run, and does nothing for a committed one.
+Every listed image ends exactly once in the scores or in the quarantine. The same command again finishes an interrupted
+run, and does nothing for a committed one.
 """
 
+import hashlib
 import logging
 import platform
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-from pydantic import Field
+import pyarrow as pa
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
-from fcdd import storage
-from fcdd.detector import Detector
+from fcdd import bundle, storage
+from fcdd.bundle import BundleSpec
 from fcdd.errors import ConfigError
-from jobs import _commit, _console, _manifest, _records, _staging
-from jobs._settings import JobSettings, Night
+from jobs import _commit, _console, _lease, _manifest, _progress, _runs
+from jobs import _pipeline as stages
+from jobs._lease import Lease
+from jobs._manifest import Listing, Source
+from jobs._pipeline import Shard
+from jobs._progress import Progress
+from jobs._score_settings import ScoreSettings
+from jobs._staging import Coverage
 from schemas import Layout, RunRecord
 from schemas.layout import is_name
-from schemas.runs import Plan
+from schemas.runs import Intent
 
-if TYPE_CHECKING:
-    import ray.data
-
-VERSIONED = ("fcdd-at-scale", "torch", "ray", "pyarrow", "pillow", "numpy")
-# Rows that a pass left unstaged are driven again; a third pass that loses some is a bug or a broken store.
+VERSIONED = ("fcdd-at-scale", "torch", "ray", "pyarrow", "pillow", "numpy", "obstore")
+# Everything is driven once; what got lost, or failed for a reason of the store, at most twice more.
 MAX_PASSES = 3
-PROGRESS_SECONDS = 10.0
+# Blocks that Ray keeps track of at once; of a larger run each holds several shards.
+MAX_BLOCKS = 4096
 
 log = logging.getLogger(__name__)
 
 
-class ScoreSettings(JobSettings):
-    """Score every image under a location and commit one run of results.
+class Job(NamedTuple):
+    """Everything that is fixed before the first image is looked at."""
 
-    Credentials and AWS_ENDPOINT_URL come from the environment. Unreadable images are quarantined with a
-    reason and never stop the job.
-    """
+    settings: ScoreSettings
+    layout: Layout
+    source: Source
+    spec: BundleSpec
+    weights: bytes
 
-    verb: ClassVar[str] = "score"
-
-    bundle: str = Field(description="location of the bundle that `fcdd train` wrote")
-    images: str = Field(description="location of the images, listed recursively (s3://, gs://, az:// or a folder)")
-    results: str = Field(description="location of the results, shared by all collections")
-    collection: str = Field(description="name of the image collection: a partition of the results")
-    date: Night = Field(description="night this run stands for, YYYY-MM-DD: a partition of the results")
-    max_quarantine_share: float = Field(
-        0.5, gt=0, le=1, description="share of unreadable images above which nothing is committed (exit code 3)"
-    )
+    def intent(self, run_id: str, *, supersedes: str | None, retries: str | None = None) -> Intent:
+        """What the run is to do."""
+        return Intent(
+            run_id=run_id,
+            collection=self.settings.collection,
+            day=self.settings.date,
+            images=(self.source.list_uri,) if self.source.list_uri else tuple(self.source.prefixes),
+            selection=self.source.selection.model_dump(mode="json") | {"since_last": self.source.since_last},
+            bundle=storage.normalize(self.settings.bundle),
+            bundle_digest=self.spec.digest,
+            supersedes=supersedes,
+            retries=retries,
+            started_at=datetime.now(UTC),
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: show(score(ScoreSettings.parse(argv))))
+    return _console.run(lambda: _main(ScoreSettings.parse(argv)))
+
+
+def _main(settings: ScoreSettings) -> None:
+    if settings.dry_run:
+        dry_run(settings)
+    else:
+        show(score(settings))
 
 
 def score(settings: ScoreSettings) -> RunRecord:
-    """The whole job; everything that can be wrong is found before Ray starts."""
+    """The whole job."""
+    job = prepare(settings)
+    attempt = next_attempt(job, "r")
+    if attempt.committed and not settings.rescore:
+        record = attempt.committed[-1]
+        log.info(
+            "run %s was committed at %s; nothing to do (--rescore does it again)", record.run_id, record.committed_at
+        )
+        storage.delete_prefix(job.layout.staging(record.run_id))  # what a crash after the commit may have left
+        return record
+    with _lease.hold(job.layout.lease(settings.collection, settings.date), attempt.run_id) as lease:
+        intent = _manifest.fix_intent(job.layout, job.intent(attempt.run_id, supersedes=attempt.supersedes))
+        with Listing(job.layout, intent, job.source) as listing:
+            return stage_and_commit(job, intent, listing, lease)
+
+
+def prepare(settings: ScoreSettings) -> Job:
+    """Find everything that can be wrong before anything is started."""
     if not is_name(settings.collection):
         raise ConfigError(f"expected a collection of lower-case letters, digits, - and _, got {settings.collection!r}")
     layout = Layout(storage.normalize(settings.results))
-    images_uri, bundle_uri = storage.normalize(settings.images), storage.normalize(settings.bundle)
-    detector = Detector.load(bundle_uri)
-    digest = detector.spec.digest
-    run_id = _manifest.name_run(settings.collection, settings.date, images_uri, digest)
-    if record := _records.read(layout, run_id):
-        log.info("run %s was committed at %s; nothing to do", run_id, record.committed_at)
-        storage.delete_prefix(layout.staging(run_id))  # what a crash after the commit may have left
-        return record
+    source = settings.source()
+    spec, weights = bundle.load(storage.normalize(settings.bundle))
+    settings.runtime().check(spec.network)
+    return Job(settings, layout, source, spec, weights)
+
+
+class Attempt(NamedTuple):
+    """The next run of a command: its id, the run of the night it takes the place of, and its committed runs so far."""
+
+    run_id: str
+    supersedes: str | None
+    committed: list[RunRecord]
+
+
+def next_attempt(job: Job, kind: str) -> Attempt:
+    """The same command has the same run ids: it finds what it left, whether committed or half done."""
+    settings, source = job.settings, job.source
+    selection = source.selection.model_dump_json()
+    places = (*source.prefixes, source.list_uri or "", selection, str(source.since_last))
+    identity = "\0".join((settings.collection, settings.date.isoformat(), *places, job.spec.digest))
+    name = f"{settings.date:%Y%m%d}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    night = [r for r in _runs.records(job.layout, settings.collection) if r.day == settings.date]
+    committed = [r for r in night if r.run_id == name or r.run_id.startswith(f"{name}-")]
+    run_id = f"{name}-{kind}{len(committed) + 1}" if committed else name
+    return Attempt(run_id, night[-1].run_id if night else None, committed)
+
+
+def stage_and_commit(
+    job: Job, intent: Intent, listing: Listing, lease: Lease, *, before: RunRecord | None = None
+) -> RunRecord:
+    """Score and commit what is not done yet of a run. `before`: the run whose scores are kept, when it is a retry."""
     started = time.perf_counter()
-    plan = _manifest.load_or_create_plan(
-        layout,
-        run_id=run_id,
-        collection=settings.collection,
-        day=settings.date,
-        images_uri=images_uri,
-        bundle=bundle_uri,
-        bundle_digest=digest,
-        now=datetime.now(UTC),
-    )
-    seconds = {"plan": time.perf_counter() - started}
-    rate = stage_all(layout, plan, detector, seconds)
-    versions = {name: metadata.version(name) for name in VERSIONED} | {"python": platform.python_version()}
-    return _commit.commit(
-        layout,
-        plan,
-        detector.spec,
-        max_quarantine_share=settings.max_quarantine_share,
-        now=datetime.now(UTC),
-        stage_seconds=seconds,
-        images_per_second=rate,
-        versions=versions,
-    )
+    with ExitStack() as cluster:
+        with Progress() as progress:
+            stage_all(job, intent, listing, lease, progress, cluster)
+        plan = listing.plan()
+        staged = time.perf_counter()
+        lease.check()
+
+        def facts() -> dict[str, Any]:
+            seconds = {"stage": staged - started, "to_first_image": progress.seconds_to_first()}
+            seconds |= {f"workers_{stage}": value for stage, value in progress.seconds.items()}
+            seconds |= {"publish": time.perf_counter() - staged}
+            return {
+                "images_per_second": progress.rate(),
+                "stage_seconds": {name: round(value, 3) for name, value in seconds.items()},
+                "settings": job.settings.model_dump(mode="json", exclude={"config", "dry_run"}),
+                "versions": {n: metadata.version(n) for n in VERSIONED} | {"python": platform.python_version()},
+            }
+
+        parallel = plan.num_rows > _commit.PART_ROWS and job.settings.workers != 0
+        return _commit.commit(
+            job.layout,
+            plan,
+            job.spec,
+            before=before,
+            run=_map_on_ray(cluster) if parallel else map,
+            check=lease.check,
+            now=lambda: datetime.now(UTC),
+            facts=facts,
+        )
 
 
-def stage_all(layout: Layout, plan: Plan, detector: Detector, seconds: dict[str, float]) -> float:
-    """Stage every manifest row that is not staged yet; adds to `seconds`, returns images per second."""
-    done = _staging.done_rows(layout, plan, retry=True)
-    if done.all():
-        return 0.0
+def _map_on_ray(cluster: ExitStack) -> _commit.Map:
+    from jobs import _ray
+
+    _join_ray(cluster)
+    return _ray.parallel_map
+
+
+def _join_ray(cluster: ExitStack) -> None:
     from jobs import _ray  # late: Ray's import costs seconds that a wrong option should not wait for
 
-    started = time.perf_counter()
-    with _ray.session():
-        seconds["ray_start"] = time.perf_counter() - started
-        started, before = time.perf_counter(), int(done.sum())
-        for _ in range(MAX_PASSES):
-            if done.all():
+    _ray.join(cluster)
+
+
+def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress: Progress, cluster: ExitStack) -> None:
+    """Stage every manifest row that is not staged yet: what is listed by now, then what was listed meanwhile.
+
+    What got lost, and what the store did not give, is driven again. Raises TooManyBadImages.
+    """
+    listing.wait()  # what is wrong with the images is found before Ray is started
+    if job.settings.workers != 0:
+        _join_ray(cluster)
+    known, passes, may_stop_early = -1, 0, True
+    while True:
+        parts, listed = listing.wait(known)
+        known, rows = len(parts), sum(part.rows for part in parts)
+        done = Coverage.read(job.layout, intent.run_id)
+        if listed and done.count() == rows:
+            done.count_transient_as_missing()
+        limit = job.settings.quarantine_limit(rows) if listed else job.settings.max_quarantine
+        may_stop_early = may_stop_early and not _commit.check_quarantine(done, limit, intent, final=False)
+        passes += listed
+        if listed and (done.count() == rows or passes > MAX_PASSES):
+            _commit.check_quarantine(done, limit, intent, final=True)
+            return
+        progress.known(done=done.count(), failed=done.most_failed(), total=rows, listed=listed)
+        shards = stages.shards(parts, done, job.spec.input_size, job.spec.channels, job.settings.workers or 2)
+        for receipt in receipts(job, intent.run_id, shards) if shards else ():
+            progress.add(receipt)
+            lease.check_flag()
+            if limit is not None and may_stop_early and progress.final_failures > limit:
                 break
-            _drain(_receipts(layout, plan, done, detector), total=plan.num_images, done=int(done.sum()))
-            done = _staging.done_rows(layout, plan, retry=False)
-        seconds["stage"] = time.perf_counter() - started
-    return (int(done.sum()) - before) / seconds["stage"]
 
 
-def _receipts(layout: Layout, plan: Plan, done: npt.NDArray[np.bool_], detector: Detector) -> "ray.data.Dataset":
-    """The pipeline, one chain: what the design calls streams of manifest, pixels, scores and parts."""
+def receipts(job: Job, run_id: str, shards: list[Shard]) -> Iterator[dict[str, Any]]:
+    """Drive shards through the stages, here or on Ray; a receipt for each staged part."""
+    settings, spec = job.settings, job.spec
+    limits, timeout_s = settings.limits(), settings.image_timeout_s
+    fetch_decode = stages.FetchDecode(job.layout.results, run_id, spec.input_size, spec.channels, limits, timeout_s)
+    stage_parts = stages.StageParts(job.layout.results, run_id, attempt=uuid.uuid4().hex[:8])
+    if settings.workers == 0:
+        score_and_stage = stages.Score(spec, job.weights, settings.runtime(), stage_parts)
+        for shard in shards:
+            for decoded in fetch_decode(pa.Table.from_pylist([dict(shard)])):
+                yield from score_and_stage(decoded).to_pylist()
+        return
     import ray.data
 
-    from jobs import _pipeline as stages
+    from jobs import _ray
 
-    ray.data.DataContext.get_current().target_max_block_size = stages.BLOCK_BYTES
-    spec = detector.spec
-    slices = stages.slices(_manifest.part_uris(layout, plan), _manifest.PART_ROWS, plan.num_images)
-    return (
-        ray.data.from_items(slices, override_num_blocks=len(slices))
-        .map_batches(
-            stages.FetchDecode(np.packbits(done), plan.num_images, spec.input_size, spec.channels),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=stages.DECODE_CPUS,
-        )
+    decode, actors, write = _ray.stage_resources(settings.workers)
+    blocks = min(len(shards), MAX_BLOCKS)
+    chain = (
+        ray.data.from_items([dict(shard) for shard in shards], override_num_blocks=blocks)
+        .map_batches(fetch_decode, batch_size=None, batch_format="pyarrow", **decode)
         .map_batches(
             stages.Score,
-            fn_constructor_args=(plan, spec, detector.weights),
-            batch_size=stages.BLOCK_ROWS,
+            fn_constructor_args=(spec, job.weights, settings.runtime(), *([] if write else [stage_parts])),
+            batch_size=None,
             batch_format="pyarrow",
-            **stages.score_resources(),
-        )
-        .map_batches(
-            _staging.StageParts(layout.results, plan.run_id, attempt=uuid.uuid4().hex[:8]),
-            batch_size=_staging.PART_ROWS,
-            batch_format="pyarrow",
-            num_cpus=stages.WRITE_CPUS,
+            **actors,
         )
     )
+    if write:  # a GPU does not wait for the store
+        chain = chain.map_batches(stage_parts, batch_size=None, batch_format="pyarrow", **write)
+    export = _progress.exporter()
+    for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for receipt in block.to_pylist():  # type: ignore[union-attr]
+            export(receipt)
+            yield receipt
 
 
-def _drain(receipts: "ray.data.Dataset", *, total: int, done: int) -> None:
-    """Run the pipeline to its end, with a line of progress now and then."""
-    started = last = time.perf_counter()
-    first, quarantined = done, 0
-    for batch in receipts.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-        done += int(batch["scores"].sum() + batch["quarantine"].sum())
-        quarantined += int(batch["quarantine"].sum())
-        now = time.perf_counter()
-        if now - last >= PROGRESS_SECONDS or done == total:
-            rate = (done - first) / (now - started)
-            remaining = (total - done) / rate if rate else float("inf")
-            log.info(
-                "%d of %d images, %d quarantined, %.0f images/s, %.0f s to go",
-                done,
-                total,
-                quarantined,
-                rate,
-                remaining,
-            )
-            last = now
+def dry_run(settings: ScoreSettings) -> None:
+    """Say what the same command without --dry-run would do."""
+    job = prepare(settings)
+    attempt = next_attempt(job, "r")
+    records = _runs.records(job.layout, settings.collection)
+    found = _manifest.survey(job.layout, job.source, records, job.spec.digest)
+    staged = Coverage.read(job.layout, attempt.run_id).count()
+    if attempt.committed and not settings.rescore:
+        to_do, why = 0, f"run {attempt.committed[-1].run_id} is committed; --rescore scores again"
+    elif settings.since_last:
+        to_do, why = found.images - found.scored, "those that are not scored"
+    else:
+        to_do, why = max(0, found.images - staged), f"{staged} are staged by an interrupted run" if staged else "all"
+    same = [record for record in records if record.bundle_digest == job.spec.digest and record.images_per_second]
+    others = [record for record in records if record.images_per_second]
+    print(f"run          {attempt.run_id}  ({settings.collection}, {settings.date}), not started")
+    print(f"images       {found.images}  ({found.bytes / 1e9:.3f} GB)")
+    print(f"scored       {found.scored}  (by a committed run of the collection, with this bundle)")
+    print(f"to do        {to_do}  ({why})")
+    if last := (same or others)[-1:]:
+        [record] = last
+        print(
+            f"about        {_progress.duration(to_do / record.images_per_second)}  (run {record.run_id} did "
+            f"{record.images_per_second:.1f} images/s)"
+        )
+    else:
+        print("about        unknown: no run of the collection tells how fast it goes")
 
 
 def show(record: RunRecord) -> None:
     """The summary a person or a log reads."""
-    plan = record.plan
-    print(f"run          {plan.run_id}  ({plan.collection}, {plan.day})")
-    print(f"listed       {record.num_listed}")
-    print(f"scored       {record.num_scored}  ({record.num_anomalous} above the threshold {record.threshold:.6g})")
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, title=f"run {record.run_id}", title_justify="left")
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(record.quarantine_reasons.items()))
-    print(f"quarantined  {record.num_quarantined}" + (f"  ({reasons})" if reasons else ""))
-    print(f"rate         {record.images_per_second:.1f} images/s")
+    rows = [
+        ("collection", f"{record.collection}, {record.day}"),
+        ("listed", f"{record.num_listed}"),
+        ("scored", f"{record.num_scored}  ({record.num_anomalous} above the threshold {record.threshold:.6g})"),
+        ("quarantined", f"{record.num_quarantined}" + (f"  ({reasons})" if reasons else "")),
+        ("rate", f"{record.images_per_second:.1f} images/s"),
+    ]
+    if record.skipped:
+        rows.append(("not images", ", ".join(f"{rule} {count}" for rule, count in sorted(record.skipped.items()))))
+    if record.num_deleted:
+        rows.append(("deleted", f"{record.num_deleted}  (scored before, gone now)"))
+    if record.supersedes:
+        rows.append(("supersedes", record.supersedes))
+    written = sum(part.bytes for part in (*record.scores, *record.quarantine))
+    rows.append(("written", f"{len(record.scores) + len(record.quarantine)} files, {written / 1e6:.2f} MB"))
+    for name, value in rows:
+        table.add_row(name, value)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
 
 
 if __name__ == "__main__":

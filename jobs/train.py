@@ -28,7 +28,7 @@ from fcdd.inference import Runner
 from fcdd.normalization import Kind
 from fcdd.storage import ObjectInfo
 from fcdd.training import TrainOptions
-from jobs import _console, _images, _manifest, _train_loop, _training_data
+from jobs import _console, _images, _listing, _train_loop, _training_data
 from jobs._checkpoints import Checkpoints
 from jobs._images import ImageSet
 from jobs._settings import ImageSize, JobSettings, height_and_width
@@ -168,7 +168,7 @@ def train(settings: TrainSettings) -> None:
     """The whole job."""
     settings = _with_preset(settings)
     images_uri, bundle_uri = storage.normalize(settings.images), storage.normalize(settings.bundle)
-    infos = _manifest.list_images(images_uri)
+    infos = _listing.list_images(images_uri)
     _refuse_anomalous(infos, images_uri)
     labelled = _labelled(settings)
     masked = _masked(settings)
@@ -180,7 +180,7 @@ def train(settings: TrainSettings) -> None:
     # Read before any worker starts: a prefix of unreadable images is found here.
     held_out = _images.load_set(calibration, _size(settings), networks.in_channels(settings.network))
     conformal_threshold(held_out.brightness, settings.alpha)  # enough of them are readable
-    loop = _loop_config(settings, training, held_out, masked, weights, _manifest.digest(infos))
+    loop = _loop_config(settings, training, held_out, masked, weights, _listing.digest(infos))
     store = Checkpoints(loop.checkpoints, loop.keep_checkpoints)
     _check_checkpoints(store, loop, settings)
     _run(settings, loop, store)
@@ -324,7 +324,7 @@ def _loop_config(
         moving_statistics=not settings.pretrained if moving is None else moving,
         frozen=settings.freeze_backbone,
         anomalies=settings.anomalies,
-        outliers=_manifest.list_images(storage.normalize(settings.outliers)) if settings.outliers else [],
+        outliers=_listing.list_images(storage.normalize(settings.outliers)) if settings.outliers else [],
         outlier_share=settings.outlier_share,
         labelled=[image for image, _ in masked],
         masks=[mask for _, mask in masked],
@@ -354,11 +354,11 @@ def _masked(settings: TrainSettings) -> list[tuple[ObjectInfo, ObjectInfo | None
         except FileNotFoundError as error:
             raise ConfigError(f"{error} does not exist; correct {settings.anomalous}") from error
     root = storage.normalize(settings.anomalous)
-    found = _manifest.list_images(root)
+    found = _listing.list_images(root)
     if not settings.masks:
         return [(info, None) for info in found]
     mask_root = storage.normalize(settings.masks)
-    masks = {_stem(info.uri, mask_root).removesuffix("_mask"): info for info in _manifest.list_images(mask_root)}
+    masks = {_stem(info.uri, mask_root).removesuffix("_mask"): info for info in _listing.list_images(mask_root)}
     missing = [info.uri for info in found if _stem(info.uri, root) not in masks]
     if missing:
         raise ConfigError(f"{missing[0]} has no mask in {mask_root}; give all anomalous images masks, or none")
@@ -491,7 +491,7 @@ def _finish(
             images=storage.normalize(settings.images),
             num_training=progress.num_images,
             num_calibration=len(held_out.pixels),
-            data_digest=_manifest.digest(infos),
+            data_digest=_listing.digest(infos),
             options=_recorded(settings),
             versions={name: metadata.version(name) for name in VERSIONED} | {"python": platform.python_version()},
             metrics=measured,

@@ -2,9 +2,10 @@
 
 from schemas.layout import Layout
 from schemas.runs import Part, RunRecord
-from schemas.tables import MANIFEST, QUARANTINE, SCHEMA_VERSION, SCORES, conform
+from schemas.tables import DELETED, MANIFEST, QUARANTINE, SCHEMA_VERSION, SCORES, conform
 
 __all__ = [
+    "DELETED",
     "MANIFEST",
     "QUARANTINE",
     "SCHEMA_VERSION",

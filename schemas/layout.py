@@ -19,8 +19,12 @@ class Layout:
     results: str
 
     def part(self, table: str, collection: str, day: date, run_id: str, name: str) -> str:
-        """A published part of `table` ("scores" or "quarantine"), relative to the results location."""
-        return f"{table}/collection={collection}/date={day.isoformat()}/run={run_id}/{name}"
+        """A published part of `table` ("scores", "quarantine", "deleted"), relative to the results location."""
+        return f"{self.folder(table, collection, day, run_id)}/{name}"
+
+    def folder(self, table: str, collection: str, day: date, run_id: str) -> str:
+        """Where the published parts of one run lie, relative to the results location."""
+        return f"{table}/collection={collection}/date={day.isoformat()}/run={run_id}"
 
     def runs(self) -> str:
         """Folder of the commit records."""
@@ -30,18 +34,42 @@ class Layout:
         """The commit record: the run exists for readers if and only if this object exists."""
         return f"{self.runs()}/{run_id}.json"
 
+    def all_staging(self) -> str:
+        """Folder of all uncommitted runs."""
+        return f"{self.results}/_staging"
+
     def staging(self, run_id: str) -> str:
         """Folder of an uncommitted run."""
-        return f"{self.results}/_staging/{run_id}"
+        return f"{self.all_staging()}/{run_id}"
 
-    def manifest(self, run_id: str, digest: str) -> str:
-        """Folder of the parts of the manifest with this digest: two listings never mix."""
-        return f"{self.staging(run_id)}/manifest-{digest[:16]}"
+    def intent(self, run_id: str) -> str:
+        """What the run is to do, written before its listing: what is listed may only be continued with the same."""
+        return f"{self.staging(run_id)}/intent.json"
+
+    def manifest_part(self, run_id: str, index: int) -> str:
+        """A part of the manifest; created once, in the order of the listing."""
+        return f"{self.staging(run_id)}/manifest/part-{index:06d}.parquet"
+
+    def manifest(self, run_id: str) -> str:
+        """Folder of the manifest's parts."""
+        return f"{self.staging(run_id)}/manifest"
 
     def plan(self, run_id: str) -> str:
-        """Created once, after the manifest's last part: names the one manifest of this run by its digest."""
+        """Created once, after the manifest's last part: from then on the manifest is complete."""
         return f"{self.staging(run_id)}/plan.json"
 
-    def staged(self, run_id: str, table: str) -> str:
-        """Folder of the staged parts of `table`."""
-        return f"{self.staging(run_id)}/{table}"
+    def deleted(self, run_id: str) -> str:
+        """Images that the listing found gone, staged."""
+        return f"{self.staging(run_id)}/deleted.parquet"
+
+    def staged(self, run_id: str) -> str:
+        """Folder of the staged parts."""
+        return f"{self.staging(run_id)}/rows"
+
+    def leases(self) -> str:
+        """Folder of all leases."""
+        return f"{self.results}/_leases"
+
+    def lease(self, collection: str, day: date) -> str:
+        """Folder of the lease that one night of a collection is scored under."""
+        return f"{self.leases()}/collection={collection}/date={day.isoformat()}"

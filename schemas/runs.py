@@ -1,7 +1,7 @@
-"""The commit record of a run: written last, read first."""
+"""The records of a run: what it is to do, what it listed, and the commit record that makes it exist for readers."""
 
 from datetime import date, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,37 +19,76 @@ class Part(_Record):
     sha256: str
 
 
-class Plan(_Record):
-    """What a run must do, fixed before it starts; kept beside the manifest while the run is staged."""
+class Intent(_Record):
+    """What a run is to do, fixed by its command before anything is listed."""
 
     run_id: str
     collection: str
     day: date
-    images: str
+    images: tuple[str, ...] = Field(description="locations that are listed; or the one explicit list")
+    selection: dict[str, Any] = Field(description="which objects below them are images of this run")
     bundle: str
     bundle_digest: str
-    manifest_digest: str
-    num_images: int
+    supersedes: str | None = Field(None, description="run of the same night whose place this one takes")
+    retries: str | None = Field(None, description="run whose quarantined images are tried again; its scores are kept")
     started_at: datetime
+
+
+class ManifestPart(_Record):
+    """A part of the manifest: rows at positions [start, start + rows)."""
+
+    start: int
+    rows: int
+    source: int = Field(description="index of the location it was listed from; -1: several, sorted afterwards")
+    last_uri: str = Field(description="its last image: where an interrupted listing goes on")
+
+
+class Plan(_Record):
+    """The complete manifest of a run. num_rows is less than num_images only where a run retries another."""
+
+    intent: Intent
+    num_images: int = Field(description="images the run accounts for; row ids are below it")
+    num_rows: int = Field(description="rows of the manifest: images the run itself has to score")
+    num_bytes: int = Field(description="their encoded size, as far as it was listed")
+    num_duplicates: int = Field(description="names listed again, counted once")
+    num_deleted: int = Field(0, description="images scored by an earlier run that are gone")
+    skipped: dict[str, int] = Field(description="objects that are no images of this run, by rule; of the last listing")
+    manifest_digest: str = Field(description="sha256 over (uri, etag, size) in the order of the manifest")
+    parts: tuple[ManifestPart, ...]
 
 
 class RunRecord(_Record):
     """A committed run. num_listed = num_scored + num_quarantined, proved before this was written."""
 
-    version: Literal[1] = 1
-    plan: Plan
+    version: Literal[2] = 2
+    run_id: str
+    collection: str
+    day: date
+    images: tuple[str, ...]
+    selection: dict[str, Any]
+    bundle: str
+    bundle_digest: str
+    supersedes: str | None
+    started_at: datetime
     committed_at: datetime
     num_listed: int
     num_scored: int
     num_quarantined: int
     num_anomalous: int
+    num_deleted: int
+    num_listed_twice: int
     num_duplicates_dropped: int
+    num_bytes: int
+    skipped: dict[str, int]
     quarantine_reasons: dict[str, int]
+    manifest_digest: str
     threshold: float
     map_threshold: float
     alpha: float
     images_per_second: float
     stage_seconds: dict[str, float]
+    settings: dict[str, Any] = Field(description="the resolved options of the command; never a secret")
     versions: dict[str, str]
-    scores: list[Part] = Field(description="published parts of the scores table")
-    quarantine: list[Part] = Field(description="published parts of the quarantine table")
+    scores: tuple[Part, ...] = Field(description="published parts of the scores table")
+    quarantine: tuple[Part, ...] = Field(description="published parts of the quarantine table")
+    deleted: tuple[Part, ...] = Field(description="published parts of the deleted table")

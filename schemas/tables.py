@@ -6,7 +6,7 @@ Fields are never reordered or retyped within a version; a contract test pins eac
 import pyarrow as pa
 import pyarrow.compute as pc
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "", *, nullable: bool = False) -> pa.Field:
@@ -22,7 +22,7 @@ _TIME = pa.timestamp("us", tz="UTC")
 _SOURCE = [
     _field("row_id", pa.int64(), "position of the image in the run's manifest, dense from 0"),
     _field("image_uri", pa.string(), "object the image was read from"),
-    _field("image_etag", pa.string(), "entity tag the object had when it was listed; empty if the store has none"),
+    _field("image_etag", pa.string(), "entity tag the object had when it was listed; empty if there is none"),
     _field("image_bytes", pa.int64(), "size of the encoded image", "byte"),
     _field("image_last_modified", _TIME, "when the object was last written"),
 ]
@@ -52,6 +52,7 @@ SCORES = _schema(
         *_SOURCE,
         _field("width", pa.int32(), "width after EXIF orientation", "pixel"),
         _field("height", pa.int32(), "height after EXIF orientation", "pixel"),
+        _field("num_frames", pa.int32(), "pictures in the file, of which the first is scored"),
         _field("anomaly_score", pa.float32(), "one of the next three, as the bundle chose; raw, >= 0"),
         _field("score_mean", pa.float32(), "mean of the anomaly map: the paper's score"),
         _field("score_max", pa.float32(), "largest value of the anomaly map"),
@@ -76,10 +77,20 @@ QUARANTINE = _schema(
     "quarantine",
     [
         *_SOURCE,
-        _field("stage", pa.string(), "where it failed: fetch, decode or score"),
+        _field("stage", pa.string(), "where it failed: list, fetch, decode or score"),
         _field("reason", pa.string(), "one of fcdd.errors.REASONS"),
         _field("detail", pa.string(), "what was found, for a person"),
         _field("attempts", pa.int32(), "how many passes of the run tried the image"),
+        *_RUN,
+    ],
+)
+
+DELETED = _schema(
+    "deleted",
+    [
+        _field("image_uri", pa.string(), "object that had been scored, and was gone when this run listed its place"),
+        _field("image_etag", pa.string(), "entity tag it had when it was scored last"),
+        _field("last_run_id", pa.string(), "latest run that has a row of it"),
         *_RUN,
     ],
 )

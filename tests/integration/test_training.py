@@ -27,7 +27,7 @@ from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.splits import is_held_out
 from fcdd.training import TrainOptions
-from jobs import _images, _manifest, _train_loop, train
+from jobs import _images, _listing, _train_loop, train
 from jobs._checkpoints import Checkpoints
 from jobs._train_loop import Alone, LoopConfig
 
@@ -52,7 +52,7 @@ def make(location: str, checkpoints: str, name: str = "cnn32_s", **changes: Any)
     if networks.is_pretrained(name):
         networks.load_pretrained(network, name)
     loop = LoopConfig(
-        images=_manifest.list_images(location)[:32],
+        images=_listing.list_images(location)[:32],
         held_out=frozenset(),
         network=name,
         channels=3,
@@ -128,7 +128,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(
     """
     options = dataclasses.replace(OPTIONS, optimizer="sgd") if name == "cnn32_s" else OPTIONS
     curves, scores = [], []
-    pixels = _images.load_set(_manifest.list_images(few)[32:], size, 3).pixels
+    pixels = _images.load_set(_listing.list_images(few)[32:], size, 3).pixels
     for count in (1, 2, 3, 4) if name == "cnn32_s" else (1, 2):
         loop = make(few, f"file://{tmp_path}/{count}", name, input_size=size, options=options)
         if count == 1:
@@ -256,7 +256,7 @@ def test_a_streamed_training_is_equal_and_names_an_image_that_vanished(
 
 
 def test_too_many_unreadable_images_stop_a_streamed_training(few: str, tmp_path: Path) -> None:
-    infos = _manifest.list_images(few)[:32]
+    infos = _listing.list_images(few)[:32]
     broken = [info._replace(uri=f"{few}/gone{n}.png") if n % 4 == 0 else info for n, info in enumerate(infos)]
     loop = make(few, f"file://{tmp_path}", stream=True, images=broken)
     with pytest.raises(ConfigError, match="of 32 images cannot be read"):

@@ -9,14 +9,14 @@ from fcdd.datasets import LabelledImage
 from fcdd.errors import ConfigError, ImageError
 from fcdd.images import DecodedImage
 from fcdd.storage import ObjectInfo
-from jobs import _images, _manifest, _training_data
+from jobs import _images, _listing, _training_data
 
 
 @pytest.fixture
 def listed(tmp_path: Path, nominal_cells: list[LabelledImage]) -> list[ObjectInfo]:
     for cell in nominal_cells[:12]:
         storage.write(f"{tmp_path}/{cell.path.name}", cell.path.read_bytes())
-    return _manifest.list_images(f"file://{tmp_path}")
+    return _listing.list_images(f"file://{tmp_path}")
 
 
 def test_an_image_that_changed_or_vanished_since_the_listing_has_no_pixels(listed: list[ObjectInfo]) -> None:
@@ -31,18 +31,18 @@ def test_an_image_that_changed_or_vanished_since_the_listing_has_no_pixels(liste
 
 def test_a_set_says_which_images_it_holds_and_refuses_a_wrong_prefix(listed: list[ObjectInfo]) -> None:
     storage.write(listed[4].uri, b"broken")
-    again = _manifest.list_images(listed[0].uri.rsplit("/", 1)[0])
+    again = _listing.list_images(listed[0].uri.rsplit("/", 1)[0])
     loaded = _images.load_set(again, (32, 32), 3)
     assert loaded.positions.tolist() == [i for i in range(12) if i != 4]
     for info in listed[:3]:
         storage.write(info.uri, b"broken")
     with pytest.raises(ConfigError, match="4 of 12 images cannot be read"):
-        _images.load_set(_manifest.list_images(listed[0].uri.rsplit("/", 1)[0]), (32, 32), 3)
+        _images.load_set(_listing.list_images(listed[0].uri.rsplit("/", 1)[0]), (32, 32), 3)
 
 
 def test_loaded_images_name_what_is_left_out_and_raise_only_when_asked_for_it(listed: list[ObjectInfo]) -> None:
     storage.write(listed[4].uri, b"broken")
-    again = _manifest.list_images(listed[0].uri.rsplit("/", 1)[0])
+    again = _listing.list_images(listed[0].uri.rsplit("/", 1)[0])
     copy = _images.fetch_and_decode(again[7], (32, 32), 3)
     assert isinstance(copy, DecodedImage)
     held_out = frozenset([_training_data.pixel_digest(copy.pixels)])

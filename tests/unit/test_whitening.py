@@ -94,7 +94,7 @@ def test_a_whitened_network_is_fitted_trained_saved_and_scores_the_same_in_any_b
     alone = np.concatenate([Runner(network, scaling, (64, 96))(test[i : i + 1]) for i in range(8)])
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
     assert together.shape[1:] == (8, 12)
-        assert together[4:].mean((1, 2)).min() > together[:4].mean((1, 2)).max()
+    assert together[4:].mean((1, 2)).min() > together[:4].mean((1, 2)).max()
 
 
 def test_other_networks_have_no_statistics_to_fit() -> None:

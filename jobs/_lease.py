@@ -1,0 +1,199 @@
+"""The lease on one night of a collection: of two runs at the same time, the second stops.
+
+A lease is a numbered object, created if none of that number is there, and written again as a sign of life. The highest
+number holds; it is taken over, by creating the next one, when its process is known to be dead or its last sign of
+life is too old. Ages are differences of the store's own times, so clocks of machines do not matter. The lease saves
+work and confusion; what keeps two runs from mixing is the conditional put of the commit record.
+"""
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fcdd import storage
+from fcdd.errors import FCDDError
+from fcdd.storage import ObjectInfo
+
+HEARTBEAT_S = 10.0
+# Several signs of life may get lost on the way before a run is taken for dead.
+TTL_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class LeaseHeld(FCDDError):
+    """Another process is at work on this night."""
+
+
+class LeaseLost(FCDDError):
+    """Another process took this run for dead and goes on with it."""
+
+
+class Owner(BaseModel):
+    """Who holds a lease, so exactly that another process of the same machine can tell whether it still lives."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    host: str
+    pid: int
+    started: float
+    # Process ids mean something only where both are the same.
+    boot: float
+    namespace: str
+    token: str
+
+    @classmethod
+    def me(cls, run_id: str) -> "Owner":
+        """This process."""
+        process = psutil.Process()
+        return cls(
+            run_id=run_id,
+            host=socket.gethostname(),
+            pid=process.pid,
+            started=process.create_time(),
+            boot=psutil.boot_time(),
+            namespace=_namespace(),
+            token=uuid.uuid4().hex,
+        )
+
+    def is_dead(self) -> bool:
+        """Whether it certainly does not run any more; False when that cannot be told from here."""
+        if (self.host, self.boot, self.namespace) != (socket.gethostname(), psutil.boot_time(), _namespace()):
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            return process.create_time() != self.started or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.Error:
+            return False
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+class Lease:
+    """A lease that is held; `check` now and then, and before anything that cannot be undone."""
+
+    def __init__(self, folder: str, number: int, owner: Owner) -> None:
+        self._folder, self._number, self._owner = folder, number, owner
+        self._lost = threading.Event()
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+
+    def check_flag(self) -> None:
+        """`check` without asking the store: what the last sign of life found out."""
+        if self._lost.is_set():
+            self.check()
+
+    def check(self) -> None:
+        """Raises LeaseLost when another process took over."""
+        if self._lost.is_set() or _highest(self._folder) > self._number:
+            self._lost.set()
+            raise LeaseLost(f"run {self._owner.run_id} is done by another process now, which took this one for dead")
+
+    def start(self) -> None:
+        """Begin with the signs of life."""
+        self._thread.start()
+
+    def release(self) -> None:
+        """Let others in."""
+        self._released.set()
+        self._thread.join()
+        with suppress(FCDDError):  # it grows old by itself
+            storage.delete(_uri(self._folder, self._number))
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT_S):
+            try:
+                if _highest(self._folder) > self._number:
+                    self._lost.set()
+                    return
+                storage.write(_uri(self._folder, self._number), self._owner.model_dump_json().encode())
+            except FCDDError as error:
+                log.warning("no sign of life could be written: %s", error)
+
+
+@contextmanager
+def hold(folder: str, run_id: str) -> Iterator[Lease]:
+    """Hold the lease at `folder`. Raises LeaseHeld when another process does and may be alive."""
+    lease = _acquire(folder, Owner.me(run_id))
+    lease.start()
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def state(folder: str) -> tuple[Owner, float] | None:
+    """Who holds a lease and the seconds since the last sign of life; None if nobody does, or it was given up."""
+    if (current := _current(folder)) is None:
+        return None
+    info, owner = current
+    age = (_store_time(folder) - info.last_modified).total_seconds()
+    return None if owner is None or owner.is_dead() or age > TTL_S else (owner, age)
+
+
+def _acquire(folder: str, owner: Owner) -> Lease:
+    if holder := state(folder):
+        other, age = holder
+        raise LeaseHeld(
+            f"{other} is scoring this night as run {other.run_id} (last sign of life {age:.0f} s ago); wait for it or "
+            f"stop it. If it is dead, the same command takes over {max(0, TTL_S - age):.0f} s from now"
+        )
+    stale = _highest(folder)
+    try:
+        storage.create(_uri(folder, stale + 1), owner.model_dump_json().encode())
+    except FileExistsError as error:
+        raise LeaseHeld("another process has just begun to score this night; wait for it or stop it") from error
+    if stale:
+        log.info("took over from a run that died")
+        with suppress(FCDDError):
+            storage.delete(_uri(folder, stale))
+    return Lease(folder, stale + 1, owner)
+
+
+def _current(folder: str) -> tuple[ObjectInfo, Owner | None] | None:
+    if not (number := _highest(folder)):
+        return None
+    try:
+        info = storage.stat(_uri(folder, number))
+        return info, Owner.model_validate_json(storage.read(info.uri))
+    except FileNotFoundError:
+        return None  # released meanwhile
+    except ValidationError:
+        return info, None
+
+
+def _highest(folder: str) -> int:
+    names = [info.uri.rsplit("/", 1)[1] for page in storage.pages(folder) for info in page]
+    return max((int(name.removesuffix(".json")) for name in names if name[0].isdigit()), default=0)
+
+
+def _uri(folder: str, number: int) -> str:
+    return f"{folder}/{number:06d}.json"
+
+
+def _store_time(folder: str) -> datetime:
+    """The store's own time."""
+    probe = storage.join(folder, f"now-{uuid.uuid4().hex}")
+    storage.write(probe, b"")
+    moment = storage.stat(probe).last_modified
+    storage.delete(probe)
+    return moment
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""

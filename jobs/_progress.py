@@ -1,0 +1,121 @@
+"""What a person or a log sees while a run is scored: one line that says how far, how fast, how long still, and why."""
+
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+LOG_EVERY_S, FIRST_LOG_S = 30.0, 5.0
+STAGES = ("fetch", "decode", "score", "write")
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Counts receipts and shows them: on a terminal as a line that changes, else as a line of the log now and then."""
+
+    def __init__(self) -> None:
+        self.done = self.failed = self.total = self.final_failures = 0
+        self.listed = False
+        self.seconds: Counter[str] = Counter()
+        self._scored_here = self._in_first = 0
+        self._first: float | None = None
+        self._last = self._started = time.perf_counter()
+        self._next_log = self._started + FIRST_LOG_S
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            self._live = Live(Text(""), console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.__exit__(kind, error, trace)
+            self._live = None
+
+    def known(self, *, done: int, failed: int, total: int, listed: bool) -> None:
+        """What is staged and what is listed so far."""
+        self.done, self.failed, self.total, self.listed = done, failed, total, listed
+
+    def add(self, receipt: dict[str, Any]) -> None:
+        """Count a staged shard."""
+        now = time.perf_counter()
+        if self._first is None:
+            self._first, self._in_first = now, receipt["rows"]
+        self._last = now
+        self._scored_here += receipt["rows"]
+        self.done += receipt["rows"]
+        self.failed += receipt["failed"]
+        self.final_failures += receipt["failed"] - receipt["transient"]
+        self.seconds.update({stage: receipt[f"{stage}_seconds"] for stage in STAGES})
+        if self._live:
+            self._live.update(Text(self.line()), refresh=True)
+        elif now >= self._next_log:
+            log.info("%s", self.line())
+            self._next_log = now + LOG_EVERY_S
+
+    def rate(self) -> float:
+        """Images per second, from the first staged shard on if there were several: without the start."""
+        if self._first is None:
+            return 0.0
+        if self._last > self._first:
+            return (self._scored_here - self._in_first) / (self._last - self._first)
+        return self._scored_here / max(self._last - self._started, 1e-9)
+
+    def seconds_to_first(self) -> float:
+        """From the start of this object to the first staged shard."""
+        return (self._first or self._last) - self._started
+
+    def bottleneck(self) -> str:
+        """The stage that workers spend most of their time in."""
+        return max(STAGES, key=lambda stage: self.seconds[stage])
+
+    def line(self) -> str:
+        """All of it in one line."""
+        rate, total = self.rate(), f"{self.total}" if self.listed else f"{self.total} listed so far"
+        left = duration((self.total - self.done) / rate) if rate and self.listed else "?"
+        busiest = self.bottleneck()
+        share = self.seconds[busiest] / max(sum(self.seconds.values()), 1e-9)
+        return (
+            f"{self.done - self.failed} scored, {self.failed} quarantined of {total}; {rate:.0f} images/s, "
+            f"{left} to go; mostly {busiest} ({share:.0%})"
+        )
+
+
+def exporter() -> Callable[[dict[str, Any]], None]:
+    """Counts receipts in Ray's own metrics, which Prometheus reads from its nodes."""
+    from ray.util.metrics import Counter as Metric
+
+    images = Metric("fcdd_images", description="images staged", tag_keys=("outcome",))
+    encoded = Metric("fcdd_image_bytes", description="encoded bytes of staged images")
+    seconds = Metric("fcdd_stage_seconds", description="seconds of workers", tag_keys=("stage",))
+
+    def export(receipt: dict[str, Any]) -> None:
+        for outcome, count in (("quarantined", receipt["failed"]), ("scored", receipt["rows"] - receipt["failed"])):
+            if count:
+                images.inc(count, {"outcome": outcome})
+        if receipt["bytes"]:
+            encoded.inc(receipt["bytes"])
+        for stage in STAGES:
+            if receipt[f"{stage}_seconds"] > 0:
+                seconds.inc(receipt[f"{stage}_seconds"], {"stage": stage})
+
+    return export
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

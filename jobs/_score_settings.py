@@ -1,0 +1,96 @@
+"""The options of `fcdd score`, and what they mean to the parts of the job."""
+
+from datetime import UTC, datetime
+from typing import ClassVar
+
+from pydantic import Field
+
+from fcdd import storage
+from fcdd.errors import ConfigError
+from fcdd.images import EXTENSIONS, Limits
+from fcdd.runtime import Runtime
+from jobs import _listing
+from jobs._listing import Selection
+from jobs._manifest import Source
+from jobs._settings import JobSettings, Night
+
+
+class ScoreSettings(JobSettings):
+    """Score every image under one or several locations and commit one run of results.
+
+    Credentials and AWS_ENDPOINT_URL come from the environment. Unreadable images are quarantined with a
+    reason and never stop the job.
+    """
+
+    verb: ClassVar[str] = "score"
+
+    bundle: str = Field(description="location of the bundle that `fcdd train` wrote")
+    images: list[str] = Field(
+        default_factory=list,
+        description="location of the images, listed recursively (s3://, gs://, az:// or a folder); may be given again",
+    )
+    image_list: str | None = Field(
+        None,
+        description="instead of listing: a file that names the images (.txt, .csv, .parquet, .jsonl, or a .manifest of "
+        "Lookout for Vision or SageMaker); relative names are below --images",
+    )
+    results: str = Field(description="location of the results, shared by all collections")
+    collection: str = Field(description="name of the image collection: a partition of the results")
+    date: Night = Field(description="night this run stands for, YYYY-MM-DD: a partition of the results")
+    include: list[str] = Field(
+        default_factory=list, description="score only paths that match this glob (* also matches /)"
+    )
+    exclude: list[str] = Field(default_factory=list, description="leave out paths that match this glob")
+    extensions: list[str] = Field(list(EXTENSIONS), description="what the name of an image ends in")
+    modified_since: datetime | None = Field(
+        None, description="score only objects written at this time or later (ISO 8601)"
+    )
+    since_last: bool = Field(
+        False, description="score only images that no committed run of the collection has scored with this bundle"
+    )
+    rescore: bool = Field(False, description="score again although the run is committed; the new run takes its place")
+    dry_run: bool = Field(False, description="list and say what would be done, and how long it may take; write nothing")
+    max_quarantine_share: float = Field(
+        0.5, gt=0, le=1, description="share of unreadable images above which nothing is committed (exit code 3)"
+    )
+    max_quarantine: int | None = Field(None, ge=0, description="the same as a number of images; the lower limit counts")
+    workers: int | None = Field(
+        None, ge=0, description="scoring processes; default: what the cluster has; 0: in this process, without Ray"
+    )
+    backend: str = Field(
+        "torch", pattern="^(torch|openvino)$", description="library of the forward pass: torch, openvino"
+    )
+    precision: str = Field("float32", pattern="^(float32|bfloat16)$", description="float32 or bfloat16")
+    compile: bool = Field(False, description="torch.compile: slow to start, faster on a GPU")
+    max_image_mb: float = Field(256, gt=0, description="larger files are quarantined without being fetched")
+    max_megapixels: float = Field(89.5, gt=0, le=500, description="larger images are quarantined without being decoded")
+    image_timeout_s: float = Field(30, gt=0, description="seconds an image may take to decode")
+
+    def quarantine_limit(self, images: int) -> int:
+        """How many of so many images may be quarantined."""
+        limit = int(self.max_quarantine_share * images)
+        return limit if self.max_quarantine is None else min(limit, self.max_quarantine)
+
+    def runtime(self) -> Runtime:
+        """How the forward pass runs."""
+        return Runtime.model_validate({"backend": self.backend, "precision": self.precision, "compile": self.compile})
+
+    def limits(self) -> Limits:
+        """What one image may cost."""
+        return Limits(encoded_bytes=int(self.max_image_mb * 2**20), pixels=int(self.max_megapixels * 1e6))
+
+    def source(self) -> Source:
+        """Where the images come from. Raises ConfigError when that is nowhere."""
+        if not self.images and not self.image_list:
+            raise ConfigError("say where the images are: --images or --image-list")
+        if self.image_list and len(self.images) > 1:
+            raise ConfigError("with --image-list give at most one --images, which its relative names are below")
+        modified = self.modified_since
+        selection = Selection(
+            include=tuple(self.include),
+            exclude=tuple(self.exclude),
+            extensions=tuple(each.lower() for each in self.extensions),
+            modified_since=modified if modified is None or modified.tzinfo else modified.replace(tzinfo=UTC),
+        )
+        list_uri = storage.normalize(self.image_list) if self.image_list else None
+        return Source(_listing.outermost(self.images), list_uri, selection, self.since_last)
