@@ -28,7 +28,7 @@ from schemas import Layout
 from schemas.runs import ManifestPart
 
 # A shard is what one call fetches, scores and stages: what a killed worker costs. Its pixels are a block of Ray.
-SHARD_ROWS, SHARD_PIXEL_BYTES = 1024, 32 * 1024**2
+SHARD_ROWS, SHARD_PIXEL_BYTES = 512, 32 * 1024**2
 # Shards of a run are cut finer while there are few, so that all workers take part.
 _SHARDS_PER_WORKER = 4
 _SMALLEST_SHARD = 16
@@ -121,7 +121,7 @@ class Score:
         spec: BundleSpec,
         weights: bytes,
         runtime: Runtime,
-        then: Callable[[pa.Table], pa.Table] = lambda rows: rows,
+        then: Callable[[pa.Table], pa.Table] | None = None,
     ) -> None:
         """The driver verified the bundle and passes it on, so all rows of a run carry one digest."""
         import torch  # the processes that decode do without
@@ -171,7 +171,8 @@ class Score:
         columns["score_seconds"] = pa.array(
             np.full(len(rows), (time.perf_counter() - started) / max(1, len(rows))), pa.float32()
         )
-        return self.then(pa.table({name: columns[name] for name in (*_staging.ROW.names, *SECONDS)}))
+        scored_rows = pa.table({name: columns[name] for name in (*_staging.ROW.names, *SECONDS)})
+        return self.then(scored_rows) if self.then else scored_rows
 
     def _regions(self, maps: npt.NDArray[np.float32], rows: pa.Table) -> list[list[dict[str, Any]]]:
         """Hot regions of each map; most maps have none, which their maximum says."""

@@ -84,12 +84,13 @@ class Progress:
     def line(self) -> str:
         """All of it in one line."""
         rate, total = self.rate(), f"{self.total}" if self.listed else f"{self.total} listed so far"
-        left = duration((self.total - self.done) / rate) if rate and self.listed else "?"
+        steady = self._first is not None and self._last > self._first
+        left = duration((self.total - self.done) / rate) if steady and rate and self.listed else "?"
         busiest = self.bottleneck()
         share = self.seconds[busiest] / max(sum(self.seconds.values()), 1e-9)
         return (
-            f"{self.done - self.failed} scored, {self.failed} quarantined of {total}; {rate:.0f} images/s, "
-            f"{left} to go; mostly {busiest} ({share:.0%})"
+            f"{self.done - self.failed} scored, {self.failed} quarantined of {total}; "
+            f"{f'{rate:.0f}' if steady else '?'} images/s, {left} to go; mostly {busiest} ({share:.0%})"
         )
 
 

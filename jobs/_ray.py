@@ -63,7 +63,7 @@ def session(*, cpus: int = MIN_LOCAL_CPUS, gpus: int = 0) -> Iterator[None]:
 
 
 # What the stages of scoring ask for. Without GPUs all of it runs in one actor, since Ray fuses stages that ask for the
-# same: no pixels move, and no worker has to be started for the writes (measured: 4 s). With GPUs decoding tasks take the
+# same: no pixels move, and no worker has to be started for the writes (4 s here). With GPUs decoding tasks take the
 # CPUs that the actors beside the GPUs leave, and writing tasks a little.
 DECODE_CPUS, SCORE_CPUS, GPU_ACTOR_CPUS, WRITE_CPUS = 1.0, 1.0, 0.5, 0.2
 
@@ -74,6 +74,12 @@ def join(stack: ExitStack) -> None:
         stack.enter_context(session())
 
 
+def num_workers(workers: int | None) -> int:
+    """How many scoring actors there will be."""
+    total = ray.cluster_resources()
+    return workers or int(total.get("GPU", 0)) or max(1, int((total.get("CPU", 0) - 1) // SCORE_CPUS))
+
+
 def stage_resources(workers: int | None) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Arguments of decoding, scoring and writing, for `workers` scoring actors, or as many as fit.
 
@@ -82,12 +88,12 @@ def stage_resources(workers: int | None) -> tuple[dict[str, Any], dict[str, Any]
     """
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 0), int(total.get("GPU", 0))
-    fit = gpus or max(1, int((cpus - 1) // SCORE_CPUS))
+    fit = num_workers(None)
     if workers is not None and workers > fit:
         raise ConfigError(
             f"{workers} workers do not fit: the cluster has {cpus:.0f} CPUs and {gpus} GPUs, room for {fit}"
         )
-    pool = ActorPoolStrategy(size=workers or fit)
+    pool = ActorPoolStrategy(size=num_workers(workers))
     if gpus:
         actors = {"compute": pool, "num_gpus": 1, "num_cpus": GPU_ACTOR_CPUS}
         return {"num_cpus": DECODE_CPUS}, actors, {"num_cpus": WRITE_CPUS}

@@ -163,24 +163,27 @@ def stage_and_commit(
             plan,
             job.spec,
             before=before,
-            run=_map_on_ray(cluster) if parallel else map,
+            run=_map_on_ray() if parallel else map,
             check=lease.check,
             now=lambda: datetime.now(UTC),
             facts=facts,
         )
 
 
-def _map_on_ray(cluster: ExitStack) -> _commit.Map:
-    from jobs import _ray
-
-    _join_ray(cluster)
-    return _ray.parallel_map
-
-
-def _join_ray(cluster: ExitStack) -> None:
+def _workers(settings: ScoreSettings, cluster: ExitStack) -> int:
+    """How many processes will score, with Ray at hand unless it is this one."""
+    if settings.workers == 0:
+        return 1
     from jobs import _ray  # late: Ray's import costs seconds that a wrong option should not wait for
 
     _ray.join(cluster)
+    return _ray.num_workers(settings.workers)
+
+
+def _map_on_ray() -> _commit.Map:
+    from jobs import _ray
+
+    return _ray.parallel_map
 
 
 def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress: Progress, cluster: ExitStack) -> None:
@@ -189,8 +192,7 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
     What got lost, and what the store did not give, is driven again. Raises TooManyBadImages.
     """
     listing.wait()  # what is wrong with the images is found before Ray is started
-    if job.settings.workers != 0:
-        _join_ray(cluster)
+    workers = _workers(job.settings, cluster)
     known, passes, may_stop_early = -1, 0, True
     while True:
         parts, listed = listing.wait(known)
@@ -205,7 +207,7 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
             _commit.check_quarantine(done, limit, intent, final=True)
             return
         progress.known(done=done.count(), failed=done.most_failed(), total=rows, listed=listed)
-        shards = stages.shards(parts, done, job.spec.input_size, job.spec.channels, job.settings.workers or 2)
+        shards = stages.shards(parts, done, job.spec.input_size, job.spec.channels, workers)
         for receipt in receipts(job, intent.run_id, shards) if shards else ():
             progress.add(receipt)
             lease.check_flag()
