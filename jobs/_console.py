@@ -4,17 +4,24 @@ import dataclasses
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 from fcdd.errors import BundleError, ConfigError, FCDDError
 
-DONE, FAILED, USER_MUST_ACT, TOO_MANY_BAD_IMAGES, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, USER_MUST_ACT, TOO_MANY_BAD_IMAGES, BUSY, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 class TooManyBadImages(FCDDError):
     """The share of unreadable images is above the limit: the input is plainly wrong."""
+
+
+class LeaseHeld(FCDDError):
+    """Another process is at work on the same night."""
 
 
 def run(job: Callable[[], None]) -> int:
@@ -22,23 +29,34 @@ def run(job: Callable[[], None]) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
+    with suppress(ValueError):  # not in the main thread: whoever started this one handles signals
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         job()
-    except (ConfigError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_MUST_ACT
-    except TooManyBadImages as error:
-        print(f"error: {error}", file=sys.stderr)
-        return TOO_MANY_BAD_IMAGES
     except FCDDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        # Ray joins the class of a worker's error with its own, and puts the worker's traceback into the message.
+        cause = getattr(error, "cause", error)
+        print(f"error: {cause}", file=sys.stderr)
+        return next((code for kind, code in _CODES.items() if isinstance(error, kind)), FAILED)
     except KeyboardInterrupt:
         print("interrupted; nothing was committed, the same command starts or goes on again", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough: `fcdd query ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
+
+
+_CODES: dict[type[FCDDError], int] = {
+    ConfigError: USER_MUST_ACT,
+    BundleError: USER_MUST_ACT,
+    TooManyBadImages: TOO_MANY_BAD_IMAGES,
+    LeaseHeld: BUSY,
+}
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A polite end, as `ray job stop` and Kubernetes ask for it, is Ctrl-C: leases are given back."""
+    raise KeyboardInterrupt
 
 
 def plain(value: Any) -> Any:

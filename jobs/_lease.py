@@ -21,16 +21,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fcdd import storage
 from fcdd.errors import FCDDError
 from fcdd.storage import ObjectInfo
+from jobs._console import LeaseHeld
 
 HEARTBEAT_S = 10.0
 # Several signs of life may get lost on the way before a run is taken for dead.
 TTL_S = 60.0
 
 log = logging.getLogger(__name__)
-
-
-class LeaseHeld(FCDDError):
-    """Another process is at work on this night."""
 
 
 class LeaseLost(FCDDError):

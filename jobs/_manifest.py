@@ -23,6 +23,7 @@ from typing import NamedTuple, Self
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from fcdd import storage
 from fcdd.errors import FCDDError
@@ -481,6 +482,14 @@ def create_plan(layout: Layout, plan: Plan) -> None:
         storage.create(layout.plan(plan.intent.run_id), plan.model_dump_json(indent=1).encode())
     except FileExistsError as error:
         raise FCDDError(f"another process planned run {plan.intent.run_id}; run the same command again") from error
+
+
+def read_intent(layout: Layout, run_id: str) -> Intent | None:
+    """What a run is to do; None when its staging does not say."""
+    try:
+        return Intent.model_validate_json(storage.read(layout.intent(run_id)))
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def fix_intent(layout: Layout, intent: Intent) -> Intent:

@@ -63,6 +63,13 @@ def connect(results: str) -> duckdb.DuckDBPyConnection:
     return connection
 
 
+def staged(layout: Layout) -> list[str]:
+    """Ids of all runs that have staging."""
+    prefix = f"{layout.all_staging()}/"
+    names = (info.uri.removeprefix(prefix).split("/", 1)[0] for p in storage.pages(layout.all_staging()) for info in p)
+    return sorted(set(names))
+
+
 def part_paths(results: str, parts: Iterable[Part]) -> list[str]:
     """Published parts as DuckDB reads them, each once."""
     root = storage.normalize(results).removeprefix("file://")

@@ -8,6 +8,10 @@ VERBS = {
     "train": "nominal images -> a bundle (a trained, calibrated detector)",
     "score": "a bundle + an image collection -> a committed run: scores and heatmaps in Parquet",
     "query": "the most anomalous images of committed runs, as a table and as pictures",
+    "runs": "every run of a results location: state, counts, rate",
+    "retry-quarantine": "try the unreadable images of a night again; the new run takes its place",
+    "verify": "check a committed run: whole parts, each image once, a sample scored again",
+    "gc": "remove what dead runs left behind",
     "evaluate": "committed runs + labels -> AUROC",
 }
 
@@ -16,7 +20,7 @@ def main() -> int:
     """Dispatch to a job; only that job's imports are paid for."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: fcdd <verb> [options]      fcdd <verb> --help explains each      fcdd --version\n")
-        print("\n".join(f"  {verb:10}{meaning}" for verb, meaning in VERBS.items()))
+        print("\n".join(f"  {verb:18}{meaning}" for verb, meaning in VERBS.items()))
         return 0
     if sys.argv[1] == "--version":
         print(f"fcdd-at-scale {importlib.metadata.version('fcdd-at-scale')}")
@@ -25,7 +29,7 @@ def main() -> int:
     if verb not in VERBS:
         print(f"error: unknown verb {verb!r}; choose one of: {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    code: int = importlib.import_module(f"jobs.{verb}").main(sys.argv[2:])
+    code: int = importlib.import_module(f"jobs.{verb.replace('-', '_')}").main(sys.argv[2:])
     return code
 
 

@@ -9,68 +9,19 @@ run, and does nothing for a committed one.
 
 import hashlib
 import logging
-import platform
 import sys
-import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from datetime import UTC, datetime
-from importlib import metadata
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import pyarrow as pa
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from fcdd import bundle, storage
-from fcdd.bundle import BundleSpec
-from fcdd.errors import ConfigError
-from jobs import _commit, _console, _lease, _manifest, _progress, _runs
-from jobs import _pipeline as stages
-from jobs._lease import Lease
-from jobs._manifest import Listing, Source
-from jobs._pipeline import Shard
-from jobs._progress import Progress
+from fcdd import storage
+from jobs import _console, _lease, _manifest, _progress, _runs, _scoring
+from jobs._manifest import Listing
 from jobs._score_settings import ScoreSettings
+from jobs._scoring import Job
 from jobs._staging import Coverage
-from schemas import Layout, RunRecord
-from schemas.layout import is_name
-from schemas.runs import Intent
-
-VERSIONED = ("fcdd-at-scale", "torch", "ray", "pyarrow", "pillow", "numpy", "obstore")
-# Everything is driven once; what got lost, or failed for a reason of the store, at most twice more.
-MAX_PASSES = 3
-# Blocks that Ray keeps track of at once; of a larger run each holds several shards.
-MAX_BLOCKS = 4096
+from schemas import RunRecord
 
 log = logging.getLogger(__name__)
-
-
-class Job(NamedTuple):
-    """Everything that is fixed before the first image is looked at."""
-
-    settings: ScoreSettings
-    layout: Layout
-    source: Source
-    spec: BundleSpec
-    weights: bytes
-
-    def intent(self, run_id: str, *, supersedes: str | None, retries: str | None = None) -> Intent:
-        """What the run is to do."""
-        return Intent(
-            run_id=run_id,
-            collection=self.settings.collection,
-            day=self.settings.date,
-            images=(self.source.list_uri,) if self.source.list_uri else tuple(self.source.prefixes),
-            selection=self.source.selection.model_dump(mode="json") | {"since_last": self.source.since_last},
-            bundle=storage.normalize(self.settings.bundle),
-            bundle_digest=self.spec.digest,
-            supersedes=supersedes,
-            retries=retries,
-            started_at=datetime.now(UTC),
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,12 +33,12 @@ def _main(settings: ScoreSettings) -> None:
     if settings.dry_run:
         dry_run(settings)
     else:
-        show(score(settings))
+        _scoring.show(score(settings))
 
 
 def score(settings: ScoreSettings) -> RunRecord:
     """The whole job."""
-    job = prepare(settings)
+    job = _scoring.prepare(settings)
     attempt = next_attempt(job, "r")
     if attempt.committed and not settings.rescore:
         record = attempt.committed[-1]
@@ -99,18 +50,7 @@ def score(settings: ScoreSettings) -> RunRecord:
     with _lease.hold(job.layout.lease(settings.collection, settings.date), attempt.run_id) as lease:
         intent = _manifest.fix_intent(job.layout, job.intent(attempt.run_id, supersedes=attempt.supersedes))
         with Listing(job.layout, intent, job.source) as listing:
-            return stage_and_commit(job, intent, listing, lease)
-
-
-def prepare(settings: ScoreSettings) -> Job:
-    """Find everything that can be wrong before anything is started."""
-    if not is_name(settings.collection):
-        raise ConfigError(f"expected a collection of lower-case letters, digits, - and _, got {settings.collection!r}")
-    layout = Layout(storage.normalize(settings.results))
-    source = settings.source()
-    spec, weights = bundle.load(storage.normalize(settings.bundle))
-    settings.runtime().check(spec.network)
-    return Job(settings, layout, source, spec, weights)
+            return _scoring.stage_and_commit(job, intent, listing, lease)
 
 
 class Attempt(NamedTuple):
@@ -134,128 +74,9 @@ def next_attempt(job: Job, kind: str) -> Attempt:
     return Attempt(run_id, night[-1].run_id if night else None, committed)
 
 
-def stage_and_commit(
-    job: Job, intent: Intent, listing: Listing, lease: Lease, *, before: RunRecord | None = None
-) -> RunRecord:
-    """Score and commit what is not done yet of a run. `before`: the run whose scores are kept, when it is a retry."""
-    started = time.perf_counter()
-    with ExitStack() as cluster:
-        with Progress() as progress:
-            stage_all(job, intent, listing, lease, progress, cluster)
-        plan = listing.plan()
-        staged = time.perf_counter()
-        lease.check()
-
-        def facts() -> dict[str, Any]:
-            seconds = {"stage": staged - started, "to_first_image": progress.seconds_to_first()}
-            seconds |= {f"workers_{stage}": value for stage, value in progress.seconds.items()}
-            seconds |= {"publish": time.perf_counter() - staged}
-            return {
-                "images_per_second": progress.rate(),
-                "stage_seconds": {name: round(value, 3) for name, value in seconds.items()},
-                "settings": job.settings.model_dump(mode="json", exclude={"config", "dry_run"}),
-                "versions": {n: metadata.version(n) for n in VERSIONED} | {"python": platform.python_version()},
-            }
-
-        parallel = plan.num_rows > _commit.PART_ROWS and job.settings.workers != 0
-        return _commit.commit(
-            job.layout,
-            plan,
-            job.spec,
-            before=before,
-            run=_map_on_ray() if parallel else map,
-            check=lease.check,
-            now=lambda: datetime.now(UTC),
-            facts=facts,
-        )
-
-
-def _workers(settings: ScoreSettings, cluster: ExitStack) -> int:
-    """How many processes will score, with Ray at hand unless it is this one."""
-    if settings.workers == 0:
-        return 1
-    from jobs import _ray  # late: Ray's import costs seconds that a wrong option should not wait for
-
-    _ray.join(cluster)
-    return _ray.num_workers(settings.workers)
-
-
-def _map_on_ray() -> _commit.Map:
-    from jobs import _ray
-
-    return _ray.parallel_map
-
-
-def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress: Progress, cluster: ExitStack) -> None:
-    """Stage every manifest row that is not staged yet: what is listed by now, then what was listed meanwhile.
-
-    What got lost, and what the store did not give, is driven again. Raises TooManyBadImages.
-    """
-    listing.wait()  # what is wrong with the images is found before Ray is started
-    workers = _workers(job.settings, cluster)
-    known, passes, may_stop_early = -1, 0, True
-    while True:
-        parts, listed = listing.wait(known)
-        known, rows = len(parts), sum(part.rows for part in parts)
-        done = Coverage.read(job.layout, intent.run_id)
-        if listed and done.count() == rows:
-            done.count_transient_as_missing()
-        limit = job.settings.quarantine_limit(rows) if listed else job.settings.max_quarantine
-        may_stop_early = may_stop_early and not _commit.check_quarantine(done, limit, intent, final=False)
-        passes += listed
-        if listed and (done.count() == rows or passes > MAX_PASSES):
-            _commit.check_quarantine(done, limit, intent, final=True)
-            return
-        progress.known(done=done.count(), failed=done.most_failed(), total=rows, listed=listed)
-        shards = stages.shards(parts, done, job.spec.input_size, job.spec.channels, workers)
-        for receipt in receipts(job, intent.run_id, shards) if shards else ():
-            progress.add(receipt)
-            lease.check_flag()
-            if limit is not None and may_stop_early and progress.final_failures > limit:
-                break
-
-
-def receipts(job: Job, run_id: str, shards: list[Shard]) -> Iterator[dict[str, Any]]:
-    """Drive shards through the stages, here or on Ray; a receipt for each staged part."""
-    settings, spec = job.settings, job.spec
-    limits, timeout_s = settings.limits(), settings.image_timeout_s
-    fetch_decode = stages.FetchDecode(job.layout.results, run_id, spec.input_size, spec.channels, limits, timeout_s)
-    stage_parts = stages.StageParts(job.layout.results, run_id, attempt=uuid.uuid4().hex[:8])
-    if settings.workers == 0:
-        score_and_stage = stages.Score(spec, job.weights, settings.runtime(), stage_parts)
-        for shard in shards:
-            for decoded in fetch_decode(pa.Table.from_pylist([dict(shard)])):
-                yield from score_and_stage(decoded).to_pylist()
-        return
-    import ray.data
-
-    from jobs import _ray
-
-    decode, actors, write = _ray.stage_resources(settings.workers)
-    blocks = min(len(shards), MAX_BLOCKS)
-    chain = (
-        ray.data.from_items([dict(shard) for shard in shards], override_num_blocks=blocks)
-        .map_batches(fetch_decode, batch_size=None, batch_format="pyarrow", **decode)
-        .map_batches(
-            stages.Score,
-            fn_constructor_args=(spec, job.weights, settings.runtime(), *([] if write else [stage_parts])),
-            batch_size=None,
-            batch_format="pyarrow",
-            **actors,
-        )
-    )
-    if write:  # a GPU does not wait for the store
-        chain = chain.map_batches(stage_parts, batch_size=None, batch_format="pyarrow", **write)
-    export = _progress.exporter()
-    for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for receipt in block.to_pylist():  # type: ignore[union-attr]
-            export(receipt)
-            yield receipt
-
-
 def dry_run(settings: ScoreSettings) -> None:
     """Say what the same command without --dry-run would do."""
-    job = prepare(settings)
+    job = _scoring.prepare(settings)
     attempt = next_attempt(job, "r")
     records = _runs.records(job.layout, settings.collection)
     found = _manifest.survey(job.layout, job.source, records, job.spec.digest)
@@ -280,30 +101,6 @@ def dry_run(settings: ScoreSettings) -> None:
         )
     else:
         print("about        unknown: no run of the collection tells how fast it goes")
-
-
-def show(record: RunRecord) -> None:
-    """The summary a person or a log reads."""
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, title=f"run {record.run_id}", title_justify="left")
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(record.quarantine_reasons.items()))
-    rows = [
-        ("collection", f"{record.collection}, {record.day}"),
-        ("listed", f"{record.num_listed}"),
-        ("scored", f"{record.num_scored}  ({record.num_anomalous} above the threshold {record.threshold:.6g})"),
-        ("quarantined", f"{record.num_quarantined}" + (f"  ({reasons})" if reasons else "")),
-        ("rate", f"{record.images_per_second:.1f} images/s"),
-    ]
-    if record.skipped:
-        rows.append(("not images", ", ".join(f"{rule} {count}" for rule, count in sorted(record.skipped.items()))))
-    if record.num_deleted:
-        rows.append(("deleted", f"{record.num_deleted}  (scored before, gone now)"))
-    if record.supersedes:
-        rows.append(("supersedes", record.supersedes))
-    written = sum(part.bytes for part in (*record.scores, *record.quarantine))
-    rows.append(("written", f"{len(record.scores) + len(record.quarantine)} files, {written / 1e6:.2f} MB"))
-    for name, value in rows:
-        table.add_row(name, value)
-    Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
 
 
 if __name__ == "__main__":

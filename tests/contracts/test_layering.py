@@ -65,9 +65,10 @@ def test_only_storage_opens_locations() -> None:
 def test_the_library_reads_neither_clock_nor_environment() -> None:
     for path in modules("fcdd") + modules("schemas"):
         names = set(imports(path))
-        assert not names & {"time", "datetime.datetime.now"}, path
-        # The storage client is found through AWS_ENDPOINT_URL, as every S3 client is.
-        if path.name != "storage.py":
+        # The storage client is found through AWS_ENDPOINT_URL, as every S3 client is; the decoder's process gets a
+        # time limit, and of the environment almost nothing.
+        if path.name not in ("storage.py", "isolation.py"):
+            assert not names & {"time", "datetime.datetime.now"}, path
             assert "environ" not in path.read_text(), path
 
 

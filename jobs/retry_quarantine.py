@@ -1,0 +1,101 @@
+"""`fcdd retry-quarantine`: the images that a night could not score are tried again, as they are now.
+
+The new run takes the place of the night's run: it keeps its published scores, and scores what was quarantined and can
+be scored by now. Nothing is scored twice.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from fcdd import storage
+from fcdd.errors import ConfigError
+from fcdd.storage import ObjectInfo
+from jobs import _commit, _console, _lease, _listing, _manifest, _runs, _scoring
+from jobs._manifest import Listing
+from jobs._score_settings import ScoreSettings
+from jobs._settings import JobSettings, Night
+from schemas import Layout, RunRecord
+from schemas.runs import Intent, ManifestPart, Plan
+
+# Options of the run that is retried which the retry takes over.
+KEPT = ("images", "image_list", "include", "exclude", "extensions", "modified_since", "since_last", "bundle")
+
+
+class RetrySettings(JobSettings):
+    """Try the quarantined images of a committed night again; the new run takes the place of the old one."""
+
+    verb: ClassVar[str] = "retry-quarantine"
+
+    results: str = Field(description="location of the results")
+    collection: str = Field(description="name of the image collection")
+    date: Night = Field(description="night whose quarantine is tried again, YYYY-MM-DD")
+    workers: int | None = Field(None, ge=0, description="as for `fcdd score`; 0: in this process, without Ray")
+    max_image_mb: float = Field(256, gt=0, description="as for `fcdd score`")
+    max_megapixels: float = Field(89.5, gt=0, le=500, description="as for `fcdd score`")
+    image_timeout_s: float = Field(30, gt=0, description="as for `fcdd score`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _console.run(lambda: _scoring.show(retry(RetrySettings.parse(argv))))
+
+
+def retry(settings: RetrySettings) -> RunRecord:
+    """The night's record afterwards. Raises ConfigError when the night has no quarantine."""
+    [before] = _runs.committed(settings.results, settings.collection, settings.date)
+    if not before.num_quarantined:
+        raise ConfigError(f"run {before.run_id} has no quarantined images; there is nothing to try again")
+    job = _scoring.prepare(_score_settings(settings, before))
+    if job.spec.digest != before.bundle_digest:
+        raise ConfigError(f"the bundle at {before.bundle} is not the one that run {before.run_id} used")
+    run_id = f"{before.run_id}-q"
+    with _lease.hold(job.layout.lease(settings.collection, settings.date), run_id) as lease:
+        intent = job.intent(run_id, supersedes=before.run_id, retries=before.run_id)
+        intent = _manifest.fix_intent(job.layout, intent)
+        if _manifest.read_plan(job.layout, run_id) is None:
+            _plan(job.layout, intent, before)
+        with Listing(job.layout, intent, job.source) as listing:
+            return _scoring.stage_and_commit(job, intent, listing, lease, before=before)
+
+
+def _score_settings(settings: RetrySettings, before: RunRecord) -> ScoreSettings:
+    """The options of the run that is retried, with those of this command."""
+    options: dict[str, Any] = {name: before.settings[name] for name in KEPT if name in before.settings}
+    own = settings.model_dump(exclude={"config"})
+    # Everything that is left may stay unreadable: that is no reason to refuse what became readable.
+    return ScoreSettings.model_validate(options | own | {"max_quarantine_share": 1.0})
+
+
+def _plan(layout: Layout, intent: Intent, before: RunRecord) -> None:
+    """A manifest of the quarantined images, under their old row ids, as they are now."""
+    found: list[tuple[int, str]] = []
+    for part in before.quarantine:
+        rows = _commit.read_published(layout, part, ["row_id", "image_uri"])
+        found += zip(rows["row_id"].to_pylist(), rows["image_uri"].to_pylist(), strict=True)
+    found.sort()
+    parts = []
+    for index, start in enumerate(range(0, len(found), _manifest.PART_ROWS)):
+        ids, uris = zip(*found[start : start + _manifest.PART_ROWS], strict=True)
+        infos = [ObjectInfo(uri, "", _listing.UNKNOWN_SIZE, before.started_at) for uri in uris]
+        storage.write(layout.manifest_part(intent.run_id, index), _manifest.part_bytes(infos, ids, -1))
+        parts.append(ManifestPart(start=start, rows=len(ids), source=-1, last_uri=uris[-1]))
+    _manifest.create_plan(
+        layout,
+        Plan(
+            intent=intent,
+            num_images=before.num_listed,
+            num_rows=len(found),
+            num_bytes=before.num_bytes,
+            num_duplicates=before.num_listed_twice,
+            skipped=before.skipped,
+            manifest_digest=before.manifest_digest,
+            parts=tuple(parts),
+        ),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

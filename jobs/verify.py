@@ -1,0 +1,161 @@
+"""`fcdd verify`: does a committed run hold what it promises? The parts are checked whole, a sample is scored again."""
+
+import logging
+import random
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from fcdd import heatmap, images, storage
+from fcdd.errors import ConfigError, FCDDError, ImageError
+from fcdd.images import Limits
+from fcdd.storage import ObjectInfo
+from jobs import _commit, _console, _runs
+from jobs._settings import JobSettings, Night
+from jobs._staging import Bitmap
+from schemas import Layout, RunRecord
+
+# Relative to the score, and to the largest value of the map beside the quantisation of the stored one.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
+IDENTITY = ("image_uri", "image_etag", "image_bytes", "image_last_modified")
+
+log = logging.getLogger(__name__)
+
+
+class NotAsPromised(FCDDError):
+    """A committed run does not hold what its record says."""
+
+
+class VerifySettings(JobSettings):
+    """Check a committed run: parts, the proof that each image is there once, and a random sample scored again."""
+
+    verb: ClassVar[str] = "verify"
+
+    results: str = Field(description="location of the results")
+    collection: str = Field(description="name of the image collection")
+    date: Night = Field(description="night to check, YYYY-MM-DD")
+    sample: int = Field(50, ge=0, description="how many scored images to fetch and score again")
+    seed: int = Field(0, description="of the random sample")
+    tolerance: float | None = Field(
+        None, gt=0, description="largest relative deviation; default: that of the run's precision"
+    )
+
+
+class Checked(NamedTuple):
+    """What was found right. `gone` sampled images cannot be read any more as they were scored."""
+
+    parts: int
+    rows: int
+    compared: int
+    gone: int
+    worst_score: float
+    worst_map: float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _console.run(lambda: show(VerifySettings.parse(argv)))
+
+
+def show(settings: VerifySettings) -> None:
+    """Verify, and say what was checked."""
+    [record] = _runs.committed(settings.results, settings.collection, settings.date)
+    checked = verify(settings, record)
+    print(f"run        {record.run_id}  ({record.collection}, {record.day})")
+    print(f"parts      {checked.parts} files are whole, by size and sha256")
+    print(f"proof      {checked.rows} of {record.num_listed} images are there, each once")
+    print(
+        f"sample     {checked.compared} scored again: scores within {checked.worst_score:.2g}, maps within "
+        f"{checked.worst_map:.2g} (relative)" + (f"; {checked.gone} are not as they were" if checked.gone else "")
+    )
+
+
+def verify(settings: VerifySettings, record: RunRecord) -> Checked:
+    """Raises NotAsPromised for the first thing that is wrong."""
+    layout = Layout(storage.normalize(settings.results))
+    proof, chosen = Bitmap(record.num_listed), _Sample(settings.sample, settings.seed)
+    for table, parts, count in (
+        ("scores", record.scores, record.num_scored),
+        ("quarantine", record.quarantine, record.num_quarantined),
+    ):
+        rows = 0
+        for part in parts:
+            table_rows = _commit.read_published(layout, part)
+            row_ids = table_rows["row_id"].to_numpy()
+            if len(row_ids) and (row_ids.min() < 0 or row_ids.max() >= record.num_listed):
+                raise NotAsPromised(f"{part.path} has row ids beyond {record.num_listed} images")
+            if twice := proof.add(row_ids):
+                raise NotAsPromised(f"{twice} images of {part.path} are in run {record.run_id} twice")
+            rows += len(row_ids)
+            if table == "scores":
+                chosen.offer(table_rows)
+        if rows != count:
+            raise NotAsPromised(f"the record of run {record.run_id} promises {count} rows of {table}, there are {rows}")
+    if (found := proof.count()) != record.num_listed:
+        raise NotAsPromised(f"{record.num_listed - found} images of run {record.run_id} are in no part")
+    compared, gone, score, map_ = _compare(settings, record, chosen.rows)
+    parts_checked = len(record.scores) + len(record.quarantine)
+    return Checked(parts_checked, found, compared, gone, score, map_)
+
+
+class _Sample:
+    """So many rows of all that are offered, each with the same chance, without keeping the others."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size, self._random, self._seen = size, random.Random(seed), 0
+        self.rows: list[dict[str, Any]] = []
+
+    def offer(self, table: Any) -> None:
+        """The rows of an Arrow table."""
+        for index in range(table.num_rows):
+            self._seen += 1
+            place = len(self.rows) if len(self.rows) < self._size else self._random.randrange(self._seen)
+            if place < self._size:
+                [row] = table.slice(index, 1).to_pylist()
+                self.rows[place : place + 1] = [row]
+
+
+def _compare(settings: VerifySettings, record: RunRecord, rows: list[dict[str, Any]]) -> tuple[int, int, float, float]:
+    """(compared, gone, largest relative deviation of a score, of a map)."""
+    if not rows:
+        return 0, 0, 0.0, 0.0
+    from fcdd.detector import Detector  # late: only this needs torch
+
+    detector = Detector.load(record.bundle)
+    spec = detector.spec
+    if spec.digest != record.bundle_digest:
+        raise ConfigError(f"the bundle at {record.bundle} is not the one that run {record.run_id} used")
+    precision = str(record.settings.get("precision", "float32"))
+    tolerance = settings.tolerance or TOLERANCES[precision]
+    gone, worst_score, worst_map = 0, 0.0, 0.0
+    limits = Limits(encoded_bytes=2**62, pixels=2**62, frames=2**62)  # the run has accepted them
+    for row in rows:
+        info = ObjectInfo(*(row[name] for name in IDENTITY))
+        try:
+            data = storage.read_checked(info)
+        except ImageError as error:
+            log.warning("not compared: %s: %s", info.uri, error)
+            gone += 1
+            continue
+        pixels = images.decode(data, size=spec.input_size, channels=spec.channels, limits=limits).pixels
+        again = detector.score(pixels[None])
+        score, map_uv = float(getattr(again, spec.score)[0]), again.maps[0]
+        stored = heatmap.decode(row["heatmap"])
+        largest = max(float(map_uv.max()), 1e-12)
+        rounding = float(np.ptp(map_uv)) / 510 * 1.01
+        deviation = max(0.0, float(np.abs(stored - map_uv).max()) - rounding) / largest
+        worst_score = max(worst_score, abs(score - row["anomaly_score"]) / max(abs(score), 1e-12))
+        worst_map = max(worst_map, deviation)
+        if max(worst_score, worst_map) > tolerance:
+            raise NotAsPromised(
+                f"{info.uri} scores {score:.7g} now and {row['anomaly_score']:.7g} in run {record.run_id}; its map "
+                f"differs by {deviation:.2g} of its largest value (tolerance {tolerance:g})"
+            )
+    return len(rows) - gone, gone, worst_score, worst_map
+
+
+if __name__ == "__main__":
+    sys.exit(main())
