@@ -152,7 +152,7 @@ def _attempts(again: Callable[[BaseException], bool]) -> tenacity.Retrying:
     """Tries of one object; a fault of this program itself is raised at once."""
     return tenacity.Retrying(
         stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(GIVE_UP_AFTER_S),
-        wait=tenacity.wait_exponential_jitter(initial=0.1, max=10, jitter=0.2),
+        wait=tenacity.wait_exponential(multiplier=0.1, max=10) + tenacity.wait_random(0, 0.2),
         retry=tenacity.retry_if_exception(lambda e: isinstance(e, (Damaged, *_STORE_ERRORS)) and again(e)),
         reraise=True,
     )

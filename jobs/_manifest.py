@@ -50,6 +50,10 @@ class Source(NamedTuple):
     selection: Selection
     since_last: bool
 
+    def places(self) -> tuple[str, ...]:
+        """What is listed: the explicit list, or the locations."""
+        return (self.list_uri,) if self.list_uri else tuple(self.prefixes)
+
 
 class Progress(NamedTuple):
     """What of the manifest is sealed, and whether that is all."""
@@ -80,10 +84,14 @@ class Listing:
         self._stopped.set()
         self._thread.join()
 
-    def wait(self, known: int = 0) -> Progress:
-        """What is sealed, as soon as that is more than `known` parts, or all. Raises what the listing raised."""
+    def wait(self, known: int = 0, patience_s: float = 0.0) -> Progress:
+        """What is sealed, as soon as that is more than `known` parts, or all. Raises what the listing raised.
+
+        With patience, a listing that is nearly done is waited for: one round of work is better than two.
+        """
         with self._changed:
             self._changed.wait_for(lambda: len(self._sealed.parts) > known or self._plan or self._error)
+            self._changed.wait_for(lambda: self._plan or self._error, timeout=patience_s)
             if self._error:
                 raise self._error
             return Progress(tuple(self._sealed.parts), self._plan is not None)
@@ -202,7 +210,7 @@ class Listing:
         sealed = self._sealed
         rows = sum(part.rows for part in sealed.parts)
         if not rows and not self._source.since_last:
-            raise _listing.nothing_found(self._intent.images, tally.skipped, self._source.selection)
+            raise _listing.nothing_found(self._source.places(), tally.skipped, self._source.selection)
         plan = Plan(
             intent=self._intent,
             num_images=rows,
@@ -464,7 +472,7 @@ def survey(layout: Layout, source: Source, records: list[RunRecord], digest: str
             database.view_scored(layout.results, records, digest)
             found = database.survey()
     if not found.images:
-        raise _listing.nothing_found(source.prefixes, tally.skipped, source.selection)
+        raise _listing.nothing_found(source.places(), tally.skipped, source.selection)
     return found
 
 

@@ -58,7 +58,7 @@ class Job(NamedTuple):
             run_id=run_id,
             collection=self.settings.collection,
             day=self.settings.date,
-            images=(self.source.list_uri,) if self.source.list_uri else tuple(self.source.prefixes),
+            images=self.source.places(),
             selection=self.source.selection.model_dump(mode="json") | {"since_last": self.source.since_last},
             bundle=storage.normalize(self.settings.bundle),
             bundle_digest=self.spec.digest,
@@ -140,7 +140,7 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
     workers = _workers(job.settings, cluster)
     known, passes, may_stop_early = -1, 0, True
     while True:
-        parts, listed = listing.wait(known)
+        parts, listed = listing.wait(known, patience_s=1.0)
         known, rows = len(parts), sum(part.rows for part in parts)
         done = Coverage.read(job.layout, intent.run_id)
         if listed and done.count() == rows:

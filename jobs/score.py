@@ -21,6 +21,9 @@ from jobs._scoring import Job
 from jobs._staging import Coverage
 from schemas import RunRecord
 
+# Of so many runs the largest tells how fast the next one will be.
+_RECENT_RUNS = 10
+
 log = logging.getLogger(__name__)
 
 
@@ -87,14 +90,14 @@ def dry_run(settings: ScoreSettings) -> None:
         to_do, why = found.images - found.scored, "those that are not scored"
     else:
         to_do, why = max(0, found.images - staged), f"{staged} are staged by an interrupted run" if staged else "all"
-    same = [record for record in records if record.bundle_digest == job.spec.digest and record.images_per_second]
-    others = [record for record in records if record.images_per_second]
+    timed = [record for record in records[-_RECENT_RUNS:] if record.images_per_second]
+    same = [record for record in timed if record.bundle_digest == job.spec.digest] or timed
     print(f"run          {attempt.run_id}  ({settings.collection}, {settings.date}), not started")
     print(f"images       {found.images}  ({found.bytes / 1e9:.3f} GB)")
     print(f"scored       {found.scored}  (by a committed run of the collection, with this bundle)")
     print(f"to do        {to_do}  ({why})")
-    if last := (same or others)[-1:]:
-        [record] = last
+    if same:
+        record = max(same, key=lambda record: record.num_bytes)  # a small run tells little
         print(
             f"about        {_progress.duration(to_do / record.images_per_second)}  (run {record.run_id} did "
             f"{record.images_per_second:.1f} images/s)"

@@ -9,14 +9,20 @@ import pytest
 
 import schemas
 from fcdd.errors import REASONS
-from schemas import MANIFEST, QUARANTINE, SCHEMA_VERSION, SCORES
+from schemas import DELETED, MANIFEST, QUARANTINE, SCHEMA_VERSION, SCORES
 from schemas.layout import is_name
 
-TABLES = {"manifest": MANIFEST, "scores": SCORES, "quarantine": QUARANTINE}
+TABLES = {"manifest": MANIFEST, "scores": SCORES, "quarantine": QUARANTINE, "deleted": DELETED}
 # version -> table -> sha256 of names, types and nullability. Add a version, never edit one that was released.
 FINGERPRINTS = {
     1: {"manifest": "98a0a6aea4ad8181", "scores": "1bc8f4ba5406cec1", "quarantine": "947224b0b3b19505"},
     2: {"manifest": "98a0a6aea4ad8181", "scores": "72d2271ec623b88f", "quarantine": "947224b0b3b19505"},
+    3: {
+        "manifest": "98a0a6aea4ad8181",
+        "scores": "45dc50a3132da19d",
+        "quarantine": "947224b0b3b19505",
+        "deleted": "61192730d5c14570",
+    },
 }
 
 

@@ -20,7 +20,8 @@ from PIL import Image
 import schemas
 from fcdd import calibration, heatmap, storage
 from fcdd.detector import Detector
-from jobs import _runs, _staging
+from jobs import _commit, _runs
+from schemas import Layout
 from tests.integration.conftest import COLLECTION, NIGHT, Fcdd, Night, Trained
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 def rows(night: Night, table: str) -> list[dict[str, object]]:
     parts = getattr(night.record, table)
-    return [row for part in parts for row in _staging.read_table(f"{night.results}/{part.path}").to_pylist()]
+    return [row for part in parts for row in _commit.read_published(Layout(night.results), part).to_pylist()]
 
 
 def test_training_leaves_a_verified_bundle_and_says_what_it_did(trained: Trained) -> None:
@@ -52,7 +53,7 @@ def test_every_listed_image_is_once_in_the_scores_or_in_the_quarantine(night: Ni
     assert sorted(int(str(row["row_id"])) for row in scored + quarantined) == list(range(night.record.num_listed))
     record = night.record
     assert (record.num_listed, record.num_scored, record.num_quarantined) == (155, 151, 4)
-    assert f"listed       {record.num_listed}" in night.output
+    assert re.search(rf"listed +{record.num_listed}", night.output)
 
 
 def test_quarantined_images_have_a_stage_a_reason_and_a_detail(night: Night) -> None:
@@ -60,7 +61,7 @@ def test_quarantined_images_have_a_stage_a_reason_and_a_detail(night: Night) -> 
         str(row["image_uri"]).rsplit("/", 1)[1]: (row["stage"], row["reason"]) for row in rows(night, "quarantine")
     }
     assert found == {
-        "empty.png": ("decode", "empty"),
+        "empty.png": ("list", "empty"),
         "half-uploaded.png": ("decode", "truncated"),
         "error-page.jpg": ("decode", "not_an_image"),
         "scrambled.png": ("decode", "corrupt"),
@@ -93,7 +94,7 @@ def test_published_parts_are_what_the_record_says_and_hold_the_promised_schema(n
         for part in parts:
             data = storage.read(f"{night.results}/{part.path}")
             assert (len(data), hashlib.sha256(data).hexdigest()) == (part.bytes, part.sha256)
-            assert part.path.startswith(f"{table}/collection={COLLECTION}/date={NIGHT}/run={night.record.plan.run_id}/")
+            assert part.path.startswith(f"{table}/collection={COLLECTION}/date={NIGHT}/run={night.record.run_id}/")
             stored = pq.read_schema(_reader(data))
             assert stored.equals(getattr(schemas, table.upper()), check_metadata=True)
             uris = pq.read_table(_reader(data))["image_uri"].to_pylist()
@@ -129,16 +130,18 @@ def test_plain_duckdb_reads_the_published_files_with_partitions(night: Night, tm
     # The README's way to see committed runs only: parts of another run lie there, but no record names it.
     orphan = tmp_path / "scores" / f"collection={COLLECTION}" / "date=2026-11-09" / "run=unfinished" / "part-0.parquet"
     storage.write(str(orphan), storage.read(f"{night.results}/{night.record.scores[0].path}"))
-    committed = _readme_sql(tmp_path)
-    assert duckdb.sql(committed).fetchall() == [(151,)]
+    setting, committed = _readme_sql(tmp_path)
+    connection = duckdb.connect()
+    connection.execute(setting)
+    assert connection.sql(committed).fetchall() == [(151,)]
 
 
-def _readme_sql(results: Path) -> str:
-    """The README's query of committed runs, counting rows."""
-    [query] = re.findall(r"```sql\n(.*?);\n", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)[:1]
+def _readme_sql(results: Path) -> list[str]:
+    """The README's query of committed runs, counting rows: what sets the parts, and what reads them."""
+    [text] = re.findall(r"```sql\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)[:1]
+    setting, query = text.replace("results/", f"{results}/").split(";")[:2]
     counted = re.sub(r"SELECT .*?\nFROM", "SELECT count(*)\nFROM", query, flags=re.DOTALL)
-    counted = re.sub(r"\n  AND collection.*", "", counted, flags=re.DOTALL)
-    return counted.replace("results/", f"{results}/")
+    return [setting, re.sub(r"\nWHERE collection.*", "", counted, flags=re.DOTALL)]
 
 
 def test_the_same_command_again_does_nothing_and_says_so(fcdd: Fcdd, night: Night) -> None:
@@ -193,19 +196,19 @@ def test_a_killed_run_leaves_nothing_to_readers_and_the_same_command_finishes_it
         [sys.executable, "-m", "jobs.cli", *arguments], start_new_session=True, stderr=subprocess.DEVNULL
     )
     while process.poll() is None and not any(
-        "/scores/" in info.uri for p in storage.pages(f"{results}/_staging") for info in p
+        "/rows/" in info.uri for p in storage.pages(f"{results}/_staging") for info in p
     ):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
-    assert not storage.exists(f"{results}/runs/{night.record.plan.run_id}.json")
+    assert not storage.exists(f"{results}/runs/{night.record.run_id}.json")
     done = fcdd(*arguments)
-    assert "resuming run" in done.stderr
+    assert "going on with run" in done.stderr
     [record] = _runs.committed(results, COLLECTION)
     assert (record.num_scored, record.num_quarantined) == (151, 4)
     assert record.num_duplicates_dropped == 0  # what was staged before the kill was not done again
     first = {row["image_uri"]: row["anomaly_score"] for row in rows(night, "scores")}
     [part] = record.scores
-    second = _staging.read_table(f"{results}/{part.path}").to_pylist()
+    second = _commit.read_published(Layout(results), part).to_pylist()
     assert {row["image_uri"]: row["anomaly_score"] for row in second} == pytest.approx(first, rel=1e-5)

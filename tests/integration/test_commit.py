@@ -11,15 +11,18 @@ import pytest
 
 from fcdd import heatmap, storage
 from fcdd.detector import Detector
-from fcdd.errors import ConfigError
+from fcdd.errors import ConfigError, FCDDError
 from jobs import _commit, _manifest, _records, _runs, _staging
 from jobs._console import TooManyBadImages
-from jobs._staging import StageParts
+from jobs._listing import Selection
+from jobs._manifest import Listing, Source
+from jobs._staging import Coverage
 from schemas import Layout, RunRecord
-from schemas.runs import Plan
+from schemas.runs import Intent, Plan
 from tests.unit.test_detector import make
 
 NOW = datetime(2026, 11, 1, 3, tzinfo=UTC)
+FACTS = {"images_per_second": 1.0, "stage_seconds": {}, "settings": {}, "versions": {}}
 
 
 @pytest.fixture
@@ -32,21 +35,53 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(f"file://{tmp_path}/results")
 
 
+def make_plan(layout: Layout, images: str, run_id: str = "20261101-test", **changes: Any) -> Plan:
+    intent = Intent(
+        run_id=run_id,
+        collection="c",
+        day=date(2026, 11, 1),
+        images=(images,),
+        selection={},
+        bundle="b",
+        bundle_digest="d",
+        started_at=NOW,
+    ).model_copy(update=changes)
+    with Listing(layout, intent, Source([images], None, Selection(), False)) as listing:
+        return listing.plan()
+
+
 @pytest.fixture
-def plan(tmp_path: Path, layout: Layout, detector: Detector) -> Plan:
+def plan(tmp_path: Path, layout: Layout) -> Plan:
     images = f"file://{tmp_path}/images"
     for index in range(20):
         storage.write(f"{images}/{index:02d}.png", b"x")
-    return _manifest.load_or_create_plan(
-        layout,
-        run_id="20261101-test",
-        collection="c",
-        day=date(2026, 11, 1),
-        images_uri=images,
-        bundle="b",
-        bundle_digest=detector.spec.digest,
-        now=NOW,
-    )
+    return make_plan(layout, images)
+
+
+def wide_rows(layout: Layout, plan: Plan, positions: Sequence[int], result: dict[str, Any]) -> pa.Table:
+    """ROW table of some manifest positions, all with the same result."""
+    listed = _manifest.read_part(layout, plan.intent.run_id, 0).take(pa.array(positions, pa.int64())).to_pylist()
+    rows = [row | result | {"position": position} for row, position in zip(listed, positions, strict=True)]
+    return pa.Table.from_pylist(rows, schema=_staging.ROW)
+
+
+GOOD = {
+    "width": 8,
+    "height": 8,
+    "num_frames": 1,
+    "brightness": 1.0,
+    "contrast": 1.0,
+    "anomaly_score": 1.5,
+    "score_max": 2.0,
+    "score_mean": 1.0,
+    "score_top1pct": 2.0,
+    "p_value": 0.5,
+    "is_anomalous": True,
+    "heatmap": heatmap.encode(np.ones((2, 2), np.float32)),
+    "heatmap_height": 2,
+    "heatmap_width": 2,
+    "regions": [],
+}
 
 
 def stage(
@@ -56,49 +91,39 @@ def stage(
     failed: Sequence[int] = (),
     *,
     reason: str = "corrupt",
-    attempt: str = "first",
+    attempt: str = "aaaaaaaa",
 ) -> None:
     """Stage rows as the pipeline does."""
-    [uri] = _manifest.part_uris(layout, plan)
-    rows = _staging.read_table(uri).take(pa.array([*scored, *failed], pa.int64()))
-    decoded = {"width": 8, "height": 8, "brightness": 1.0, "contrast": 1.0}
-    good = decoded | {
-        "anomaly_score": 1.5,
-        "score_max": 2.0,
-        "score_mean": 1.0,
-        "score_top1pct": 2.0,
-        "p_value": 0.5,
-        "is_anomalous": True,
-        "heatmap": heatmap.encode(np.ones((2, 2), np.float32)),
-        "heatmap_height": 2,
-        "heatmap_width": 2,
-        "regions": [],
-    }
     failure_stage = "fetch" if reason == "fetch_failed" else "decode"
     bad = {"stage": failure_stage, "reason": reason, "detail": "d", "attempts": 1}
-    StageParts(layout.results, plan.run_id, attempt)(
-        _staging.assemble(rows, [good] * len(scored) + [bad] * len(failed), plan)
-    )
+    for positions, result in ((scored, GOOD), (failed, bad)):
+        if positions:
+            rows = wide_rows(layout, plan, sorted(positions), result)
+            _staging.put(layout, plan.intent.run_id, attempt, rows)
 
 
-def commit(
-    layout: Layout, plan: Plan, detector: Detector, *, max_quarantine_share: float = 1, now: datetime = NOW
-) -> RunRecord:
+def commit(layout: Layout, plan: Plan, detector: Detector, *, now: datetime = NOW, **options: Any) -> RunRecord:
     return _commit.commit(
         layout,
         plan,
         detector.spec,
-        max_quarantine_share=max_quarantine_share,
-        now=now,
-        stage_seconds={},
-        images_per_second=1.0,
-        versions={},
+        before=options.pop("before", None),
+        run=map,
+        check=lambda: None,
+        now=lambda: now,
+        facts=lambda: FACTS,
     )
 
 
 def published(layout: Layout, record: RunRecord, table: str) -> list[int]:
     parts = getattr(record, table)
-    return [i for part in parts for i in _staging.read_table(f"{layout.results}/{part.path}")["row_id"].to_pylist()]
+    return [i for part in parts for i in _commit.read_published(layout, part)["row_id"].to_pylist()]
+
+
+def missing(layout: Layout, plan: Plan) -> list[int]:
+    done = Coverage.read(layout, plan.intent.run_id)
+    done.count_transient_as_missing()
+    return [i for part in plan.parts for start, stop in done.missing(part) for i in range(start, stop)]
 
 
 def test_a_complete_run_is_published_sorted_and_staging_is_gone(layout: Layout, plan: Plan, detector: Detector) -> None:
@@ -108,7 +133,7 @@ def test_a_complete_run_is_published_sorted_and_staging_is_gone(layout: Layout, 
     assert published(layout, record, "scores") == [i for i in range(20) if i != 2]
     assert published(layout, record, "quarantine") == [2]
     assert (record.num_scored, record.num_quarantined, record.num_anomalous) == (19, 1, 19)
-    assert _records.read(layout, plan.run_id) == record
+    assert _records.read(layout, plan.intent.run_id) == record
     assert not any(page for page in storage.pages(f"{layout.results}/_staging"))
 
 
@@ -116,15 +141,15 @@ def test_a_missing_row_is_never_committed(layout: Layout, plan: Plan, detector: 
     stage(layout, plan, range(19))
     with pytest.raises(_commit.IncompleteRun, match="1 of 20 images"):
         commit(layout, plan, detector)
-    assert _records.read(layout, plan.run_id) is None
-    assert np.flatnonzero(~_staging.done_rows(layout, plan, retry=False)).tolist() == [19]
+    assert _records.read(layout, plan.intent.run_id) is None
+    assert missing(layout, plan) == [19]
 
 
 def test_rows_staged_twice_count_once_and_a_score_beats_a_quarantine(
     layout: Layout, plan: Plan, detector: Detector
 ) -> None:
     stage(layout, plan, range(20))
-    stage(layout, plan, [3, 4], [5])
+    stage(layout, plan, [3, 4], [5], attempt="bbbbbbbb")
     record = commit(layout, plan, detector)
     assert published(layout, record, "scores") == list(range(20))
     assert published(layout, record, "quarantine") == []
@@ -165,49 +190,29 @@ def test_a_run_that_dies_before_the_record_is_finished_by_the_next(
         patch.setattr(storage, "create", die)
         with pytest.raises(KeyboardInterrupt):
             commit(layout, plan, detector)
-    assert _records.read(layout, plan.run_id) is None
+    assert _records.read(layout, plan.intent.run_id) is None
     record = commit(layout, plan, detector)
     files = [info.uri for page in storage.pages(f"{layout.results}/scores") for info in page]
     assert files == [f"{layout.results}/{part.path}" for part in record.scores]
 
 
-def test_the_plan_of_an_interrupted_run_is_kept_when_images_are_added(
+def test_rows_of_another_image_than_the_manifest_has_are_refused(
     layout: Layout, plan: Plan, detector: Detector
 ) -> None:
-    storage.write(f"{plan.images}/late.png", b"x")
-    again = _manifest.load_or_create_plan(
-        layout,
-        run_id=plan.run_id,
-        collection="c",
-        day=plan.day,
-        images_uri=plan.images,
-        bundle="b",
-        bundle_digest=detector.spec.digest,
-        now=NOW.replace(hour=9),
-    )
-    assert again == plan
+    stage(layout, plan, range(10))
+    rows = wide_rows(layout, plan, range(10, 20), GOOD | {"image_etag": "of something else"})
+    _staging.put(layout, plan.intent.run_id, "aaaaaaaa", rows)
+    with pytest.raises(_commit.IncompleteRun, match="another image_etag than its manifest"):
+        commit(layout, plan, detector)
 
 
-def test_of_two_processes_that_list_at_the_same_time_one_adopts_the_plan_of_the_other(
-    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = f"file://{tmp_path}/images"
-    storage.write(f"{images}/b.png", b"x")
-    arguments: dict[str, Any] = {"run_id": "r", "collection": "c", "day": date(2026, 11, 1), "images_uri": images}
-    arguments |= {"bundle": "b", "bundle_digest": "d", "now": NOW}
-    list_images, plans = _manifest.list_images, []
-
-    def list_while_another_plans(prefix: str) -> list[storage.ObjectInfo]:
-        monkeypatch.setattr(_manifest, "list_images", list_images)
-        plans.append(_manifest.load_or_create_plan(layout, **arguments))
-        storage.write(f"{images}/a.png", b"x")  # arrives between the two listings
-        return list_images(prefix)
-
-    monkeypatch.setattr(_manifest, "list_images", list_while_another_plans)
-    plans.append(_manifest.load_or_create_plan(layout, **arguments))
-    assert plans[0] == plans[1]
-    [uri] = _manifest.part_uris(layout, plans[1])
-    assert _staging.read_table(uri)["image_uri"].to_pylist() == [f"{images}/b.png"]
+def test_a_damaged_staged_part_is_deleted_and_done_again(layout: Layout, plan: Plan, detector: Detector) -> None:
+    stage(layout, plan, range(20))
+    [part] = Coverage.read(layout, plan.intent.run_id).parts
+    storage.write(part.uri, storage.read(part.uri)[:-1] + b"?")
+    with pytest.raises(_staging.DamagedPart, match="run the same command again"):
+        commit(layout, plan, detector)
+    assert missing(layout, plan) == list(range(20))
 
 
 def test_images_that_failed_because_of_the_store_are_tried_again_and_the_tries_are_counted(
@@ -215,15 +220,15 @@ def test_images_that_failed_because_of_the_store_are_tried_again_and_the_tries_a
 ) -> None:
     stage(layout, plan, range(17), [17])
     stage(layout, plan, [], [18, 19], reason="fetch_failed")
-    assert _staging.done_rows(layout, plan, retry=False).all()
-    assert np.flatnonzero(~_staging.done_rows(layout, plan, retry=True)).tolist() == [18, 19]
-    stage(layout, plan, [18], [], reason="fetch_failed")
-    stage(layout, plan, [], [19], reason="fetch_failed", attempt="second")
-    stage(layout, plan, [], [19], reason="fetch_failed", attempt="third")
-    stage(layout, plan, [], [19], reason="fetch_failed", attempt="third")  # a task that Ray ran twice
+    assert Coverage.read(layout, plan.intent.run_id).count() == 20
+    assert missing(layout, plan) == [18, 19]
+    stage(layout, plan, [18], [19], reason="fetch_failed", attempt="bbbbbbbb")
+    assert missing(layout, plan) == [19]
+    stage(layout, plan, [], [19], reason="fetch_failed", attempt="cccccccc")
+    stage(layout, plan, [], [19], reason="fetch_failed", attempt="cccccccc")  # a task that Ray ran twice
     record = commit(layout, plan, detector)
     [part] = record.quarantine
-    rows = _staging.read_table(f"{layout.results}/{part.path}").to_pylist()
+    rows = _commit.read_published(layout, part).to_pylist()
     assert [(row["row_id"], row["reason"], row["attempts"]) for row in rows] == [
         (17, "corrupt", 1),
         (19, "fetch_failed", 3),
@@ -235,12 +240,10 @@ def test_readers_see_the_latest_run_of_a_night_and_survive_what_else_lies_there(
 ) -> None:
     stage(layout, plan, range(20))
     first = commit(layout, plan, detector)
-    later = RunRecord.model_validate(
-        first.model_dump() | {"committed_at": NOW.replace(hour=9), "plan": plan.model_copy(update={"run_id": "later"})}
-    )
+    later = RunRecord.model_validate(first.model_dump() | {"committed_at": NOW.replace(hour=9), "run_id": "later"})
     storage.write(layout.record("later"), later.model_dump_json().encode())
     storage.write(f"{layout.runs()}/notes.txt", b"remember the milk")
-    assert [record.plan.run_id for record in _runs.committed(layout.results, "c")] == ["later"]
+    assert [record.run_id for record in _runs.committed(layout.results, "c")] == ["later"]
     storage.write(layout.record("odd"), b"{}")
     with pytest.raises(ConfigError, match=r"odd\.json is not a run record"):
         _runs.committed(layout.results, "c")
@@ -254,22 +257,58 @@ def test_a_run_without_a_single_score_can_be_read(layout: Layout, plan: Plan, de
     assert connection.sql("SELECT count(*), max(anomaly_score) FROM scores").fetchall() == [(0, None)]
 
 
-def test_the_quarantine_limit_counts_each_image_once_and_not_those_scored_later(
-    layout: Layout, plan: Plan, detector: Detector
-) -> None:
-    for attempt in ("first", "second"):
+def test_the_quarantine_limit_counts_each_image_once_and_not_those_scored_later(layout: Layout, plan: Plan) -> None:
+    for attempt in ("aaaaaaaa", "bbbbbbbb"):
         stage(layout, plan, range(10), range(10, 20), attempt=attempt)
     stage(layout, plan, [10])
-    with pytest.raises(TooManyBadImages, match="9 of 20 images"):
-        commit(layout, plan, detector, max_quarantine_share=0.44)
-    assert _records.read(layout, plan.run_id) is None
-    assert commit(layout, plan, detector, max_quarantine_share=0.45).num_quarantined == 9
+    done = Coverage.read(layout, plan.intent.run_id)
+    assert (done.most_failed(), done.count_failed()) == (20, 9)
+    with pytest.raises(TooManyBadImages, match="9 of the images under"):
+        _commit.check_quarantine(done, 8, plan.intent, final=True)
+    assert _commit.check_quarantine(done, 9, plan.intent, final=True)
 
 
-def test_the_manifest_lists_images_once_sorted_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a/c.jpeg", "a/.hidden/d.png", "_e/f.png", "g.txt", "a-b.tif"):
-        storage.write(f"{tmp_path}/{name}", b"1")
-    infos = _manifest.list_images(f"file://{tmp_path}")
-    assert [info.uri.removeprefix(f"file://{tmp_path}/") for info in infos] == ["a-b.tif", "a/c.jpeg", "b.PNG"]
-    changed = [infos[0]._replace(etag="other"), *infos[1:]]
-    assert _manifest.digest(infos) != _manifest.digest(changed)
+def test_failures_of_the_store_do_not_stop_a_run_early(layout: Layout, plan: Plan) -> None:
+    stage(layout, plan, range(10), range(10, 20), reason="fetch_failed")
+    done = Coverage.read(layout, plan.intent.run_id)
+    assert not _commit.check_quarantine(done, 5, plan.intent, final=False)
+    with pytest.raises(TooManyBadImages, match="fetch_failed 10"):
+        _commit.check_quarantine(done, 5, plan.intent, final=True)
+
+
+def test_a_retry_keeps_the_scores_of_the_run_before_and_proves_all_of_them(
+    layout: Layout, plan: Plan, detector: Detector
+) -> None:
+    stage(layout, plan, range(18), [18, 19])
+    before = commit(layout, plan, detector)
+    rows = _listed(plan)[18:]
+    retried = plan.model_copy(
+        update={
+            "intent": plan.intent.model_copy(update={"run_id": "retry", "supersedes": before.run_id}),
+            "num_rows": 2,
+            "parts": (plan.parts[0].model_copy(update={"start": 0, "rows": 2}),),
+        }
+    )
+    storage.write(layout.manifest_part("retry", 0), _manifest.part_bytes(rows, [18, 19], -1))
+    stage(layout, retried, [0], [1])
+    record = commit(layout, retried, detector, before=before)
+    assert sorted(published(layout, record, "scores")) == list(range(19))
+    assert published(layout, record, "quarantine") == [19]
+    assert record.scores[0] == before.scores[0]
+    storage.write(layout.manifest_part("retry", 0), _manifest.part_bytes(rows, [3, 19], -1))
+    stage(layout, retried, [0], [1])
+    with pytest.raises(_commit.IncompleteRun, match="came twice"):
+        commit(layout, retried, detector, before=before)
+
+
+def _listed(plan: Plan) -> list[storage.ObjectInfo]:
+    return sorted(info for page in storage.pages(plan.intent.images[0]) for info in page)
+
+
+def test_a_published_part_that_was_changed_is_named(layout: Layout, plan: Plan, detector: Detector) -> None:
+    stage(layout, plan, range(20))
+    record = commit(layout, plan, detector)
+    [part] = record.scores
+    storage.write(f"{layout.results}/{part.path}", b"something else")
+    with pytest.raises(FCDDError, match="damaged or replaced"):
+        _commit.read_published(layout, part)
