@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow chaos lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -15,10 +15,13 @@ demo:  ## set everything up and run the whole job on real images (about 5 minute
 	DEMO_STARTED=$$started $(BIN)/python -m cluster.demo
 
 test: $(VENV)/test.installed  ## set everything up and run the tests (about 10 minutes)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not chaos"
 
 test-slow: $(VENV)/test.installed  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
+
+chaos: $(VENV)/test.installed  ## every request of a run failed once with every fault (about 20 minutes)
+	$(BIN)/python -m pytest -m chaos -s tests/faults
 
 lint: $(VENV)/dev.installed  ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -242,13 +243,24 @@ def pages(prefix: str, *, after: str | None = None) -> Iterator[list[ObjectInfo]
     store, key = _locate(prefix)
     prefix = normalize(prefix)
     root = prefix.removesuffix(key) if key else f"{prefix}/"
-    offset = after.removeprefix(root) if after else None
+    offset, failures = after.removeprefix(root) if after else None, 0
     with _explained(prefix, "list"):
-        for page in obstore.list(store, key or None, offset=offset, chunk_size=1000):
-            yield [
-                ObjectInfo(root + meta["path"], meta["e_tag"] or "", meta["size"], meta["last_modified"])
-                for meta in page
-            ]
+        while True:
+            try:
+                for page in obstore.list(store, key or None, offset=offset, chunk_size=1000):
+                    yield [
+                        ObjectInfo(root + meta["path"], meta["e_tag"] or "", meta["size"], meta["last_modified"])
+                        for meta in page
+                    ]
+                    if page:
+                        offset, failures = page[-1]["path"], 0
+                return
+            except _STORE_ERRORS as error:
+                # A page that came damaged is asked for again; only stores that list by name can go on where they were.
+                failures += 1
+                if failures == ATTEMPTS or _is_final(error) or not lists_in_order(prefix):
+                    raise
+                time.sleep(0.1 * 2**failures)
 
 
 def lists_in_order(uri: str) -> bool:
@@ -373,6 +385,12 @@ def _explained(uri: str, action: str) -> Iterator[None]:
             else "check the path"
         )
         raise ConfigError(f"cannot {action} {uri}: {_first_line(error)}; {remedy}") from error
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether a listing would fail again in the same way."""
+    words = ("NoSuchBucket", "invalid path")
+    return _is_refusal(error) or isinstance(error, _NOT_THERE) or any(word in str(error) for word in words)
 
 
 def _is_refusal(error: BaseException) -> bool:

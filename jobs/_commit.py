@@ -133,8 +133,16 @@ def commit(
     except FileExistsError:
         log.warning("run %s was committed by another process meanwhile; its record stands", intent.run_id)
         return _records.parse(layout.record(intent.run_id))
-    storage.delete_prefix(layout.staging(intent.run_id))
+    clean_up(layout, intent.run_id)
     return record
+
+
+def clean_up(layout: Layout, run_id: str) -> None:
+    """Remove the staging of a committed run. What cannot be removed is no reason to call the run failed."""
+    try:
+        storage.delete_prefix(layout.staging(run_id))
+    except (FCDDError, FileNotFoundError) as error:
+        log.warning("run %s is committed, but its staging is left: %s; `fcdd gc` removes it", run_id, error)
 
 
 def check_quarantine(done: Coverage, limit: int | None, intent: Intent, *, final: bool) -> bool:

@@ -13,8 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fcdd import storage
-from jobs import _console, _lease, _manifest, _progress, _runs, _scoring
+from jobs import _commit, _console, _lease, _manifest, _progress, _runs, _scoring
 from jobs._manifest import Listing
 from jobs._score_settings import ScoreSettings
 from jobs._scoring import Job
@@ -48,7 +47,7 @@ def score(settings: ScoreSettings) -> RunRecord:
         log.info(
             "run %s was committed at %s; nothing to do (--rescore does it again)", record.run_id, record.committed_at
         )
-        storage.delete_prefix(job.layout.staging(record.run_id))  # what a crash after the commit may have left
+        _commit.clean_up(job.layout, record.run_id)  # what a crash after the commit may have left
         return record
     with _lease.hold(job.layout.lease(settings.collection, settings.date), attempt.run_id) as lease:
         intent = _manifest.fix_intent(job.layout, job.intent(attempt.run_id, supersedes=attempt.supersedes))

@@ -66,7 +66,7 @@ CASES = {
     ),
     "results in a missing bucket": (
         ["score", "--bundle", "{bundle}", "--images", "{images}", *["--results", "s3://gone/r", "--collection", "c"]],
-        "s3://gone/r/runs/",
+        "cannot list s3://gone/r/runs: the bucket does not exist",
     ),
     "unusable results folder": (
         ["score", "--bundle", "{bundle}", "--images", "{images}", *["--results", "/proc/none", "--collection", "c"]],
