@@ -6,7 +6,7 @@ they are never interpreted beyond the prefix the caller gave.
 
 What is read is whole and as it was stored: S3 clients return shortened and flipped bodies without an error
 (RELIABILITY finding 5). The length is compared, and the MD5 where the store's ETag is one; a body that fits
-neither is read again, and believed when two reads agree.
+neither is read again, and believed when all of several reads agree.
 """
 
 import functools
@@ -72,7 +72,7 @@ def join(uri: str, *parts: str) -> str:
 def read(uri: str) -> bytes:
     """The whole object, checked. Raises FileNotFoundError when it does not exist, ConfigError otherwise."""
     with _explained(uri, "read"):
-        for attempt in _attempts(again=lambda error: not isinstance(error, (*_NOT_THERE, *_FORBIDDEN))):
+        for attempt in _attempts(again=lambda error: not isinstance(error, _NOT_THERE)):
             with attempt:
                 return _get(uri)[0]
     raise AssertionError("the last attempt returns or raises")
@@ -131,10 +131,12 @@ def _get(uri: str) -> tuple[bytes, str]:
     etag, data = result.meta["e_tag"] or "", bytes(result.bytes())
     if len(data) != result.meta["size"]:
         raise Damaged(f"{result.meta['size']} bytes were announced, {len(data)} came")
-    if _contradicts(etag, data) and _opaque_etags.get(_bucket(uri), 0) < _OPAQUE_AFTER:
-        if bytes(obstore.get(store, key).bytes()) != data:
-            raise Damaged("two reads of it differ")
-        _opaque_etags[_bucket(uri)] = _opaque_etags.get(_bucket(uri), 0) + 1
+    bucket = _bucket(uri)
+    if _contradicts(etag, data) and _opaque_etags.get(bucket, 0) < _OPAQUE_AFTER:
+        for _ in range(ATTEMPTS - 1):
+            if bytes(obstore.get(store, key).bytes()) != data:
+                raise Damaged("two reads of it differ")
+        _opaque_etags[bucket] = _opaque_etags.get(bucket, 0) + 1
     return data, etag
 
 
@@ -149,7 +151,7 @@ def _may_pass(error: BaseException) -> bool:
     return not isinstance(error, ImageError)
 
 
-def _attempts(again: Callable[[BaseException], bool]) -> tenacity.Retrying:
+def _attempts(again: Callable[[BaseException], bool] = lambda error: True) -> tenacity.Retrying:
     """Tries of one object; a fault of this program itself is raised at once."""
     return tenacity.Retrying(
         stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(GIVE_UP_AFTER_S),
@@ -165,7 +167,7 @@ def write(uri: str, data: bytes) -> None:
     The ETag of the answer must be that of the bytes, where it is an MD5: they may be flipped on their way out, too.
     """
     with _explained(uri, "write"):
-        for attempt in _attempts(again=lambda error: not isinstance(error, _FORBIDDEN)):
+        for attempt in _attempts():
             with attempt:
                 _put(uri, data)
 
@@ -185,13 +187,11 @@ def create(uri: str, data: bytes) -> None:
     """
     store, key = _locate(uri)
     with _explained(uri, "write"):
-        for attempt in _attempts(again=lambda error: not isinstance(error, (FileExistsError, *_FORBIDDEN))):
+        for attempt in _attempts(again=lambda error: not isinstance(error, FileExistsError)):
             with attempt:
                 try:
                     obstore.put(store, key, data, mode="create", use_multipart=False)
                 except _STORE_ERRORS as error:
-                    if isinstance(error, _FORBIDDEN):
-                        raise
                     _settle(uri, data, error)
 
 
@@ -280,14 +280,19 @@ def delete(uri: str) -> None:
     """Delete an object; nothing happens if it is not there."""
     store, key = _locate(uri)
     with _explained(uri, "delete"), suppress(*_NOT_THERE):
-        obstore.delete(store, key)
+        for attempt in _attempts(again=lambda error: not isinstance(error, _NOT_THERE)):
+            with attempt:
+                obstore.delete(store, key)
 
 
 def delete_prefix(prefix: str) -> None:
     """Delete every object under a prefix."""
+    store, _ = _locate(prefix)
     for page in pages(prefix):
         with _explained(prefix, "delete"):
-            obstore.delete(_locate(prefix)[0], [_locate(info.uri)[1] for info in page])
+            for attempt in _attempts(again=lambda error: not isinstance(error, _NOT_THERE)):
+                with attempt:
+                    obstore.delete(store, [_locate(info.uri)[1] for info in page])
 
 
 def normalize(uri: str) -> str:

@@ -78,11 +78,11 @@ def _without_checks() -> None:
 
 
 def _without_read_back() -> None:
-    """A conditional put that is refused is taken for a lost race."""
+    """A conditional put whose answer is not "created" has failed."""
     from fcdd import storage
 
     def refuse(uri: str, data: bytes, error: Exception) -> None:
-        raise FileExistsError(uri)
+        raise error
 
     storage._settle = refuse
 

@@ -108,7 +108,8 @@ class Reader(threading.Thread):
     def __init__(self, oracle: Oracle) -> None:
         super().__init__(daemon=True)
         self._oracle = oracle
-        self.results: str | None = None
+        self._results: str | None = None
+        self._polling = threading.Lock()
         self._seen: dict[str, dict[str, Any]] = {}
         self._stopped = threading.Event()
         self.violations: list[Violation] = []
@@ -116,13 +117,17 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         while not self._stopped.wait(0.02):
-            if self.results:
-                try:
-                    self.poll(self.results)
-                except Violation as violation:
-                    self.violations.append(violation)
-                except OSError:  # the whole location may be deleted between two cases
-                    continue
+            with self._polling:
+                if self._results:
+                    try:
+                        self.poll(self._results)
+                    except Violation as violation:
+                        self.violations.append(violation)
+
+    def watch(self, results: str | None) -> None:
+        """Poll another location from now on, or none; returns when the last poll of the one before is over."""
+        with self._polling:
+            self._results, self.violations = results, []
 
     def poll(self, results: str) -> None:
         for path, record in self._oracle.records(results).items():

@@ -49,7 +49,7 @@ class Arena:
     def disturbed(self, fault: str, chosen: object, name: str, without: str | None = None) -> int:
         results = self.results()
         bucket_path = results.removeprefix("s3://")
-        self.reader.results, self.reader.violations = bucket_path, []
+        self.reader.watch(bucket_path)
         argv, log = harness.command(self.root, results), str(self.logs / f"{name.replace(' ', '_')}.log")
         try:
             exit_code, plan = harness.run(self.proxy, argv, log, fault, chosen, without=without)  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ class Arena:
         except Violation as violation:
             raise Violation(f"{name}: {violation}\n{Path(log).read_text()[-2000:]}") from violation
         finally:
-            self.reader.results = None
+            self.reader.watch(None)
             storage.delete_prefix(results)
 
 
@@ -172,7 +172,7 @@ def test_of_two_runs_that_both_get_to_the_record_one_wins(arena: Arena, without:
     path = results.removeprefix("s3://")
     log = str(arena.logs / f"two-{without}.log")
     argv = harness.command(arena.root, results)
-    arena.reader.results, arena.reader.violations = path, []
+    arena.reader.watch(path)
     plan = arena.proxy.plan = proxy.Plan("kill before", is_record)
     first = harness.start(argv, arena.proxy.endpoint, log, without)
     frozen = functools.partial(os.kill, first.pid, signal.SIGSTOP)
@@ -197,7 +197,7 @@ def test_of_two_runs_that_both_get_to_the_record_one_wins(arena: Arena, without:
             assert arena.reader.violations == []
             assert arena.oracle.check(path, exit_code=None)
     finally:
-        arena.reader.results = None
+        arena.reader.watch(None)
         storage.delete_prefix(results)
 
 
