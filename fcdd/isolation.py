@@ -93,6 +93,9 @@ class IsolatedDecoder:
 
     def decode_each(self, encoded: Iterable[bytes]) -> Iterator[DecodedImage | ImageError]:
         """One result per image, in order, as they are asked for."""
+        if self._pending:  # whoever asked last time did not take everything
+            self._kill()
+            self._pending.clear()
         free = 0
         for data in encoded:
             self._pending.append(_Pending(free, data))

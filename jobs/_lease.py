@@ -14,13 +14,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from typing import NamedTuple
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fcdd import storage
 from fcdd.errors import FCDDError
-from fcdd.storage import ObjectInfo
 from jobs._console import LeaseHeld
 
 HEARTBEAT_S = 10.0
@@ -133,42 +133,50 @@ def hold(folder: str, run_id: str) -> Iterator[Lease]:
 
 def state(folder: str) -> tuple[Owner, float] | None:
     """Who holds a lease and the seconds since the last sign of life; None if nobody does, or it was given up."""
-    if (current := _current(folder)) is None:
-        return None
-    info, owner = current
-    age = (_store_time(folder) - info.last_modified).total_seconds()
-    return None if owner is None or owner.is_dead() or age > TTL_S else (owner, age)
+    found = _look(folder)
+    return (found.owner, found.age) if found.owner else None
+
+
+class _Found(NamedTuple):
+    """The lease with the highest number, 0 if there is none; its owner, if it may be alive."""
+
+    number: int
+    owner: Owner | None
+    age: float
 
 
 def _acquire(folder: str, owner: Owner) -> Lease:
-    if holder := state(folder):
-        other, age = holder
+    found = _look(folder)
+    if found.owner:
         raise LeaseHeld(
-            f"{other} is scoring this night as run {other.run_id} (last sign of life {age:.0f} s ago); wait for it or "
-            f"stop it. If it is dead, the same command takes over {max(0, TTL_S - age):.0f} s from now"
+            f"{found.owner} is scoring this night as run {found.owner.run_id} (last sign of life {found.age:.0f} s "
+            "ago); wait for it or stop it. If it is dead, the same command takes over "
+            f"{max(0, TTL_S - found.age):.0f} s from now"
         )
-    stale = _highest(folder)
+    number = found.number + 1  # exactly the next one: of several that saw the same, one succeeds
     try:
-        storage.create(_uri(folder, stale + 1), owner.model_dump_json().encode())
+        storage.create(_uri(folder, number), owner.model_dump_json().encode())
     except FileExistsError as error:
         raise LeaseHeld("another process has just begun to score this night; wait for it or stop it") from error
-    if stale:
+    if found.number:
         log.info("took over from a run that died")
         with suppress(FCDDError):
-            storage.delete(_uri(folder, stale))
-    return Lease(folder, stale + 1, owner)
+            storage.delete(_uri(folder, found.number))
+    return Lease(folder, number, owner)
 
 
-def _current(folder: str) -> tuple[ObjectInfo, Owner | None] | None:
+def _look(folder: str) -> _Found:
     if not (number := _highest(folder)):
-        return None
+        return _Found(0, None, 0.0)
     try:
         info = storage.stat(_uri(folder, number))
-        return info, Owner.model_validate_json(storage.read(info.uri))
+        owner = Owner.model_validate_json(storage.read(info.uri))
     except FileNotFoundError:
-        return None  # released meanwhile
+        return _look(folder)  # given back or taken over meanwhile
     except ValidationError:
-        return info, None
+        return _Found(number, None, 0.0)
+    age = (_store_time(folder) - info.last_modified).total_seconds()
+    return _Found(number, None if owner.is_dead() or age > TTL_S else owner, age)
 
 
 def _highest(folder: str) -> int:

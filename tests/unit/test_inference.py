@@ -1,0 +1,85 @@
+"""Every way to run the forward pass gives the maps of the plain network, within the stated tolerance."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from fcdd import inference, networks, objective
+from fcdd.errors import ConfigError
+from fcdd.inference import Runner
+from fcdd.networks import FCDDNetwork
+from fcdd.normalization import Normalization
+from fcdd.runtime import Runtime
+
+SCALING = Normalization(kind="mean_std", shift=(0.5, 0.5, 0.5), scale=(0.25, 0.25, 0.25))
+PIXELS = np.random.default_rng(0).integers(0, 256, (37, 32, 32, 3)).astype(np.uint8)
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+@pytest.fixture(scope="module")
+def network() -> FCDDNetwork:
+    torch.manual_seed(0)
+    return networks.build("cnn32", in_channels=3, image_size=(32, 32)).eval()
+
+
+def plain(network: FCDDNetwork) -> np.ndarray:
+    with torch.inference_mode():
+        maps = [objective.anomaly_map(network(SCALING(torch.from_numpy(each[None])))) for each in PIXELS]
+    return torch.cat(maps)[:, 0].numpy()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_maps_are_those_of_the_plain_network(network: FCDDNetwork, backend: str, precision: str) -> None:
+    expected = plain(network)
+    runtime = Runtime.model_validate({"backend": backend, "precision": precision})
+    maps = Runner(copy.deepcopy(network), SCALING, (32, 32), runtime)(PIXELS)
+    assert maps.dtype == np.float32
+    largest = expected.max((1, 2), keepdims=True)
+    assert (np.abs(maps - expected) / largest).max() < TOLERANCES[precision]
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_no_image_is_lost_whatever_the_batch(network: FCDDNetwork, backend: str) -> None:
+    runner = Runner(copy.deepcopy(network), SCALING, (32, 32), Runtime.model_validate({"backend": backend}))
+    together = runner(PIXELS)
+    for size in (1, 5, 64):
+        runner.batch_size = size
+        np.testing.assert_allclose(runner(PIXELS), together, rtol=1e-4, atol=1e-6)
+    assert runner(PIXELS[:0]).shape == (0, *together.shape[1:])
+
+
+def test_a_gpu_without_memory_gets_smaller_batches(network: FCDDNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner(copy.deepcopy(network), SCALING, (32, 32))
+    expected, run, sizes = runner(PIXELS), runner._run, []
+
+    def small_memory(pixels: torch.Tensor) -> np.ndarray:
+        sizes.append(len(pixels))
+        if len(pixels) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return run(pixels)
+
+    monkeypatch.setattr(runner, "_run", small_memory)
+    np.testing.assert_allclose(runner(PIXELS), expected, rtol=1e-4, atol=1e-6)
+    assert sizes[:3] == [inference.CPU_BATCH, 8, 4]
+    assert runner.batch_size == 4
+    monkeypatch.setattr(runner, "_run", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
+    with pytest.raises(torch.OutOfMemoryError):
+        runner(PIXELS)
+
+
+def test_what_a_network_cannot_take_is_refused_before_anything_starts() -> None:
+    name = "whitened:efficientnet_lite0:stage3"
+    with pytest.raises(ConfigError, match="bfloat16 is too coarse for the whitened network"):
+        Runtime(precision="bfloat16").check(name)
+    Runtime(precision="float32", backend="openvino").check(name)
+    with pytest.raises(ConfigError, match="compile belongs to the backend torch"):
+        Runtime(compile=True, backend="openvino").check("cnn32")
+
+
+def test_without_openvino_the_remedy_is_named(network: FCDDNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(ConfigError, match=r"pip install 'fcdd-at-scale\[cpu\]'"):
+        Runner(copy.deepcopy(network), SCALING, (32, 32), Runtime(backend="openvino"))

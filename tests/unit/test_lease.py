@@ -1,0 +1,114 @@
+"""One night is scored by one process: who holds it, who may take it over, and who must stop."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.local_s3 import LocalS3
+from fcdd import storage
+from jobs import _lease
+from jobs._console import LeaseHeld
+from jobs._lease import LeaseLost, Owner
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"file://{tmp_path}/lease" if request.param == "local" else request.getfixturevalue("prefix") + "/lease"
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Owner:
+    """A process of another machine."""
+    return Owner.me("other").model_copy(update={"host": "far-away", "token": "x"})
+
+
+def put(folder: str, number: int, owner: Owner) -> None:
+    storage.write(f"{folder}/{number:06d}.json", owner.model_dump_json().encode())
+
+
+def test_a_lease_that_was_given_back_is_gone(folder: str) -> None:
+    for _ in range(2):
+        with _lease.hold(folder, "r") as lease:
+            lease.check()
+            holder = _lease.state(folder)
+            assert holder is not None
+            assert holder[0].run_id == "r"
+        assert _lease.state(folder) is None
+    assert [info for page in storage.pages(folder) for info in page] == []
+
+
+def test_while_one_holds_it_another_is_told_who(folder: str, elsewhere: Owner) -> None:
+    put(folder, 1, elsewhere)
+    with pytest.raises(LeaseHeld, match=rf"process {elsewhere.pid} on far-away is scoring this night as run other"):
+        _lease.hold(folder, "r").__enter__()
+
+
+def test_a_process_of_this_machine_that_died_is_followed_at_once(folder: str) -> None:
+    put(folder, 4, Owner.me("r").model_copy(update={"started": 1.0, "token": "dead"}))
+    with _lease.hold(folder, "r") as lease:
+        assert lease._number == 5
+
+
+def test_silence_for_long_enough_is_death(folder: str, elsewhere: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(folder, 1, elsewhere)
+    monkeypatch.setattr(_lease, "TTL_S", 1.5)
+    with pytest.raises(LeaseHeld):
+        _lease.hold(folder, "r").__enter__()
+    time.sleep(3)
+    with _lease.hold(folder, "r") as lease:
+        assert lease._number == 2
+
+
+def test_signs_of_life_keep_a_lease(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lease, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(_lease, "TTL_S", 2.5)
+    monkeypatch.setattr(Owner, "is_dead", lambda self: False)
+    with _lease.hold(folder, "r"):
+        time.sleep(4)
+        assert _lease.state(folder) is not None
+
+
+def test_who_was_taken_for_dead_stops(folder: str, elsewhere: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lease, "HEARTBEAT_S", 0.1)
+    with _lease.hold(folder, "r") as lease:
+        lease.check()
+        lease.check_flag()
+        put(folder, 2, elsewhere)
+        with pytest.raises(LeaseLost, match="done by another process now"):
+            lease.check()
+        time.sleep(0.5)
+        with pytest.raises(LeaseLost):
+            lease.check_flag()
+    # The other's lease is not touched.
+    assert [info.uri for page in storage.pages(folder) for info in page] == [f"{folder}/000002.json"]
+
+
+def test_of_many_that_take_over_one_wins(folder: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    put(folder, 1, Owner.me("r").model_copy(update={"started": 1.0}))
+
+    def race(_: int) -> bool:
+        try:
+            _lease._acquire(folder, Owner.me("r"))
+        except LeaseHeld:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(race, range(8))) == 1
+
+
+def test_a_lease_that_cannot_be_read_is_followed(folder: str) -> None:
+    storage.write(f"{folder}/000001.json", b"{")
+    with _lease.hold(folder, "r") as lease:
+        assert lease._number == 2
+
+
+@pytest.mark.s3
+def test_the_age_is_measured_by_the_clock_of_the_store(s3: LocalS3, prefix: str, elsewhere: Owner) -> None:
+    put(f"{prefix}/lease", 1, elsewhere)
+    holder = _lease.state(f"{prefix}/lease")
+    assert holder is not None
+    assert 0 <= holder[1] < 30
