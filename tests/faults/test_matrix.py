@@ -233,7 +233,7 @@ def test_a_store_that_fails_a_fifth_of_all_requests_is_coped_with(arena: Arena, 
     assert arena.disturbed(fault, chosen, f"fifth-{fault}") > 3
 
 
-@pytest.mark.parametrize("fault", ["expired", "503", "hang"])
+@pytest.mark.parametrize("fault", ["expired", "503", pytest.param("hang", marks=pytest.mark.chaos)])
 def test_a_store_that_is_gone_for_good_is_a_clear_stop_and_everything_is_kept(arena: Arena, fault: str) -> None:
     """After a while nothing answers any more: the run stops, says why, and the same command finishes it."""
     results = arena.results()
