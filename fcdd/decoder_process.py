@@ -1,4 +1,4 @@
-"""The expendable process that `fcdd.isolation` decodes in: no credentials, little memory, no way back but pixels.
+"""The expendable process that `fcdd.isolation` decodes in: it is given no credentials, and little memory.
 
 Reads a length and an encoded image from stdin, writes pixels into a slot of the shared memory it inherited and a
 reply of fixed form to stdout, until stdin ends. Not for people.
@@ -20,6 +20,7 @@ from fcdd.images import Limits
 
 REQUEST = struct.Struct("<IQ")  # slot, length
 REPLY = struct.Struct("<?IIIffHH")  # decoded, width, height, frames, brightness, contrast, lengths of reason and detail
+READY = b"!"
 _LONGEST_DETAIL = 1000
 
 
@@ -38,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
     shared = mmap.mmap(memory_fd, slots * height * width * channels)
     pixels = np.ndarray((slots, height, width, channels), np.uint8, buffer=shared)
     requests = sys.stdin.buffer
+    os.write(sys.stdout.fileno(), READY)
     while header := requests.read(REQUEST.size):
         slot, length = REQUEST.unpack(header)
         data = requests.read(length)

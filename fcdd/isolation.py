@@ -25,12 +25,13 @@ from typing import Self, get_args
 import numpy as np
 
 from fcdd import decoder_process
-from fcdd.errors import ImageError, Reason
+from fcdd.errors import FCDDError, ImageError, Reason
 from fcdd.images import DecodedImage, Limits
 
 # One image is decoded while the next waits in the pipe.
 _SLOTS = 2
 MAX_CRASHES = 2
+_START_TIMEOUT_S = 60.0
 TIMEOUT_S = 30.0
 # 89 megapixels of 16 bits, their 8-bit copy and the encoded file take about one gigabyte.
 MEMORY_BYTES = 2 * 1024**3
@@ -128,11 +129,18 @@ class IsolatedDecoder:
             return result
 
     def _submit_last(self) -> None:
-        if len(self._pending) == 1:
+        # Its clock starts when the decoder is free for it: it may have waited for this image.
+        if len(self._pending) == 1 or self._has_replied():
             self._deadline = time.monotonic() + self._timeout_s
         # A decoder that died is found out by `_next`, which knows whose fault it is.
         with contextlib.suppress(_Died):
             self._send(self._pending[-1])
+
+    def _has_replied(self) -> bool:
+        if self._process is None:
+            return False
+        assert self._process.stdout is not None
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
 
     def _submit_all(self) -> None:
         self._deadline = time.monotonic() + self._timeout_s
@@ -202,6 +210,13 @@ class IsolatedDecoder:
             )
             assert self._process.stdin is not None
             os.set_blocking(self._process.stdin.fileno(), False)
+            assert self._process.stdout is not None
+            # Its start is not the image's fault.
+            ready = select.select([self._process.stdout], [], [], _START_TIMEOUT_S)[0]
+            if not ready or os.read(self._process.stdout.fileno(), 1) != decoder_process.READY:
+                self._kill()
+                raise FCDDError("the decoder process does not start; is this installation complete, is there memory?")
+            self._deadline = max(self._deadline, time.monotonic() + self._timeout_s)
             if hasattr(fcntl, "F_SETPIPE_SZ"):
                 with contextlib.suppress(OSError):  # the system may allow less
                     fcntl.fcntl(self._process.stdin, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

@@ -30,6 +30,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from fcdd.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ClientConfig, RetryConfig
 
 CLOUD_SCHEMES = ("s3", "gs", "az")
@@ -45,6 +46,7 @@ ATTEMPTS, GIVE_UP_AFTER_S = 4, 120.0
 _LARGEST_SINGLE_PUT = 4 * 1024**3
 # Buckets whose ETags are not MD5s (encrypted with a key of KMS, say): buckets -> mismatches that were no damage.
 _opaque_etags: dict[str, int] = {}
+_md5_etags: set[str] = set()
 _OPAQUE_AFTER = 3
 
 
@@ -92,7 +94,7 @@ def stat_checked(uri: str) -> ObjectInfo:
     def look() -> ObjectInfo:
         store, key = _locate(uri)
         meta = obstore.head(store, key)
-        return ObjectInfo(normalize(uri), meta["e_tag"] or "", meta["size"], meta["last_modified"])
+        return _info(normalize(uri), meta)
 
     return _checked(look)
 
@@ -116,8 +118,7 @@ def _checked(read: Callable[[], T]) -> T:
 
 def _as_listed(info: ObjectInfo) -> bytes:
     data, etag = _get(info.uri)
-    # Azure quotes the tag in one answer and not in the other.
-    if etag.strip('"') != info.etag.strip('"'):
+    if etag != plain_etag(info.etag):
         raise ImageError("changed", f"listed with ETag {info.etag}, read with {etag}")
     if len(data) != info.size:
         raise Damaged(f"listed with {info.size} bytes, read {len(data)}")
@@ -128,22 +129,37 @@ def _get(uri: str) -> tuple[bytes, str]:
     """Body and ETag; Damaged when the body is not what the answer's own length or the MD5 in its ETag say."""
     store, key = _locate(uri)
     result = obstore.get(store, key)
-    etag, data = result.meta["e_tag"] or "", bytes(result.bytes())
+    etag, data = plain_etag(result.meta["e_tag"] or ""), bytes(result.bytes())
     if len(data) != result.meta["size"]:
         raise Damaged(f"{result.meta['size']} bytes were announced, {len(data)} came")
+    if not _MD5.fullmatch(etag) or _is_opaque(uri):
+        return data, etag
     bucket = _bucket(uri)
-    if _contradicts(etag, data) and _opaque_etags.get(bucket, 0) < _OPAQUE_AFTER:
-        for _ in range(ATTEMPTS - 1):
-            if bytes(obstore.get(store, key).bytes()) != data:
-                raise Damaged("two reads of it differ")
+    if not _contradicts(etag, data):
+        _md5_etags.add(bucket)
+        return data, etag
+    for _ in range(ATTEMPTS - 1):
+        if bytes(obstore.get(store, key).bytes()) != data:
+            raise Damaged("two reads of it differ")
+    if bucket not in _md5_etags:  # where some are MD5s, the others are looked at closely each time
         _opaque_etags[bucket] = _opaque_etags.get(bucket, 0) + 1
     return data, etag
 
 
 def _contradicts(etag: str, data: bytes) -> bool:
     """Whether an ETag that looks like an MD5 is not that of `data`."""
-    tag = etag.strip('"')
+    tag = plain_etag(etag)
     return _MD5.fullmatch(tag) is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() != tag
+
+
+def plain_etag(etag: str) -> str:
+    """An entity tag without its quotes: Azure quotes it in one answer and not in another, inventories never do."""
+    return etag.removeprefix("W/").strip('"')
+
+
+def _is_opaque(uri: str) -> bool:
+    """Whether the ETags of this bucket are known to be no MD5s."""
+    return _opaque_etags.get(_bucket(uri), 0) >= _OPAQUE_AFTER
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -231,7 +247,7 @@ def stat(uri: str) -> ObjectInfo:
     store, key = _locate(uri)
     with _explained(uri, "read"):
         meta = obstore.head(store, key)
-    return ObjectInfo(normalize(uri), meta["e_tag"] or "", meta["size"], meta["last_modified"])
+    return _info(normalize(uri), meta)
 
 
 def pages(prefix: str, *, after: str | None = None) -> Iterator[list[ObjectInfo]]:
@@ -249,7 +265,9 @@ def pages(prefix: str, *, after: str | None = None) -> Iterator[list[ObjectInfo]
             try:
                 for page in obstore.list(store, key or None, offset=offset, chunk_size=1000):
                     yield [
-                        ObjectInfo(root + meta["path"], meta["e_tag"] or "", meta["size"], meta["last_modified"])
+                        ObjectInfo(
+                            root + meta["path"], plain_etag(meta["e_tag"] or ""), meta["size"], meta["last_modified"]
+                        )
                         for meta in page
                     ]
                     if page:
@@ -263,17 +281,37 @@ def pages(prefix: str, *, after: str | None = None) -> Iterator[list[ObjectInfo]
                 time.sleep(0.1 * 2**failures)
 
 
+def _info(uri: str, meta: "ObjectMeta") -> ObjectInfo:
+    return ObjectInfo(uri, plain_etag(meta["e_tag"] or ""), meta["size"], meta["last_modified"])
+
+
 def lists_in_order(uri: str) -> bool:
     """Whether listings of this store come sorted by name; files of a disk come as they lie."""
     return not normalize(uri).startswith("file:")
 
 
 def download(uri: str, path: str) -> None:
-    """Copy an object to a local file, piece by piece: for objects that may be larger than memory."""
+    """Copy an object to a local file, piece by piece and checked: for objects that may be larger than memory."""
+    with _explained(uri, "read"):
+        for attempt in _attempts(again=lambda error: not isinstance(error, _NOT_THERE)):
+            with attempt:
+                _download(uri, path)
+
+
+def _download(uri: str, path: str) -> None:
     store, key = _locate(uri)
-    with _explained(uri, "read"), open(path, "wb") as file:
-        for piece in obstore.get(store, key):
+    result = obstore.get(store, key)
+    md5, size = hashlib.md5(usedforsecurity=False), 0
+    with open(path, "wb") as file:
+        for piece in result:
             file.write(piece)
+            md5.update(piece)
+            size += len(piece)
+    tag = plain_etag(result.meta["e_tag"] or "")
+    if size != result.meta["size"] or (_MD5.fullmatch(tag) and tag != md5.hexdigest() and not _is_opaque(uri)):
+        raise Damaged(
+            f"{result.meta['size']} bytes with ETag {tag} were announced, {size} came with MD5 {md5.hexdigest()}"
+        )
 
 
 def delete(uri: str) -> None:
@@ -287,12 +325,19 @@ def delete(uri: str) -> None:
 
 def delete_prefix(prefix: str) -> None:
     """Delete every object under a prefix."""
-    store, _ = _locate(prefix)
     for page in pages(prefix):
-        with _explained(prefix, "delete"):
+        delete_all([info.uri for info in page])
+
+
+def delete_all(uris: list[str]) -> None:
+    """Delete objects of one bucket, many at a time."""
+    for start in range(0, len(uris), 1000):
+        some = uris[start : start + 1000]
+        store, _ = _locate(some[0])
+        with _explained(some[0], "delete"):
             for attempt in _attempts(again=lambda error: not isinstance(error, _NOT_THERE)):
                 with attempt:
-                    obstore.delete(store, [_locate(info.uri)[1] for info in page])
+                    obstore.delete(store, [_locate(uri)[1] for uri in some])
 
 
 def normalize(uri: str) -> str:

@@ -18,18 +18,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fcdd import storage
 from fcdd.bundle import BundleSpec
-from fcdd.errors import TRANSIENT_REASONS, FCDDError
-from jobs import _listing, _manifest, _records, _staging
+from fcdd.errors import FCDDError
+from jobs import _manifest, _records, _staging
 from jobs._console import TooManyBadImages
 from jobs._staging import Bitmap, Coverage, Staged
 from schemas import DELETED, Layout, Part, RunRecord, conform
 from schemas.runs import Intent, ManifestPart, Plan
 
-# Manifest rows of one published part: about 110 MB of scores with 28x28 heatmaps.
-PART_ROWS = 200_000
+# Manifest rows of one published part, fewer where maps are large: of 28x28 cells about 110 MB.
+PART_ROWS, PART_MAP_BYTES = 200_000, 256 * 1024**2
 _READS_IN_FLIGHT = 16
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Range(NamedTuple):
 
     results: str
     intent: Intent
+    number: int
     start: int
     stop: int
     manifest: tuple[tuple[int, ManifestPart], ...]
@@ -82,7 +84,7 @@ def commit(
     published exactly once; staging is kept then.
     """
     intent = plan.intent
-    scores, quarantine, anomalous, proof = _kept(layout, before, plan.num_images)
+    scores, quarantine, anomalous, proof = _kept(layout, before, plan)
     duplicates, reasons = 0, Counter[str]()
     for published in run(publish, ranges(layout, plan)):
         if twice := proof.add(published.row_ids):
@@ -92,6 +94,8 @@ def commit(
         anomalous += published.anomalous
         duplicates += published.duplicates
         reasons += published.reasons
+    if before and not intent.is_retry:
+        reasons += Counter(before.quarantine_reasons)
     if missing := plan.num_images - proof.count():
         raise IncompleteRun(f"{missing} of {plan.num_images} images of run {intent.run_id} were not published")
     deleted = _publish_deleted(layout, intent) if plan.num_deleted else []
@@ -114,7 +118,7 @@ def commit(
         num_deleted=plan.num_deleted,
         num_listed_twice=plan.num_duplicates,
         num_duplicates_dropped=duplicates,
-        num_bytes=plan.num_bytes,
+        num_bytes=plan.num_bytes + (before.num_bytes if before and not intent.is_retry else 0),
         skipped=plan.skipped,
         quarantine_reasons=dict(reasons),
         manifest_digest=plan.manifest_digest,
@@ -132,6 +136,7 @@ def commit(
         storage.create(layout.record(intent.run_id), record.model_dump_json(indent=1).encode())
     except FileExistsError:
         log.warning("run %s was committed by another process meanwhile; its record stands", intent.run_id)
+        clean_up(layout, intent.run_id)
         return _records.parse(layout.record(intent.run_id))
     clean_up(layout, intent.run_id)
     return record
@@ -141,8 +146,9 @@ def clean_up(layout: Layout, run_id: str) -> None:
     """Remove the staging of a committed run. What cannot be removed is no reason to call the run failed."""
     try:
         storage.delete_prefix(layout.staging(run_id))
-    except (FCDDError, FileNotFoundError) as error:
-        log.warning("run %s is committed, but its staging is left: %s; `fcdd gc` removes it", run_id, error)
+    except (FCDDError, FileNotFoundError, KeyboardInterrupt) as error:
+        why = "interrupted" if isinstance(error, KeyboardInterrupt) else error
+        log.warning("run %s is committed, but its staging is left: %s; `fcdd gc` removes it", run_id, why)
 
 
 def check_quarantine(done: Coverage, limit: int | None, intent: Intent, *, final: bool) -> bool:
@@ -156,8 +162,9 @@ def check_quarantine(done: Coverage, limit: int | None, intent: Intent, *, final
     if (failed := done.count_failed(transient=final)) > limit:
         raise TooManyBadImages(
             f"{failed} of the images under {', '.join(intent.images)} cannot be scored, the limit is {limit}: "
-            f"{done.reasons()}. Nothing was committed, and what was scored is kept; correct the images or raise "
-            "--max-quarantine-share or --max-quarantine, and run the same command again"
+            f"{done.reasons()}. Nothing was committed, and what was scored is kept. If this is the right place, run "
+            "the same command again with a higher --max-quarantine-share or --max-quarantine; `fcdd retry-quarantine` "
+            "tries the others when they are corrected"
         )
     return True
 
@@ -167,12 +174,22 @@ def ranges(layout: Layout, plan: Plan) -> Iterator[Range]:
     covered = Coverage.read(layout, plan.intent.run_id).parts
     starts = np.array([part.start for part in covered], np.int64)
     longest = max((part.stop - part.start for part in covered), default=0)
-    for start in range(0, plan.num_rows, PART_ROWS):
-        stop = min(start + PART_ROWS, plan.num_rows)
+    rows = min(PART_ROWS, max(1, PART_MAP_BYTES // (_map_bytes(covered) + 200)))
+    for index, start in enumerate(range(0, plan.num_rows, rows)):
+        stop = min(start + rows, plan.num_rows)
         first, last = np.searchsorted(starts, start - longest), np.searchsorted(starts, stop)
         staged = tuple(part for part in covered[first:last] if part.stop > start)
         manifest = tuple((i, p) for i, p in enumerate(plan.parts) if p.start < stop and p.start + p.rows > start)
-        yield Range(layout.results, plan.intent, start, stop, manifest, staged)
+        yield Range(layout.results, plan.intent, index, start, stop, manifest, staged)
+
+
+def _map_bytes(staged: list[Staged]) -> int:
+    """Cells of the maps of a run, by the first that was staged."""
+    for part in staged:
+        if part.failed < part.stop - part.start:
+            rows = _read_or_delete(part)
+            return int(pc.max(pc.multiply(rows["heatmap_height"], rows["heatmap_width"])).as_py())
+    return 0
 
 
 def publish(part: Range) -> Published:
@@ -203,7 +220,7 @@ def publish(part: Range) -> Published:
     for table, chosen in (("scores", pc.invert(failed)), ("quarantine", failed)):
         schema = _staging.TABLES[table]
         tables[table] = conform(rows.filter(chosen).select(schema.names), schema)
-        placed[table] = _place(layout, intent, table, part.start, tables[table]) if tables[table].num_rows else None
+        placed[table] = _place(layout, intent, table, part.number, tables[table]) if tables[table].num_rows else None
     return Published(
         scores=placed["scores"],
         quarantine=placed["quarantine"],
@@ -227,16 +244,25 @@ def _manifest_rows(layout: Layout, part: Range) -> pa.Table:
 def _staged_rows(part: Range) -> pa.Table:
     """ROW table of everything staged within the range."""
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
-        tables = list(pool.map(Staged.read, part.staged))
+        tables = list(pool.map(_read_or_delete, part.staged))
     rows = pa.concat_tables([_staging.ROW.empty_table(), *tables])
     inside = pc.and_(pc.greater_equal(rows["position"], part.start), pc.less(rows["position"], part.stop))
     return rows.filter(inside)
 
 
+def _read_or_delete(part: Staged) -> pa.Table:
+    """What is damaged is worthless, and would be in the way of the next attempt."""
+    try:
+        return part.read()
+    except _staging.DamagedPart:
+        storage.delete(part.uri)
+        raise
+
+
 def _deduplicated(rows: pa.Table, listed: pa.Table, part: Range) -> tuple[pa.Table, npt.NDArray[np.int64]]:
     """The best staged row of every position, in order, and how often each was staged."""
     failed = _staging.failed(rows).to_numpy(zero_copy_only=False)
-    transient = pc.fill_null(pc.is_in(rows["reason"], pa.array(TRANSIENT_REASONS)), False).to_numpy()
+    transient = _staging.is_transient(rows).to_numpy(zero_copy_only=False)
     positions = rows["position"].to_numpy()
     best_first = np.lexsort((transient, failed, positions))
     found, first, copies = np.unique(positions[best_first], return_index=True, return_counts=True)
@@ -246,42 +272,44 @@ def _deduplicated(rows: pa.Table, listed: pa.Table, part: Range) -> tuple[pa.Tab
             "are not staged; run the same command again"
         )
     chosen = rows.take(pa.array(best_first[first]))
-    known = pc.not_equal(listed["image_bytes"], _listing.UNKNOWN_SIZE)
+    known = pc.greater_equal(listed["image_bytes"], 0)  # others were looked up when they were fetched
     for name in ("row_id", "image_uri", "image_etag", "image_bytes"):
         same = pc.equal(chosen[name], listed[name])
         if name in ("image_etag", "image_bytes"):
             same = pc.or_(same, pc.invert(known))
         if not pc.all(same).as_py():
             raise IncompleteRun(f"staged rows of run {part.intent.run_id} have another {name} than its manifest")
-    sizes = pc.if_else(pc.less(chosen["image_bytes"], 0), 0, chosen["image_bytes"])  # of images that were never found
-    return chosen.set_column(chosen.column_names.index("image_bytes"), "image_bytes", sizes), copies
+    return chosen, copies
 
 
-def _place(layout: Layout, intent: Intent, table: str, start: int, rows: pa.Table) -> Part:
+def _place(layout: Layout, intent: Intent, table: str, index: int, rows: pa.Table) -> Part:
     data = _staging.to_parquet(rows)
     sha = hashlib.sha256(data).hexdigest()
-    name = f"part-{start // PART_ROWS:05d}-{sha[:16]}.parquet"
+    name = f"part-{index:05d}-{sha[:16]}.parquet"
     path = layout.part(table, intent.collection, intent.day, intent.run_id, name)
     storage.write(storage.join(layout.results, path), data)
     return Part(path=path, rows=rows.num_rows, bytes=len(data), sha256=sha)
 
 
-def _kept(layout: Layout, before: RunRecord | None, num_images: int) -> tuple[list[Part], list[Part], int, Bitmap]:
-    """What an earlier run of the night contributes: its scores, their alarms, their row ids as a start of the proof."""
-    proof = Bitmap(num_images)
+def _kept(layout: Layout, before: RunRecord | None, plan: Plan) -> tuple[list[Part], list[Part], int, Bitmap]:
+    """What an earlier run of the night contributes: parts, alarms, and row ids as a start of the proof.
+
+    Its commit proved that scores and quarantine are all its images, each once; a retry keeps the scores only.
+    """
+    proof = Bitmap(plan.num_images)
     if before is None:
         return [], [], 0, proof
-    for part in before.scores:
-        rows = read_published(layout, part, ["row_id"])
-        if proof.add(rows["row_id"].to_numpy()):
-            raise IncompleteRun(f"{part.path} holds rows twice; this is a bug, nothing was committed")
-    return list(before.scores), [], before.num_anomalous, proof
+    proof.set_range(0, before.num_listed)
+    if not plan.intent.is_retry:
+        return list(before.scores), list(before.quarantine), before.num_anomalous, proof
+    tried_again = Bitmap(plan.num_images)
+    for part in before.quarantine:
+        tried_again.add(read_published(layout, part, ["row_id"])["row_id"].to_numpy())
+    return list(before.scores), [], before.num_anomalous, proof.without(tried_again)
 
 
 def read_published(layout: Layout, part: Part, columns: list[str] | None = None) -> pa.Table:
     """A published part. Raises FCDDError when it is not what the commit record says."""
-    import pyarrow.parquet as pq
-
     try:
         data = storage.read(storage.join(layout.results, part.path))
     except FileNotFoundError as error:
@@ -292,8 +320,6 @@ def read_published(layout: Layout, part: Part, columns: list[str] | None = None)
 
 
 def _publish_deleted(layout: Layout, intent: Intent) -> list[Part]:
-    import pyarrow.parquet as pq
-
     rows = pq.read_table(pa.BufferReader(storage.read(layout.deleted(intent.run_id))))
     for name, value in (
         ("collection", intent.collection),

@@ -35,11 +35,11 @@ def run(job: Callable[[], None]) -> int:
         job()
     except FCDDError as error:
         # Ray joins the class of a worker's error with its own, and puts the worker's traceback into the message.
-        cause = getattr(error, "cause", error)
-        print(f"error: {cause}", file=sys.stderr)
+        cause = str(getattr(error, "cause", error)).splitlines() or [type(error).__name__]
+        print(f"error: {printable(cause[0])}", file=sys.stderr)
         return next((code for kind, code in _CODES.items() if isinstance(error, kind)), FAILED)
     except KeyboardInterrupt:
-        print("interrupted; nothing was committed, the same command starts or goes on again", file=sys.stderr)
+        print("interrupted; the same command starts again, or goes on", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough: `fcdd query ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,6 +57,11 @@ _CODES: dict[type[FCDDError], int] = {
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """A polite end, as `ray job stop` and Kubernetes ask for it, is Ctrl-C: leases are given back."""
     raise KeyboardInterrupt
+
+
+def printable(text: str) -> str:
+    """Keys are data: their control characters must not reach a terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def plain(value: Any) -> Any:

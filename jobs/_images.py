@@ -13,16 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from fcdd import images, storage
-from fcdd.errors import TRANSIENT_REASONS, ConfigError, FCDDError, ImageError
+from fcdd.errors import ConfigError, FCDDError, ImageError
 from fcdd.images import DecodedImage, Limits
 from fcdd.isolation import IsolatedDecoder
 from fcdd.storage import ObjectInfo
-from jobs._listing import UNKNOWN_SIZE
+from jobs import _listing
 
 # Enough to hide the latency of an object store (LIMITS: flat from 16 to 64).
 REQUESTS_IN_FLIGHT = 16
-# Encoded images that are fetched or being fetched ahead of the decoder.
-_AHEAD = 2 * REQUESTS_IN_FLIGHT
+# Encoded images that are fetched or being fetched ahead of the decoder: so many, and so many bytes if they are large.
+_AHEAD, _AHEAD_BYTES = 2 * REQUESTS_IN_FLIGHT, 256 * 1024**2
+# Taken for the size of an image that is to be looked up.
+_ASSUMED_BYTES = 4 * 1024**2
 # The largest allowed image takes a gigabyte while it is decoded and resized: not sixteen at once.
 _DECODING = threading.Semaphore(2)
 # More unreadable training images than this share means the wrong prefix, not a few bad files.
@@ -54,10 +56,10 @@ class ImageSet(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """An encoded image and what it was listed or found as."""
+    """What an image was listed or found as, and its encoded bytes, or why there are none."""
 
     info: ObjectInfo
-    data: bytes
+    data: bytes | Failure
 
 
 @dataclass
@@ -80,19 +82,19 @@ def load_isolated(infos: Sequence[ObjectInfo], decoder: IsolatedDecoder, limits:
 
     def readable() -> Iterator[bytes]:
         gone = 0
-        for index, fetched in enumerate(_fetch_ahead(infos, limits, loaded)):
+        for index, (info, fetched) in enumerate(_fetch_ahead(infos, limits, loaded)):
+            loaded.infos[index] = info
             if isinstance(fetched, Failure):
                 loaded.results[index] = fetched
-                gone += fetched.error.reason in TRANSIENT_REASONS
+                gone += fetched.error.reason in ("forbidden", "fetch_failed")
                 if gone >= STORE_IS_GONE and gone == index + 1:
                     raise StoreUnavailable(
                         f"the first {gone} images from {infos[0].uri} on cannot be read, for the last one: "
                         f"{fetched.error}; check the store and the credentials, then run the same command again"
                     )
             else:
-                loaded.infos[index] = fetched.info
                 order.append(index)
-                yield fetched.data
+                yield fetched
 
     started = time.perf_counter()
     for position, result in enumerate(decoder.decode_each(readable())):
@@ -101,39 +103,43 @@ def load_isolated(infos: Sequence[ObjectInfo], decoder: IsolatedDecoder, limits:
     return loaded
 
 
-def _fetch_ahead(infos: Sequence[ObjectInfo], limits: Limits, loaded: Loaded) -> Iterator[Fetched | Failure]:
-    """Fetched objects in order; not more than `_AHEAD` of them wait in memory."""
+def _fetch_ahead(infos: Sequence[ObjectInfo], limits: Limits, loaded: Loaded) -> Iterator[Fetched]:
+    """Fetched objects in order; not more than `_AHEAD` of them, or `_AHEAD_BYTES`, wait in memory."""
     with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
-        waiting: deque[Future[Fetched | Failure]] = deque()
+        waiting: deque[tuple[int, Future[Fetched]]] = deque()
+        held = 0
         try:
             for info in infos:
-                waiting.append(pool.submit(_fetch, info, limits))
-                if len(waiting) >= _AHEAD:
-                    yield _waited(waiting.popleft(), loaded)
+                size = _ASSUMED_BYTES if _listing.is_to_look_up(info.size) else info.size
+                while waiting and (len(waiting) >= _AHEAD or held + size > _AHEAD_BYTES):
+                    held -= waiting[0][0]
+                    yield _waited(waiting.popleft()[1], loaded)
+                waiting.append((size, pool.submit(_fetch, info, limits)))
+                held += size
             while waiting:
-                yield _waited(waiting.popleft(), loaded)
+                yield _waited(waiting.popleft()[1], loaded)
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
 
 
-def _waited(future: "Future[Fetched | Failure]", loaded: Loaded) -> Fetched | Failure:
+def _waited(future: "Future[Fetched]", loaded: Loaded) -> Fetched:
     started = time.perf_counter()
     result = future.result()
     loaded.fetch_seconds += time.perf_counter() - started
     return result
 
 
-def _fetch(info: ObjectInfo, limits: Limits) -> Fetched | Failure:
+def _fetch(info: ObjectInfo, limits: Limits) -> Fetched:
     stage = "list"
     try:
-        if info.size == UNKNOWN_SIZE:
+        if _listing.is_to_look_up(info.size):
             info = storage.stat_checked(info.uri)
         images.check_size(info.size, limits)
         stage = "fetch"
         return Fetched(info, storage.read_checked(info))
     except ImageError as error:
-        return Failure(stage, error)
+        return Fetched(info._replace(size=_listing.last_known(info.size)), Failure(stage, error))
 
 
 def fetch_and_decode(info: ObjectInfo, size: tuple[int, int], channels: int) -> DecodedImage | Failure:

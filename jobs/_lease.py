@@ -94,9 +94,19 @@ class Lease:
 
     def check(self) -> None:
         """Raises LeaseLost when another process took over."""
-        if self._lost.is_set() or _highest(self._folder) > self._number:
+        if self._lost.is_set() or not self._is_ours():
             self._lost.set()
             raise LeaseLost(f"run {self._owner.run_id} is done by another process now, which took this one for dead")
+
+    def _is_ours(self) -> bool:
+        """Whether nobody took over: neither with a higher number, nor, after giving that back, with this one."""
+        return _highest(self._folder) <= self._number and self._is_there()
+
+    def _is_there(self) -> bool:
+        try:
+            return storage.read(_uri(self._folder, self._number)) == self._owner.model_dump_json().encode()
+        except FileNotFoundError:
+            return False
 
     def start(self) -> None:
         """Begin with the signs of life."""
@@ -106,17 +116,18 @@ class Lease:
         """Let others in."""
         self._released.set()
         self._thread.join()
-        with suppress(FCDDError):  # it grows old by itself
-            storage.delete(_uri(self._folder, self._number))
+        with suppress(FCDDError, OSError):  # it grows old by itself
+            if self._is_there():
+                storage.delete(_uri(self._folder, self._number))
 
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT_S):
             try:
-                if _highest(self._folder) > self._number:
+                if not self._is_ours():
                     self._lost.set()
                     return
                 storage.write(_uri(self._folder, self._number), self._owner.model_dump_json().encode())
-            except FCDDError as error:
+            except (FCDDError, OSError) as error:
                 log.warning("no sign of life could be written: %s", error)
 
 
@@ -131,9 +142,12 @@ def hold(folder: str, run_id: str) -> Iterator[Lease]:
         lease.release()
 
 
-def state(folder: str) -> tuple[Owner, float] | None:
-    """Who holds a lease and the seconds since the last sign of life; None if nobody does, or it was given up."""
-    found = _look(folder)
+def state(folder: str, now: datetime | None = None) -> tuple[Owner, float] | None:
+    """Who holds a lease and the seconds since the last sign of life; None if nobody does, or it was given up.
+
+    With `now`, a time of this machine, nothing is written to ask the store for its time.
+    """
+    found = _look(folder, now)
     return (found.owner, found.age) if found.owner else None
 
 
@@ -165,17 +179,17 @@ def _acquire(folder: str, owner: Owner) -> Lease:
     return Lease(folder, number, owner)
 
 
-def _look(folder: str) -> _Found:
+def _look(folder: str, now: datetime | None = None) -> _Found:
     if not (number := _highest(folder)):
         return _Found(0, None, 0.0)
     try:
         info = storage.stat(_uri(folder, number))
         owner = Owner.model_validate_json(storage.read(info.uri))
     except FileNotFoundError:
-        return _look(folder)  # given back or taken over meanwhile
+        return _look(folder, now)  # given back or taken over meanwhile
     except ValidationError:
         return _Found(number, None, 0.0)
-    age = (_store_time(folder) - info.last_modified).total_seconds()
+    age = ((now or _store_time(folder)) - info.last_modified).total_seconds()
     return _Found(number, None if owner.is_dead() or age > TTL_S else owner, age)
 
 
@@ -193,7 +207,8 @@ def _store_time(folder: str) -> datetime:
     probe = storage.join(folder, f"now-{uuid.uuid4().hex}")
     storage.write(probe, b"")
     moment = storage.stat(probe).last_modified
-    storage.delete(probe)
+    with suppress(FCDDError):  # a policy may allow to write and not to delete
+        storage.delete(probe)
     return moment
 
 

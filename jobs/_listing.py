@@ -25,8 +25,6 @@ from fcdd import images, storage
 from fcdd.errors import ConfigError
 from fcdd.storage import ObjectInfo
 
-# Of an entry of a list that names an image and says no more: it is looked up when it is fetched.
-UNKNOWN_SIZE = -1
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _PAGE = 10_000
 # Names of a column, of ours and of the manifests of Lookout for Vision and SageMaker Ground Truth ("source-ref").
@@ -50,11 +48,14 @@ class Selection(BaseModel):
     extensions: tuple[str, ...] = images.EXTENSIONS
     modified_since: datetime | None = None
 
-    def leaves_out(self, key: str, info: ObjectInfo) -> str | None:
-        """The rule by which an object, at `key` below its location, is no image of the run; None if it is one."""
+    def leaves_out(self, key: str, info: ObjectInfo, *, named: bool = False) -> str | None:
+        """The rule by which an object, at `key` below its location, is no image of the run; None if it is one.
+
+        What a list has `named` is never hidden.
+        """
         if not key.lower().endswith(self.extensions):
             return "extension"
-        if _HIDDEN.search(key):
+        if not named and _HIDDEN.search(key):
             return "hidden"
         if self.include and not _matches(self.include, key):
             return "not included"
@@ -77,11 +78,16 @@ def _compiled(glob: str) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(glob))
 
 
-def selected(prefix: str, page: Iterable[ObjectInfo], selection: Selection, skipped: Counter[str]) -> list[ObjectInfo]:
-    """The images of a page; the others are counted in `skipped` by rule."""
-    cut, chosen = len(prefix), []
+def selected(
+    prefix: str, page: Iterable[ObjectInfo], selection: Selection, skipped: Counter[str], *, named: bool = False
+) -> list[ObjectInfo]:
+    """The images of a page; the others are counted in `skipped` by rule. `named`: a list says that they are images.
+
+    Paths are those below `prefix`; whole ones where a list names something elsewhere.
+    """
+    below, chosen = f"{prefix}/", []
     for info in page:
-        rule = selection.leaves_out(info.uri[cut:].lstrip("/"), info)
+        rule = selection.leaves_out(info.uri.removeprefix(below), info, named=named)
         if rule is None:
             chosen.append(info)
         else:
@@ -103,7 +109,7 @@ def list_images(prefix: str, selection: Selection = Selection()) -> list[ObjectI
     return [found[uri] for uri in sorted(found)]
 
 
-def nothing_found(locations: Iterable[str], skipped: Counter[str], selection: Selection) -> ConfigError:
+def nothing_found(locations: Iterable[str], skipped: dict[str, int], selection: Selection) -> ConfigError:
     """The error of a listing without an image."""
     return ConfigError(
         f"no images under {', '.join(locations)} ({sum(skipped.values())} other objects: {described(skipped)}); "
@@ -140,12 +146,28 @@ def outermost(prefixes: Iterable[str]) -> list[str]:
     return kept
 
 
-def entries(list_uri: str, base: str | None) -> Iterator[list[ObjectInfo]]:
+def to_look_up(info: ObjectInfo) -> ObjectInfo:
+    """The image, to be looked up when it is fetched, with what is known of it until then."""
+    return info._replace(size=-1 - info.size)
+
+
+def is_to_look_up(size: int) -> bool:
+    """Whether a listed size says that the image is to be looked up."""
+    return size < 0
+
+
+def last_known(size: int) -> int:
+    """The size that was known before; 0 if none was."""
+    return -1 - size if size < 0 else size
+
+
+def entries(list_uri: str, base: str | None, *, must_be_known: bool = False) -> Iterator[list[ObjectInfo]]:
     """Pages of the images that a list names, in its order; relative names are below `base`.
 
     A list is text (a name per line), CSV, Parquet or JSON Lines with `image_uri`, `uri` or `source-ref`. Where it
     also has the ETag, the size and the time of change, they are believed; else they are unknown, and looked up when
-    the image is fetched. Raises ConfigError that names the line when an entry cannot be used.
+    the image is fetched, which is an error if they `must_be_known`. Raises ConfigError that names an entry which cannot
+    be used.
     """
     kind = Path(list_uri).suffix.lower()
     readers = {".txt": _text, ".csv": _csv, ".parquet": _parquet}
@@ -161,7 +183,7 @@ def entries(list_uri: str, base: str | None) -> Iterator[list[ObjectInfo]]:
         page: list[ObjectInfo] = []
         try:
             for number, entry in enumerate(reader(local), start=1):
-                page.append(_info(entry, base, f"entry {number} of {list_uri}"))
+                page.append(_info(entry, base, f"entry {number} of {list_uri}", must_be_known))
                 if len(page) == _PAGE:
                     yield page
                     page = []
@@ -171,7 +193,7 @@ def entries(list_uri: str, base: str | None) -> Iterator[list[ObjectInfo]]:
             yield page
 
 
-def _info(entry: dict[str, Any], base: str | None, where: str) -> ObjectInfo:
+def _info(entry: dict[str, Any], base: str | None, where: str, must_be_known: bool) -> ObjectInfo:
     uri, etag, size, time = (_first(entry, names) for names in (_URI_NAMES, _ETAG_NAMES, _SIZE_NAMES, _TIME_NAMES))
     if not isinstance(uri, str) or not uri:
         raise ConfigError(f"{where} has none of the columns {', '.join(_URI_NAMES)}")
@@ -184,9 +206,18 @@ def _info(entry: dict[str, Any], base: str | None, where: str) -> ObjectInfo:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     if etag in (None, "") or size in (None, "") or time in (None, ""):
-        return ObjectInfo(uri, "", UNKNOWN_SIZE, _EPOCH)
-    moment = time if isinstance(time, datetime) else datetime.fromisoformat(str(time))
-    return ObjectInfo(uri, str(etag), int(size), moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+        if must_be_known:
+            raise ConfigError(
+                f"{where} has no {_ETAG_NAMES[0]}, {_SIZE_NAMES[0]} and {_TIME_NAMES[0]}; --since-last and "
+                "--modified-since need them in a list"
+            )
+        return to_look_up(ObjectInfo(uri, "", 0, _EPOCH))
+    try:
+        moment = time if isinstance(time, datetime) else datetime.fromisoformat(str(time))
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return ObjectInfo(uri, storage.plain_etag(str(etag)), int(size), moment)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _first(entry: dict[str, Any], names: tuple[str, ...]) -> Any:  # whatever type the list has there
@@ -194,7 +225,7 @@ def _first(entry: dict[str, Any], names: tuple[str, ...]) -> Any:  # whatever ty
 
 
 def _text(path: str) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         yield from ({"uri": line.rstrip("\r\n")} for line in file if line.strip())
 
 
@@ -204,7 +235,7 @@ def _csv(path: str) -> Iterator[dict[str, Any]]:
 
 
 def _json_lines(path: str) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 entry = json.loads(line)

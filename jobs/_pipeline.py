@@ -1,4 +1,4 @@
-"""The stages of scoring, as callables; the chain that joins them is in `jobs.score`.
+"""The stages of scoring, as callables; the chain that joins them is in `jobs._scoring`.
 
     shards of the manifest -> fetch, decode, resize (uint8) -> score -> staged Parquet -> receipts
 
@@ -8,6 +8,7 @@ process, a network) for the length of its worker process. Only `Score` loads tor
 
 import functools
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -17,8 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fcdd import calibration, heatmap, regions
+from fcdd import calibration, heatmap, regions, storage
 from fcdd.bundle import BundleSpec
+from fcdd.errors import FCDDError
 from fcdd.images import DecodedImage, Limits
 from fcdd.isolation import IsolatedDecoder
 from fcdd.runtime import Runtime
@@ -32,6 +34,9 @@ SHARD_ROWS, SHARD_PIXEL_BYTES = 512, 32 * 1024**2
 # Shards of a run are cut finer while there are few, so that all workers take part.
 _SHARDS_PER_WORKER = 4
 _SMALLEST_SHARD = 16
+
+# Preempted machines are not a reason to stop; a process that cannot live is.
+MAX_DEATHS, MAX_DEATHS_PER_WORKER = 5, 2
 
 PIXELS = "pixels"
 # Seconds of work per row, by stage: summed up they say where the time goes.
@@ -122,8 +127,11 @@ class Score:
         weights: bytes,
         runtime: Runtime,
         then: Callable[[pa.Table], pa.Table] | None = None,
+        starts: "StartLog | None" = None,
     ) -> None:
         """The driver verified the bundle and passes it on, so all rows of a run carry one digest."""
+        if starts:
+            starts.add()
         import torch  # the processes that decode do without
 
         from fcdd.detector import Detector
@@ -155,7 +163,7 @@ class Score:
             "heatmap": heatmap.encode_each(maps),
             "heatmap_height": np.full(len(maps), maps.shape[1], np.int32),
             "heatmap_width": np.full(len(maps), maps.shape[2], np.int32),
-            "regions": self._regions(maps, rows.filter(pa.array(has_score))),
+            "regions": self._regions(maps, rows.select(["height", "width"]).filter(pa.array(has_score))),
         }
         columns = {name: rows[name] for name in rows.column_names if name != PIXELS}
         for name, array in values.items():
@@ -194,6 +202,27 @@ class Score:
             input_size=self.detector.spec.input_size,
             image_size=image_size,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StartLog:
+    """Counts the starts of scoring processes: Ray would start one that dies for ever again (RAY)."""
+
+    results: str
+    run_id: str
+    attempt: str
+    workers: int
+
+    def add(self) -> None:
+        """Raises FCDDError when processes died too often to go on."""
+        folder = Layout(self.results).starts(self.run_id, self.attempt)
+        storage.write(storage.join(folder, uuid.uuid4().hex), b"")
+        starts = sum(len(page) for page in storage.pages(folder))
+        if starts > self.workers * (1 + MAX_DEATHS_PER_WORKER) + MAX_DEATHS:
+            raise FCDDError(
+                f"scoring processes died {starts - self.workers} times, of too little memory or in native code; what "
+                "was scored is kept. Use fewer --workers or a smaller --max-image-mb, and run the same command again"
+            )
 
 
 @dataclass(frozen=True, slots=True)

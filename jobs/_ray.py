@@ -46,7 +46,7 @@ def session(*, cpus: int = MIN_LOCAL_CPUS, gpus: int = 0) -> Iterator[None]:
     # The job prints progress itself; Ray Data's own messages go to its log file.
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.ERROR)
+            handler.setLevel(logging.CRITICAL)  # an error is raised, and said once, at the end
     ray.data.DataContext.get_current().enable_progress_bars = False
     # A run of a few images has fewer blocks than actors, which is no reason for a warning.
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")

@@ -44,11 +44,26 @@ def committed(results: str, collection: str, day: date | None = None) -> list[Ru
             f"no committed run of {collection!r}{night} under {layout.results}; "
             + (f"there are: {', '.join(known)}" if known else "score a collection with `fcdd score` first")
         )
-    latest = {record.day: record for record in matching}
+    latest = current(matching)
     for record in matching:
-        if latest[record.day] is not record:
+        if record not in latest:
             log.info("left out run %s of %s: the night was scored again later", record.run_id, record.day)
-    return [latest[night] for night in sorted(latest)]
+    return latest
+
+
+def current(records: list[RunRecord]) -> list[RunRecord]:
+    """Of every night of every collection the run that counts, oldest night first.
+
+    That is the one whose place no other took; if several are left, since clocks differ or two were begun at the same
+    time, the one that was committed last.
+    """
+    superseded = {record.supersedes for record in records}
+    standing = sorted(
+        (record for record in records if record.run_id not in superseded),
+        key=lambda record: (record.committed_at, record.run_id),
+    )
+    nights = {(record.collection, record.day): record for record in standing}
+    return [nights[night] for night in sorted(nights)]
 
 
 def connect(results: str) -> duckdb.DuckDBPyConnection:
@@ -83,7 +98,7 @@ def view_scores(connection: duckdb.DuckDBPyConnection, results: str, records: li
         try:
             # Runs of an older schema version lack columns that came later.
             connection.read_parquet(paths, union_by_name=True).create_view("scores")
-        except duckdb.IOException as error:
+        except duckdb.Error as error:
             raise ConfigError(f"a published part under {results} is missing or damaged: {error}") from error
     else:
         connection.register("scores", SCORES.empty_table())

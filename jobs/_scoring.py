@@ -22,7 +22,8 @@ from rich.table import Table
 from fcdd import bundle, storage
 from fcdd.bundle import BundleSpec
 from fcdd.errors import ConfigError
-from jobs import _commit, _progress
+from fcdd.runtime import Runtime
+from jobs import _commit, _progress, _records
 from jobs import _pipeline as stages
 from jobs._lease import Lease
 from jobs._manifest import Listing, Source
@@ -52,8 +53,8 @@ class Job(NamedTuple):
     spec: BundleSpec
     weights: bytes
 
-    def intent(self, run_id: str, *, supersedes: str | None, retries: str | None = None) -> Intent:
-        """What the run is to do."""
+    def intent(self, run_id: str, before: RunRecord | None, *, keep: bool, is_retry: bool = False) -> Intent:
+        """What the run is to do. `before` is the run of the night whose place it takes; its rows are kept if `keep`."""
         return Intent(
             run_id=run_id,
             collection=self.settings.collection,
@@ -62,8 +63,11 @@ class Job(NamedTuple):
             selection=self.source.selection.model_dump(mode="json") | {"since_last": self.source.since_last},
             bundle=storage.normalize(self.settings.bundle),
             bundle_digest=self.spec.digest,
-            supersedes=supersedes,
-            retries=retries,
+            supersedes=before.run_id if before else None,
+            keeps=before.run_id if before and keep else None,
+            kept_images=before.num_listed if before and keep else 0,
+            is_retry=is_retry,
+            runtime=self.settings.runtime().model_dump(),
             started_at=datetime.now(UTC),
         )
 
@@ -79,17 +83,20 @@ def prepare(settings: ScoreSettings) -> Job:
     return Job(settings, layout, source, spec, weights)
 
 
-def stage_and_commit(
-    job: Job, intent: Intent, listing: Listing, lease: Lease, *, before: RunRecord | None = None
-) -> RunRecord:
-    """Score and commit what is not done yet of a run. `before`: the run whose scores are kept, when it is a retry."""
+def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -> RunRecord:
+    """Score and commit what is not done yet of a run."""
     started = time.perf_counter()
+    before = _records.parse(job.layout.record(intent.keeps)) if intent.keeps else None
     with ExitStack() as cluster:
         with Progress() as progress:
             stage_all(job, intent, listing, lease, progress, cluster)
         plan = listing.plan()
         staged = time.perf_counter()
         lease.check()
+        if before and intent.is_retry and Coverage.read(job.layout, intent.run_id).count_failed() == plan.num_rows:
+            log.info("not one of the %d images can be scored now; run %s stays as it is", plan.num_rows, before.run_id)
+            _commit.clean_up(job.layout, intent.run_id)
+            return before
 
         def facts() -> dict[str, Any]:
             seconds = {"stage": staged - started, "to_first_image": progress.seconds_to_first()}
@@ -98,7 +105,7 @@ def stage_and_commit(
             return {
                 "images_per_second": progress.rate(),
                 "stage_seconds": {name: round(value, 3) for name, value in seconds.items()},
-                "settings": job.settings.model_dump(mode="json", exclude={"config", "dry_run"}),
+                "settings": job.settings.model_dump(mode="json", exclude={"config", "dry_run"}) | intent.runtime,
                 "versions": {n: metadata.version(n) for n in VERSIONED} | {"python": platform.python_version()},
             }
 
@@ -136,7 +143,8 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
 
     What got lost, and what the store did not give, is driven again. Raises TooManyBadImages.
     """
-    listing.wait()  # what is wrong with the images is found before Ray is started
+    if not listing.wait().parts:
+        return  # nothing new; and what is wrong with the images is found before Ray is started
     workers = _workers(job.settings, cluster)
     known, passes, may_stop_early = -1, 0, True
     while True:
@@ -153,21 +161,22 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
             return
         progress.known(done=done.count(), failed=done.most_failed(), total=rows, listed=listed)
         shards = stages.shards(parts, done, job.spec.input_size, job.spec.channels, workers)
-        for receipt in receipts(job, intent.run_id, shards) if shards else ():
+        for receipt in receipts(job, intent, shards, workers) if shards else ():
             progress.add(receipt)
             lease.check_flag()
             if limit is not None and may_stop_early and progress.final_failures > limit:
                 break
 
 
-def receipts(job: Job, run_id: str, shards: list[Shard]) -> Iterator[dict[str, Any]]:
+def receipts(job: Job, intent: Intent, shards: list[Shard], workers: int) -> Iterator[dict[str, Any]]:
     """Drive shards through the stages, here or on Ray; a receipt for each staged part."""
-    settings, spec = job.settings, job.spec
+    settings, spec, run_id = job.settings, job.spec, intent.run_id
+    runtime, attempt = Runtime.model_validate(intent.runtime), uuid.uuid4().hex[:8]
     limits, timeout_s = settings.limits(), settings.image_timeout_s
     fetch_decode = stages.FetchDecode(job.layout.results, run_id, spec.input_size, spec.channels, limits, timeout_s)
-    stage_parts = stages.StageParts(job.layout.results, run_id, attempt=uuid.uuid4().hex[:8])
+    stage_parts = stages.StageParts(job.layout.results, run_id, attempt)
     if settings.workers == 0:
-        score_and_stage = stages.Score(spec, job.weights, settings.runtime(), stage_parts)
+        score_and_stage = stages.Score(spec, job.weights, runtime, stage_parts)
         for shard in shards:
             for decoded in fetch_decode(pa.Table.from_pylist([dict(shard)])):
                 yield from score_and_stage(decoded).to_pylist()
@@ -177,13 +186,14 @@ def receipts(job: Job, run_id: str, shards: list[Shard]) -> Iterator[dict[str, A
     from jobs import _ray
 
     decode, actors, write = _ray.stage_resources(settings.workers)
+    log_book = stages.StartLog(job.layout.results, run_id, attempt, workers)
     blocks = min(len(shards), MAX_BLOCKS)
     chain = (
         ray.data.from_items([dict(shard) for shard in shards], override_num_blocks=blocks)
         .map_batches(fetch_decode, batch_size=None, batch_format="pyarrow", **decode)
         .map_batches(
             stages.Score,
-            fn_constructor_args=(spec, job.weights, settings.runtime(), *([] if write else [stage_parts])),
+            fn_constructor_args=(spec, job.weights, runtime, None if write else stage_parts, log_book),
             batch_size=None,
             batch_format="pyarrow",
             **actors,

@@ -67,11 +67,13 @@ class Staged(NamedTuple):
         return cls(uri, start, stop, failed, transient, match[5], match[6])
 
     def read(self) -> pa.Table:
-        """ROW table. Raises DamagedPart, having deleted what is there, when it is not what its name says."""
-        data = storage.read(self.uri)
+        """ROW table. Raises DamagedPart when it is not there, or not what its name says."""
+        try:
+            data = storage.read(self.uri)
+        except FileNotFoundError as error:
+            raise DamagedPart(f"{self.uri} is gone; run the same command again") from error
         if hashlib.sha256(data).hexdigest()[:24] != self.sha256:
-            storage.delete(self.uri)
-            raise DamagedPart(f"{self.uri} was damaged and is deleted; run the same command again")
+            raise DamagedPart(f"{self.uri} was damaged; run the same command again")
         return pq.read_table(pa.BufferReader(data))
 
 

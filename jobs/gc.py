@@ -15,6 +15,7 @@ from pydantic import Field
 from fcdd import storage
 from fcdd.storage import ObjectInfo
 from jobs import _console, _lease, _manifest, _runs
+from jobs._console import LeaseHeld
 from jobs._settings import JobSettings
 from schemas import Layout
 
@@ -42,45 +43,51 @@ def collect(settings: GcSettings) -> None:
     """Remove, and say what."""
     layout = Layout(storage.normalize(settings.results))
     before = datetime.now(UTC) - timedelta(days=settings.older_than_days)
-    parts = [info for table in TABLES for page in storage.pages(f"{layout.results}/{table}") for info in page]
+    parts = [info for table in TABLES for info in _objects(f"{layout.results}/{table}")]
     staged = {run_id: _objects(layout.staging(run_id)) for run_id in _runs.staged(layout)}
     records = _runs.records(layout)
     committed = {record.run_id for record in records}
-    named = {part.path for r in records for part in (*r.scores, *r.quarantine, *r.deleted)}
-    garbage: list[ObjectInfo] = []
+    named = {f"{layout.results}/{part.path}" for r in records for part in (*r.scores, *r.quarantine, *r.deleted)}
+    removed: list[ObjectInfo] = []
     for run_id, objects in staged.items():
-        if run_id in committed or (_is_old(objects, before) and not _is_live(layout, run_id)):
-            garbage += objects
-            print(f"staging of {run_id}: {_size(objects)}")
-            if run_id not in committed:
-                parts_of_run = [info for info in parts if f"/run={run_id}/" in info.uri]
-                garbage += parts_of_run
+        if run_id in committed or all(info.last_modified < before for info in objects):
+            leftovers = [info for info in parts if f"/run={run_id}/" in info.uri and info.uri not in named]
+            removed += _remove_run(layout, run_id, [*objects, *leftovers], settings.dry_run)
     for info in parts:
-        path = info.uri.removeprefix(f"{layout.results}/")
-        run_id = path.split("/run=")[-1].split("/")[0]
-        if path not in named and run_id not in staged and info.last_modified < before:
-            garbage.append(info)
-            print(f"part that no record names: {path}")
-    garbage += [info for info in _objects(layout.leases()) if info.last_modified < before]
-    unique = {info.uri: info for info in garbage if info.uri.removeprefix(f"{layout.results}/") not in named}
-    if not settings.dry_run:
-        for uri in unique:
-            storage.delete(uri)
-    print(f"{'would remove' if settings.dry_run else 'removed'} {_size(list(unique.values()))}")
+        of_a_run = info.uri.split("/run=")[-1].split("/")[0]
+        if info.uri not in named and of_a_run not in staged and info.last_modified < before:
+            removed += _remove([info], f"part that no record names: {info.uri}", settings.dry_run)
+    for folder in sorted({info.uri.rsplit("/", 1)[0] for info in _objects(layout.leases())}):
+        if _lease.state(folder, now=datetime.now(UTC)) is None:
+            old = [info for info in _objects(folder) if info.last_modified < before]
+            removed += _remove(old, f"lease of nobody: {folder}", settings.dry_run)
+    print(f"{'would remove' if settings.dry_run else 'removed'} {_size(removed)}")
+
+
+def _remove_run(layout: Layout, run_id: str, objects: list[ObjectInfo], dry_run: bool) -> list[ObjectInfo]:
+    """What a run left. The lease of its night is held meanwhile, so that nobody takes the run up."""
+    intent = _manifest.read_intent(layout, run_id)
+    what = f"staging of {run_id}"
+    if dry_run or intent is None:
+        return _remove(objects, what, dry_run)
+    try:
+        with _lease.hold(layout.lease(intent.collection, intent.day), "gc"):
+            return _remove(objects, what, dry_run)
+    except LeaseHeld as error:
+        log.info("left %s: %s", what, error)
+        return []
+
+
+def _remove(objects: list[ObjectInfo], what: str, dry_run: bool) -> list[ObjectInfo]:
+    if objects:
+        print(f"{_console.printable(what)}: {_size(objects)}")
+    if not dry_run:
+        storage.delete_all([info.uri for info in objects])
+    return objects
 
 
 def _objects(prefix: str) -> list[ObjectInfo]:
     return [info for page in storage.pages(prefix) for info in page]
-
-
-def _is_old(objects: list[ObjectInfo], before: datetime) -> bool:
-    return all(info.last_modified < before for info in objects)
-
-
-def _is_live(layout: Layout, run_id: str) -> bool:
-    intent = _manifest.read_intent(layout, run_id)
-    lease = _lease.state(layout.lease(intent.collection, intent.day)) if intent else None
-    return lease is not None and lease[0].run_id == run_id
 
 
 def _size(objects: list[ObjectInfo]) -> str:

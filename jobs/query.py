@@ -105,7 +105,7 @@ def _print_table(rows: list[dict[str, Any]], settings: QuerySettings) -> None:
     for rank, row in enumerate(rows, start=1):
         table.add_row(
             str(rank),
-            _printable(row["image_uri"]),
+            _console.printable(row["image_uri"]),
             f"{row['anomaly_score']:.4g}",
             f"{row['score_max']:.4g}",
             f"{row['p_value']:.4f}",
@@ -114,11 +114,6 @@ def _print_table(rows: list[dict[str, Any]], settings: QuerySettings) -> None:
         )
     # Without a terminal nothing may be cut: a URI is there to be copied.
     Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
-
-
-def _printable(key: str) -> str:
-    """Keys are data: control characters must not reach a terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in key)
 
 
 def _save_pictures(
@@ -140,7 +135,7 @@ def _save_pictures(
         try:
             original = images.decode_full(storage.read_checked(info))
         except ImageError as error:
-            log.warning("no picture of %s: %s", _printable(info.uri), error)
+            log.warning("no picture of %s: %s", _console.printable(info.uri), error)
             continue
         full = detector.heatmap(heatmap.decode(encoded))
         shown = heatmap.overlay(original, full, record.map_threshold)

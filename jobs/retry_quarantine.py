@@ -4,6 +4,7 @@ The new run takes the place of the night's run: it keeps its published scores, a
 be scored by now. Nothing is scored twice.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -17,11 +18,14 @@ from jobs import _commit, _console, _lease, _listing, _manifest, _runs, _scoring
 from jobs._manifest import Listing
 from jobs._score_settings import ScoreSettings
 from jobs._settings import JobSettings, Night
-from schemas import Layout, RunRecord
+from schemas import MANIFEST, Layout, RunRecord
 from schemas.runs import Intent, ManifestPart, Plan
 
 # Options of the run that is retried which the retry takes over.
-KEPT = ("images", "image_list", "include", "exclude", "extensions", "modified_since", "since_last", "bundle")
+KEPT = ("include", "exclude", "extensions", "modified_since", "since_last", "backend", "precision", "compile")
+
+
+log = logging.getLogger(__name__)
 
 
 class RetrySettings(JobSettings):
@@ -44,44 +48,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def retry(settings: RetrySettings) -> RunRecord:
-    """The night's record afterwards. Raises ConfigError when the night has no quarantine."""
-    [before] = _runs.committed(settings.results, settings.collection, settings.date)
-    if not before.num_quarantined:
-        raise ConfigError(f"run {before.run_id} has no quarantined images; there is nothing to try again")
-    job = _scoring.prepare(_score_settings(settings, before))
-    if job.spec.digest != before.bundle_digest:
-        raise ConfigError(f"the bundle at {before.bundle} is not the one that run {before.run_id} used")
-    run_id = f"{before.run_id}-q"
-    with _lease.hold(job.layout.lease(settings.collection, settings.date), run_id) as lease:
-        intent = job.intent(run_id, supersedes=before.run_id, retries=before.run_id)
-        intent = _manifest.fix_intent(job.layout, intent)
-        if _manifest.read_plan(job.layout, run_id) is None:
-            _plan(job.layout, intent, before)
-        with Listing(job.layout, intent, job.source) as listing:
-            return _scoring.stage_and_commit(job, intent, listing, lease, before=before)
+    """The night's record afterwards: the old one, if not one image can be scored now.
+
+    Raises ConfigError when the night has no quarantine.
+    """
+    layout = Layout(storage.normalize(settings.results))
+    with _lease.hold(layout.lease(settings.collection, settings.date), "retry-quarantine") as lease:
+        [before] = _runs.committed(settings.results, settings.collection, settings.date)
+        if not before.num_quarantined:
+            raise ConfigError(f"run {before.run_id} has no quarantined images; there is nothing to try again")
+        job = _scoring.prepare(_score_settings(settings, before))
+        if job.spec.digest != before.bundle_digest:
+            raise ConfigError(f"the bundle at {before.bundle} is not the one that run {before.run_id} used")
+        intent = _manifest.fix_intent(layout, job.intent(f"{before.run_id}-q", before, keep=True, is_retry=True))
+        if _manifest.read_plan(layout, intent.run_id) is None:
+            _plan(layout, intent, before)
+        with Listing(layout, intent, job.source) as listing:
+            return _scoring.stage_and_commit(job, intent, listing, lease)
 
 
 def _score_settings(settings: RetrySettings, before: RunRecord) -> ScoreSettings:
     """The options of the run that is retried, with those of this command."""
     options: dict[str, Any] = {name: before.settings[name] for name in KEPT if name in before.settings}
-    own = settings.model_dump(exclude={"config"})
+    own = settings.model_dump(exclude={"config"}) | {"bundle": before.bundle, "images": list(before.images)}
     # Everything that is left may stay unreadable: that is no reason to refuse what became readable.
     return ScoreSettings.model_validate(options | own | {"max_quarantine_share": 1.0})
 
 
 def _plan(layout: Layout, intent: Intent, before: RunRecord) -> None:
-    """A manifest of the quarantined images, under their old row ids, as they are now."""
-    found: list[tuple[int, str]] = []
+    """A manifest of the quarantined images, under their old row ids, to be looked up as they are now."""
+    found: list[tuple[int, ObjectInfo]] = []
     for part in before.quarantine:
-        rows = _commit.read_published(layout, part, ["row_id", "image_uri"])
-        found += zip(rows["row_id"].to_pylist(), rows["image_uri"].to_pylist(), strict=True)
+        rows = _commit.read_published(layout, part, MANIFEST.names).select(MANIFEST.names)
+        unknown = map(_listing.to_look_up, _manifest.rows_of(rows))
+        found += zip(rows["row_id"].to_pylist(), unknown, strict=True)
     found.sort()
     parts = []
     for index, start in enumerate(range(0, len(found), _manifest.PART_ROWS)):
-        ids, uris = zip(*found[start : start + _manifest.PART_ROWS], strict=True)
-        infos = [ObjectInfo(uri, "", _listing.UNKNOWN_SIZE, before.started_at) for uri in uris]
-        storage.write(layout.manifest_part(intent.run_id, index), _manifest.part_bytes(infos, ids, -1))
-        parts.append(ManifestPart(start=start, rows=len(ids), source=-1, last_uri=uris[-1]))
+        ids, infos = zip(*found[start : start + _manifest.PART_ROWS], strict=True)
+        storage.write(layout.manifest_part(intent.run_id, index), _manifest.part_bytes(list(infos), ids, -1))
+        parts.append(ManifestPart(start=start, rows=len(ids), source=-1, last_uri=infos[-1].uri))
     _manifest.create_plan(
         layout,
         Plan(

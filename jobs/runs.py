@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -74,9 +74,9 @@ def show(settings: RunsSettings) -> None:
 def committed(layout: Layout) -> Iterator[Run]:
     """Runs that readers see, and those whose place another one took."""
     records = _runs.records(layout)
-    newest = {(record.collection, record.day): record.run_id for record in records}
+    newest = {record.run_id for record in _runs.current(records)}
     for record in records:
-        current = newest[record.collection, record.day] == record.run_id
+        current = record.run_id in newest
         yield Run(
             run_id=record.run_id,
             collection=record.collection,
@@ -97,10 +97,10 @@ def uncommitted(layout: Layout) -> Iterator[Run]:
     for run_id in _runs.staged(layout):
         if _records.read(layout, run_id) or not (intent := _manifest.read_intent(layout, run_id)):
             continue
-        lease = _lease.state(layout.lease(intent.collection, intent.day))
+        lease = _lease.state(layout.lease(intent.collection, intent.day), now=datetime.now(UTC))
         plan = _manifest.read_plan(layout, run_id)
         done = Coverage.read(layout, run_id)
-        failed = done.count_failed()
+        failed = min(done.most_failed(), done.count())
         yield Run(
             run_id=run_id,
             collection=intent.collection,

@@ -41,47 +41,62 @@ def _main(settings: ScoreSettings) -> None:
 def score(settings: ScoreSettings) -> RunRecord:
     """The whole job."""
     job = _scoring.prepare(settings)
-    attempt = next_attempt(job, "r")
-    if attempt.committed and not settings.rescore:
-        record = attempt.committed[-1]
-        log.info(
-            "run %s was committed at %s; nothing to do (--rescore does it again)", record.run_id, record.committed_at
-        )
-        _commit.clean_up(job.layout, record.run_id)  # what a crash after the commit may have left
+    if record := _nothing_to_do(job, next_attempt(job)):
         return record
-    with _lease.hold(job.layout.lease(settings.collection, settings.date), attempt.run_id) as lease:
-        intent = _manifest.fix_intent(job.layout, job.intent(attempt.run_id, supersedes=attempt.supersedes))
-        with Listing(job.layout, intent, job.source) as listing:
+    with _lease.hold(job.layout.lease(settings.collection, settings.date), name_run(job)) as lease:
+        attempt = next_attempt(job)  # another process may have committed before it gave the lease back
+        if record := _nothing_to_do(job, attempt):
+            return record
+        keep = settings.since_last and attempt.before is not None and attempt.before.bundle_digest == job.spec.digest
+        intent = _manifest.fix_intent(job.layout, job.intent(attempt.run_id, attempt.before, keep=keep))
+        with Listing(job.layout, intent, job.source, _runs.current(attempt.history)) as listing:
             return _scoring.stage_and_commit(job, intent, listing, lease)
 
 
 class Attempt(NamedTuple):
-    """The next run of a command: its id, the run of the night it takes the place of, and its committed runs so far."""
+    """The next run of a command: its id, the run of the night by now, committed runs of the command, all runs."""
 
     run_id: str
-    supersedes: str | None
+    before: RunRecord | None
     committed: list[RunRecord]
+    history: list[RunRecord]
 
 
-def next_attempt(job: Job, kind: str) -> Attempt:
-    """The same command has the same run ids: it finds what it left, whether committed or half done."""
+def name_run(job: Job) -> str:
+    """The same command has the same name: it finds what it left, whether committed or half done."""
     settings, source = job.settings, job.source
     selection = source.selection.model_dump_json()
     places = (*source.prefixes, source.list_uri or "", selection, str(source.since_last))
     identity = "\0".join((settings.collection, settings.date.isoformat(), *places, job.spec.digest))
-    name = f"{settings.date:%Y%m%d}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    night = [r for r in _runs.records(job.layout, settings.collection) if r.day == settings.date]
-    committed = [r for r in night if r.run_id == name or r.run_id.startswith(f"{name}-")]
-    run_id = f"{name}-{kind}{len(committed) + 1}" if committed else name
-    return Attempt(run_id, night[-1].run_id if night else None, committed)
+    return f"{settings.date:%Y%m%d}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def next_attempt(job: Job) -> Attempt:
+    """What is committed, and what comes next."""
+    name, history = name_run(job), _runs.records(job.layout, job.settings.collection)
+    committed = [r for r in history if r.run_id == name or r.run_id.startswith(f"{name}-")]
+    before = next((record for record in _runs.current(history) if record.day == job.settings.date), None)
+    return Attempt(f"{name}-r{len(committed) + 1}" if committed else name, before, committed, history)
+
+
+def _nothing_to_do(job: Job, attempt: Attempt) -> RunRecord | None:
+    """The record of a command that is done."""
+    if not attempt.committed or job.settings.rescore:
+        return None
+    record = attempt.committed[-1]
+    log.info("run %s was committed at %s; nothing to do (--rescore does it again)", record.run_id, record.committed_at)
+    if attempt.before and attempt.before not in attempt.committed:
+        log.warning("since then run %s took its place: that is what readers see", attempt.before.run_id)
+    _commit.clean_up(job.layout, record.run_id)  # what a crash after the commit may have left
+    return record
 
 
 def dry_run(settings: ScoreSettings) -> None:
     """Say what the same command without --dry-run would do."""
     job = _scoring.prepare(settings)
-    attempt = next_attempt(job, "r")
-    records = _runs.records(job.layout, settings.collection)
-    found = _manifest.survey(job.layout, job.source, records, job.spec.digest)
+    attempt = next_attempt(job)
+    records = attempt.history
+    found = _manifest.survey(job.layout, job.source, _runs.current(records), job.spec.digest)
     staged = Coverage.read(job.layout, attempt.run_id).count()
     if attempt.committed and not settings.rescore:
         to_do, why = 0, f"run {attempt.committed[-1].run_id} is committed; --rescore scores again"

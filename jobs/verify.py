@@ -96,8 +96,10 @@ def verify(settings: VerifySettings, record: RunRecord) -> Checked:
             raise NotAsPromised(f"the record of run {record.run_id} promises {count} rows of {table}, there are {rows}")
     if (found := proof.count()) != record.num_listed:
         raise NotAsPromised(f"{record.num_listed - found} images of run {record.run_id} are in no part")
+    for part in record.deleted:
+        _commit.read_published(layout, part)
     compared, gone, score, map_ = _compare(settings, record, chosen.rows)
-    parts_checked = len(record.scores) + len(record.quarantine)
+    parts_checked = len(record.scores) + len(record.quarantine) + len(record.deleted)
     return Checked(parts_checked, found, compared, gone, score, map_)
 
 

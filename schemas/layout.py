@@ -50,9 +50,9 @@ class Layout:
         """A part of the manifest; created once, in the order of the listing."""
         return f"{self.staging(run_id)}/manifest/part-{index:06d}.parquet"
 
-    def manifest(self, run_id: str) -> str:
-        """Folder of the manifest's parts."""
-        return f"{self.staging(run_id)}/manifest"
+    def unordered(self, run_id: str, source: int) -> str:
+        """There if the listing of this location of the run once came out of order."""
+        return f"{self.staging(run_id)}/manifest/unordered-{source}"
 
     def plan(self, run_id: str) -> str:
         """Created once, after the manifest's last part: from then on the manifest is complete."""
@@ -61,6 +61,10 @@ class Layout:
     def deleted(self, run_id: str) -> str:
         """Images that the listing found gone, staged."""
         return f"{self.staging(run_id)}/deleted.parquet"
+
+    def starts(self, run_id: str, attempt: str) -> str:
+        """Folder where the scoring processes of an attempt sign in."""
+        return f"{self.staging(run_id)}/starts/{attempt}"
 
     def staged(self, run_id: str) -> str:
         """Folder of the staged parts."""

@@ -30,7 +30,10 @@ class Intent(_Record):
     bundle: str
     bundle_digest: str
     supersedes: str | None = Field(None, description="run of the same night whose place this one takes")
-    retries: str | None = Field(None, description="run whose quarantined images are tried again; its scores are kept")
+    keeps: str | None = Field(None, description="run whose published rows are part of this one; what it superseded")
+    kept_images: int = Field(0, description="images it accounts for, whose row ids come first")
+    is_retry: bool = Field(False, description="its quarantined images are tried again: only its scores are kept")
+    runtime: dict[str, Any] = Field(default_factory=dict, description="how the forward pass runs, also when resumed")
     started_at: datetime
 
 

@@ -284,7 +284,9 @@ def test_a_retry_keeps_the_scores_of_the_run_before_and_proves_all_of_them(
     rows = _listed(plan)[18:]
     retried = plan.model_copy(
         update={
-            "intent": plan.intent.model_copy(update={"run_id": "retry", "supersedes": before.run_id}),
+            "intent": plan.intent.model_copy(
+                update={"run_id": "retry", "supersedes": before.run_id, "keeps": before.run_id, "is_retry": True}
+            ),
             "num_rows": 2,
             "parts": (plan.parts[0].model_copy(update={"start": 0, "rows": 2}),),
         }

@@ -119,6 +119,68 @@ def test_since_last_scores_what_is_new_or_changed_and_records_what_is_gone(place
     assert place.record(5).num_deleted == 1
 
 
+def test_an_incremental_run_adds_to_the_night_it_is_for(place: Place) -> None:
+    place.score()
+    first = place.rows("scores")
+    storage.write(f"{place.images}/late.png", picture(50))
+    storage.write(f"{place.images}/bad.png", b"nothing")
+    place.score("--since-last")
+    record, now = place.record(), place.rows("scores")
+    assert (record.num_listed, record.num_scored, record.num_quarantined) == (NUM_IMAGES + 2, NUM_IMAGES + 1, 1)
+    assert {uri: now[uri] for uri in first} == first
+    assert f"{NUM_IMAGES + 2} of {NUM_IMAGES + 2} images are there, each once" in place.around("verify").stdout
+    storage.write(f"{place.images}/later.png", picture(51))
+    place.score("--since-last", "--rescore")
+    assert place.record().num_scored == NUM_IMAGES + 2
+    assert place.record().quarantine_reasons == {"not_an_image": 1}
+    place.score("--rescore")  # everything anew: nothing of the runs before is kept
+    assert place.record().num_scored == NUM_IMAGES + 2
+    assert {part.path.split("/run=")[1].split("/")[0] for part in place.record().scores} == {place.record().run_id}
+    assert "each once" in place.around("verify").stdout
+
+
+def test_an_empty_place_is_not_a_night_on_which_everything_was_deleted(place: Place) -> None:
+    place.score("--since-last")
+    storage.delete_prefix(place.images)
+    done = place.score("--since-last", day=2, check=False)
+    assert done.returncode == 2
+    assert f"no images under {place.images} (0 other objects" in done.stderr
+    storage.write(f"{place.images}/a.png", picture(1))
+    typo = place.score("--images", place.images, "--images", f"{place.root}/imagse", day=3, check=False)
+    assert typo.returncode == 2
+    assert f"no images under {place.root}/imagse" in typo.stderr
+
+
+def test_an_image_that_comes_back_as_it_was_is_scored_again(place: Place, tmp_path: Path) -> None:
+    """On a disk, where a file that is moved away and back keeps its ETag."""
+    images, hidden = tmp_path / "images", tmp_path / "moved.png"
+    images.mkdir()
+    for index in range(3):
+        (images / f"{index}.png").write_bytes(picture(index))
+    listed: list[tuple[int, int]] = []
+    for day in range(1, 5):
+        if day == 2:
+            (images / "1.png").rename(hidden)
+        if day == 3:
+            hidden.rename(images / "1.png")
+        place.score("--images", str(images), "--since-last", day=day)
+        listed.append((place.record(day).num_listed, place.record(day).num_deleted))
+    assert listed == [(3, 0), (0, 1), (1, 0), (0, 0)]
+
+
+def test_an_incremental_run_tries_again_what_was_no_fault_of_the_image(place: Place) -> None:
+    lines = [f"{place.images}/0/00.png", f"{place.images}/soon.png"]
+    storage.write(f"{place.root}/list.txt", "\n".join(lines).encode())
+    place.score("--image-list", f"{place.root}/list.txt")
+    assert place.record().quarantine_reasons == {"vanished": 1}
+    storage.write(f"{place.images}/soon.png", picture(40))
+    place.score("--since-last", "--include", "0/00.png", "--include", "soon.png", day=2)
+    assert list(place.rows("scores", 2)) == [f"{place.images}/soon.png"]
+    refused = place.score("--image-list", f"{place.root}/list.txt", "--since-last", day=3, check=False)
+    assert refused.returncode == 2
+    assert "--since-last and --modified-since need them in a list" in refused.stderr
+
+
 def test_rescoring_takes_the_place_of_a_run_and_deletes_nothing(place: Place) -> None:
     place.score()
     first = place.record()
@@ -154,7 +216,13 @@ def test_what_became_readable_moves_from_the_quarantine_to_the_scores(place: Pla
     now = place.rows("scores")
     assert {uri: now[uri] for uri in scores} == scores  # nothing was scored twice
     assert now[f"{place.images}/bad/a.png"]["image_bytes"] == len(picture(60))
+    gone = place.rows("quarantine")[f"{place.images}/bad/b.png"]
+    assert gone["image_bytes"] == len(b"half a picture")  # what it was when it was listed
+    assert gone["image_etag"]
     assert "each once" in place.around("verify").stdout
+    nothing = place.around("retry-quarantine", "--workers", "0")
+    assert "not one of the 2 images can be scored now" in nothing.stderr
+    assert place.record() == after
     storage.write(f"{place.images}/bad/c.png", picture(61))
     place.around("retry-quarantine", "--workers", "0")
     assert (place.record().num_scored, place.record().num_quarantined) == (NUM_IMAGES + 2, 1)

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fcdd import images, isolation
-from fcdd.errors import ImageError
+from fcdd.errors import FCDDError, ImageError
 from fcdd.images import DecodedImage, Limits
 from fcdd.isolation import IsolatedDecoder
 
@@ -99,6 +100,27 @@ def test_a_large_image_behind_a_hang_does_not_block_the_pipe(sabotaged: Isolated
     large = picture(0, (1500, 1000))
     assert len(large) > isolation._PIPE_BYTES
     assert outcomes(list(sabotaged.decode_each([b"HANG", large, large]))) == ["timeout", "decoded", "decoded"]
+
+
+def test_waiting_for_the_store_is_not_the_fault_of_an_image(sabotaged: IsolatedDecoder) -> None:
+    """The clock of an image runs while it is decoded, not while the next one is fetched."""
+    large = picture(0, (1500, 1000))
+
+    def slowly() -> Iterator[bytes]:
+        for data in (large, large, large):
+            yield data
+            time.sleep(1.5)
+
+    assert outcomes(list(sabotaged.decode_each(slowly()))) == ["decoded"] * 3
+    assert sabotaged.crashes == 0
+
+
+def test_a_decoder_that_does_not_start_is_an_error_and_not_a_thousand_bad_images() -> None:
+    with (
+        IsolatedDecoder(SIZE, 3, command=("-c", "raise SystemExit(1)")) as decoder,
+        pytest.raises(FCDDError, match="the decoder process does not start"),
+    ):
+        list(decoder.decode_each([picture(0)]))
 
 
 def test_an_image_that_wants_too_much_memory_is_too_large(sabotaged: IsolatedDecoder) -> None:

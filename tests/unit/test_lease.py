@@ -1,6 +1,7 @@
 """One night is scored by one process: who holds it, who may take it over, and who must stop."""
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,22 @@ def test_who_was_taken_for_dead_stops(folder: str, elsewhere: Owner, monkeypatch
             lease.check_flag()
     # The other's lease is not touched.
     assert [info.uri for page in storage.pages(folder) for info in page] == [f"{folder}/000002.json"]
+
+
+def test_a_lease_that_was_taken_over_and_given_back_is_lost_too(folder: str, elsewhere: Owner) -> None:
+    with _lease.hold(folder, "r") as lease:
+        put(folder, 1, elsewhere)  # the successor has gone, and a third one began with the same number
+        with pytest.raises(LeaseLost):
+            lease.check()
+    assert [info.uri for page in storage.pages(folder) for info in page] == [f"{folder}/000001.json"]
+
+
+def test_looking_writes_nothing(folder: str, elsewhere: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(folder, 1, elsewhere)
+    monkeypatch.setattr(storage, "write", None)
+    holder = _lease.state(folder, now=datetime.now(UTC))
+    assert holder is not None
+    assert holder[0].host == "far-away"
 
 
 def test_of_many_that_take_over_one_wins(folder: str) -> None:

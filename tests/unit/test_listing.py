@@ -1,6 +1,7 @@
 """Which objects are images of a run, and in which order they get their row ids."""
 
 import json
+from collections import Counter
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -78,8 +79,8 @@ def test_a_list_of_any_kind_names_images_below_the_base_or_anywhere(name: str, t
     storage.write(f"{tmp_path}/{name}", LISTS[name].encode())
     [page] = _listing.entries(f"file://{tmp_path}/{name}", "s3://b")
     assert [(each.uri, each.size) for each in page] == [
-        ("s3://b/a/1.png", _listing.UNKNOWN_SIZE),
-        ("s3://other/2 ü.png", _listing.UNKNOWN_SIZE),
+        ("s3://b/a/1.png", -1),
+        ("s3://other/2 ü.png", -1),
     ]
 
 
@@ -207,6 +208,69 @@ def test_an_interrupted_listing_goes_on_behind_its_last_part(layout: Layout, mon
     assert asked == [None, "s3://b/x/005.png"]
     assert uris(layout, plan) == [f"s3://b/x/{index:03d}.png" for index in range(20)]
     assert plan.manifest_digest == _listing.digest(listed[1:])
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_what_came_out_of_order_before_an_interruption_is_not_lost(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["b", "c", "d", "e", "a", "f", "g"]
+    interrupted = [True]
+    pages_of = storage.pages
+
+    def stub(prefix: str, *, after: str | None = None) -> object:
+        if not prefix.startswith("s3:"):
+            return pages_of(prefix)
+
+        def pages() -> object:
+            for name in names:
+                if after is None or f"s3://b/x/{name}.png" > after:
+                    yield [info(f"s3://b/x/{name}.png")]
+                if name == "f" and interrupted.pop():
+                    raise FCDDError("the store went away")
+
+        return pages()
+
+    monkeypatch.setattr(storage, "pages", stub)
+    source = Source(["s3://b/x"], None, Selection(), False)
+    with pytest.raises(FCDDError, match="went away"):
+        plan_of(layout, source)
+    interrupted.append(False)
+    assert sorted(uris(layout, plan_of(layout, source))) == [f"s3://b/x/{name}.png" for name in "abcdefg"]
+
+
+def test_the_first_error_of_one_place_ends_the_listing_of_the_others(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages_of = storage.pages
+
+    def stub(prefix: str, *, after: str | None = None) -> object:
+        if not prefix.startswith("s3:"):
+            return pages_of(prefix)
+
+        def pages() -> object:
+            if prefix.endswith("/b"):
+                raise FCDDError("access denied")
+            for index in range(10**9):
+                yield [info(f"{prefix}/{index:010d}.png")]
+
+        return pages()
+
+    monkeypatch.setattr(storage, "pages", stub)
+    source = Source(["s3://b/a", "s3://b/b"], None, Selection(), False)
+    with (
+        Listing(layout, make_intent(), source) as listing,
+        pytest.raises(FCDDError, match="access denied"),
+    ):
+        listing.wait(known=1 << 40)
+
+
+@pytest.mark.parametrize("prefix", ["s3://b/a-long-prefix-indeed", ""])
+def test_what_a_list_names_is_an_image_wherever_it_is(prefix: str) -> None:
+    named = [info("s3://o/x.png"), info("s3://o/_archive/.y.png")]
+    skipped: Counter[str] = Counter()
+    assert _listing.selected(prefix, named, Selection(), skipped, named=True) == named
+    assert not skipped
 
 
 @pytest.mark.usefixtures("small_parts")

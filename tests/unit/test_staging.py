@@ -1,11 +1,14 @@
 """Bitmaps and what the names of staged parts say."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs._pipeline import SHARD_ROWS, shards
+from fcdd.errors import FCDDError
+from jobs._pipeline import SHARD_ROWS, StartLog, shards
 from jobs._staging import Bitmap, Coverage, Staged
 from schemas.runs import ManifestPart
 
@@ -76,3 +79,12 @@ def test_shards_of_large_pictures_are_small() -> None:
     large = shards(parts, Coverage([]), (1024, 1024), 3, 2)
     assert small[0]["stop"] == SHARD_ROWS
     assert large[0]["stop"] == 32 // 3
+
+
+def test_processes_that_die_again_and_again_are_not_started_for_ever(tmp_path: Path) -> None:
+    starts = StartLog(f"file://{tmp_path}", "r", "aaaaaaaa", workers=2)
+    for _ in range(11):
+        starts.add()
+    with pytest.raises(FCDDError, match="scoring processes died 10 times"):
+        starts.add()
+    StartLog(f"file://{tmp_path}", "r", "bbbbbbbb", workers=2).add()
