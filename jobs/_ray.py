@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
+from ray.exceptions import RayError
 from ray.util.queue import Queue
 
-from fcdd.errors import ConfigError
+from fcdd.errors import ConfigError, FCDDError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -98,6 +99,20 @@ def stage_resources(workers: int | None) -> tuple[dict[str, Any], dict[str, Any]
         actors = {"compute": pool, "num_gpus": 1, "num_cpus": GPU_ACTOR_CPUS}
         return {"num_cpus": DECODE_CPUS}, actors, {"num_cpus": WRITE_CPUS}
     return {"num_cpus": SCORE_CPUS}, {"compute": pool, "num_cpus": SCORE_CPUS}, {}
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Errors of Ray itself as FCDDError: a worker that cannot be started carries its reason in the text only."""
+    try:
+        yield
+    except FCDDError:
+        raise
+    except RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        ours = [line.split(": ", 1)[1] for line in lines if line.startswith("fcdd.errors.") and ": " in line]
+        said = ours or [f"Ray could not go on: {(lines or [type(error).__name__])[-1]}"]
+        raise FCDDError(said[-1]) from error
 
 
 def parallel_map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -202,10 +202,11 @@ def receipts(job: Job, intent: Intent, shards: list[Shard], workers: int) -> Ite
     if write:  # a GPU does not wait for the store
         chain = chain.map_batches(stage_parts, batch_size=None, batch_format="pyarrow", **write)
     export = _progress.exporter()
-    for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for receipt in block.to_pylist():  # type: ignore[union-attr]
-            export(receipt)
-            yield receipt
+    with _ray.one_sentence():
+        for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for receipt in block.to_pylist():  # type: ignore[union-attr]
+                export(receipt)
+                yield receipt
 
 
 def show(record: RunRecord) -> None:

@@ -391,6 +391,29 @@ def workers_of(driver: psutil.Process, word: str) -> list[psutil.Process]:
     return found
 
 
+# Scoring processes that die as soon as they have something to score.
+DEADLY = """
+import sys
+if any("default_worker" in word for word in sys.orig_argv):
+    import os
+    import jobs._pipeline
+    jobs._pipeline.Score.__call__ = lambda self, rows: os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_on_ray_workers_that_always_die_end_the_run_with_a_sentence(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(DEADLY)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}")
+    done = place.score("--workers", "1", check=False)
+    assert done.returncode == 1
+    assert "error: scoring processes died" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.ray
 def test_on_ray_killed_workers_cost_nothing(place: Place) -> None:
     """SIGKILL of a decoder, then of a scoring actor, while the run is at work."""
