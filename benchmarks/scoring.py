@@ -5,7 +5,8 @@
 ELPV cells (300x300 grey PNG, each uploaded under many names) in the embedded S3 server; a network with random weights
 (the arithmetic is the same). Each round runs, one after the other, on the same images and the same cores:
 
-    job        `fcdd score`, S3 in, committed Parquet out; images/s from the first to the last staged shard
+    job        `fcdd score`, S3 in, committed Parquet out; images/s from when each worker has staged its first shard to
+               the last one
     bare       as many processes as the job has workers, each a plain loop: fetch (16 threads), decode, folded network,
                heatmaps and regions encoded, Parquet put; no Ray, no isolation, no proof
     pattern    Ray's documented pattern: read_images -> map_batches(Predictor) -> write_parquet with float tensors and

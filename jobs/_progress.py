@@ -25,9 +25,10 @@ class Progress:
         self.done = self.failed = self.total = self.final_failures = 0
         self.listed = False
         self.seconds: Counter[str] = Counter()
-        self._scored_here = self._in_first = 0
+        self.workers = 1
+        self._receipts = self._scored_here = self._scored_warm = 0
         self._first: float | None = None
-        self._last = self._started = time.perf_counter()
+        self._last = self._warm = self._started = time.perf_counter()
         self._next_log = self._started + FIRST_LOG_S
         self._live: Live | None = None
 
@@ -51,10 +52,12 @@ class Progress:
     def add(self, receipt: dict[str, Any]) -> None:
         """Count a staged shard."""
         now = time.perf_counter()
-        if self._first is None:
-            self._first, self._in_first = now, receipt["rows"]
+        self._first = self._first or now
         self._last = now
+        self._receipts += 1
         self._scored_here += receipt["rows"]
+        if self._receipts <= self.workers:
+            self._warm, self._scored_warm = now, self._scored_here
         self.done += receipt["rows"]
         self.failed += receipt["failed"]
         self.final_failures += receipt["failed"] - receipt["transient"]
@@ -66,12 +69,13 @@ class Progress:
             self._next_log = now + LOG_EVERY_S
 
     def rate(self) -> float:
-        """Images per second, from the first staged shard on if there were several: without the start."""
-        if self._first is None:
-            return 0.0
-        if self._last > self._first:
-            return (self._scored_here - self._in_first) / (self._last - self._first)
+        """Images per second after the start: from when every worker has staged its first shard, if it goes on then."""
+        if self._is_warm():
+            return (self._scored_here - self._scored_warm) / (self._last - self._warm)
         return self._scored_here / max(self._last - self._started, 1e-9)
+
+    def _is_warm(self) -> bool:
+        return self._receipts > self.workers and self._last > self._warm
 
     def seconds_to_first(self) -> float:
         """From the start of this object to the first staged shard."""
@@ -84,7 +88,7 @@ class Progress:
     def line(self) -> str:
         """All of it in one line."""
         rate, total = self.rate(), f"{self.total}" if self.listed else f"{self.total} listed so far"
-        steady = self._first is not None and self._last > self._first
+        steady = self._is_warm()
         left = duration((self.total - self.done) / rate) if steady and rate and self.listed else "?"
         busiest = self.bottleneck()
         share = self.seconds[busiest] / max(sum(self.seconds.values()), 1e-9)

@@ -145,7 +145,7 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
     """
     if not listing.wait().parts:
         return  # nothing new; and what is wrong with the images is found before Ray is started
-    workers = _workers(job.settings, cluster)
+    workers = progress.workers = _workers(job.settings, cluster)
     known, passes, may_stop_early = -1, 0, True
     while True:
         parts, listed = listing.wait(known, patience_s=1.0)
