@@ -38,6 +38,9 @@ from schemas.runs import Intent
 VERSIONED = ("fcdd-at-scale", "torch", "ray", "pyarrow", "pillow", "numpy", "obstore")
 # Everything is driven once; what got lost, or failed for a reason of the store, at most twice more.
 MAX_PASSES = 3
+# A run of so many images is published by the driver itself; a larger one on the cluster, so that the driver's memory
+# does not depend on it.
+PUBLISHED_HERE = 5_000
 # Blocks that Ray keeps track of at once; of a larger run each holds several shards.
 MAX_BLOCKS = 4096
 
@@ -109,7 +112,7 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
                 "versions": {n: metadata.version(n) for n in VERSIONED} | {"python": platform.python_version()},
             }
 
-        parallel = plan.num_rows > _commit.PART_ROWS and job.settings.workers != 0
+        parallel = plan.num_rows > PUBLISHED_HERE and job.settings.workers != 0
         return _commit.commit(
             job.layout,
             plan,
