@@ -31,8 +31,8 @@ from schemas.runs import ManifestPart
 
 # A shard is what one call fetches, scores and stages: what a killed worker costs. Its pixels are a block of Ray.
 SHARD_ROWS, SHARD_PIXEL_BYTES = 512, 32 * 1024**2
-# Shards of a run are cut finer while there are few, so that all workers take part.
-_SHARDS_PER_WORKER = 4
+# Shards become smaller towards the end, a share of what is left each, so that all workers are at work until then.
+_SHARDS_LEFT_PER_WORKER = 2
 _SMALLEST_SHARD = 16
 
 # Preempted machines are not a reason to stop; a process that cannot live is.
@@ -61,14 +61,17 @@ def shards(
     ranges = [
         (index, part.start, start, stop) for index, part in enumerate(parts) for start, stop in done.missing(part)
     ]
-    total = sum(stop - start for *_, start, stop in ranges)
-    fair = max(_SMALLEST_SHARD, -(-total // (workers * _SHARDS_PER_WORKER)))
-    size = max(1, min(SHARD_ROWS, SHARD_PIXEL_BYTES // image_bytes, fair))
-    return [
-        Shard(part=index, part_start=part_start, start=first, stop=min(first + size, stop))
-        for index, part_start, start, stop in ranges
-        for first in range(start, stop, size)
-    ]
+    left = sum(stop - start for *_, start, stop in ranges)
+    largest = max(1, min(SHARD_ROWS, SHARD_PIXEL_BYTES // image_bytes))
+    cut = []
+    for index, part_start, start, stop in ranges:
+        while start < stop:
+            fair = max(_SMALLEST_SHARD, left // (workers * _SHARDS_LEFT_PER_WORKER))
+            end = min(stop, start + min(largest, fair))
+            cut.append(Shard(part=index, part_start=part_start, start=start, stop=end))
+            left -= end - start
+            start = end
+    return cut
 
 
 @dataclass(frozen=True, slots=True)
