@@ -4,7 +4,8 @@
 
 One thread, random weights, 64 ELPV cells in batches of 16, best of 5 rounds. The deviation is the largest of any cell
 of any map from the plain network (not folded, float32), relative to the largest value of that map. Heatmaps are
-encoding and regions, with a threshold that one map in a hundred exceeds; their share is of decoding, forward pass and heatmaps.
+encoding and regions, with a threshold that one map in a hundred exceeds; their share is of the time of decoding,
+forward pass and heatmaps together.
 """
 
 import argparse
