@@ -1,5 +1,6 @@
 """From listed objects to decoded images, many requests in flight: shared by training and scoring."""
 
+import functools
 import logging
 import threading
 import time
@@ -105,22 +106,27 @@ def load_isolated(infos: Sequence[ObjectInfo], decoder: IsolatedDecoder, limits:
 
 def _fetch_ahead(infos: Sequence[ObjectInfo], limits: Limits, loaded: Loaded) -> Iterator[Fetched]:
     """Fetched objects in order; not more than `_AHEAD` of them, or `_AHEAD_BYTES`, wait in memory."""
-    with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
-        waiting: deque[tuple[int, Future[Fetched]]] = deque()
-        held = 0
-        try:
-            for info in infos:
-                size = _ASSUMED_BYTES if _listing.is_to_look_up(info.size) else info.size
-                while waiting and (len(waiting) >= _AHEAD or held + size > _AHEAD_BYTES):
-                    held -= waiting[0][0]
-                    yield _waited(waiting.popleft()[1], loaded)
-                waiting.append((size, pool.submit(_fetch, info, limits)))
-                held += size
-            while waiting:
+    waiting: deque[tuple[int, Future[Fetched]]] = deque()
+    held = 0
+    try:
+        for info in infos:
+            size = _ASSUMED_BYTES if _listing.is_to_look_up(info.size) else info.size
+            while waiting and (len(waiting) >= _AHEAD or held + size > _AHEAD_BYTES):
+                held -= waiting[0][0]
                 yield _waited(waiting.popleft()[1], loaded)
-        finally:
-            for _, future in waiting:
-                future.cancel()
+            waiting.append((size, _fetchers().submit(_fetch, info, limits)))
+            held += size
+        while waiting:
+            yield _waited(waiting.popleft()[1], loaded)
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+@functools.cache
+def _fetchers() -> ThreadPoolExecutor:
+    """The same threads for all shards of a worker: memory that each new thread takes of its own is not given back."""
+    return ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="fetch")
 
 
 def _waited(future: "Future[Fetched]", loaded: Loaded) -> Fetched:
