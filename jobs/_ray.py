@@ -48,7 +48,9 @@ def session(*, cpus: int = MIN_LOCAL_CPUS, gpus: int = 0) -> Iterator[None]:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)  # an error is raised, and said once, at the end
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.memory_usage_poll_interval_s = None  # each look at a worker's memory maps costs it milliseconds
     # A run of a few images has fewer blocks than actors, which is no reason for a warning.
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     try:
