@@ -14,7 +14,7 @@ demo:  ## set everything up and run the whole job on real images (about 5 minute
 	@started=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/demo.installed && \
 	DEMO_STARTED=$$started $(BIN)/python -m cluster.demo
 
-test: $(VENV)/test.installed  ## set everything up and run the tests (about 10 minutes)
+test: $(VENV)/test.installed  ## set everything up and run the tests (about 15 minutes)
 	$(BIN)/python -m pytest -m "not slow and not chaos"
 
 test-slow: $(VENV)/test.installed  ## the tests that `make test` leaves out
