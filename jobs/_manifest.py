@@ -22,12 +22,11 @@ from typing import NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from fcdd import storage
-from fcdd.errors import ConfigError, FCDDError
+from fcdd.errors import FCDDError
 from fcdd.storage import ObjectInfo
-from jobs import _listing
+from jobs import _listing, _plans
 from jobs._listing import Selection
 from jobs._spool import Found, Spool
 from schemas import MANIFEST, Layout, RunRecord, conform
@@ -117,7 +116,7 @@ class Listing:
             self._changed.notify_all()
 
     def _list(self) -> Plan:
-        if plan := read_plan(self._layout, self._intent.run_id):
+        if plan := _plans.read_plan(self._layout, self._intent.run_id):
             self._sealed.parts = list(plan.parts)
             return plan
         last = self._sealed.resume()
@@ -220,7 +219,7 @@ class Listing:
             manifest_digest=sealed.sha.hexdigest(),
             parts=tuple(sealed.parts),
         )
-        create_plan(self._layout, plan)
+        _plans.create_plan(self._layout, plan)
         words = (rows, sealed.bytes / 1e9, self._intent.run_id, _listing.described(plan.skipped))
         log.info("listed %d images (%.1f GB) for run %s; skipped %s", *words)
         return plan
@@ -371,52 +370,6 @@ def survey(layout: Layout, source: Source, records: list[RunRecord], digest: str
         with spool.database(layout.results) as database:
             database.use_history(layout.results, records)
             return database.survey(digest)
-
-
-def read_plan(layout: Layout, run_id: str) -> Plan | None:
-    """The complete manifest's record, None while there is none."""
-    try:
-        return Plan.model_validate_json(storage.read(layout.plan(run_id)))
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise _of_another_version(layout, run_id) from error
-
-
-def create_plan(layout: Layout, plan: Plan) -> None:
-    """Complete the manifest. Raises FCDDError when another process did."""
-    try:
-        storage.create(layout.plan(plan.intent.run_id), plan.model_dump_json(indent=1).encode())
-    except FileExistsError as error:
-        raise FCDDError(f"another process planned run {plan.intent.run_id}; run the same command again") from error
-
-
-def read_intent(layout: Layout, run_id: str) -> Intent | None:
-    """What a run is to do; None when its staging does not say."""
-    try:
-        return Intent.model_validate_json(storage.read(layout.intent(run_id)))
-    except (FileNotFoundError, ValidationError):
-        return None
-
-
-def fix_intent(layout: Layout, intent: Intent) -> Intent:
-    """What the run is to do: what an interrupted attempt at it said, else `intent`."""
-    try:
-        storage.create(layout.intent(intent.run_id), intent.model_dump_json(indent=1).encode())
-    except FileExistsError:
-        try:
-            intent = Intent.model_validate_json(storage.read(layout.intent(intent.run_id)))
-        except ValidationError as error:
-            raise _of_another_version(layout, intent.run_id) from error
-        log.info("going on with run %s, which was started at %s", intent.run_id, intent.started_at)
-    return intent
-
-
-def _of_another_version(layout: Layout, run_id: str) -> ConfigError:
-    return ConfigError(
-        f"run {run_id} was begun by another version of this program, and cannot be finished by this one; finish it "
-        f"with that one, or delete {layout.staging(run_id)} to begin again"
-    )
 
 
 def read_part(layout: Layout, run_id: str, index: int) -> pa.Table:

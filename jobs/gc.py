@@ -14,7 +14,7 @@ from pydantic import Field
 
 from fcdd import storage
 from fcdd.storage import ObjectInfo
-from jobs import _console, _lease, _manifest, _runs
+from jobs import _console, _lease, _plans, _runs
 from jobs._console import LeaseHeld
 from jobs._settings import JobSettings
 from schemas import Layout
@@ -66,7 +66,7 @@ def collect(settings: GcSettings) -> None:
 
 def _remove_run(layout: Layout, run_id: str, objects: list[ObjectInfo], dry_run: bool) -> list[ObjectInfo]:
     """What a run left. The lease of its night is held meanwhile, so that nobody takes the run up."""
-    intent = _manifest.read_intent(layout, run_id)
+    intent = _plans.read_intent(layout, run_id)
     what = f"staging of {run_id}"
     if dry_run or intent is None:
         return _remove(objects, what, dry_run)

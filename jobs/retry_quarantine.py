@@ -14,7 +14,7 @@ from pydantic import Field
 from fcdd import storage
 from fcdd.errors import ConfigError
 from fcdd.storage import ObjectInfo
-from jobs import _commit, _console, _lease, _listing, _manifest, _runs, _scoring
+from jobs import _commit, _console, _lease, _listing, _manifest, _plans, _runs, _scoring
 from jobs._manifest import Listing
 from jobs._score_settings import ScoreSettings
 from jobs._settings import JobSettings, Night
@@ -60,8 +60,8 @@ def retry(settings: RetrySettings) -> RunRecord:
         job = _scoring.prepare(_score_settings(settings, before))
         if job.spec.digest != before.bundle_digest:
             raise ConfigError(f"the bundle at {before.bundle} is not the one that run {before.run_id} used")
-        intent = _manifest.fix_intent(layout, job.intent(f"{before.run_id}-q", before, keep=True, is_retry=True))
-        if _manifest.read_plan(layout, intent.run_id) is None:
+        intent = _plans.fix_intent(layout, job.intent(f"{before.run_id}-q", before, keep=True, is_retry=True))
+        if _plans.read_plan(layout, intent.run_id) is None:
             _plan(layout, intent, before)
         with Listing(layout, intent, job.source) as listing:
             return _scoring.stage_and_commit(job, intent, listing, lease)
@@ -88,7 +88,7 @@ def _plan(layout: Layout, intent: Intent, before: RunRecord) -> None:
         ids, infos = zip(*found[start : start + _manifest.PART_ROWS], strict=True)
         storage.write(layout.manifest_part(intent.run_id, index), _manifest.part_bytes(list(infos), ids, -1))
         parts.append(ManifestPart(start=start, rows=len(ids), source=-1, last_uri=infos[-1].uri))
-    _manifest.create_plan(
+    _plans.create_plan(
         layout,
         Plan(
             intent=intent,

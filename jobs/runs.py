@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fcdd import storage
-from jobs import _console, _lease, _manifest, _records, _runs
+from jobs import _console, _lease, _plans, _records, _runs
 from jobs._settings import JobSettings
 from jobs._staging import Coverage
 from schemas import Layout
@@ -95,10 +95,10 @@ def committed(layout: Layout) -> Iterator[Run]:
 def uncommitted(layout: Layout) -> Iterator[Run]:
     """Runs that are being made, and those that died."""
     for run_id in _runs.staged(layout):
-        if _records.read(layout, run_id) or not (intent := _manifest.read_intent(layout, run_id)):
+        if _records.read(layout, run_id) or not (intent := _plans.read_intent(layout, run_id)):
             continue
         lease = _lease.state(layout.lease(intent.collection, intent.day), now=datetime.now(UTC))
-        plan = _manifest.read_plan(layout, run_id)
+        plan = _plans.read_plan(layout, run_id)
         done = Coverage.read(layout, run_id)
         failed = min(done.most_failed(), done.count())
         yield Run(

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jobs import _commit, _console, _lease, _manifest, _progress, _runs, _scoring
+from jobs import _commit, _console, _lease, _manifest, _plans, _progress, _runs, _scoring
 from jobs._manifest import Listing
 from jobs._score_settings import ScoreSettings
 from jobs._scoring import Job
@@ -48,7 +48,7 @@ def score(settings: ScoreSettings) -> RunRecord:
         if record := _nothing_to_do(job, attempt):
             return record
         keep = settings.since_last and attempt.before is not None and attempt.before.bundle_digest == job.spec.digest
-        intent = _manifest.fix_intent(job.layout, job.intent(attempt.run_id, attempt.before, keep=keep))
+        intent = _plans.fix_intent(job.layout, job.intent(attempt.run_id, attempt.before, keep=keep))
         with Listing(job.layout, intent, job.source, _runs.current(attempt.history)) as listing:
             return _scoring.stage_and_commit(job, intent, listing, lease)
 
