@@ -1,8 +1,13 @@
 """What `fcdd score` and the commands around it promise, by the real commands; without Ray where it changes nothing."""
 
+import contextlib
+import importlib
+import io
 import json
+import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +37,25 @@ def picture(seed: int) -> bytes:
     return encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 56, 3)).astype(np.uint8)))
 
 
+def here(*arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    """`fcdd <verb> ...` in this process, which has torch already: what needs no process of its own is tested so."""
+    verb, *argv = arguments
+    out, err = io.StringIO(), io.StringIO()
+    handler, root, terminate = logging.StreamHandler(err), logging.getLogger(), signal.getsignal(signal.SIGTERM)
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = importlib.import_module(f"jobs.{verb.replace('-', '_')}").main(argv)
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        signal.signal(signal.SIGTERM, terminate)
+    assert not check or code == 0, f"{arguments} exited {code}:\n{out.getvalue()}{err.getvalue()}"
+    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
+
+
 class Place:
     """A bundle, a few images, and the command that scores them."""
 
@@ -45,12 +69,14 @@ class Place:
     def score(self, *options: str, day: int = 1, check: bool = True) -> "subprocess.CompletedProcess[str]":
         where = ["--bundle", f"{self.root}/bundle", "--results", self.results, "--collection", "c"]
         images = [] if "--images" in options or "--image-list" in options else ["--images", self.images]
-        workers = [] if "--workers" in options else ["--workers", "0"]
-        return self._fcdd("score", *where, "--date", f"2026-11-{day:02d}", *images, *workers, *options, check=check)
+        night = ("--date", f"2026-11-{day:02d}")
+        if "--workers" in options:
+            return self._fcdd("score", *where, *night, *images, *options, check=check)
+        return here("score", *where, *night, *images, "--workers", "0", *options, check=check)
 
     def around(self, verb: str, *options: str, day: int = 1, check: bool = True) -> "subprocess.CompletedProcess[str]":
         where = ["--results", self.results, "--collection", "c", "--date", f"2026-11-{day:02d}"]
-        return self._fcdd(verb, *where, *options, check=check)
+        return here(verb, *where, *options, check=check)
 
     def record(self, day: int = 1) -> RunRecord:
         [record] = [record for record in _runs.committed(self.results, "c") if record.day.day == day]
@@ -190,7 +216,7 @@ def test_rescoring_takes_the_place_of_a_run_and_deletes_nothing(place: Place) ->
     second = place.record()
     assert (second.supersedes, second.num_scored) == (first.run_id, NUM_IMAGES + 1)
     assert all(storage.exists(f"{place.results}/{part.path}") for part in (*first.scores, *second.scores))
-    listed = json.loads(place._fcdd("runs", "--results", place.results, "--output", "json").stdout)
+    listed = json.loads(here("runs", "--results", place.results, "--output", "json").stdout)
     assert [(run["run_id"], run["state"]) for run in listed] == [
         (first.run_id, "superseded"),
         (second.run_id, "committed"),
@@ -285,12 +311,12 @@ def test_gc_removes_what_the_dead_left_and_nothing_that_is_named(place: Place) -
     storage.write(layout.intent("dead"), b"{}")
     storage.write(f"{place.results}/scores/collection=c/date=2026-11-01/run=dead/part-0.parquet", b"x")
     storage.write(f"{place.results}/scores/collection=c/date=2026-11-01/run=older/part-0.parquet", b"x")
-    kept = place._fcdd("gc", "--results", place.results).stdout
+    kept = here("gc", "--results", place.results).stdout
     assert "removed 0 objects" in kept
-    planned = place._fcdd("gc", "--results", place.results, "--older-than-days", "0", "--dry-run").stdout
+    planned = here("gc", "--results", place.results, "--older-than-days", "0", "--dry-run").stdout
     assert "would remove 3 objects" in planned
     assert storage.exists(layout.intent("dead"))
-    assert "removed 3 objects" in place._fcdd("gc", "--results", place.results, "--older-than-days", "0").stdout
+    assert "removed 3 objects" in here("gc", "--results", place.results, "--older-than-days", "0").stdout
     assert not storage.exists(layout.intent("dead"))
     assert place.record() == record
     assert len(place.rows("scores")) == NUM_IMAGES
@@ -331,7 +357,7 @@ def test_a_quarantine_beyond_its_count_stops_with_exit_code_3_and_keeps_what_was
     assert stopped.returncode == 3
     assert "3 of the images under" in stopped.stderr
     assert "the limit is 2: not_an_image 3" in stopped.stderr
-    [run] = json.loads(place._fcdd("runs", "--results", place.results, "--output", "json").stdout)
+    [run] = json.loads(here("runs", "--results", place.results, "--output", "json").stdout)
     assert (run["state"], run["scored"], run["quarantined"]) == ("interrupted", NUM_IMAGES, 3)
     place.score("--max-quarantine", "3")
     assert place.record().num_duplicates_dropped == 0
