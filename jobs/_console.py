@@ -1,5 +1,6 @@
 """The edge of a process: logging, exit codes, and the one place that turns errors into sentences."""
 
+import atexit
 import dataclasses
 import logging
 import math
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from fcdd.errors import BundleError, ConfigError, FCDDError
 
@@ -44,6 +45,19 @@ def run(job: Callable[[], None]) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough: `fcdd query ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this exit code and no other.
+
+    Threads of a native library have been seen to abort the interpreter while it winds down (once in hundreds of runs,
+    "terminate called without an active exception"): a scheduler would take a run that was committed for one that crashed.
+    """
+    atexit._run_exitfuncs()
+    with suppress(OSError):  # whoever read our output may be gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 _CODES: dict[type[FCDDError], int] = {

@@ -3,6 +3,9 @@
 import importlib
 import importlib.metadata
 import sys
+from typing import NoReturn
+
+from jobs import _console
 
 VERBS = {
     "train": "nominal images -> a bundle (a trained, calibrated detector)",
@@ -33,5 +36,10 @@ def main() -> int:
     return code
 
 
+def run() -> NoReturn:
+    """The console script."""
+    _console.leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -122,4 +122,4 @@ def show(settings: EvaluateSettings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _console.leave(main())

@@ -5,7 +5,6 @@ still has staging keeps its parts.
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar
@@ -95,4 +94,4 @@ def _size(objects: list[ObjectInfo]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _console.leave(main())

@@ -152,4 +152,4 @@ def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _console.leave(main())

@@ -5,7 +5,6 @@ be scored by now. Nothing is scored twice.
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -104,4 +103,4 @@ def _plan(layout: Layout, intent: Intent, before: RunRecord) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _console.leave(main())

@@ -117,4 +117,4 @@ def uncommitted(layout: Layout) -> Iterator[Run]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _console.leave(main())

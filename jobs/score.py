@@ -9,7 +9,6 @@ run, and does nothing for a committed one.
 
 import hashlib
 import logging
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -121,4 +120,4 @@ def dry_run(settings: ScoreSettings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _console.leave(main())

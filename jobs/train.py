@@ -6,7 +6,6 @@ list -> split (training / calibration) -> train, with checkpoints -> calibrate -
 import dataclasses
 import logging
 import platform
-import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime
@@ -534,4 +533,4 @@ def _size(settings: TrainSettings) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _console.leave(main())

@@ -2,7 +2,6 @@
 
 import logging
 import random
-import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -160,4 +159,4 @@ def _compare(settings: VerifySettings, record: RunRecord, rows: list[dict[str, A
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _console.leave(main())
