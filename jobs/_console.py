@@ -51,7 +51,7 @@ def leave(code: int) -> NoReturn:
     """End the process with this exit code and no other.
 
     Threads of a native library have been seen to abort the interpreter while it winds down (once in hundreds of runs,
-    "terminate called without an active exception"): a scheduler would take a run that was committed for one that crashed.
+    "terminate called without an active exception"): a scheduler would take a committed run for one that crashed.
     """
     atexit._run_exitfuncs()
     with suppress(OSError):  # whoever read our output may be gone
