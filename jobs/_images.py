@@ -125,7 +125,7 @@ def _fetch_ahead(infos: Sequence[ObjectInfo], limits: Limits, loaded: Loaded) ->
 
 @functools.cache
 def _fetchers() -> ThreadPoolExecutor:
-    """The same threads for all shards of a worker: memory that each new thread takes of its own is not given back."""
+    """The same threads for all shards of a worker."""
     return ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="fetch")
 
 
