@@ -247,8 +247,6 @@ def reference(network: str, count: int, round_: int) -> dict[str, Any]:
             full[:, :, :side, :side].numpy()
             if not done:
                 started = time.perf_counter()  # the loaders have started
-            else:
-                pass
             done += len(batch)
     torch.set_num_threads(1)
     return {"rate": (done - 32) / (time.perf_counter() - started)}

@@ -264,12 +264,7 @@ def pages(prefix: str, *, after: str | None = None) -> Iterator[list[ObjectInfo]
         while True:
             try:
                 for page in obstore.list(store, key or None, offset=offset, chunk_size=1000):
-                    yield [
-                        ObjectInfo(
-                            root + meta["path"], plain_etag(meta["e_tag"] or ""), meta["size"], meta["last_modified"]
-                        )
-                        for meta in page
-                    ]
+                    yield [_info(root + meta["path"], meta) for meta in page]
                     if page:
                         offset, failures = page[-1]["path"], 0
                 return

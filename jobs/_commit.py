@@ -98,7 +98,7 @@ def commit(
         reasons += Counter(before.quarantine_reasons)
     if missing := plan.num_images - proof.count():
         raise IncompleteRun(f"{missing} of {plan.num_images} images of run {intent.run_id} were not published")
-    deleted = _publish_deleted(layout, intent) if plan.num_deleted else []
+    deleted = [*(before.deleted if before else ()), *(_publish_deleted(layout, intent) if plan.num_deleted else ())]
     check()
     record = RunRecord(
         run_id=intent.run_id,
@@ -115,7 +115,7 @@ def commit(
         num_scored=sum(part.rows for part in scores),
         num_quarantined=sum(part.rows for part in quarantine),
         num_anomalous=anomalous,
-        num_deleted=plan.num_deleted,
+        num_deleted=sum(part.rows for part in deleted),
         num_listed_twice=plan.num_duplicates,
         num_duplicates_dropped=duplicates,
         num_bytes=plan.num_bytes + (before.num_bytes if before and not intent.is_retry else 0),
@@ -145,6 +145,7 @@ def commit(
 def clean_up(layout: Layout, run_id: str) -> None:
     """Remove the staging of a committed run. What cannot be removed is no reason to call the run failed."""
     try:
+        storage.delete_prefix(layout.staged(run_id))  # first: rows without their manifest would be worse than none
         storage.delete_prefix(layout.staging(run_id))
     except (FCDDError, FileNotFoundError, KeyboardInterrupt) as error:
         why = "interrupted" if isinstance(error, KeyboardInterrupt) else error
@@ -202,15 +203,7 @@ def publish(part: Range) -> Published:
     rows, copies = _deduplicated(_staged_rows(part), listed, part)
     staged = int(copies.sum())
     failed = _staging.failed(rows)
-    constant = {
-        "collection": pa.scalar(intent.collection),
-        "date": pa.scalar(intent.day),
-        "run_id": pa.scalar(intent.run_id),
-        "model_digest": pa.scalar(intent.bundle_digest),
-        "scored_at": pa.scalar(intent.started_at),
-    }
-    for name, value in constant.items():
-        rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
+    rows = _with_run(rows, intent)
     attempts = rows.column_names.index("attempts")
     rows = rows.set_column(attempts, "attempts", pa.array(copies, pa.int32()))
     order = pc.sort_indices(rows["image_uri"])
@@ -278,7 +271,11 @@ def _deduplicated(rows: pa.Table, listed: pa.Table, part: Range) -> tuple[pa.Tab
         if name in ("image_etag", "image_bytes"):
             same = pc.or_(same, pc.invert(known))
         if not pc.all(same).as_py():
-            raise IncompleteRun(f"staged rows of run {part.intent.run_id} have another {name} than its manifest")
+            staging = Layout(part.results).staging(part.intent.run_id)
+            raise IncompleteRun(
+                f"staged rows of run {part.intent.run_id} have another {name} than its manifest; delete {staging} "
+                "and run the same command again"
+            )
     return chosen, copies
 
 
@@ -321,12 +318,12 @@ def read_published(layout: Layout, part: Part, columns: list[str] | None = None)
 
 def _publish_deleted(layout: Layout, intent: Intent) -> list[Part]:
     rows = pq.read_table(pa.BufferReader(storage.read(layout.deleted(intent.run_id))))
-    for name, value in (
-        ("collection", intent.collection),
-        ("date", intent.day),
-        ("run_id", intent.run_id),
-        ("model_digest", intent.bundle_digest),
-        ("scored_at", intent.started_at),
-    ):
+    return [_place(layout, intent, "deleted", 0, conform(_with_run(rows, intent), DELETED))]
+
+
+def _with_run(rows: pa.Table, intent: Intent) -> pa.Table:
+    """The rows with the columns that are constant within a run."""
+    values = (intent.collection, intent.day, intent.run_id, intent.bundle_digest, intent.started_at)
+    for name, value in zip(_staging.RUN_COLUMNS, values, strict=True):
         rows = rows.append_column(name, pa.repeat(pa.scalar(value), rows.num_rows))
-    return [_place(layout, intent, "deleted", 0, conform(rows, DELETED))]
+    return rows

@@ -61,7 +61,7 @@ class Progress(NamedTuple):
 class Listing:
     """Lists in the background; what is sealed can be read meanwhile. Use it as a context: leaving stops it.
 
-    `history` are the runs that an incremental listing compares with.
+    `history` are the collection's runs, which an incremental listing compares with.
     """
 
     def __init__(self, layout: Layout, intent: Intent, source: Source, history: Sequence[RunRecord] = ()) -> None:
@@ -358,7 +358,7 @@ def spool_all(source: Source, spool: Spool, tally: _Tally) -> None:
         _together([partial(spool_pages, index, prefix, storage.pages(prefix)) for index, prefix in places], tally)
 
 
-def survey(layout: Layout, source: Source, records: list[RunRecord], digest: str) -> Found:
+def survey(layout: Layout, source: Source, history: list[RunRecord], digest: str) -> Found:
     """List, write nothing, and count; scored is what these runs have scored with the bundle of this digest.
 
     Raises ConfigError when nothing is found.
@@ -368,7 +368,7 @@ def survey(layout: Layout, source: Source, records: list[RunRecord], digest: str
         spool_all(source, spool, tally)
         tally.check_places(source)
         with spool.database(layout.results) as database:
-            database.use_history(layout.results, records)
+            database.use_history(layout.results, history)
             return database.survey(digest)
 
 

@@ -26,7 +26,7 @@ from fcdd.isolation import IsolatedDecoder
 from fcdd.runtime import Runtime
 from jobs import _images, _manifest, _staging
 from jobs._staging import Coverage
-from schemas import Layout
+from schemas import IDENTITY, MANIFEST, Layout
 from schemas.runs import ManifestPart
 
 # A shard is what one call fetches, scores and stages: what a killed worker costs. Its pixels are a block of Ray.
@@ -252,11 +252,9 @@ class StageParts:
 
 
 def _source_columns(row_ids: pa.ChunkedArray, infos: list[Any]) -> dict[str, Any]:
-    names = ("image_uri", "image_etag", "image_bytes", "image_last_modified")
-    types = (_staging.ROW.field(name).type for name in names)
     values = zip(*infos, strict=True)
     return {"row_id": row_ids} | {
-        name: pa.array(column, kind) for name, column, kind in zip(names, values, types, strict=True)
+        name: pa.array(column, MANIFEST.field(name).type) for name, column in zip(IDENTITY, values, strict=True)
     }
 
 
@@ -289,10 +287,8 @@ def _binary(values: npt.NDArray[np.uint8], where: npt.NDArray[np.bool_]) -> pa.A
 
 def _pixels(column: pa.ChunkedArray, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """The bytes of all entries that are not null, as one array; they lie one after the other."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], pa.large_binary())
     if not shape[0]:
         return np.empty(shape, np.uint8)
+    array = column.combine_chunks()
     first = np.frombuffer(array.buffers()[1], np.int64)[array.offset]
     return np.frombuffer(array.buffers()[2], np.uint8, count=int(np.prod(shape)), offset=int(first)).reshape(shape)

@@ -18,22 +18,22 @@ from fcdd import storage
 from fcdd.errors import TRANSIENT_REASONS, ConfigError
 from fcdd.storage import ObjectInfo
 from jobs import _runs
-from schemas import MANIFEST, Layout, RunRecord
+from schemas import IDENTITY, MANIFEST, Layout, RunRecord
 from schemas.runs import Intent
 
 # Rows that are written, or fetched, at once.
 _BATCH_ROWS = 50_000
 # What sorting may take of this machine's memory; the rest goes to its disk.
 SORT_MEMORY = "400MB"
-# Quarantined for what was no fault of the image: an incremental run tries it again.
+# Quarantined while it was listed or fetched for what is no fault of the image: an incremental run tries it again.
 WORTH_ANOTHER_NIGHT = ("vanished", "changed", *TRANSIENT_REASONS)
 
-_SPOOLED = pa.schema([*(MANIFEST.field(name) for name in MANIFEST.names[1:]), pa.field("chosen", pa.bool_())])
+_SPOOLED = pa.schema([*(MANIFEST.field(name) for name in IDENTITY), pa.field("chosen", pa.bool_())])
 
 
 # What an empty view selects, so that questions can be asked of it.
 _NO_IMAGE = "'' image_uri"
-_NO_ROW = "'' image_uri, '' image_etag, '' run_id, '' model_digest, '' reason, now() scored_at"
+_NO_ROW = "'' image_uri, '' image_etag, '' run_id, '' model_digest, '' stage, '' reason, now() scored_at"
 
 
 class Found(NamedTuple):
@@ -118,13 +118,17 @@ class Database:
         uris = [layout.manifest_part(run_id, index).removeprefix("file://") for index in range(count)]
         self._view("sealed", uris, _NO_IMAGE)
 
-    def use_history(self, results: str, records: list[RunRecord]) -> None:
-        """What these runs have rows of, and what they found deleted."""
-        rows = _runs.part_paths(results, [p for record in records for p in (*record.scores, *record.quarantine)])
+    def use_history(self, results: str, history: list[RunRecord]) -> None:
+        """The rows that readers see of these runs, and what any of them found deleted: that stays true when a run is
+        superseded.
+        """
+        seen = _runs.current(history)
+        rows = _runs.part_paths(results, [part for record in seen for part in (*record.scores, *record.quarantine)])
         self._view("known", rows, _NO_ROW)
         if "reason" not in self._connection.table("known").columns:  # not one image was ever quarantined
-            self._connection.execute("CREATE OR REPLACE VIEW known AS SELECT *, NULL reason FROM known_parts")
-        deleted = _runs.part_paths(results, [part for record in records for part in record.deleted])
+            question = "CREATE OR REPLACE VIEW known AS SELECT *, NULL stage, NULL reason FROM known_parts"
+            self._connection.execute(question)
+        deleted = _runs.part_paths(results, [part for record in history for part in record.deleted])
         self._view("gone", deleted, _NO_ROW)
 
     def _view(self, name: str, paths: list[str], nothing: str) -> None:
@@ -181,8 +185,8 @@ class Database:
 # Rows of the bundle that count as done: not those that another night may mend, nor of images that went and came back.
 _SCORED = (
     "SELECT image_uri, image_etag FROM known WHERE model_digest = $digest AND (reason IS NULL OR NOT "
-    "list_contains($again, reason)) AND NOT EXISTS (SELECT 1 FROM gone WHERE gone.image_uri = known.image_uri "
-    "AND gone.scored_at > known.scored_at)"
+    "(stage IN ('list', 'fetch') AND list_contains($again, reason))) AND NOT EXISTS (SELECT 1 FROM gone "
+    "WHERE gone.image_uri = known.image_uri AND gone.scored_at > known.scored_at)"
 )
 
 

@@ -51,7 +51,7 @@ def collect(settings: GcSettings) -> None:
     for run_id, objects in staged.items():
         if run_id in committed or all(info.last_modified < before for info in objects):
             leftovers = [info for info in parts if f"/run={run_id}/" in info.uri and info.uri not in named]
-            removed += _remove_run(layout, run_id, [*objects, *leftovers], settings.dry_run)
+            removed += _remove_run(layout, run_id, objects, leftovers, settings.dry_run)
     for info in parts:
         of_a_run = info.uri.split("/run=")[-1].split("/")[0]
         if info.uri not in named and of_a_run not in staged and info.last_modified < before:
@@ -63,15 +63,25 @@ def collect(settings: GcSettings) -> None:
     print(f"{'would remove' if settings.dry_run else 'removed'} {_size(removed)}")
 
 
-def _remove_run(layout: Layout, run_id: str, objects: list[ObjectInfo], dry_run: bool) -> list[ObjectInfo]:
-    """What a run left. The lease of its night is held meanwhile, so that nobody takes the run up."""
+def _remove_run(
+    layout: Layout, run_id: str, objects: list[ObjectInfo], leftovers: list[ObjectInfo], dry_run: bool
+) -> list[ObjectInfo]:
+    """What a run left: nothing, if somebody has taken it up since `objects` were listed.
+
+    The lease of its night is held meanwhile. Rows go first and the intent last, by name backwards: what is left of
+    an interrupted removal must not look like work that is done.
+    """
     intent = _plans.read_intent(layout, run_id)
     what = f"staging of {run_id}"
+    garbage = [*leftovers, *sorted(objects, reverse=True)]
     if dry_run or intent is None:
-        return _remove(objects, what, dry_run)
+        return _remove(garbage, what, dry_run)
     try:
         with _lease.hold(layout.lease(intent.collection, intent.day), "gc"):
-            return _remove(objects, what, dry_run)
+            if set(_objects(layout.staging(run_id))) != set(objects):
+                log.info("left %s: it was taken up meanwhile", what)
+                return []
+            return _remove(garbage, what, dry_run)
     except LeaseHeld as error:
         log.info("left %s: %s", what, error)
         return []

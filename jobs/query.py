@@ -20,10 +20,9 @@ from fcdd.errors import ConfigError, ImageError
 from fcdd.storage import ObjectInfo
 from jobs import _console, _runs
 from jobs._settings import JobSettings, Night
-from schemas import RunRecord
+from schemas import IDENTITY, RunRecord
 
-# What a listing says of an image: it is read for a picture only if it is still the one that was scored.
-IDENTITY = ("image_uri", "image_etag", "image_bytes", "image_last_modified")
+# With its identity an image is read for a picture only if it is still the one that was scored.
 COLUMNS = (
     *IDENTITY,
     "anomaly_score",

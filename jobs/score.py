@@ -48,7 +48,7 @@ def score(settings: ScoreSettings) -> RunRecord:
             return record
         keep = settings.since_last and attempt.before is not None and attempt.before.bundle_digest == job.spec.digest
         intent = _plans.fix_intent(job.layout, job.intent(attempt.run_id, attempt.before, keep=keep))
-        with Listing(job.layout, intent, job.source, _runs.current(attempt.history)) as listing:
+        with Listing(job.layout, intent, job.source, attempt.history) as listing:
             return _scoring.stage_and_commit(job, intent, listing, lease)
 
 
@@ -95,7 +95,7 @@ def dry_run(settings: ScoreSettings) -> None:
     job = _scoring.prepare(settings)
     attempt = next_attempt(job)
     records = attempt.history
-    found = _manifest.survey(job.layout, job.source, _runs.current(records), job.spec.digest)
+    found = _manifest.survey(job.layout, job.source, records, job.spec.digest)
     staged = Coverage.read(job.layout, attempt.run_id).count()
     if attempt.committed and not settings.rescore:
         to_do, why = 0, f"run {attempt.committed[-1].run_id} is committed; --rescore scores again"

@@ -15,11 +15,10 @@ from fcdd.storage import ObjectInfo
 from jobs import _commit, _console, _runs
 from jobs._settings import JobSettings, Night
 from jobs._staging import Bitmap
-from schemas import Layout, RunRecord
+from schemas import IDENTITY, Layout, RunRecord
 
 # Relative to the score, and to the largest value of the map beside the quantisation of the stored one.
 TOLERANCES = {"float32": 5e-4, "bfloat16": 5e-2}
-IDENTITY = ("image_uri", "image_etag", "image_bytes", "image_last_modified")
 
 log = logging.getLogger(__name__)
 

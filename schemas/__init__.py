@@ -2,10 +2,11 @@
 
 from schemas.layout import Layout
 from schemas.runs import Part, RunRecord
-from schemas.tables import DELETED, MANIFEST, QUARANTINE, SCHEMA_VERSION, SCORES, conform
+from schemas.tables import DELETED, IDENTITY, MANIFEST, QUARANTINE, SCHEMA_VERSION, SCORES, conform
 
 __all__ = [
     "DELETED",
+    "IDENTITY",
     "MANIFEST",
     "QUARANTINE",
     "SCHEMA_VERSION",

@@ -46,6 +46,9 @@ REGION = pa.struct(
 
 MANIFEST = _schema("manifest", _SOURCE)
 
+# Which object an image is: the fields of a listed object, in order.
+IDENTITY = tuple(MANIFEST.names[1:])
+
 SCORES = _schema(
     "scores",
     [

@@ -133,7 +133,15 @@ def test_since_last_scores_what_is_new_or_changed_and_records_what_is_gone(place
     assert [(row["image_uri"], row["last_run_id"]) for row in rows] == [
         (f"{place.images}/1/01.png", place.record().run_id)
     ]
-    # Said once: the third night finds nothing, and that is a night too.
+    # Said once, also when the run that said it is superseded: the third night finds nothing, and is a night too.
+    storage.write(f"{place.images}/broken.png", b"nothing")
+    place.score("--since-last", "--rescore", "--max-quarantine-share", "1", day=2)
+    storage.write(f"{place.images}/broken.png", picture(53))
+    place.around("retry-quarantine", "--workers", "0", day=2)
+    assert place.record(2).num_deleted == 1
+    storage.write(f"{place.images}/broken.png", b"nothing")
+    place.score("--rescore", day=2)
+    assert place.record(2).num_deleted == 0
     place.score("--since-last", day=3)
     assert (place.record(3).num_listed, place.record(3).num_deleted) == (0, 0)
     # An image that comes back and goes again is said again.
@@ -195,12 +203,14 @@ def test_an_image_that_comes_back_as_it_was_is_scored_again(place: Place, tmp_pa
 
 
 def test_an_incremental_run_tries_again_what_was_no_fault_of_the_image(place: Place) -> None:
-    lines = [f"{place.images}/0/00.png", f"{place.images}/soon.png"]
-    storage.write(f"{place.root}/list.txt", "\n".join(lines).encode())
-    place.score("--image-list", f"{place.root}/list.txt")
-    assert place.record().quarantine_reasons == {"vanished": 1}
+    names = ("0/00.png", "half.png", "soon.png")
+    storage.write(f"{place.images}/half.png", picture(39)[:300])
+    storage.write(f"{place.root}/list.txt", "\n".join(f"{place.images}/{name}" for name in names).encode())
+    place.score("--image-list", f"{place.root}/list.txt", "--max-quarantine-share", "0.9")
+    assert place.record().quarantine_reasons == {"vanished": 1, "truncated": 1}
     storage.write(f"{place.images}/soon.png", picture(40))
-    place.score("--since-last", "--include", "0/00.png", "--include", "soon.png", day=2)
+    place.score("--since-last", *(option for name in names for option in ("--include", name)), day=2)
+    assert place.record(2).num_listed == 1  # the half picture is as it was
     assert list(place.rows("scores", 2)) == [f"{place.images}/soon.png"]
     refused = place.score("--image-list", f"{place.root}/list.txt", "--since-last", day=3, check=False)
     assert refused.returncode == 2
@@ -374,6 +384,24 @@ def test_the_published_file_answers_a_point_look_up_from_one_row_group(place: Pl
         "WHERE path_in_schema = 'image_uri' ORDER BY row_group_id"
     ).fetchall()
     assert [low for low, _ in groups] == sorted(low for low, _ in groups)
+
+
+@pytest.mark.parametrize("options", [("--backend", "openvino"), ("--precision", "bfloat16")])
+def test_scores_of_another_backend_are_within_its_tolerance(place: Place, options: tuple[str, str]) -> None:
+    place.score()
+    place.score(*options, day=2)
+    expected = {uri: row["anomaly_score"] for uri, row in place.rows("scores").items()}
+    found = {uri: row["anomaly_score"] for uri, row in place.rows("scores", 2).items()}
+    assert found == pytest.approx(expected, rel=5e-2 if "bfloat16" in options else 5e-4)
+    assert place.record(2).settings[options[0].removeprefix("--")] == options[1]
+    assert "12 scored again" in place.around("verify", "--sample", "12", day=2).stdout
+
+
+def test_a_run_is_finished_with_the_precision_it_was_begun_with(place: Place) -> None:
+    storage.write(f"{place.images}/broken.png", b"nothing")
+    assert place.score("--max-quarantine", "0", "--precision", "bfloat16", check=False).returncode == 3
+    place.score()
+    assert place.record().settings["precision"] == "bfloat16"
 
 
 # A decoder process that dies of SIGSEGV at one picture, through Python's own hook for start-up code.
