@@ -21,7 +21,7 @@ from fcdd import augmentation, datasets, heatmap, images, networks, outliers, tr
 from fcdd.inference import Runner
 from fcdd.supervision import TrainingSet
 from fcdd.training import Sampling, TrainOptions
-from jobs import _staging
+from jobs import _parts
 
 SIZE = (224, 224)
 NETWORK = "backbone:efficientnet_lite0:stage3"
@@ -60,7 +60,7 @@ def trained_maps(num_training: int, num_scored: int, epochs: int) -> np.ndarray:
 
 def column_bytes(values: list[bytes]) -> float:
     """Bytes per image of a binary column, written as the results are."""
-    data = _staging.to_parquet(pa.table({"heatmap": values}))
+    data = _parts.to_parquet(pa.table({"heatmap": values}))
     group = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0)
     return float(group.column(0).total_compressed_size / group.num_rows)
 

@@ -23,6 +23,7 @@ import psutil
 import pyarrow as pa
 
 from fcdd import bundle, heatmap, storage
+from fcdd.calibration import STATISTICS, Calibration, Nominal
 from fcdd.storage import ObjectInfo
 from jobs import _commit, _manifest, _ray, _staging
 from jobs._listing import Selection
@@ -34,6 +35,7 @@ from schemas.runs import Intent, ManifestPart
 PREFIX = "s3://simulated/images"
 WHEN = datetime(2026, 11, 1, tzinfo=UTC)
 SHARD_ROWS = 512
+CALIBRATION = 500
 
 
 class Memory(threading.Thread):
@@ -86,9 +88,19 @@ def stage_part(results: str, run_id: str, index: int, part: ManifestPart) -> Non
         columns: dict[str, Any] = {name: piece[name] for name in piece.column_names}
         columns["position"] = pa.array(range(part.start + start, part.start + start + count), pa.int64())
         scores = generator.random(count).astype(np.float32)
-        for name in ("anomaly_score", "score_mean", "score_max", "score_top1pct", "brightness", "contrast"):
+        for name in (
+            "anomaly_score",
+            "score_mean",
+            "score_max",
+            "score_top1pct",
+            "brightness",
+            "contrast",
+            "sharpness",
+        ):
             columns[name] = scores
-        columns["p_value"] = scores.astype(np.float64)
+        columns["p_value"] = np.ceil(scores.astype(np.float64) * CALIBRATION) / (CALIBRATION + 1)
+        columns["image_hash"] = pa.array([bytes(32)] * count, pa.binary(32))
+        columns["image_group"], columns["image_format"] = ["camera-1"] * count, ["PNG"] * count
         columns["is_anomalous"] = scores > 0.99
         columns["heatmap"] = pa.array([maps[i] for i in generator.integers(0, 64, count)], pa.binary())
         constants = {"width": 300, "height": 300, "num_frames": 1, "heatmap_height": 4, "heatmap_width": 4}
@@ -113,6 +125,16 @@ def main() -> None:
         run(count, f"file://{folder}/results", f"{folder}/bundle", memory)
 
 
+def _calibration() -> Calibration:
+    """Of maps as large as the stub's."""
+    generator = np.random.default_rng(0)
+    maps = generator.random((CALIBRATION, 4, 4), np.float32)
+    statistics = generator.random((CALIBRATION, len(STATISTICS)), np.float32)
+    groups = ["camera-1"] * CALIBRATION
+    nominal = Nominal(maps.mean((1, 2)), maps.max((1, 2)), statistics, ["PNG"] * CALIBRATION, groups, maps)
+    return Calibration.fit(nominal, alpha=0.01)
+
+
 def run(count: int, results: str, bundle_uri: str, memory: Memory) -> None:
     """All steps, with what each took."""
     context = multiprocessing.get_context("spawn")
@@ -127,6 +149,7 @@ def run(count: int, results: str, bundle_uri: str, memory: Memory) -> None:
         print(name, json.dumps(steps[name]), flush=True)
         memory.peak = 0
 
+    fitted = _calibration()
     simulate(count)
     intent = Intent(
         run_id="r",
@@ -136,6 +159,8 @@ def run(count: int, results: str, bundle_uri: str, memory: Memory) -> None:
         selection={},
         bundle=bundle_uri,
         bundle_digest=spec.digest,
+        alpha=0.01,
+        fdr=0.1,
         started_at=WHEN,
     )
     started = time.perf_counter()
@@ -160,7 +185,7 @@ def run(count: int, results: str, bundle_uri: str, memory: Memory) -> None:
         record = _commit.commit(
             layout,
             plan,
-            spec,
+            fitted,
             before=None,
             run=_ray.parallel_map,
             check=lambda: None,

@@ -39,10 +39,11 @@ import torch
 from cluster import local_s3
 from fcdd import bundle, calibration, datasets, detector, heatmap, images, networks, objective, regions, storage
 from fcdd.bundle import BundleSpec
-from fcdd.calibration import Calibration
+from fcdd.calibration import STATISTICS, Calibration, Nominal
 from fcdd.detector import Detector
+from fcdd.inference import Runner
 from fcdd.normalization import Normalization
-from jobs import _listing, _runs, _staging
+from jobs import _listing, _parts, _runs
 
 WORKERS = 2
 BUCKET = "s3://bench"
@@ -59,23 +60,34 @@ def make_bundle(network: str, uri: str) -> None:
     pixels = np.stack([images.decode(each, size=(side, side), channels=channels).pixels for each in cells])
     scaling = Normalization(kind="mean_std", shift=(0.5,) * channels, scale=(0.25,) * channels)
 
-    def spec(scores: npt.NDArray[np.float32], peaks: npt.NDArray[np.float32]) -> BundleSpec:
-        flat = np.zeros(len(scores), np.float32)
+    def spec(nominal: Nominal) -> BundleSpec:
         return BundleSpec(
             network=network,
             channels=channels,
             input_size=(side, side),
             normalization=scaling,
             gaussian_std=max(1.0, side / 20),
-            calibration=Calibration.fit(scores, peaks, flat, flat, alpha=0.01),
+            calibration=Calibration.fit(nominal, alpha=0.01),
             training=bundle.TrainingRecord(
-                images="none", num_training=0, num_calibration=len(scores), data_digest="", options={}, versions={}
+                images="none",
+                num_training=0,
+                num_calibration=len(nominal.scores),
+                data_digest="",
+                options={},
+                versions={},
             ),
             weights_sha256=detector.sha256(weights),
         )
 
-    scored = Detector(spec(np.arange(400, dtype=np.float32), np.arange(400, dtype=np.float32)), weights).score(pixels)
-    Detector(spec(scored.mean, scored.maximum), weights).save(uri)
+    def nominal(
+        scores: npt.NDArray[np.float32], peaks: npt.NDArray[np.float32], maps: npt.NDArray[np.float32]
+    ) -> Nominal:
+        flat = np.zeros((len(scores), len(STATISTICS)), np.float32)
+        return Nominal(scores, peaks, flat, ["PNG"] * len(scores), [""] * len(scores), maps)
+
+    runner = Runner(detector.deserialize(weights, network, channels, (side, side)), scaling, (side, side))
+    scored = detector.summarise(runner(pixels))
+    Detector(spec(nominal(scored.mean, scored.maximum, scored.maps)), weights).save(uri)
 
 
 def upload(count: int) -> None:
@@ -122,7 +134,7 @@ def _bare_loop(network: str, infos: list[storage.ObjectInfo], barrier: Any, queu
     torch.set_num_threads(1)
     model = Detector.load(f"{BUCKET}/{network}")
     spec = model.spec
-    side, nominal = spec.input_size, np.array(spec.calibration.scores)
+    side, nominal = spec.input_size, np.array(spec.calibration.pooled.scores)
     model.score(np.zeros((16, *side, spec.channels), np.uint8))
     barrier.wait()
     started = time.time()
@@ -156,7 +168,7 @@ def _bare_loop(network: str, infos: list[storage.ObjectInfo], barrier: Any, queu
                     "regions": [[region._asdict() for region in each] for each in found],
                 }
             )
-            storage.write(f"{BUCKET}/bare/{os.getpid()}-{start}.parquet", _staging.to_parquet(table))
+            storage.write(f"{BUCKET}/bare/{os.getpid()}-{start}.parquet", _parts.to_parquet(table))
     queue.put((started, time.time()))
 
 

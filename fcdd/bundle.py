@@ -16,7 +16,7 @@ from fcdd.calibration import Calibration
 from fcdd.errors import BundleError
 from fcdd.normalization import Normalization
 
-FORMAT_VERSION: Literal[2] = 2
+FORMAT_VERSION: Literal[3] = 3
 WEIGHTS_FILE, SPEC_FILE, CARD_FILE = "model.safetensors", "bundle.json", "README.md"
 Score = Literal["mean", "maximum", "top1pct"]
 FILES = (WEIGHTS_FILE, CARD_FILE, SPEC_FILE)  # the specification last: it makes the bundle readable
@@ -41,7 +41,7 @@ class BundleSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     network: str
     channels: Literal[1, 3]
     input_size: tuple[int, int]
@@ -92,6 +92,11 @@ def from_files(document: bytes, weights: bytes, *, source: str) -> BundleSpec:
         version = fields.get("format_version")
         if version != FORMAT_VERSION:
             raise BundleError(f"{source} has bundle format {version!r}, this version reads format {FORMAT_VERSION}")
+        if not fields.get("calibration"):
+            raise BundleError(
+                f"the bundle {source} has no calibration: without scores of nominal images nothing can be decided; "
+                "train again, or take a copy that has one"
+            )
         spec = BundleSpec.model_validate(fields)
     except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
         raise BundleError(f"{source}/{SPEC_FILE} is not a bundle specification: {error}") from error
@@ -102,6 +107,14 @@ def from_files(document: bytes, weights: bytes, *, source: str) -> BundleSpec:
 
 def _metric_lines(metrics: dict[str, float]) -> str:
     return "".join(f"- {name}: {value:.4g}\n" for name, value in sorted(metrics.items()))
+
+
+def _group_lines(calibration: Calibration) -> str:
+    if not calibration.groups:
+        return ""
+    how = "each with a threshold of its own" if calibration.decide_by_group else "told apart for drift"
+    counts = ", ".join(f"`{group}` {reference.num_images}" for group, reference in calibration.groups.items())
+    return f"\n- groups of calibration images, {how}: {counts}"
 
 
 _SCORES: dict[Score, str] = {"mean": "the mean", "maximum": "the maximum", "top1pct": "the mean of the top 1 %"}
@@ -118,8 +131,11 @@ the score.
 
 - network `{spec.network}`, input {spec.input_size[0]}x{spec.input_size[1]} pixels, {spec.channels} channel(s)
 - trained on {training.num_training} nominal images of `{training.images}` with synthetic anomalies
-- calibrated on {training.num_calibration} other nominal images: scores above {calibration.threshold:.6g} are
-  anomalous, with a promised false-alarm rate of {calibration.alpha:g}
+- calibrated on {calibration.pooled.num_images} other nominal images: scores above {calibration.threshold:.6g} are
+  anomalous, with a promised false-alarm rate of {calibration.alpha:g}; the smallest possible p-value is
+  {1 / (calibration.pooled.num_images + 1):.4g}
+- map values above {calibration.map_threshold:.6g} make a region: a share of {calibration.alpha:g} of nominal images has
+  one{_group_lines(calibration)}
 
 {_metric_lines(training.metrics)}
 It knows these nominal images only: another camera, product or light needs another training or calibration.

@@ -1,10 +1,13 @@
-"""From scores to decisions with nominal images alone: conformal p-values and a threshold.
+"""From scores to decisions with nominal images alone: conformal p-values, thresholds, and what nominal looks like.
 
 With n held-out nominal scores c, a new nominal image exchangeable with them has
-p = (1 + #{c >= s}) / (n + 1) <= alpha with probability at most alpha.
+p = (1 + #{c >= s}) / (n + 1) <= alpha with probability at most alpha (Vovk et al., 2005; Bates et al., 2023).
 """
 
 import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -14,6 +17,80 @@ from pydantic import BaseModel, ConfigDict, Field
 from fcdd.errors import ConfigError
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+# What is measured of every image beside its map; the order of `Nominal.statistics`.
+STATISTICS = ("brightness", "contrast", "sharpness", "width", "height")
+# Distributions of more values are kept as so many quantiles, scores apart: every one of those counts in a p-value.
+SKETCH_VALUES = 1000
+# A group of fewer calibration images is not told apart, nor are more groups than these, the largest first.
+MIN_GROUP, MAX_GROUPS = 50, 64
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Nominal:
+    """What was measured of N nominal images that were not trained on.
+
+    `scores` and `peaks` (N,): anomaly scores and largest map values; `statistics` (N, len(STATISTICS)); formats and
+    groups one per image; `maps` (N,U,V) float32.
+    """
+
+    scores: Floats
+    peaks: Floats
+    statistics: Floats
+    formats: Sequence[str]
+    groups: Sequence[str]
+    maps: npt.NDArray[np.float32]
+
+    def check(self) -> None:
+        """Raises ConfigError for no images, scores or maps that are not finite, or scores that are all the same."""
+        if not len(self.scores):
+            raise ConfigError("there is not one calibration image: bring nominal images that were not trained on")
+        if not (np.isfinite(self.scores).all() and np.isfinite(self.maps).all()):
+            raise ConfigError("the calibration scores are not finite: training diverged; lower the learning rate")
+        if len(self.scores) > 1 and np.ptp(self.scores) == 0:
+            raise ConfigError(
+                f"all {len(self.scores)} calibration images have the score {self.scores[0]:g}: such a detector tells "
+                "nothing apart; are they all the same picture, or did the training collapse?"
+            )
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> "Nominal":
+        """The images of a mask (N,)."""
+        return Nominal(
+            scores=self.scores[chosen],
+            peaks=self.peaks[chosen],
+            statistics=self.statistics[chosen],
+            formats=[kind for kind, keep in zip(self.formats, chosen, strict=True) if keep],
+            groups=[group for group, keep in zip(self.groups, chosen, strict=True) if keep],
+            maps=self.maps[chosen],
+        )
+
+
+class Reference(BaseModel):
+    """What nominal images of one scope (all, or one group) look like: each distribution ascending."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_images: int = Field(ge=1)
+    scores: tuple[float, ...] = Field(min_length=1, description="every nominal anomaly score, ascending")
+    statistics: dict[str, tuple[float, ...]] = Field(description="brightness, ...: values, or so many quantiles")
+    formats: dict[str, int] = Field(description="images of each file format")
+    map_mean: tuple[tuple[float, ...], ...] = Field(description="average anomaly map")
+    map_std: tuple[tuple[float, ...], ...] = Field(description="deviation of each cell between images")
+
+    @classmethod
+    def fit(cls, nominal: Nominal) -> Self:
+        """Of all images given."""
+        # As the scores table has them: runs are compared with these values, ties and all.
+        columns = dict(zip(STATISTICS, np.asarray(nominal.statistics, np.float32).astype(np.float64).T, strict=True))
+        maps = nominal.maps.astype(np.float64)
+        return cls(
+            num_images=len(nominal.scores),
+            scores=tuple(np.sort(nominal.scores).tolist()),
+            statistics={name: tuple(sketch(values).tolist()) for name, values in columns.items()},
+            formats=dict(sorted(Counter(nominal.formats).items())),
+            map_mean=tuple(tuple(_rounded(row)) for row in maps.mean(0)),
+            map_std=tuple(tuple(_rounded(row)) for row in maps.std(0)),
+        )
 
 
 class Calibration(BaseModel):
@@ -21,40 +98,81 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scores: tuple[float, ...] = Field(min_length=1, description="nominal anomaly scores, ascending")
-    alpha: float = Field(gt=0, lt=1, description="promised false-alarm rate of `threshold`")
+    alpha: float = Field(gt=0, lt=1, description="promised false-alarm rate of `threshold` and `map_threshold`")
     threshold: float = Field(description="an image is anomalous when its score is above this")
     map_threshold: float = Field(description="map values above this make a region; display scale 0.5")
-    brightness: tuple[float, float] = Field(description="mean and deviation over images, 0..255")
-    contrast: tuple[float, float] = Field(description="mean and deviation over images, 0..255")
+    pooled: Reference = Field(description="all calibration images")
+    group_pattern: str | None = Field(None, description="names an image's group; default: its first folder")
+    decide_by_group: bool = Field(False, description="whether groups have thresholds and p-values of their own")
+    groups: dict[str, Reference] = Field(default_factory=dict, description="groups that are large enough")
 
     @classmethod
-    def fit(cls, scores: Floats, map_peaks: Floats, brightness: Floats, contrast: Floats, *, alpha: float) -> Self:
-        """From per-image scores, largest map values and image statistics of nominal images, each (n,).
+    def fit(
+        cls, nominal: Nominal, *, alpha: float, group_pattern: str | None = None, decide_by_group: bool = False
+    ) -> Self:
+        """From nominal images.
 
-        `map_threshold` is exceeded anywhere by a share of about `alpha` of nominal images. Raises
-        ConfigError for too few images for `alpha`, or for scores that are not finite.
+        `map_threshold` is exceeded anywhere by a share of about `alpha` of nominal images. Raises ConfigError for too
+        few images for `alpha`, or as `Nominal.check`.
         """
-        if not (np.isfinite(scores).all() and np.isfinite(map_peaks).all()):
-            raise ConfigError("the calibration scores are not finite: training diverged; lower the learning rate")
+        nominal.check()
+        names = np.array(nominal.groups, dtype=object)
+        large = [
+            group for group, count in Counter(nominal.groups).most_common(MAX_GROUPS) if group and count >= MIN_GROUP
+        ]
         return cls(
-            scores=tuple(np.sort(scores).tolist()),
             alpha=alpha,
-            threshold=conformal_threshold(scores, alpha),
-            map_threshold=conformal_threshold(map_peaks, alpha),
-            brightness=(float(np.mean(brightness)), float(np.std(brightness))),
-            contrast=(float(np.mean(contrast)), float(np.std(contrast))),
+            threshold=conformal_threshold(nominal.scores, alpha),
+            map_threshold=conformal_threshold(nominal.peaks, alpha),
+            pooled=Reference.fit(nominal),
+            group_pattern=group_pattern,
+            decide_by_group=decide_by_group,
+            groups={group: Reference.fit(nominal.where(names == group)) for group in sorted(large)},
         )
 
+    def deciding(self, alpha: float) -> dict[str, Reference]:
+        """Groups that decide by their own nominal images: if wanted, those that are large enough for `alpha`."""
+        needed = images_needed(alpha)
+        return {g: r for g, r in self.groups.items() if r.num_images >= needed} if self.decide_by_group else {}
 
-def conformal_threshold(nominal: Floats, alpha: float) -> float:
+
+class Decider:
+    """p-values and alarms at one false-alarm rate. Raises ConfigError if the calibration cannot support it."""
+
+    def __init__(self, calibration: Calibration, alpha: float) -> None:
+        self.threshold = conformal_threshold(np.array(calibration.pooled.scores), alpha)
+        self._nominal = np.array(calibration.pooled.scores)
+        own = {group: np.array(reference.scores) for group, reference in calibration.deciding(alpha).items()}
+        self._groups = {group: (scores, conformal_threshold(scores, alpha)) for group, scores in own.items()}
+
+    @property
+    def group_thresholds(self) -> dict[str, float]:
+        """Of the groups that have one of their own."""
+        return {group: threshold for group, (_, threshold) in self._groups.items()}
+
+    def __call__(self, scores: Floats, groups: Sequence[str]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """(N,) p-values, and which images are anomalous: those with p <= alpha."""
+        p, alarms = p_values(scores, self._nominal), scores > self.threshold
+        for group in set(groups) & self._groups.keys() if self._groups else ():
+            nominal, threshold = self._groups[group]
+            here = np.fromiter((each == group for each in groups), np.bool_, len(groups))
+            p[here], alarms[here] = p_values(scores[here], nominal), scores[here] > threshold
+        return p, alarms
+
+
+def images_needed(alpha: float) -> int:
+    """The smallest calibration that supports a false-alarm rate: 1 / (n + 1) <= alpha."""
+    return math.ceil(1 / alpha - 1 - 1e-9)
+
+
+def conformal_threshold(nominal: Floats | npt.NDArray[np.int64], alpha: float) -> float:
     """The value above which p_values(...) <= alpha; ConfigError if n cannot support alpha."""
     rank = math.floor(alpha * (len(nominal) + 1) + 1e-9)
     if rank < 1:
-        needed = math.ceil(1 / alpha - 1 - 1e-9)
         raise ConfigError(
-            f"a false-alarm rate of {alpha:g} needs at least {needed} calibration images, got {len(nominal)}; "
-            "add nominal images, hold out a larger share or raise alpha"
+            f"a false-alarm rate of {alpha:g} needs at least {images_needed(alpha)} calibration images, got "
+            f"{len(nominal)} (smallest possible p-value {1 / (len(nominal) + 1):.4g}); add nominal images, hold out a "
+            "larger share or raise alpha"
         )
     return float(np.sort(nominal)[len(nominal) - min(rank, len(nominal))])
 
@@ -64,3 +182,28 @@ def p_values(scores: Floats, nominal_ascending: Floats) -> npt.NDArray[np.float6
     n = len(nominal_ascending)
     at_least = n - np.searchsorted(nominal_ascending, scores, side="left")
     return (1 + at_least) / (n + 1)
+
+
+def benjamini_hochberg(counts: dict[float, int], rate: float) -> tuple[float, int]:
+    """The list of a run at a false-discovery rate, from how many images have each p-value: (cut, length of the list).
+
+    Images with p <= cut are on it; of them a share of at most `rate` is expected to be nominal (Benjamini and
+    Hochberg, 1995; for conformal p-values Bates et al., 2023, theorem 2). (0, 0) for an empty list.
+    """
+    p = np.array(sorted(counts))
+    below = np.cumsum([counts[each] for each in p])
+    passing = np.flatnonzero(p * (below[-1] if len(p) else 0) <= rate * below + 1e-12)
+    return (float(p[passing[-1]]), int(below[passing[-1]])) if len(passing) else (0.0, 0)
+
+
+def sketch(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The values ascending, or SKETCH_VALUES of them at even ranks."""
+    ordered = np.sort(values)
+    if len(ordered) <= SKETCH_VALUES:
+        return ordered
+    return ordered[np.rint(np.linspace(0, len(ordered) - 1, SKETCH_VALUES)).astype(np.int64)]
+
+
+def _rounded(values: npt.NDArray[np.float64]) -> list[float]:
+    """Short JSON; cells are compared by half a deviation."""
+    return [float(f"{value:.{_DIGITS}g}") for value in values]

@@ -19,7 +19,9 @@ from fcdd.errors import ImageError
 from fcdd.images import Limits
 
 REQUEST = struct.Struct("<IQ")  # slot, length
-REPLY = struct.Struct("<?IIIffHH")  # decoded, width, height, frames, brightness, contrast, lengths of reason and detail
+# Decoded; width, height, frames, format, brightness, contrast, sharpness, hash; lengths of reason and detail.
+REPLY = struct.Struct(f"<?III8sfff{images.HASH_BYTES}sHH")
+_NOTHING = (0, 0, 0, b"", 0.0, 0.0, 0.0, b"")
 READY = b"!"
 _LONGEST_DETAIL = 1000
 
@@ -46,11 +48,12 @@ def main(argv: Sequence[str]) -> None:
         try:
             image = images.decode(data, size=(height, width), channels=channels, limits=limits)
             pixels[slot] = image.pixels
-            reply = (True, image.width, image.height, image.frames, image.brightness, image.contrast, 0, 0)
-            text = b""
+            size = (image.width, image.height, image.frames, image.format.encode())
+            values = (*size, image.brightness, image.contrast, image.sharpness, image.hash)
+            reply, text = (True, *values, 0, 0), b""
         except ImageError as error:
             reason, detail = error.reason.encode(), error.detail.encode(errors="replace")[:_LONGEST_DETAIL]
-            reply = (False, 0, 0, 0, 0.0, 0.0, len(reason), len(detail))
+            reply = (False, *_NOTHING, len(reason), len(detail))
             text = reason + detail
         os.write(sys.stdout.fileno(), REPLY.pack(*reply) + text)
 

@@ -45,6 +45,9 @@ class Detector:
         self.weights = weights
         network = deserialize(weights, spec.network, spec.channels, spec.input_size)
         self.receptive_field = network.receptive_field
+        cells = np.shape(spec.calibration.pooled.map_mean)
+        if cells != (self.receptive_field.height, self.receptive_field.width):
+            raise BundleError(f"the calibration is of maps of {cells}, and network {spec.network!r} makes others")
         self._runner = Runner(network, spec.normalization, spec.input_size, runtime)
 
     @classmethod

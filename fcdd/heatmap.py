@@ -9,6 +9,7 @@ Shapes: U x V cells of the map, H x W pixels.
 """
 
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 
 VERSION = 1
 _HEADER = struct.Struct("<BHHff")
+_HEADER_FIELDS = np.dtype([("version", "u1"), ("shape", "<u2", 2), ("low", "<f4"), ("high", "<f4")])
 _LEVELS = 255
 # The three anchors of a dark-red-yellow scale that stays ordered for colour-blind eyes and in grey.
 _COLD, _WARM, _HOT = "#1b0c41", "#cf4446", "#fcffa4"
@@ -57,6 +59,27 @@ def decode(data: bytes) -> npt.NDArray[np.float32]:
     zigzag = np.frombuffer(data, np.uint8, offset=_HEADER.size).reshape(height, width)
     deltas = (zigzag >> 1) ^ (0 - (zigzag & 1))
     levels = deltas.cumsum(0, dtype=np.uint8).cumsum(1, dtype=np.uint8)
+    values: npt.NDArray[np.float32] = (low + levels * ((high - low) / _LEVELS)).astype(np.float32)
+    return values
+
+
+def decode_each(encoded: Sequence[bytes]) -> npt.NDArray[np.float32]:
+    """`decode` of maps of one shape, as one stack (N,U,V), several times faster than one by one.
+
+    Raises ValueError for damaged bytes or maps of different shapes.
+    """
+    if not encoded:
+        return np.empty((0, 0, 0), np.float32)
+    first = decode(encoded[0])
+    if any(len(each) != len(encoded[0]) for each in encoded):
+        raise ValueError("expected heatmaps of one shape")
+    data = np.frombuffer(b"".join(encoded), np.uint8).reshape(len(encoded), -1)
+    headers = np.frombuffer(data[:, : _HEADER.size].tobytes(), _HEADER_FIELDS)
+    if (headers["version"] != VERSION).any() or (headers["shape"] != first.shape).any():
+        raise ValueError(f"expected heatmaps of version {VERSION} and shape {first.shape}")
+    zigzag = data[:, _HEADER.size :].reshape(-1, *first.shape)
+    levels = ((zigzag >> 1) ^ (0 - (zigzag & 1))).cumsum(1, dtype=np.uint8).cumsum(2, dtype=np.uint8)
+    low, high = (headers[name].astype(np.float64)[:, None, None] for name in ("low", "high"))
     values: npt.NDArray[np.float32] = (low + levels * ((high - low) / _LEVELS)).astype(np.float32)
     return values
 

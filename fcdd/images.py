@@ -11,16 +11,19 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from fcdd.errors import ImageError, Reason
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+HASH_BYTES = 32
+_HASH_ROWS = 16
 _LEVELS = np.arange(256.0)
 _METADATA_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, OSError, EOFError, struct.error)
 _ORIENTATION = 0x0112  # EXIF tag; the values and what turns the pixels upright:
@@ -51,16 +54,20 @@ class Limits:
 class DecodedImage:
     """Pixels (H,W,C) uint8 at the network's size; original width and height after EXIF orientation.
 
-    `brightness` and `contrast` are the mean and standard deviation of the resized pixels, 0..255; `frames` is how
-    many pictures the file holds, of which these are the first.
+    Of the resized pixels, 0..255: `brightness` is the mean, `contrast` the standard deviation, `sharpness` the mean
+    absolute difference between neighbours. `frames` is how many pictures the file holds, of which these are the first;
+    `format` one of FORMATS; `hash` a difference hash of 256 bits, near that of pictures that look the same.
     """
 
     pixels: npt.NDArray[np.uint8]
     width: int
     height: int
     frames: int
+    format: str
     brightness: float
     contrast: float
+    sharpness: float
+    hash: bytes
 
 
 def decode(data: bytes, *, size: tuple[int, int], channels: int, limits: Limits = Limits()) -> DecodedImage:
@@ -77,7 +84,7 @@ def decode(data: bytes, *, size: tuple[int, int], channels: int, limits: Limits 
 def decode_full(data: bytes, *, limits: Limits = Limits()) -> Image.Image:
     """The whole picture as RGB, by the same rules and with the same errors as `decode`: to be looked at."""
     with _reasons(data, limits):
-        return _load(data, "RGB", limits, None)[0]
+        return _load(data, "RGB", limits, None).image
 
 
 def check_size(encoded_bytes: int, limits: Limits) -> None:
@@ -110,24 +117,62 @@ def _reasons(data: bytes, limits: Limits) -> Iterator[None]:
 def _decode(data: bytes, size: tuple[int, int], channels: int, limits: Limits) -> DecodedImage:
     height, width = size
     mode = "L" if channels == 1 else "RGB"
-    image, (full_width, full_height), frames = _load(data, mode, limits, (2 * width, 2 * height))
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(resized, np.uint8).reshape(height, width, channels)
-    brightness, contrast = _statistics(resized)
-    return DecodedImage(pixels, full_width, full_height, frames, brightness, contrast)
+    loaded = _load(data, mode, limits, (2 * width, 2 * height))
+    resized = loaded.image.resize((width, height), Image.Resampling.BILINEAR)
+    brightness, contrast = _mean_and_deviation(resized)
+    grey = resized.convert("L")
+    return DecodedImage(
+        pixels=np.asarray(resized, np.uint8).reshape(height, width, channels),
+        width=loaded.size[0],
+        height=loaded.size[1],
+        frames=loaded.frames,
+        format=loaded.format,
+        brightness=brightness,
+        contrast=contrast,
+        sharpness=_sharpness(grey),
+        hash=difference_hash(grey),
+    )
 
 
-def _statistics(image: Image.Image) -> tuple[float, float]:
-    """Mean and standard deviation of all values, from the histogram: ten times faster than over the pixels."""
+def _mean_and_deviation(image: Image.Image) -> tuple[float, float]:
+    """Of all values, from the histogram: ten times faster than over the pixels."""
     counts = np.array(image.histogram(), np.float64).reshape(-1, 256).sum(0)
     mean = float(counts @ _LEVELS / counts.sum())
     return mean, float(np.sqrt(counts @ np.square(_LEVELS - mean) / counts.sum()))
 
 
-def _load(
-    data: bytes, mode: str, limits: Limits, at_least: tuple[int, int] | None
-) -> tuple[Image.Image, tuple[int, int], int]:
-    """The upright 8-bit image, at a reduced JPEG scale of `at_least` (width, height), its full size, its frames."""
+def _sharpness(grey: Image.Image) -> float:
+    """Mean absolute difference between horizontal and vertical neighbours; 0 for an image of one pixel."""
+    width, height = grey.size
+    pairs = (
+        ((1, 0, width, height), (0, 0, width - 1, height)),
+        ((0, 1, width, height), (0, 0, width, height - 1)),
+    )
+    steps = [_mean_and_deviation(ImageChops.difference(grey.crop(a), grey.crop(b)))[0] for a, b in pairs if _area(b)]
+    return float(np.mean(steps)) if steps else 0.0
+
+
+def _area(box: tuple[int, int, int, int]) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def difference_hash(grey: Image.Image) -> bytes:
+    """256 bits: whether each of 16x16 coarse cells is brighter than its left neighbour (dHash)."""
+    cells = np.asarray(grey.resize((_HASH_ROWS + 1, _HASH_ROWS), Image.Resampling.BOX))
+    return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()
+
+
+class _Loaded(NamedTuple):
+    """The upright 8-bit image, perhaps at a reduced scale; its full size (width, height)."""
+
+    image: Image.Image
+    size: tuple[int, int]
+    frames: int
+    format: str
+
+
+def _load(data: bytes, mode: str, limits: Limits, at_least: tuple[int, int] | None) -> _Loaded:
+    """Decoded; of a JPEG at a reduced scale of `at_least` (width, height)."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > limits.pixels:
             raise ImageError("too_large", f"{image.width}x{image.height} pixels, more than {limits.pixels}")
@@ -139,11 +184,11 @@ def _load(
             image.draft(mode, at_least)
         image.load()
         turn = _TURNS.get(_orientation(image))
-        upright = to_eight_bit(image, mode)
+        upright, kind = to_eight_bit(image, mode), image.format or ""
     if turn is None:
-        return upright, full_size, frames
+        return _Loaded(upright, full_size, frames, kind)
     quarter = turn not in (Transpose.FLIP_LEFT_RIGHT, Transpose.FLIP_TOP_BOTTOM, Transpose.ROTATE_180)
-    return upright.transpose(turn), full_size[::-1] if quarter else full_size, frames
+    return _Loaded(upright.transpose(turn), full_size[::-1] if quarter else full_size, frames, kind)
 
 
 def _frames(image: Image.Image) -> int:

@@ -163,10 +163,21 @@ class IsolatedDecoder:
 
     def _receive(self, image: _Pending) -> DecodedImage | ImageError:
         form = decoder_process.REPLY
-        decoded, width, height, frames, brightness, contrast, *lengths = form.unpack(self._read(form.size))
+        decoded, *values, reason_length, detail_length = form.unpack(self._read(form.size))
         if decoded:
-            return DecodedImage(self._pixels[image.slot].copy(), width, height, frames, brightness, contrast)
-        reason, detail = (self._read(length).decode(errors="replace") for length in lengths)
+            width, height, frames, kind, brightness, contrast, sharpness, hash_ = values
+            return DecodedImage(
+                pixels=self._pixels[image.slot].copy(),
+                width=width,
+                height=height,
+                frames=frames,
+                format=kind.rstrip(b"\0").decode(),
+                brightness=brightness,
+                contrast=contrast,
+                sharpness=sharpness,
+                hash=hash_,
+            )
+        reason, detail = (self._read(n).decode(errors="replace") for n in (reason_length, detail_length))
         assert reason in get_args(Reason), reason
         return ImageError(reason, detail)  # type: ignore[arg-type]
 

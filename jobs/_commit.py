@@ -1,15 +1,14 @@
 """The commit protocol: prove, compact, place, and write the record last.
 
     staged parts -> ranges of the manifest, each row exactly once -> a few sorted parts, put once under names with
-    their content hash -> runs/<run_id>.json by a conditional put -> staging removed
+    their content hash -> decisions over them -> runs/<run_id>.json by a conditional put -> staging removed
 
 Whatever dies before the record leaves a run that no reader sees and that the same command finishes.
 """
 
-import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -21,10 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fcdd import storage
-from fcdd.bundle import BundleSpec
+from fcdd.calibration import Calibration
 from fcdd.errors import FCDDError
-from jobs import _manifest, _records, _staging
+from jobs import _decisions, _manifest, _parts, _records, _staging
 from jobs._console import TooManyBadImages
+from jobs._decisions import Map
 from jobs._staging import Bitmap, Coverage, Staged
 from schemas import DELETED, Layout, Part, RunRecord, conform
 from schemas.runs import Intent, ManifestPart, Plan
@@ -63,13 +63,10 @@ class Published(NamedTuple):
     reasons: Counter[str]
 
 
-Map = Callable[[Callable[[Range], Published], Iterable[Range]], Iterable[Published]]
-
-
 def commit(
     layout: Layout,
     plan: Plan,
-    spec: BundleSpec,
+    fitted: Calibration,
     *,
     before: RunRecord | None,
     run: Map,
@@ -99,6 +96,7 @@ def commit(
     if missing := plan.num_images - proof.count():
         raise IncompleteRun(f"{missing} of {plan.num_images} images of run {intent.run_id} were not published")
     deleted = [*(before.deleted if before else ()), *(_publish_deleted(layout, intent) if plan.num_deleted else ())]
+    decisions = _decisions.decide(layout, intent, fitted, scores, run)
     check()
     record = RunRecord(
         run_id=intent.run_id,
@@ -122,12 +120,10 @@ def commit(
         skipped=plan.skipped,
         quarantine_reasons=dict(reasons),
         manifest_digest=plan.manifest_digest,
-        threshold=spec.calibration.threshold,
-        map_threshold=spec.calibration.map_threshold,
-        alpha=spec.calibration.alpha,
         scores=tuple(scores),
         quarantine=tuple(quarantine),
         deleted=tuple(deleted),
+        **decisions,
         **facts(),
     )
     if record.num_scored + record.num_quarantined != record.num_listed:
@@ -203,7 +199,7 @@ def publish(part: Range) -> Published:
     rows, copies = _deduplicated(_staged_rows(part), listed, part)
     staged = int(copies.sum())
     failed = _staging.failed(rows)
-    rows = _with_run(rows, intent)
+    rows = _parts.with_run(rows, intent)
     attempts = rows.column_names.index("attempts")
     rows = rows.set_column(attempts, "attempts", pa.array(copies, pa.int32()))
     order = pc.sort_indices(rows["image_uri"])
@@ -280,12 +276,8 @@ def _deduplicated(rows: pa.Table, listed: pa.Table, part: Range) -> tuple[pa.Tab
 
 
 def _place(layout: Layout, intent: Intent, table: str, index: int, rows: pa.Table) -> Part:
-    data = _staging.to_parquet(rows)
-    sha = hashlib.sha256(data).hexdigest()
-    name = f"part-{index:05d}-{sha[:16]}.parquet"
-    path = layout.part(table, intent.collection, intent.day, intent.run_id, name)
-    storage.write(storage.join(layout.results, path), data)
-    return Part(path=path, rows=rows.num_rows, bytes=len(data), sha256=sha)
+    name = f"part-{index:05d}-{{}}.parquet"
+    return _parts.place(layout, layout.part(table, intent.collection, intent.day, intent.run_id, name), rows)
 
 
 def _kept(layout: Layout, before: RunRecord | None, plan: Plan) -> tuple[list[Part], list[Part], int, Bitmap]:
@@ -301,29 +293,10 @@ def _kept(layout: Layout, before: RunRecord | None, plan: Plan) -> tuple[list[Pa
         return list(before.scores), list(before.quarantine), before.num_anomalous, proof
     tried_again = Bitmap(plan.num_images)
     for part in before.quarantine:
-        tried_again.add(read_published(layout, part, ["row_id"])["row_id"].to_numpy())
+        tried_again.add(_parts.read_published(layout, part, ["row_id"])["row_id"].to_numpy())
     return list(before.scores), [], before.num_anomalous, proof.without(tried_again)
-
-
-def read_published(layout: Layout, part: Part, columns: list[str] | None = None) -> pa.Table:
-    """A published part. Raises FCDDError when it is not what the commit record says."""
-    try:
-        data = storage.read(storage.join(layout.results, part.path))
-    except FileNotFoundError as error:
-        raise FCDDError(f"the published part {part.path} is gone") from error
-    if len(data) != part.bytes or hashlib.sha256(data).hexdigest() != part.sha256:
-        raise FCDDError(f"the published part {part.path} is not what its commit record says: damaged or replaced")
-    return pq.read_table(pa.BufferReader(data), columns=columns, partitioning=None)
 
 
 def _publish_deleted(layout: Layout, intent: Intent) -> list[Part]:
     rows = pq.read_table(pa.BufferReader(storage.read(layout.deleted(intent.run_id))))
-    return [_place(layout, intent, "deleted", 0, conform(_with_run(rows, intent), DELETED))]
-
-
-def _with_run(rows: pa.Table, intent: Intent) -> pa.Table:
-    """The rows with the columns that are constant within a run."""
-    values = (intent.collection, intent.day, intent.run_id, intent.bundle_digest, intent.started_at)
-    for name, value in zip(_staging.RUN_COLUMNS, values, strict=True):
-        rows = rows.append_column(name, pa.repeat(pa.scalar(value), rows.num_rows))
-    return rows
+    return [_place(layout, intent, "deleted", 0, conform(_parts.with_run(rows, intent), DELETED))]

@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 from fcdd.errors import BundleError, ConfigError, FCDDError
 
-DONE, FAILED, USER_MUST_ACT, TOO_MANY_BAD_IMAGES, BUSY, INTERRUPTED = 0, 1, 2, 3, 4, 130
+DONE, FAILED, USER_MUST_ACT, TOO_MANY_BAD_IMAGES = 0, 1, 2, 3
+DRIFTED, ALARMS_ABOVE_LIMIT, BUSY, INTERRUPTED = 4, 5, 6, 130
 
 
 class TooManyBadImages(FCDDError):
@@ -25,15 +26,15 @@ class LeaseHeld(FCDDError):
     """Another process is at work on the same night."""
 
 
-def run(job: Callable[[], None]) -> int:
-    """Run a job and return its exit code; every error a user can cause becomes one sentence on stderr."""
+def run(job: Callable[[], int | None]) -> int:
+    """Run a job and return its exit code (None: done); every error a user can cause becomes one sentence on stderr."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
     with suppress(ValueError):  # not in the main thread: whoever started this one handles signals
         signal.signal(signal.SIGTERM, _interrupt)
     try:
-        job()
+        return job() or DONE
     except FCDDError as error:
         # Ray joins the class of a worker's error with its own, and puts the worker's traceback into the message.
         cause = str(getattr(error, "cause", error)).splitlines() or [type(error).__name__]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fcdd import images, storage
+from fcdd.calibration import STATISTICS
 from fcdd.errors import ConfigError, FCDDError, ImageError
 from fcdd.images import DecodedImage, Limits
 from fcdd.isolation import IsolatedDecoder
@@ -48,12 +49,15 @@ class Failure(NamedTuple):
 
 
 class ImageSet(NamedTuple):
-    """Readable images in memory: pixels (N,H,W,C) uint8, brightness and contrast (N,), positions in the list (N,)."""
+    """Readable images in memory: pixels (N,H,W,C) uint8, positions in the list (N,).
+
+    `statistics` are (N, len(calibration.STATISTICS)).
+    """
 
     pixels: npt.NDArray[np.uint8]
-    brightness: npt.NDArray[np.float32]
-    contrast: npt.NDArray[np.float32]
     positions: npt.NDArray[np.int64]
+    statistics: npt.NDArray[np.float32]
+    formats: list[str]
 
 
 class Fetched(NamedTuple):
@@ -185,7 +189,7 @@ def load_set(infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) 
         raise ConfigError(f"{len(infos) - len(good)} of {len(infos)} images cannot be read; see the log above")
     return ImageSet(
         np.stack([image.pixels for image in good]),
-        np.array([image.brightness for image in good], np.float32),
-        np.array([image.contrast for image in good], np.float32),
         np.flatnonzero([isinstance(image, DecodedImage) for image in loaded]),
+        np.array([[getattr(image, name) for name in STATISTICS] for image in good], np.float32),
+        [image.format for image in good],
     )

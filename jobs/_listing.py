@@ -47,6 +47,12 @@ class Selection(BaseModel):
     exclude: tuple[str, ...] = ()
     extensions: tuple[str, ...] = images.EXTENSIONS
     modified_since: datetime | None = None
+    modified_before: datetime | None = None
+
+    @property
+    def by_time(self) -> bool:
+        """Whether it needs to know when an object was written."""
+        return self.modified_since is not None or self.modified_before is not None
 
     def leaves_out(self, key: str, info: ObjectInfo, *, named: bool = False) -> str | None:
         """The rule by which an object, at `key` below its location, is no image of the run; None if it is one.
@@ -63,6 +69,8 @@ class Selection(BaseModel):
             return "excluded"
         if self.modified_since and info.last_modified < self.modified_since:
             return "older"
+        if self.modified_before and info.last_modified >= self.modified_before:
+            return "newer"
         return None
 
 

@@ -45,6 +45,7 @@ class Source(NamedTuple):
     list_uri: str | None
     selection: Selection
     since_last: bool
+    may_be_empty: bool = False
 
     def places(self) -> tuple[str, ...]:
         """What is listed: the explicit list, or the locations."""
@@ -255,6 +256,8 @@ class _Tally:
 
         An incremental run may find no new image, but an empty place would mean that everything was deleted.
         """
+        if source.may_be_empty:
+            return
         for place, prefix in enumerate(source.places()):
             if not self._objects[place]:
                 raise _listing.nothing_found([prefix], {}, source.selection)
@@ -350,7 +353,7 @@ def spool_all(source: Source, spool: Spool, tally: _Tally) -> None:
 
     if source.list_uri:
         base = source.prefixes[0] if source.prefixes else None
-        known = source.since_last or source.selection.modified_since is not None
+        known = source.since_last or source.selection.by_time
         entries = _listing.entries(source.list_uri, base, must_be_known=known)
         _together([partial(spool_pages, 0, base or "", entries)], tally)
     else:

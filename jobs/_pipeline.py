@@ -18,8 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fcdd import calibration, heatmap, regions, storage
+from fcdd import grouping, heatmap, regions, storage
 from fcdd.bundle import BundleSpec
+from fcdd.calibration import Decider
 from fcdd.errors import FCDDError
 from fcdd.images import DecodedImage, Limits
 from fcdd.isolation import IsolatedDecoder
@@ -41,7 +42,13 @@ MAX_DEATHS, MAX_DEATHS_PER_WORKER = 5, 2
 PIXELS = "pixels"
 # Seconds of work per row, by stage: summed up they say where the time goes.
 SECONDS = ("fetch_seconds", "decode_seconds", "score_seconds")
-_DECODED_COLUMNS = ("width", "height", "num_frames", "brightness", "contrast")
+# Column -> attribute of a decoded image.
+_DECODED_COLUMNS = {
+    **{name: name for name in ("width", "height", "brightness", "contrast", "sharpness")},
+    "num_frames": "frames",
+    "image_format": "format",
+    "image_hash": "hash",
+}
 
 
 class Shard(TypedDict):
@@ -84,6 +91,8 @@ class FetchDecode:
     channels: int
     limits: Limits
     timeout_s: float
+    roots: tuple[str, ...]
+    group_pattern: str | None
 
     def __call__(self, shards: pa.Table) -> Iterator[pa.Table]:
         """One table per shard."""
@@ -101,8 +110,10 @@ class FetchDecode:
         good = [image for image in loaded.results if isinstance(image, DecodedImage)]
         readable = np.array([isinstance(image, DecodedImage) for image in loaded.results], np.bool_)
         columns[PIXELS] = _binary(np.stack([i.pixels for i in good]) if good else np.empty((0, 1), np.uint8), readable)
-        for name in _DECODED_COLUMNS:
-            values = [getattr(image, name.removeprefix("num_")) for image in good]
+        pattern = grouping.compile_pattern(self.group_pattern)
+        columns["image_group"] = pa.array([grouping.group_of(info.uri, self.roots, pattern) for info in loaded.infos])
+        for name, attribute in _DECODED_COLUMNS.items():
+            values = [getattr(image, attribute) for image in good]
             columns[name] = _spread(pa.array(values, _staging.ROW.field(name).type), readable)
         for name, seconds in zip(SECONDS, (loaded.fetch_seconds, loaded.decode_seconds), strict=False):
             columns[name] = pa.array(np.full(len(rows), seconds / len(rows), np.float32))
@@ -129,6 +140,7 @@ class Score:
         spec: BundleSpec,
         weights: bytes,
         runtime: Runtime,
+        alpha: float,
         then: Callable[[pa.Table], pa.Table] | None = None,
         starts: "StartLog | None" = None,
     ) -> None:
@@ -142,7 +154,7 @@ class Score:
         if not torch.cuda.is_available():
             torch.set_num_threads(1)  # workers share the cores by being several
         self.detector = Detector(spec, weights, runtime)
-        self.nominal = np.array(spec.calibration.scores)
+        self.decide = Decider(spec.calibration, alpha)
         self.then = then
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -156,13 +168,15 @@ class Score:
         has_score[readable] = finite
         chosen: npt.NDArray[np.float32] = getattr(scored, spec.score)[finite]
         maps = scored.maps[finite]
+        groups = rows["image_group"].filter(pa.array(has_score)).to_pylist()
+        p, alarms = self.decide(chosen, groups)
         values = {
             "anomaly_score": chosen,
             "score_mean": scored.mean[finite],
             "score_max": scored.maximum[finite],
             "score_top1pct": scored.top1pct[finite],
-            "p_value": calibration.p_values(chosen, self.nominal),
-            "is_anomalous": chosen > spec.calibration.threshold,
+            "p_value": p,
+            "is_anomalous": alarms,
             "heatmap": heatmap.encode_each(maps),
             "heatmap_height": np.full(len(maps), maps.shape[1], np.int32),
             "heatmap_width": np.full(len(maps), maps.shape[2], np.int32),

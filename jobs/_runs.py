@@ -19,13 +19,19 @@ log = logging.getLogger(__name__)
 
 def records(layout: Layout, collection: str | None = None) -> list[RunRecord]:
     """All commit records (of a collection), oldest first, superseded ones too."""
-    uris = [info.uri for page in storage.pages(layout.runs()) for info in page if info.uri.endswith(".json")]
+    prefix = f"{layout.runs()}/"
+    uris = [info.uri for page in storage.pages(layout.runs()) for info in page if _is_record(info.uri, prefix)]
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
         found = list(pool.map(_records.parse, uris))
     return sorted(
         (record for record in found if collection in (None, record.collection)),
         key=lambda record: (record.committed_at, record.run_id),
     )
+
+
+def _is_record(uri: str, prefix: str) -> bool:
+    """Beside a record lies a folder of what belongs to it."""
+    return uri.endswith(".json") and "/" not in uri.removeprefix(prefix)
 
 
 def committed(results: str, collection: str, day: date | None = None) -> list[RunRecord]:

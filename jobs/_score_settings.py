@@ -14,6 +14,9 @@ from jobs._listing import Selection
 from jobs._manifest import Source
 from jobs._settings import JobSettings, Night
 
+# So many unreadable images are no sign of a wrong place, however few there are.
+FEW = 3
+
 
 class ScoreSettings(JobSettings):
     """Score every image under one or several locations and commit one run of results.
@@ -45,6 +48,7 @@ class ScoreSettings(JobSettings):
     modified_since: datetime | None = Field(
         None, description="score only objects written at this time or later (ISO 8601)"
     )
+    modified_before: datetime | None = Field(None, description="score only objects written before this time (ISO 8601)")
     since_last: bool = Field(
         False, description="score only images that no committed run of the collection has scored with this bundle"
     )
@@ -57,6 +61,10 @@ class ScoreSettings(JobSettings):
     workers: int | None = Field(
         None, ge=0, description="scoring processes; default: what the cluster has; 0: in this process, without Ray"
     )
+    alpha: float | None = Field(
+        None, gt=0, lt=1, description="false-alarm rate of the alarms; default: the one the bundle was calibrated for"
+    )
+    fdr: float = Field(0.1, gt=0, lt=1, description="false-discovery rate of the run's list (Benjamini-Hochberg)")
     backend: str = Field(
         "torch", pattern="^(torch|openvino)$", description="library of the forward pass: torch, openvino"
     )
@@ -68,7 +76,7 @@ class ScoreSettings(JobSettings):
 
     def quarantine_limit(self, images: int) -> int:
         """How many of so many images may be quarantined."""
-        limit = int(self.max_quarantine_share * images)
+        limit = max(FEW, int(self.max_quarantine_share * images))
         return limit if self.max_quarantine is None else min(limit, self.max_quarantine)
 
     def runtime(self) -> Runtime:
@@ -79,18 +87,23 @@ class ScoreSettings(JobSettings):
         """What one image may cost."""
         return Limits(encoded_bytes=int(self.max_image_mb * 2**20), pixels=int(self.max_megapixels * 1e6))
 
-    def source(self) -> Source:
-        """Where the images come from. Raises ConfigError when that is nowhere."""
+    def source(self, *, may_be_empty: bool = False) -> Source:
+        """Where the images come from; `may_be_empty`: nothing there is no mistake. Raises ConfigError for nowhere."""
         if not self.images and not self.image_list:
             raise ConfigError("say where the images are: --images or --image-list")
         if self.image_list and len(self.images) > 1:
             raise ConfigError("with --image-list give at most one --images, which its relative names are below")
-        modified = self.modified_since
         selection = Selection(
             include=tuple(self.include),
             exclude=tuple(self.exclude),
             extensions=tuple(each.lower() for each in self.extensions),
-            modified_since=modified if modified is None or modified.tzinfo else modified.replace(tzinfo=UTC),
+            modified_since=_aware(self.modified_since),
+            modified_before=_aware(self.modified_before),
         )
         list_uri = storage.normalize(self.image_list) if self.image_list else None
-        return Source(_listing.outermost(self.images), list_uri, selection, self.since_last)
+        return Source(_listing.outermost(self.images), list_uri, selection, self.since_last, may_be_empty)
+
+
+def _aware(time: datetime | None) -> datetime | None:
+    """A time that does not say where it is, is UTC."""
+    return time if time is None or time.tzinfo else time.replace(tzinfo=UTC)

@@ -21,10 +21,12 @@ from rich.table import Table
 
 from fcdd import bundle, storage
 from fcdd.bundle import BundleSpec
+from fcdd.calibration import Decider
 from fcdd.errors import ConfigError
 from fcdd.runtime import Runtime
 from jobs import _commit, _progress, _records
 from jobs import _pipeline as stages
+from jobs._decisions import Map
 from jobs._lease import Lease
 from jobs._manifest import Listing, Source
 from jobs._pipeline import Shard
@@ -56,6 +58,11 @@ class Job(NamedTuple):
     spec: BundleSpec
     weights: bytes
 
+    @property
+    def alpha(self) -> float:
+        """The false-alarm rate that was asked for, else the bundle's."""
+        return self.settings.alpha or self.spec.calibration.alpha
+
     def intent(self, run_id: str, before: RunRecord | None, *, keep: bool, is_retry: bool = False) -> Intent:
         """What the run is to do. `before` is the run of the night whose place it takes; its rows are kept if `keep`."""
         return Intent(
@@ -70,20 +77,25 @@ class Job(NamedTuple):
             keeps=before.run_id if before and keep else None,
             kept_images=before.num_listed if before and keep else 0,
             is_retry=is_retry,
+            roots=tuple(self.source.prefixes),
+            alpha=self.alpha,
+            fdr=self.settings.fdr,
             runtime=self.settings.runtime().model_dump(),
             started_at=datetime.now(UTC),
         )
 
 
-def prepare(settings: ScoreSettings) -> Job:
+def prepare(settings: ScoreSettings, *, may_be_empty: bool = False) -> Job:
     """Find everything that can be wrong before anything is started."""
     if not is_name(settings.collection):
         raise ConfigError(f"expected a collection of lower-case letters, digits, - and _, got {settings.collection!r}")
     layout = Layout(storage.normalize(settings.results))
-    source = settings.source()
+    source = settings.source(may_be_empty=may_be_empty)
     spec, weights = bundle.load(storage.normalize(settings.bundle))
     settings.runtime().check(spec.network)
-    return Job(settings, layout, source, spec, weights)
+    job = Job(settings, layout, source, spec, weights)
+    Decider(spec.calibration, job.alpha)  # the calibration supports it
+    return job
 
 
 def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -> RunRecord:
@@ -104,7 +116,7 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
         def facts() -> dict[str, Any]:
             seconds = {"stage": staged - started, "to_first_image": progress.seconds_to_first()}
             seconds |= {f"workers_{stage}": value for stage, value in progress.seconds.items()}
-            seconds |= {"publish": time.perf_counter() - staged}
+            seconds |= {"publish_and_decide": time.perf_counter() - staged}
             return {
                 "images_per_second": progress.rate(),
                 "stage_seconds": {name: round(value, 3) for name, value in seconds.items()},
@@ -116,7 +128,7 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
         return _commit.commit(
             job.layout,
             plan,
-            job.spec,
+            job.spec.calibration,
             before=before,
             run=_map_on_ray() if parallel else map,
             check=lease.check,
@@ -135,7 +147,7 @@ def _workers(settings: ScoreSettings, cluster: ExitStack) -> int:
     return _ray.num_workers(settings.workers)
 
 
-def _map_on_ray() -> _commit.Map:
+def _map_on_ray() -> Map:
     from jobs import _ray
 
     return _ray.parallel_map
@@ -176,10 +188,13 @@ def receipts(job: Job, intent: Intent, shards: list[Shard], workers: int) -> Ite
     settings, spec, run_id = job.settings, job.spec, intent.run_id
     runtime, attempt = Runtime.model_validate(intent.runtime), uuid.uuid4().hex[:8]
     limits, timeout_s = settings.limits(), settings.image_timeout_s
-    fetch_decode = stages.FetchDecode(job.layout.results, run_id, spec.input_size, spec.channels, limits, timeout_s)
+    named = (intent.roots, spec.calibration.group_pattern)
+    fetch_decode = stages.FetchDecode(
+        job.layout.results, run_id, spec.input_size, spec.channels, limits, timeout_s, *named
+    )
     stage_parts = stages.StageParts(job.layout.results, run_id, attempt)
     if settings.workers == 0:
-        score_and_stage = stages.Score(spec, job.weights, runtime, stage_parts)
+        score_and_stage = stages.Score(spec, job.weights, runtime, intent.alpha, stage_parts)
         for shard in shards:
             for decoded in fetch_decode(pa.Table.from_pylist([dict(shard)])):
                 yield from score_and_stage(decoded).to_pylist()
@@ -196,7 +211,7 @@ def receipts(job: Job, intent: Intent, shards: list[Shard], workers: int) -> Ite
         .map_batches(fetch_decode, batch_size=None, batch_format="pyarrow", **decode)
         .map_batches(
             stages.Score,
-            fn_constructor_args=(spec, job.weights, runtime, None if write else stage_parts, log_book),
+            fn_constructor_args=(spec, job.weights, runtime, intent.alpha, None if write else stage_parts, log_book),
             batch_size=None,
             batch_format="pyarrow",
             **actors,

@@ -22,14 +22,14 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from fcdd.errors import ConfigError
 
 
-def _strict_date(value: object) -> object:
+def strict_date(value: object) -> object:
     """Pydantic would also take numbers and times, and a night must not be guessed."""
     if isinstance(value, str) and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
         raise ValueError("expected a date like 2026-11-24")
     return value
 
 
-Night = Annotated[dt.date, BeforeValidator(_strict_date)]
+Night = Annotated[dt.date, BeforeValidator(strict_date)]
 
 
 def height_and_width(text: str) -> tuple[int, int]:

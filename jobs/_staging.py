@@ -6,7 +6,6 @@ done, and what staging holds is not done again.
 """
 
 import hashlib
-import io
 import itertools
 import re
 from collections import Counter
@@ -21,25 +20,21 @@ import pyarrow.parquet as pq
 
 from fcdd import storage
 from fcdd.errors import TRANSIENT_REASONS, FCDDError
+from jobs import _parts
 from schemas import QUARANTINE, SCORES, Layout
 from schemas.runs import ManifestPart
 
-# 5,000 rows are a good middle between scans and point look-ups (LIMITS).
-ROW_GROUP_ROWS = 5_000
 TABLES = {"scores": SCORES, "quarantine": QUARANTINE}
 FAILURE_COLUMNS = ("stage", "reason", "detail", "attempts")
-# Constant within a run: written when the run is published.
-RUN_COLUMNS = ("collection", "date", "run_id", "model_digest", "scored_at")
 # Every column of both tables, each null in the rows of the other one, and the position in the manifest.
 ROW = pa.schema(
     [
         pa.field("position", pa.int64()),
-        *(field.with_nullable(True) for field in SCORES if field.name not in RUN_COLUMNS),
+        *(field.with_nullable(True) for field in SCORES if field.name not in _parts.RUN_COLUMNS),
         *(QUARANTINE.field(name).with_nullable(True) for name in FAILURE_COLUMNS),
     ]
 )
 _PARTS_TO_EXPLAIN = 20
-_CONSTANT_COLUMNS = [*RUN_COLUMNS, "heatmap_height", "heatmap_width", "num_frames"]
 _NAME = re.compile(r"(\d{12})-(\d{12})-(\d+)-(\d+)-([0-9a-f]{8})-([0-9a-f]{24})\.parquet")
 
 
@@ -85,7 +80,7 @@ def put(layout: Layout, run_id: str, attempt: str, rows: pa.Table) -> None:
         part = rows.slice(first, last - first)
         if not part.num_rows:
             continue
-        data = to_parquet(part.select(ROW.names).cast(ROW))
+        data = _parts.to_parquet(part.select(ROW.names).cast(ROW))
         counts = f"{int(pc.sum(failed(part)).as_py())}-{int(pc.sum(is_transient(part)).as_py())}"
         start, stop, sha = positions[first], positions[last - 1] + 1, hashlib.sha256(data).hexdigest()[:24]
         name = f"{start:012d}-{stop:012d}-{counts}-{attempt}-{sha}.parquet"
@@ -101,21 +96,6 @@ def is_transient(rows: pa.Table) -> pa.Array:
     """Which rows failed for a reason of the store, and are worth another try."""
     of_the_store = pc.is_in(rows["reason"], pa.array(TRANSIENT_REASONS))
     return pc.fill_null(pc.and_(of_the_store, pc.is_in(rows["stage"], pa.array(["list", "fetch"]))), False)
-
-
-def to_parquet(table: pa.Table) -> bytes:
-    """The table as one Parquet file: zstd, dictionaries only where a column is constant (LIMITS)."""
-    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-    sink = io.BytesIO()
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=ROW_GROUP_ROWS,
-        compression="zstd",
-        use_dictionary=[name for name in _CONSTANT_COLUMNS if name in table.column_names],
-        column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
-    )
-    return sink.getvalue()
 
 
 class Coverage:

@@ -13,7 +13,7 @@ from pydantic import Field
 from fcdd import storage
 from fcdd.errors import ConfigError
 from fcdd.storage import ObjectInfo
-from jobs import _commit, _console, _lease, _listing, _manifest, _plans, _runs, _scoring
+from jobs import _console, _lease, _listing, _manifest, _parts, _plans, _runs, _scoring
 from jobs._manifest import Listing
 from jobs._score_settings import ScoreSettings
 from jobs._settings import JobSettings, Night
@@ -21,8 +21,11 @@ from schemas import MANIFEST, Layout, RunRecord
 from schemas.runs import Intent, ManifestPart, Plan
 
 # Options of the run that is retried which the retry takes over.
-KEPT = ("include", "exclude", "extensions", "modified_since", "since_last", "backend", "precision", "compile")
-
+KEPT = (
+    *("images", "image_list", "include", "exclude", "extensions", "modified_since"),
+    *("modified_before", "since_last"),
+    *("backend", "precision", "compile"),
+)
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +72,7 @@ def retry(settings: RetrySettings) -> RunRecord:
 def _score_settings(settings: RetrySettings, before: RunRecord) -> ScoreSettings:
     """The options of the run that is retried, with those of this command."""
     options: dict[str, Any] = {name: before.settings[name] for name in KEPT if name in before.settings}
-    own = settings.model_dump(exclude={"config"}) | {"bundle": before.bundle, "images": list(before.images)}
+    own = settings.model_dump(exclude={"config"}) | {"bundle": before.bundle, "alpha": before.alpha, "fdr": before.fdr}
     # Everything that is left may stay unreadable: that is no reason to refuse what became readable.
     return ScoreSettings.model_validate(options | own | {"max_quarantine_share": 1.0})
 
@@ -78,7 +81,7 @@ def _plan(layout: Layout, intent: Intent, before: RunRecord) -> None:
     """A manifest of the quarantined images, under their old row ids, to be looked up as they are now."""
     found: list[tuple[int, ObjectInfo]] = []
     for part in before.quarantine:
-        rows = _commit.read_published(layout, part, MANIFEST.names).select(MANIFEST.names)
+        rows = _parts.read_published(layout, part, MANIFEST.names).select(MANIFEST.names)
         unknown = map(_listing.to_look_up, _manifest.rows_of(rows))
         found += zip(rows["row_id"].to_pylist(), unknown, strict=True)
     found.sort()

@@ -1,28 +1,16 @@
 """`fcdd score`: a bundle and an image collection -> one committed run of scores and heatmaps.
 
     list (goes on meanwhile) -> [ fetch + decode ] -> [ score ] -> [ staged Parquet ] -> proof -> published parts
-    -> commit record
+    -> decisions -> commit record
 
 Every listed image ends exactly once in the scores or in the quarantine. The same command again finishes an interrupted
 run, and does nothing for a committed one.
 """
 
-import hashlib
-import logging
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from jobs import _commit, _console, _lease, _manifest, _plans, _progress, _runs, _scoring
-from jobs._manifest import Listing
+from jobs import _console, _score_run, _scoring
 from jobs._score_settings import ScoreSettings
-from jobs._scoring import Job
-from jobs._staging import Coverage
-from schemas import RunRecord
-
-# Of so many runs the largest tells how fast the next one will be.
-_RECENT_RUNS = 10
-
-log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,91 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(settings: ScoreSettings) -> None:
     if settings.dry_run:
-        dry_run(settings)
+        _score_run.dry_run(settings)
     else:
-        _scoring.show(score(settings))
-
-
-def score(settings: ScoreSettings) -> RunRecord:
-    """The whole job."""
-    job = _scoring.prepare(settings)
-    if record := _nothing_to_do(job, next_attempt(job)):
-        return record
-    with _lease.hold(job.layout.lease(settings.collection, settings.date), name_run(job)) as lease:
-        attempt = next_attempt(job)  # another process may have committed before it gave the lease back
-        if record := _nothing_to_do(job, attempt):
-            return record
-        keep = settings.since_last and attempt.before is not None and attempt.before.bundle_digest == job.spec.digest
-        intent = _plans.fix_intent(job.layout, job.intent(attempt.run_id, attempt.before, keep=keep))
-        with Listing(job.layout, intent, job.source, attempt.history) as listing:
-            return _scoring.stage_and_commit(job, intent, listing, lease)
-
-
-class Attempt(NamedTuple):
-    """The next run of a command: its id, the run of the night by now, committed runs of the command, all runs."""
-
-    run_id: str
-    before: RunRecord | None
-    committed: list[RunRecord]
-    history: list[RunRecord]
-
-
-def name_run(job: Job) -> str:
-    """The same command has the same name: it finds what it left, whether committed or half done."""
-    settings, source = job.settings, job.source
-    selection = source.selection.model_dump_json()
-    places = (*source.prefixes, source.list_uri or "", selection, str(source.since_last))
-    identity = "\0".join((settings.collection, settings.date.isoformat(), *places, job.spec.digest))
-    return f"{settings.date:%Y%m%d}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-
-
-def next_attempt(job: Job) -> Attempt:
-    """What is committed, and what comes next."""
-    name, history = name_run(job), _runs.records(job.layout, job.settings.collection)
-    committed = [r for r in history if r.run_id == name or r.run_id.startswith(f"{name}-")]
-    before = next((record for record in _runs.current(history) if record.day == job.settings.date), None)
-    return Attempt(f"{name}-r{len(committed) + 1}" if committed else name, before, committed, history)
-
-
-def _nothing_to_do(job: Job, attempt: Attempt) -> RunRecord | None:
-    """The record of a command that is done."""
-    if not attempt.committed or job.settings.rescore:
-        return None
-    record = attempt.committed[-1]
-    log.info("run %s was committed at %s; nothing to do (--rescore does it again)", record.run_id, record.committed_at)
-    if attempt.before and attempt.before not in attempt.committed:
-        log.warning("since then run %s took its place: that is what readers see", attempt.before.run_id)
-    _commit.clean_up(job.layout, record.run_id)  # what a crash after the commit may have left
-    return record
-
-
-def dry_run(settings: ScoreSettings) -> None:
-    """Say what the same command without --dry-run would do."""
-    job = _scoring.prepare(settings)
-    attempt = next_attempt(job)
-    records = attempt.history
-    found = _manifest.survey(job.layout, job.source, records, job.spec.digest)
-    staged = Coverage.read(job.layout, attempt.run_id).count()
-    if attempt.committed and not settings.rescore:
-        to_do, why = 0, f"run {attempt.committed[-1].run_id} is committed; --rescore scores again"
-    elif settings.since_last:
-        to_do, why = found.images - found.scored, "those that are not scored"
-    else:
-        to_do, why = max(0, found.images - staged), f"{staged} are staged by an interrupted run" if staged else "all"
-    timed = [record for record in records[-_RECENT_RUNS:] if record.images_per_second]
-    same = [record for record in timed if record.bundle_digest == job.spec.digest] or timed
-    print(f"run          {attempt.run_id}  ({settings.collection}, {settings.date}), not started")
-    print(f"images       {found.images}  ({found.bytes / 1e9:.3f} GB)")
-    print(f"scored       {found.scored}  (by a committed run of the collection, with this bundle)")
-    print(f"to do        {to_do}  ({why})")
-    if same:
-        record = max(same, key=lambda record: record.num_bytes)  # a small run tells little
-        print(
-            f"about        {_progress.duration(to_do / record.images_per_second)}  (run {record.run_id} did "
-            f"{record.images_per_second:.1f} images/s)"
-        )
-    else:
-        print("about        unknown: no run of the collection tells how fast it goes")
+        _scoring.show(_score_run.score(settings))
 
 
 if __name__ == "__main__":

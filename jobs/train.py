@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, Field
 
-from fcdd import bundle, checkpoint, datasets, detector, networks, splits, storage, supervision
+from fcdd import bundle, checkpoint, datasets, detector, grouping, networks, splits, storage, supervision
 from fcdd.augmentation import Light
 from fcdd.bundle import BundleSpec, Score, TrainingRecord
 from fcdd.calibration import Calibration, conformal_threshold
@@ -27,7 +27,7 @@ from fcdd.inference import Runner
 from fcdd.normalization import Kind
 from fcdd.storage import ObjectInfo
 from fcdd.training import TrainOptions
-from jobs import _console, _images, _listing, _train_loop, _training_data
+from jobs import _calibrating, _console, _images, _listing, _train_loop, _training_data
 from jobs._checkpoints import Checkpoints
 from jobs._images import ImageSet
 from jobs._settings import ImageSize, JobSettings, height_and_width
@@ -130,6 +130,12 @@ class TrainSettings(JobSettings):
     )
     calibration_share: float = Field(0.2, gt=0, lt=1, description="share of images held out for the threshold")
     alpha: float = Field(0.01, gt=0, lt=1, description="false-alarm rate that the threshold promises")
+    group_pattern: str | None = Field(
+        None,
+        description="regular expression whose first group names an image's camera; default: the first folder below "
+        "--images. Drift is told by group",
+    )
+    decide_by_group: bool = Field(False, description="p-values and thresholds by group, where groups are large enough")
     workers: int = Field(2, ge=0, description="data-parallel training processes; 0: this process, without Ray")
     min_workers: int | None = Field(
         None, ge=1, description="go on with so many workers when nodes are lost, and with more when they are back"
@@ -169,6 +175,7 @@ def train(settings: TrainSettings) -> None:
     images_uri, bundle_uri = storage.normalize(settings.images), storage.normalize(settings.bundle)
     infos = _listing.list_images(images_uri)
     _refuse_anomalous(infos, images_uri)
+    grouping.compile_pattern(settings.group_pattern)
     labelled = _labelled(settings)
     masked = _masked(settings)
     # Known anomalies and images to measure on may lie among the nominal ones; neither is nominal for the training.
@@ -178,7 +185,7 @@ def train(settings: TrainSettings) -> None:
     log.info("training on %d nominal images, calibrating on %d others", len(training), len(calibration))
     # Read before any worker starts: a prefix of unreadable images is found here.
     held_out = _images.load_set(calibration, _size(settings), networks.in_channels(settings.network))
-    conformal_threshold(held_out.brightness, settings.alpha)  # enough of them are readable
+    conformal_threshold(held_out.positions, settings.alpha)  # enough of them are readable
     loop = _loop_config(settings, training, held_out, masked, weights, _listing.digest(infos))
     store = Checkpoints(loop.checkpoints, loop.keep_checkpoints)
     _check_checkpoints(store, loop, settings)
@@ -186,7 +193,7 @@ def train(settings: TrainSettings) -> None:
     found = store.latest()
     if found is None:
         raise ConfigError(f"the checkpoints at {loop.checkpoints} are gone or damaged; train again")
-    trained = _finish(settings, infos, held_out, labelled, found[0])
+    trained = _finish(settings, infos, calibration, held_out, labelled, found[0])
     if Detector.load(bundle_uri).spec.digest != trained.spec.digest:
         raise ConfigError(f"{bundle_uri} was overwritten while it was being written; train again")
     store.clear()
@@ -394,7 +401,7 @@ def _options(settings: TrainSettings) -> TrainOptions:
 _NOT_RECORDED = {
     *("config", "preset", "images", "bundle", "checkpoints", "keep_checkpoints", "checkpoint_steps", "overwrite"),
     *("resume", "weights", "workers", "min_workers", "gpu", "memory_gb", "loader_processes", "max_failures", "mlflow"),
-    *("compile", "labels", "milestones"),
+    *("compile", "labels", "milestones", "group_pattern", "decide_by_group"),
 }
 
 
@@ -459,6 +466,7 @@ def _run(settings: TrainSettings, loop: LoopConfig, store: Checkpoints) -> None:
 def _finish(
     settings: TrainSettings,
     infos: list[ObjectInfo],
+    calibration_infos: list[ObjectInfo],
     held_out: ImageSet,
     labelled: list[LabelledInfo],
     state: bytes,
@@ -471,8 +479,10 @@ def _finish(
     network = detector.deserialize(weights, settings.network, channels, size)
     runner = Runner(network, progress.normalization, size)
     scored = detector.summarise(runner(held_out.pixels))
+    root = storage.normalize(settings.images)
+    nominal = _calibrating.nominal(scored, settings.score, held_out, calibration_infos, [root], settings.group_pattern)
     calibration = Calibration.fit(
-        getattr(scored, settings.score), scored.maximum, held_out.brightness, held_out.contrast, alpha=settings.alpha
+        nominal, alpha=settings.alpha, group_pattern=settings.group_pattern, decide_by_group=settings.decide_by_group
     )
     measured = {name: progress.history[-1][name] for name in ("loss", "loss_nominal", "loss_anomalous")}
     if labelled:

@@ -12,7 +12,7 @@ from fcdd import heatmap, images, storage
 from fcdd.errors import ConfigError, FCDDError, ImageError
 from fcdd.images import Limits
 from fcdd.storage import ObjectInfo
-from jobs import _commit, _console, _runs
+from jobs import _console, _parts, _runs
 from jobs._settings import JobSettings, Night
 from jobs._staging import Bitmap
 from schemas import IDENTITY, Layout, RunRecord
@@ -81,7 +81,7 @@ def verify(settings: VerifySettings, record: RunRecord) -> Checked:
     ):
         rows = 0
         for part in parts:
-            table_rows = _commit.read_published(layout, part)
+            table_rows = _parts.read_published(layout, part)
             row_ids = table_rows["row_id"].to_numpy()
             if len(row_ids) and (row_ids.min() < 0 or row_ids.max() >= record.num_listed):
                 raise NotAsPromised(f"{part.path} has row ids beyond {record.num_listed} images")
@@ -94,11 +94,10 @@ def verify(settings: VerifySettings, record: RunRecord) -> Checked:
             raise NotAsPromised(f"the record of run {record.run_id} promises {count} rows of {table}, there are {rows}")
     if (found := proof.count()) != record.num_listed:
         raise NotAsPromised(f"{record.num_listed - found} images of run {record.run_id} are in no part")
-    for part in record.deleted:
-        _commit.read_published(layout, part)
+    for part in record.parts()[len(record.scores) + len(record.quarantine) :]:
+        _parts.read_published(layout, part)
     compared, gone, score, map_ = _compare(settings, record, chosen.rows)
-    parts_checked = len(record.scores) + len(record.quarantine) + len(record.deleted)
-    return Checked(parts_checked, found, compared, gone, score, map_)
+    return Checked(len(record.parts()), found, compared, gone, score, map_)
 
 
 class _Sample:

@@ -34,6 +34,14 @@ class Layout:
         """The commit record: the run exists for readers if and only if this object exists."""
         return f"{self.runs()}/{run_id}.json"
 
+    def drift(self, run_id: str, name: str) -> str:
+        """The drift table of a run, beside its record, relative to the results location."""
+        return f"runs/{run_id}/{name}"
+
+    def notified(self, run_id: str, way: str) -> str:
+        """There once somebody has been told of the run in this way."""
+        return f"{self.runs()}/{run_id}/notified-{way}"
+
     def all_staging(self) -> str:
         """Folder of all uncommitted runs."""
         return f"{self.results}/_staging"

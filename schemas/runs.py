@@ -33,6 +33,9 @@ class Intent(_Record):
     keeps: str | None = Field(None, description="run whose published rows are part of this one; what it superseded")
     kept_images: int = Field(0, description="images it accounts for, whose row ids come first")
     is_retry: bool = Field(False, description="its quarantined images are tried again: only its scores are kept")
+    roots: tuple[str, ...] = Field((), description="locations below which the first folder is an image's group")
+    alpha: float = Field(description="false-alarm rate of its alarms, also when resumed")
+    fdr: float = Field(description="false-discovery rate of its list")
     runtime: dict[str, Any] = Field(default_factory=dict, description="how the forward pass runs, also when resumed")
     started_at: datetime
 
@@ -60,10 +63,18 @@ class Plan(_Record):
     parts: tuple[ManifestPart, ...]
 
 
+class Drift(_Record):
+    """How far the images of a run are from the calibration; `part` is its drift table, None if nothing was scored."""
+
+    verdict: Literal["ok", "watch", "drifted"]
+    reasons: tuple[str, ...] = Field(description="why it is not ok, the gravest first; or what could not be judged")
+    part: Part | None
+
+
 class RunRecord(_Record):
     """A committed run. num_listed = num_scored + num_quarantined, proved before this was written."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     run_id: str
     collection: str
     day: date
@@ -85,9 +96,16 @@ class RunRecord(_Record):
     skipped: dict[str, int]
     quarantine_reasons: dict[str, int]
     manifest_digest: str
-    threshold: float
+    threshold: float = Field(description="scores above it are anomalous, except in groups of their own")
+    group_thresholds: dict[str, float] = Field(description="of groups that are judged by their own calibration")
     map_threshold: float
-    alpha: float
+    alpha: float = Field(description="promised false-alarm rate of the alarms")
+    num_calibration: int
+    smallest_p_value: float = Field(description="1 / (num_calibration + 1): no image can have less")
+    fdr: float = Field(description="promised false-discovery rate of the list of images with p <= fdr_p_value")
+    fdr_p_value: float = Field(description="the list's largest p-value; 0 for an empty list")
+    num_discoveries: int = Field(description="images on that list")
+    drift: Drift
     images_per_second: float
     stage_seconds: dict[str, float]
     settings: dict[str, Any] = Field(description="the resolved options of the command; never a secret")
@@ -95,3 +113,7 @@ class RunRecord(_Record):
     scores: tuple[Part, ...] = Field(description="published parts of the scores table")
     quarantine: tuple[Part, ...] = Field(description="published parts of the quarantine table")
     deleted: tuple[Part, ...] = Field(description="published parts of the deleted table")
+
+    def parts(self) -> tuple[Part, ...]:
+        """Every file that belongs to the run."""
+        return (*self.scores, *self.quarantine, *self.deleted, *([self.drift.part] if self.drift.part else []))

@@ -1,4 +1,4 @@
-"""The three tables as Arrow schemas. Every field carries its meaning, and its unit where it has one.
+"""The tables as Arrow schemas. Every field carries its meaning, and its unit where it has one.
 
 Fields are never reordered or retyped within a version; a contract test pins each version's fingerprint.
 """
@@ -6,7 +6,7 @@ Fields are never reordered or retyped within a version; a contract test pins eac
 import pyarrow as pa
 import pyarrow.compute as pc
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "", *, nullable: bool = False) -> pa.Field:
@@ -26,6 +26,9 @@ _SOURCE = [
     _field("image_bytes", pa.int64(), "size of the encoded image", "byte"),
     _field("image_last_modified", _TIME, "when the object was last written"),
 ]
+_GROUP = _field(
+    "image_group", pa.string(), "camera or folder: by the bundle's pattern, else the first folder; or empty"
+)
 _RUN = [
     _field("collection", pa.string(), "image collection the run belongs to"),
     _field("date", pa.date32(), "night the run stands for, as the command said; not a clock's"),
@@ -53,15 +56,18 @@ SCORES = _schema(
     "scores",
     [
         *_SOURCE,
+        _GROUP,
         _field("width", pa.int32(), "width after EXIF orientation", "pixel"),
         _field("height", pa.int32(), "height after EXIF orientation", "pixel"),
         _field("num_frames", pa.int32(), "pictures in the file, of which the first is scored"),
+        _field("image_format", pa.string(), "JPEG, PNG, TIFF, WEBP or BMP"),
+        _field("image_hash", pa.binary(32), "difference hash of 256 bits: near that of pictures that look alike"),
         _field("anomaly_score", pa.float32(), "one of the next three, as the bundle chose; raw, >= 0"),
         _field("score_mean", pa.float32(), "mean of the anomaly map: the paper's score"),
         _field("score_max", pa.float32(), "largest value of the anomaly map"),
         _field("score_top1pct", pa.float32(), "mean of the top 1 % of the anomaly map's cells"),
         _field("p_value", pa.float64(), "share of nominal images at least as anomalous: (1 + #{c >= s}) / (n + 1)"),
-        _field("is_anomalous", pa.bool_(), "whether anomaly_score is above the bundle's threshold"),
+        _field("is_anomalous", pa.bool_(), "whether p_value is at most the run's alpha"),
         _field("heatmap", pa.binary(), "the low-resolution anomaly map; decode with fcdd.heatmap.decode"),
         _field("heatmap_height", pa.int32(), "rows of the anomaly map", "cell"),
         _field("heatmap_width", pa.int32(), "columns of the anomaly map", "cell"),
@@ -72,6 +78,7 @@ SCORES = _schema(
         ),
         _field("brightness", pa.float32(), "mean of the resized pixels", "grey level 0..255"),
         _field("contrast", pa.float32(), "standard deviation of the resized pixels", "grey level 0..255"),
+        _field("sharpness", pa.float32(), "mean absolute difference of neighbouring pixels", "grey level 0..255"),
         *_RUN,
     ],
 )
@@ -80,6 +87,7 @@ QUARANTINE = _schema(
     "quarantine",
     [
         *_SOURCE,
+        _GROUP,
         _field("stage", pa.string(), "where it failed: list, fetch, decode or score"),
         _field("reason", pa.string(), "one of fcdd.errors.REASONS"),
         _field("detail", pa.string(), "what was found, for a person"),
@@ -94,6 +102,33 @@ DELETED = _schema(
         _field("image_uri", pa.string(), "object that had been scored, and was gone when this run listed its place"),
         _field("image_etag", pa.string(), "entity tag it had when it was scored last"),
         _field("last_run_id", pa.string(), "latest run that has a row of it"),
+        *_RUN,
+    ],
+)
+
+FINDING = pa.struct(
+    [
+        _field("what", pa.string(), "what was compared with the calibration: anomaly_score, brightness, alarms, ..."),
+        _field("test", pa.string(), "ks, psi, chi2, alarms, tail or map"),
+        _field("effect", pa.float64(), "size of the difference, in the test's own measure"),
+        _field("p_value", pa.float64(), "probability of such an effect by chance"),
+        _field("verdict", pa.string(), "ok, watch or drifted"),
+        _field("sentence", pa.string(), "the finding, for a person"),
+    ]
+)
+
+DRIFT = _schema(
+    "drift",
+    [
+        _field("scope", pa.string(), "collection: all images of the run; or group"),
+        _field("image_group", pa.string(), "the group; empty for the collection"),
+        _field("num_images", pa.int64(), "scored images of the scope"),
+        _field("num_calibration", pa.int64(), "calibration images it is compared with; 0: there are none of the group"),
+        _field("num_alarms", pa.int64(), "images that are anomalous"),
+        _field("verdict", pa.string(), "the gravest of the findings"),
+        _field("findings", pa.list_(pa.field("element", FINDING, nullable=False)), "every comparison, also those ok"),
+        _field("average_map", pa.binary(), "mean of the anomaly maps; decode with fcdd.heatmap.decode"),
+        _field("nominal_map", pa.binary(), "the same of the calibration images; empty bytes if there are none"),
         *_RUN,
     ],
 )

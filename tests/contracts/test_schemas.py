@@ -9,10 +9,10 @@ import pytest
 
 import schemas
 from fcdd.errors import REASONS
-from schemas import DELETED, MANIFEST, QUARANTINE, SCHEMA_VERSION, SCORES
+from schemas import DELETED, DRIFT, MANIFEST, QUARANTINE, SCHEMA_VERSION, SCORES
 from schemas.layout import is_name
 
-TABLES = {"manifest": MANIFEST, "scores": SCORES, "quarantine": QUARANTINE, "deleted": DELETED}
+TABLES = {"manifest": MANIFEST, "scores": SCORES, "quarantine": QUARANTINE, "deleted": DELETED, "drift": DRIFT}
 # version -> table -> sha256 of names, types and nullability. Add a version, never edit one that was released.
 FINGERPRINTS = {
     1: {"manifest": "98a0a6aea4ad8181", "scores": "1bc8f4ba5406cec1", "quarantine": "947224b0b3b19505"},
@@ -22,6 +22,13 @@ FINGERPRINTS = {
         "scores": "45dc50a3132da19d",
         "quarantine": "947224b0b3b19505",
         "deleted": "61192730d5c14570",
+    },
+    4: {
+        "manifest": "98a0a6aea4ad8181",
+        "scores": "2e54ee8685a364b8",
+        "quarantine": "cb670ac193611ef8",
+        "deleted": "61192730d5c14570",
+        "drift": "af20608fdf1823d9",
     },
 }
 
@@ -62,6 +69,8 @@ def test_conform_refuses_what_pyarrow_lets_pass() -> None:
 def _example(kind: pa.DataType) -> object:
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
         return "x" if pa.types.is_string(kind) else b"x"
+    if pa.types.is_fixed_size_binary(kind):
+        return bytes(kind.byte_width)
     if pa.types.is_list(kind):
         return []
     return (

@@ -50,7 +50,8 @@ class Oracle:
         return [info.path for info in self._fs.get_file_info(selector) if info.type == pyarrow.fs.FileType.File]
 
     def records(self, results: str) -> dict[str, dict[str, Any]]:
-        return {path: json.loads(self.read(path)) for path in self.files(f"{results}/runs")}
+        paths = [path for path in self.files(f"{results}/runs") if path.endswith(".json")]
+        return {path: json.loads(self.read(path)) for path in paths}
 
     def content(self, results: str, record: dict[str, Any]) -> dict[str, float | str]:
         """Key -> score or reason of a committed run. Raises Violation when it is not whole."""
@@ -69,6 +70,10 @@ class Oracle:
                     if key in found:
                         raise Violation(f"I1: {key} is there twice")
                     found[key] = row[column]
+        if (drift := record["drift"]["part"]) and hashlib.sha256(
+            self.read(f"{results}/{drift['path']}")
+        ).hexdigest() != (drift["sha256"]):
+            raise Violation(f"I2: {drift['path']} is not what the record says")
         return found
 
     def check(self, results: str, *, exit_code: int | None) -> bool:
@@ -96,8 +101,15 @@ class Oracle:
         if left:
             raise Violation(f"I5: left behind: {left}")
         [record] = self.records(results).values()
-        named = {f"{results}/{part['path']}" for part in (*record["scores"], *record["quarantine"])}
-        stray = {*self.files(f"{results}/scores"), *self.files(f"{results}/quarantine")} - named
+        parts = [
+            *record["scores"],
+            *record["quarantine"],
+            *([record["drift"]["part"]] if record["drift"]["part"] else []),
+        ]
+        named = {f"{results}/{part['path']}" for part in parts} | set(self.records(results))
+        stray = {
+            path for folder in ("scores", "quarantine", "runs") for path in self.files(f"{results}/{folder}")
+        } - named
         if stray:
             raise Violation(f"I5: parts that no record names: {stray}")
 

@@ -20,7 +20,7 @@ from PIL import Image
 import schemas
 from fcdd import calibration, heatmap, storage
 from fcdd.detector import Detector
-from jobs import _commit, _runs
+from jobs import _parts, _runs
 from schemas import Layout
 from tests.integration.conftest import COLLECTION, NIGHT, Fcdd, Night, Trained
 
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 def rows(night: Night, table: str) -> list[dict[str, object]]:
     parts = getattr(night.record, table)
-    return [row for part in parts for row in _commit.read_published(Layout(night.results), part).to_pylist()]
+    return [row for part in parts for row in _parts.read_published(Layout(night.results), part).to_pylist()]
 
 
 def test_training_leaves_a_verified_bundle_and_says_what_it_did(trained: Trained) -> None:
@@ -38,7 +38,7 @@ def test_training_leaves_a_verified_bundle_and_says_what_it_did(trained: Trained
     # One of the 81 files is not an image: it is named, and not counted among those used.
     assert spec.training.num_training + spec.training.num_calibration == 80
     assert re.search(r"left out .*nominal/broken\.png", trained.log)
-    assert len(spec.calibration.scores) == spec.training.num_calibration
+    assert len(spec.calibration.pooled.scores) == spec.training.num_calibration
     assert "epoch 2/2" in trained.log
     assert "left out outlier" in trained.log
     assert "outliers/broken.png" in trained.log
@@ -74,7 +74,7 @@ def test_scores_and_heatmaps_equal_a_plain_loop_over_the_same_images(night: Nigh
     detector = Detector.load(night.bundle)
     scored = {str(row["image_uri"]): row for row in rows(night, "scores")}
     expected = detector.score(list(night.uploaded.values()))
-    nominal = np.array(detector.spec.calibration.scores)
+    nominal = np.array(detector.spec.calibration.pooled.scores)
     for index, uri in enumerate(night.uploaded):
         row = scored[uri]
         assert row["anomaly_score"] == row["score_max"]  # the bundle's choice
@@ -210,5 +210,5 @@ def test_a_killed_run_leaves_nothing_to_readers_and_the_same_command_finishes_it
     assert record.num_duplicates_dropped == 0  # what was staged before the kill was not done again
     first = {row["image_uri"]: row["anomaly_score"] for row in rows(night, "scores")}
     [part] = record.scores
-    second = _commit.read_published(Layout(results), part).to_pylist()
+    second = _parts.read_published(Layout(results), part).to_pylist()
     assert {row["image_uri"]: row["anomaly_score"] for row in second} == pytest.approx(first, rel=1e-5)

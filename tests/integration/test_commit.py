@@ -12,7 +12,7 @@ import pytest
 from fcdd import heatmap, storage
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError, FCDDError
-from jobs import _commit, _manifest, _records, _runs, _staging
+from jobs import _commit, _manifest, _parts, _records, _runs, _staging
 from jobs._console import TooManyBadImages
 from jobs._listing import Selection
 from jobs._manifest import Listing, Source
@@ -44,6 +44,8 @@ def make_plan(layout: Layout, images: str, run_id: str = "20261101-test", **chan
         selection={},
         bundle="b",
         bundle_digest="d",
+        alpha=0.01,
+        fdr=0.1,
         started_at=NOW,
     ).model_copy(update=changes)
     with Listing(layout, intent, Source([images], None, Selection(), False)) as listing:
@@ -68,18 +70,22 @@ def wide_rows(layout: Layout, plan: Plan, positions: Sequence[int], result: dict
 GOOD = {
     "width": 8,
     "height": 8,
+    "image_group": "",
     "num_frames": 1,
+    "image_format": "PNG",
+    "image_hash": bytes(32),
     "brightness": 1.0,
     "contrast": 1.0,
+    "sharpness": 1.0,
     "anomaly_score": 1.5,
     "score_max": 2.0,
     "score_mean": 1.0,
     "score_top1pct": 2.0,
     "p_value": 0.5,
     "is_anomalous": True,
-    "heatmap": heatmap.encode(np.ones((2, 2), np.float32)),
-    "heatmap_height": 2,
-    "heatmap_width": 2,
+    "heatmap": heatmap.encode(np.ones((8, 12), np.float32)),
+    "heatmap_height": 8,
+    "heatmap_width": 12,
     "regions": [],
 }
 
@@ -95,7 +101,7 @@ def stage(
 ) -> None:
     """Stage rows as the pipeline does."""
     failure_stage = "fetch" if reason == "fetch_failed" else "decode"
-    bad = {"stage": failure_stage, "reason": reason, "detail": "d", "attempts": 1}
+    bad = {"stage": failure_stage, "reason": reason, "detail": "d", "attempts": 1, "image_group": ""}
     for positions, result in ((scored, GOOD), (failed, bad)):
         if positions:
             rows = wide_rows(layout, plan, sorted(positions), result)
@@ -106,7 +112,7 @@ def commit(layout: Layout, plan: Plan, detector: Detector, *, now: datetime = NO
     return _commit.commit(
         layout,
         plan,
-        detector.spec,
+        detector.spec.calibration,
         before=options.pop("before", None),
         run=map,
         check=lambda: None,
@@ -117,7 +123,7 @@ def commit(layout: Layout, plan: Plan, detector: Detector, *, now: datetime = NO
 
 def published(layout: Layout, record: RunRecord, table: str) -> list[int]:
     parts = getattr(record, table)
-    return [i for part in parts for i in _commit.read_published(layout, part)["row_id"].to_pylist()]
+    return [i for part in parts for i in _parts.read_published(layout, part)["row_id"].to_pylist()]
 
 
 def missing(layout: Layout, plan: Plan) -> list[int]:
@@ -228,7 +234,7 @@ def test_images_that_failed_because_of_the_store_are_tried_again_and_the_tries_a
     stage(layout, plan, [], [19], reason="fetch_failed", attempt="cccccccc")  # a task that Ray ran twice
     record = commit(layout, plan, detector)
     [part] = record.quarantine
-    rows = _commit.read_published(layout, part).to_pylist()
+    rows = _parts.read_published(layout, part).to_pylist()
     assert [(row["row_id"], row["reason"], row["attempts"]) for row in rows] == [
         (17, "corrupt", 1),
         (19, "fetch_failed", 3),
@@ -313,4 +319,4 @@ def test_a_published_part_that_was_changed_is_named(layout: Layout, plan: Plan, 
     [part] = record.scores
     storage.write(f"{layout.results}/{part.path}", b"something else")
     with pytest.raises(FCDDError, match="damaged or replaced"):
-        _commit.read_published(layout, part)
+        _parts.read_published(layout, part)

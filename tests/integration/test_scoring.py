@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from fcdd import storage
-from jobs import _commit, _runs
+from jobs import _parts, _runs
 from schemas import Layout, RunRecord
 from tests.conftest import Fcdd
 from tests.faults.harness import encoded
@@ -84,7 +84,7 @@ class Place:
 
     def rows(self, table: str, day: int = 1) -> dict[str, dict[str, object]]:
         parts = getattr(self.record(day), table)
-        rows = [row for part in parts for row in _commit.read_published(Layout(self.results), part).to_pylist()]
+        rows = [row for part in parts for row in _parts.read_published(Layout(self.results), part).to_pylist()]
         assert len({row["image_uri"] for row in rows}) == len(rows)
         return {row["image_uri"]: row for row in rows}
 
@@ -129,7 +129,7 @@ def test_since_last_scores_what_is_new_or_changed_and_records_what_is_gone(place
     assert sorted(place.rows("scores", 2)) == [f"{place.images}/0/00.png", f"{place.images}/new.png"]
     assert number(shown, "deleted") == 1
     [gone] = place.record(2).deleted
-    rows = _commit.read_published(Layout(place.results), gone).to_pylist()
+    rows = _parts.read_published(Layout(place.results), gone).to_pylist()
     assert [(row["image_uri"], row["last_run_id"]) for row in rows] == [
         (f"{place.images}/1/01.png", place.record().run_id)
     ]
@@ -231,7 +231,7 @@ def test_rescoring_takes_the_place_of_a_run_and_deletes_nothing(place: Place) ->
         (first.run_id, "superseded"),
         (second.run_id, "committed"),
     ]
-    shown = json.loads(place.around("query", "--top", "100", "--output", "json").stdout)
+    shown = json.loads(place.around("query", "--top", "100", "--output", "json", "--duplicates").stdout)
     assert len(shown) == NUM_IMAGES + 1
     assert "nothing to do" in place.score().stderr
 
@@ -263,7 +263,10 @@ def test_what_became_readable_moves_from_the_quarantine_to_the_scores(place: Pla
     place.around("retry-quarantine", "--workers", "0")
     assert (place.record().num_scored, place.record().num_quarantined) == (NUM_IMAGES + 2, 1)
     assert "each once" in place.around("verify").stdout
-    assert len(json.loads(place.around("query", "--top", "100", "--output", "json").stdout)) == NUM_IMAGES + 2
+    assert (
+        len(json.loads(place.around("query", "--top", "100", "--output", "json", "--duplicates").stdout))
+        == NUM_IMAGES + 2
+    )
 
 
 def test_a_retry_without_a_quarantine_says_so(place: Place) -> None:
@@ -288,7 +291,7 @@ def test_verify_finds_what_is_wrong(place: Place) -> None:
 
     def falsify(change: Callable[[pa.Table], pa.Table]) -> str:
         """Another part, with a record that agrees with it."""
-        changed = change(_commit.read_published(Layout(place.results), part))
+        changed = change(_parts.read_published(Layout(place.results), part))
         sink = pa.BufferOutputStream()
         pq.write_table(changed, sink)
         import hashlib
@@ -308,7 +311,7 @@ def test_verify_finds_what_is_wrong(place: Place) -> None:
     storage.write(uri, data)
     assert f"promises {NUM_IMAGES} rows of scores, there are {NUM_IMAGES - 1}" in falsify(lambda t: t.slice(1))
     assert "twice" in falsify(lambda t: pa.concat_tables([t.slice(0, 1), t.slice(0, 1), t.slice(2)]))
-    index = _commit.read_published(Layout(place.results), part).column_names.index("anomaly_score")
+    index = _parts.read_published(Layout(place.results), part).column_names.index("anomaly_score")
     wrong = pa.array([1e-3] * NUM_IMAGES, pa.float32())
     assert "and 0.001 in run" in falsify(lambda t: t.set_column(index, t.field("anomaly_score"), wrong))
 
@@ -376,7 +379,7 @@ def test_a_quarantine_beyond_its_count_stops_with_exit_code_3_and_keeps_what_was
 def test_the_published_file_answers_a_point_look_up_from_one_row_group(place: Place, tmp_path: Path) -> None:
     place.score()
     [part] = place.record().scores
-    uris = _commit.read_published(Layout(place.results), part)["image_uri"].to_pylist()
+    uris = _parts.read_published(Layout(place.results), part)["image_uri"].to_pylist()
     assert uris == sorted(uris)
     (tmp_path / "part.parquet").write_bytes(storage.read(f"{place.results}/{part.path}"))
     groups = duckdb.sql(

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from fcdd import calibration
 from fcdd.calibration import Calibration
 from fcdd.errors import ConfigError
+from tests.nominal import nominal
 
 FLOATS = st.floats(0, 1e3, width=32)
 
@@ -42,12 +43,10 @@ def test_a_rate_of_nearly_one_puts_the_threshold_at_the_smallest_score() -> None
 
 
 def test_the_map_threshold_comes_from_the_peaks_of_the_maps() -> None:
-    ones = np.ones(99)
-    fitted = Calibration.fit(np.arange(99.0), np.arange(99.0) * 7, ones, ones, alpha=0.01)
+    fitted = Calibration.fit(nominal(np.arange(99.0), np.arange(99.0) * 7), alpha=0.01)
     assert (fitted.threshold, fitted.map_threshold) == (98.0, 98.0 * 7)
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:
-    ones = np.ones(10)
     with pytest.raises(ConfigError, match="not finite"):
-        Calibration.fit(np.array([*ones[:9], np.nan]), ones, ones, ones, alpha=0.5)
+        Calibration.fit(nominal([*range(9), np.nan]), alpha=0.5)

@@ -119,6 +119,8 @@ def make_intent(run_id: str = "r", *images: str) -> Intent:
         images=images,
         selection={},
         bundle="b",
+        alpha=0.01,
+        fdr=0.1,
         bundle_digest="d",
         started_at=NOW,
     )

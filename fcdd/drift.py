@@ -1,0 +1,308 @@
+"""Does a run still look like the calibration? Counts of constant size, and what can be said from them.
+
+    images of a run -> Tally (per scope: all of them, or one group; mergeable) -> judge -> findings, a verdict
+
+Distributions are compared by the two-sample Kolmogorov-Smirnov test and the population stability index (PSI), the
+alarms with their law given the calibration, the most anomalous images with an extreme-value tail, the average anomaly
+map cell by cell. A finding needs to be significant *and* to matter: of a million images everything is significant.
+All tests of a run share one probability of a false "drifted" (`Levels`).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from fcdd.calibration import STATISTICS, Calibration, Floats, Reference
+
+Verdict = Literal["ok", "watch", "drifted"]
+VERDICTS: tuple[Verdict, ...] = ("ok", "watch", "drifted")
+SCORE = "anomaly_score"
+
+# At most this share of undrifted runs is called drifted; five times as many, to watch.
+FALSE_DRIFT, WATCH_FACTOR = 0.01, 5
+# Fewer images, of the run or of the calibration, are not compared.
+MIN_IMAGES = 50
+# What matters: a distance of distribution functions, a PSI (the usual 0.1 and 0.2), a factor of the alarm rate, a
+# cell's rise in deviations between nominal images, a share of images of another format.
+WATCH_DISTANCE, DRIFT_DISTANCE = 0.05, 0.1
+WATCH_PSI, DRIFT_PSI = 0.1, 0.2
+ALARM_FACTOR = 1.5
+WATCH_RISE, DRIFT_RISE = 0.5, 1.0
+WATCH_FORMATS, DRIFT_FORMATS = 0.01, 0.05
+_PSI_BINS = 10
+# The tail begins at the fifth largest score of the calibration; an image counts for at most three times that score, so
+# that one monster is no drift. Its shape is fitted to the top tenth, of at least so many images.
+TAIL_RANK, _TAIL_CAP, _MIN_IN_TAIL, _TAIL_FIT, _MIN_TAIL_FIT = 5, 2.0, 5, 0.1, 30
+_DRAWS = 20_000
+
+
+class Finding(NamedTuple):
+    """One comparison of one scope: what was compared how, the effect, the probability of it by chance, a sentence."""
+
+    what: str
+    test: Literal["ks", "psi", "chi2", "alarms", "tail", "map"]
+    effect: float
+    p_value: float
+    verdict: Verdict
+    sentence: str
+
+
+class Levels(NamedTuple):
+    """Significance levels: of the tail of the whole run, which sees the rarest change, of its alarms, of all others."""
+
+    tail: float
+    alarms: float
+    other: float
+
+    @classmethod
+    def of(cls, num_scopes: int) -> Self:
+        """FALSE_DRIFT shared out among the tests of a run of so many scopes."""
+        tests_of_scope = 2 * (1 + len(STATISTICS)) + 2
+        return cls(0.7 * FALSE_DRIFT, 0.1 * FALSE_DRIFT, 0.2 * FALSE_DRIFT / (tests_of_scope * max(1, num_scopes)))
+
+
+@dataclass
+class Tally:
+    """What is counted of the images of one scope, against a reference; tallies of parts of a run are added up.
+
+    Of every distribution: how many values lie below each reference value, and at or below it, which is all that the
+    tests need.
+    """
+
+    num_images: int = 0
+    num_alarms: int = 0
+    below: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    at_or_below: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+    formats: Counter[str] = field(default_factory=Counter)
+    in_tail: int = 0
+    tail_excess: float = 0.0
+    map_sum: npt.NDArray[np.float64] | None = None
+
+    @classmethod
+    def count(
+        cls,
+        reference: Reference,
+        scores: Floats,
+        statistics: Mapping[str, Floats],
+        formats: Sequence[str],
+        alarms: npt.NDArray[np.bool_],
+        maps: npt.NDArray[np.float32],
+    ) -> Self:
+        """Images with their scores (N,), statistics by name (N,), formats, alarms (N,) and maps (N,U,V)."""
+        tally = cls(num_images=len(scores), num_alarms=int(alarms.sum()), formats=Counter(formats))
+        for name, values in {SCORE: scores, **statistics}.items():
+            points, values = _points(reference, name), np.asarray(values, np.float64)
+            tally.below[name] = np.searchsorted(np.sort(values), points, side="left")
+            tally.at_or_below[name] = np.searchsorted(np.sort(values), points, side="right")
+            tally.sums[name] = float(values.sum())
+        start = _tail_start(reference)
+        if start > 0:
+            tail = scores[scores > start].astype(np.float64)
+            tally.in_tail, tally.tail_excess = len(tail), float(np.minimum(tail / start - 1, _TAIL_CAP).sum())
+        tally.map_sum = maps.sum(0, dtype=np.float64)
+        return tally
+
+    def add(self, other: Self) -> None:
+        """Count the images of `other`, which was counted against the same reference, too."""
+        self.num_images += other.num_images
+        self.num_alarms += other.num_alarms
+        for mine, theirs in ((self.below, other.below), (self.at_or_below, other.at_or_below)):
+            for name, counts in theirs.items():
+                mine[name] = mine[name] + counts if name in mine else counts
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.formats += other.formats
+        self.in_tail += other.in_tail
+        self.tail_excess += other.tail_excess
+        if other.map_sum is not None:
+            self.map_sum = other.map_sum if self.map_sum is None else self.map_sum + other.map_sum
+
+    def average_map(self) -> npt.NDArray[np.float32]:
+        """Mean anomaly map (U,V) of the images counted, of which there must be one."""
+        assert self.map_sum is not None
+        average: npt.NDArray[np.float32] = (self.map_sum / self.num_images).astype(np.float32)
+        return average
+
+
+def judge(
+    tally: Tally, reference: Reference, *, alpha: float, levels: Levels, alarm_parts: Sequence[tuple[int, int]] | None
+) -> list[Finding]:
+    """All comparisons of one scope, those that found nothing too; none if there are too few images.
+
+    `alarm_parts` are (images, calibration images) of the parts of the scope that have a threshold of their own: one
+    pair if there is one threshold, None if the alarms are judged elsewhere.
+    """
+    if min(tally.num_images, reference.num_images) < MIN_IMAGES:
+        return []
+    findings = [
+        finding for name in (SCORE, *STATISTICS) for finding in _distribution(tally, reference, name, levels.other)
+    ]
+    findings.append(_formats(tally, reference, levels.other))
+    findings.append(_hot_spot(tally, reference, levels.other))
+    if alarm_parts:
+        findings.append(_alarms(tally, alpha, alarm_parts, levels.alarms))
+        findings += _tail(tally, reference, levels.tail)
+    return findings
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The gravest of several."""
+    return max(verdicts, key=VERDICTS.index, default="ok")
+
+
+def _verdict(p_value: float, level: float, effect: float, watch: float, drift: float) -> Verdict:
+    if p_value < level and effect >= drift:
+        return "drifted"
+    return "watch" if p_value < level * WATCH_FACTOR and effect >= watch else "ok"
+
+
+def _points(reference: Reference, name: str) -> npt.NDArray[np.float64]:
+    return np.array(reference.scores if name == SCORE else reference.statistics[name], np.float64)
+
+
+def _distribution(tally: Tally, reference: Reference, name: str, level: float) -> list[Finding]:
+    """Kolmogorov-Smirnov and PSI of one distribution; exact for a reference that is no sketch."""
+    points, n, m = _points(reference, name), reference.num_images, tally.num_images
+    own_below, own_at = (np.searchsorted(points, points, side) / len(points) for side in ("left", "right"))
+    distance = float(
+        max(np.abs(tally.below[name] / m - own_below).max(), np.abs(tally.at_or_below[name] / m - own_at).max())
+    )
+    ks = float(stats.kstwo.sf(distance, max(1, round(n * m / (n + m)))))
+    edges = np.unique(np.searchsorted(points, np.quantile(points, np.arange(1, _PSI_BINS) / _PSI_BINS, method="lower")))
+    psi, bins = _psi(tally.at_or_below[name][edges] / m, own_at[edges], n, m)
+    psi_p = float(stats.chi2.sf(psi / (1 / n + 1 / m), bins - 1))
+    sentence = f"{name}: mean {tally.sums[name] / m:.4g} instead of {points.mean():.4g} ({{}})"
+    return [
+        Finding(
+            *(name, "ks", distance, ks, _verdict(ks, level, distance, WATCH_DISTANCE, DRIFT_DISTANCE)),
+            sentence.format(f"KS distance {distance:.2f}"),
+        ),
+        Finding(
+            *(name, "psi", psi, psi_p, _verdict(psi_p, level, psi, WATCH_PSI, DRIFT_PSI)),
+            sentence.format(f"PSI {psi:.2f}"),
+        ),
+    ]
+
+
+def _psi(run: npt.NDArray[np.float64], own: npt.NDArray[np.float64], n: int, m: int) -> tuple[float, int]:
+    """PSI and its number of bins, from both distribution functions at the edges; half an image in an empty bin."""
+    shares = [np.diff(np.concatenate(([0.0], values, [1.0]))) for values in (run, own)]
+    a, b = (np.maximum(share, 0.5 / size) for share, size in zip(shares, (m, n), strict=True))
+    return float(((a - b) * np.log(a / b)).sum()), len(a)
+
+
+def _formats(tally: Tally, reference: Reference, level: float) -> Finding:
+    """Chi-square test of the file formats; the effect is the total variation distance."""
+    names = sorted({*tally.formats, *reference.formats})
+    counts = np.array([[table.get(name, 0) for name in names] for table in (tally.formats, reference.formats)])
+    p_value = float(stats.chi2_contingency(counts, correction=False).pvalue) if len(names) > 1 else 1.0
+    shares = counts / counts.sum(1, keepdims=True)
+    effect = float(np.abs(shares[0] - shares[1]).sum() / 2)
+    now, before = (
+        ", ".join(f"{name} {share:.0%}" for name, share in zip(names, row, strict=True) if share) for row in shares
+    )
+    verdict = _verdict(p_value, level, effect, WATCH_FORMATS, DRIFT_FORMATS)
+    return Finding("format", "chi2", effect, p_value, verdict, f"format: {now} instead of {before}")
+
+
+def _hot_spot(tally: Tally, reference: Reference, level: float) -> Finding:
+    """The cell of the average map that rose most above its nominal mean, in deviations between nominal images."""
+    mean, deviation = np.array(reference.map_mean), np.array(reference.map_std)
+    # Cells that hardly vary would turn nothing into much.
+    rise = (tally.average_map() - mean) / np.maximum(deviation, max(0.1 * float(np.median(deviation)), 1e-12))
+    row, column = np.unravel_index(int(rise.argmax()), rise.shape)
+    effect = float(rise[row, column])
+    z = effect / math.sqrt(1 / tally.num_images + 1 / reference.num_images)
+    p_value = min(1.0, float(stats.norm.sf(z)) * rise.size)
+    height, width = rise.shape
+    sentence = (
+        f"average map: {effect:.1f} deviations hotter than nominal at {(column + 0.5) / width:.0%} of the width, "
+        f"{(row + 0.5) / height:.0%} of the height, on {(rise >= max(DRIFT_RISE, effect / 2)).mean():.0%} of the area"
+    )
+    verdict = _verdict(p_value, level, effect, WATCH_RISE, DRIFT_RISE)
+    return Finding("average_map", "map", effect, p_value, verdict, sentence)
+
+
+def alarm_interval(num_images: int, num_calibration: int, alpha: float, coverage: float = 0.95) -> tuple[int, int]:
+    """How many false alarms so many nominal images raise, within `coverage`, given the size of the calibration.
+
+    The rate above the k-th largest of n nominal scores follows Beta(k, n + 1 - k), so the count is beta-binomial:
+    a binomial whose rate is known as well as n images tell it.
+    """
+    law = _alarm_law(num_images, num_calibration, alpha)
+    return int(law.ppf((1 - coverage) / 2)), int(law.ppf((1 + coverage) / 2))
+
+
+def _alarm_law(m: int, n: int, alpha: float) -> "stats.rv_discrete_frozen":  # type: ignore[name-defined]
+    rank = max(1, min(n, math.floor(alpha * (n + 1) + 1e-9)))
+    return stats.betabinom(m, rank, n + 1 - rank)
+
+
+def _alarms(tally: Tally, alpha: float, parts: Sequence[tuple[int, int]], level: float) -> Finding:
+    """The number of alarms against its law."""
+    found, rate = tally.num_alarms, tally.num_alarms / tally.num_images
+    if len(parts) == 1:
+        law = _alarm_law(*parts[0], alpha)
+        low, high = alarm_interval(*parts[0], alpha)
+        p_more, p_less = float(law.sf(found - 1)), float(law.cdf(found))
+    else:
+        generator = np.random.default_rng(0)
+        draws = sum(_alarm_law(m, n, alpha).rvs(_DRAWS, random_state=generator) for m, n in parts)
+        low, high = (int(value) for value in np.quantile(draws, (0.025, 0.975)))
+        p_more, p_less = (float((1 + count.sum()) / (1 + _DRAWS)) for count in (draws >= found, draws <= found))
+    factor = rate / alpha
+    verdict = _verdict(p_more, level, factor, 1.0, ALARM_FACTOR)
+    if verdict == "ok" and p_less < level:
+        verdict = "watch"  # too few alarms: does the camera see anything?
+    sentence = f"alarms: {found} of {tally.num_images} ({rate:.2%}), {alpha:.2%} expected ({low} to {high} images)"
+    return Finding("alarms", "alarms", factor, min(p_more, p_less), verdict, sentence)
+
+
+def _tail_start(reference: Reference) -> float:
+    """The score from which on images count as the tail; 0 if the calibration is too small to know its tail."""
+    n = reference.num_images
+    return reference.scores[-TAIL_RANK] if n >= _MIN_TAIL_FIT / _TAIL_FIT and len(reference.scores) == n else 0.0
+
+
+def _tail(tally: Tally, reference: Reference, level: float) -> list[Finding]:
+    """The excess of the most anomalous images over the tail's start, against the tail of the calibration.
+
+    Its law is drawn: the true rate beyond the start is Beta distributed, the number of images binomial. Each one's
+    excess lies halfway between an exponential and a Pareto tail, both fitted to the top tenth of the calibration (mean
+    excess; Hill's estimate): the one alone is too light, the other too heavy (benchmarks/drift.py). A few gross
+    anomalies show here that are too few for the alarm rate.
+    """
+    if (start := _tail_start(reference)) <= 0:
+        return []
+    top = np.array(reference.scores[-(int(reference.num_images * _TAIL_FIT) + 1) :])
+    if top[0] <= 0:
+        return []
+    index, mean_excess = float(np.log(top[1:] / top[0]).mean()), float((top[1:] - top[0]).mean()) / start
+    generator = np.random.default_rng(0)
+    n, m = reference.num_images, tally.num_images
+    law = stats.betabinom(m, TAIL_RANK, n + 1 - TAIL_RANK)
+    # More images than the largest few draws have are beyond doubt, and would only take memory.
+    drawn = law.rvs(_DRAWS, random_state=generator).astype(np.int64)
+    counts = np.minimum(drawn, int(np.quantile(drawn, 0.9999)) + 1)
+    draws = generator.standard_exponential(int(counts.sum()))
+    excess = np.minimum((mean_excess * draws + np.exp(index * draws) - 1) / 2, _TAIL_CAP)
+    sums = np.bincount(np.repeat(np.arange(_DRAWS), counts), excess, minlength=_DRAWS)
+    p_value = float((1 + (sums >= tally.tail_excess).sum()) / (1 + _DRAWS))
+    verdict = _verdict(p_value, level, float(tally.in_tail), _MIN_IN_TAIL, _MIN_IN_TAIL)
+    sentence = (
+        f"most anomalous images: {tally.in_tail} are above {start:.4g}, and further than nominal images explain "
+        f"({m * TAIL_RANK / (n + 1):.1f} expected there)"
+    )
+    return [Finding("most_anomalous", "tail", tally.tail_excess, p_value, verdict, sentence)]
+
+
+def reference_of(calibration: Calibration, group: str | None) -> Reference | None:
+    """What a scope is compared with: all calibration images for the whole run, a group with its own, if there are."""
+    return calibration.pooled if group is None else calibration.groups.get(group)
