@@ -68,6 +68,7 @@ def make_bundle(network: str, uri: str) -> None:
             normalization=scaling,
             gaussian_std=max(1.0, side / 20),
             calibration=Calibration.fit(nominal, alpha=0.01),
+            calibrated_on="none",
             training=bundle.TrainingRecord(
                 images="none",
                 num_training=0,

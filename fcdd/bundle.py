@@ -50,6 +50,8 @@ class BundleSpec(BaseModel):
     gaussian_extent: int | None = Field(None, ge=1, description="its extent in pixels; default: the receptive field")
     score: Score = Field("mean", description="statistic of the map that is the anomaly score and is calibrated")
     calibration: Calibration
+    calibrated_on: str = Field(description="location of the calibration images, or the run they were reviewed in")
+    parent: str | None = Field(None, description="digest of the bundle whose weights these are, if it was recalibrated")
     training: TrainingRecord
     weights_sha256: str
 
@@ -66,7 +68,7 @@ def to_files(spec: BundleSpec, weights: bytes) -> dict[str, bytes]:
     contents = {
         WEIGHTS_FILE: weights,
         CARD_FILE: model_card(spec).encode(),
-        SPEC_FILE: (json.dumps(document, indent=1) + "\n").encode(),
+        SPEC_FILE: (json.dumps(document) + "\n").encode(),
     }
     return {name: contents[name] for name in FILES}
 
@@ -109,6 +111,10 @@ def _metric_lines(metrics: dict[str, float]) -> str:
     return "".join(f"- {name}: {value:.4g}\n" for name, value in sorted(metrics.items()))
 
 
+def _parent(spec: BundleSpec) -> str:
+    return f", with the weights of `{spec.parent[:12]}`" if spec.parent else ""
+
+
 def _group_lines(calibration: Calibration) -> str:
     if not calibration.groups:
         return ""
@@ -131,9 +137,9 @@ the score.
 
 - network `{spec.network}`, input {spec.input_size[0]}x{spec.input_size[1]} pixels, {spec.channels} channel(s)
 - trained on {training.num_training} nominal images of `{training.images}` with synthetic anomalies
-- calibrated on {calibration.pooled.num_images} other nominal images: scores above {calibration.threshold:.6g} are
-  anomalous, with a promised false-alarm rate of {calibration.alpha:g}; the smallest possible p-value is
-  {1 / (calibration.pooled.num_images + 1):.4g}
+- calibrated on {calibration.pooled.num_images} other nominal images (`{spec.calibrated_on}`{_parent(spec)})
+- scores above {calibration.threshold:.6g} are anomalous, with a promised false-alarm rate of {calibration.alpha:g}; the
+  smallest possible p-value is {1 / (calibration.pooled.num_images + 1):.4g}
 - map values above {calibration.map_threshold:.6g} make a region: a share of {calibration.alpha:g} of nominal images has
   one{_group_lines(calibration)}
 

@@ -1,13 +1,23 @@
-"""Nominal images of a calibration, as the jobs have them: measured here, or taken from a reviewed run."""
+"""What calibrations are fitted to: nominal images, measured."""
 
+import logging
 from collections.abc import Sequence
 
-from fcdd import grouping
+import numpy as np
+
+from fcdd import detector, grouping
 from fcdd.bundle import Score
-from fcdd.calibration import Nominal
-from fcdd.detector import Scored
+from fcdd.calibration import STATISTICS, Nominal
+from fcdd.detector import Detector, Scored
+from fcdd.images import DecodedImage
 from fcdd.storage import ObjectInfo
+from jobs import _images
 from jobs._images import ImageSet
+
+# Decoded images in memory at once.
+_BATCH = 64
+
+log = logging.getLogger(__name__)
 
 
 def nominal(
@@ -26,5 +36,35 @@ def nominal(
         statistics=images.statistics,
         formats=images.formats,
         groups=[grouping.group_of(infos[index].uri, roots, pattern) for index in images.positions],
+        maps=scored.maps,
+    )
+
+
+def measure(trained: Detector, infos: Sequence[ObjectInfo], roots: Sequence[str], group_pattern: str | None) -> Nominal:
+    """Fetch and score images, a few at once. Raises ConfigError when more than a tenth cannot be read."""
+    spec = trained.spec
+    maps, statistics, formats, uris = [], list[list[float]](), list[str](), list[str]()
+    pending = []
+    for info, image in zip(infos, _images.fetch_each(infos, spec.input_size, spec.channels), strict=True):
+        if not isinstance(image, DecodedImage):
+            log.warning("left out %s: %s", info.uri, image.error)
+            continue
+        pending.append(image.pixels)
+        statistics.append([getattr(image, name) for name in STATISTICS])
+        formats.append(image.format)
+        uris.append(info.uri)
+        if len(pending) == _BATCH:
+            maps.append(trained.score(np.stack(pending)).maps)
+            pending.clear()
+    _images.check_readable(len(uris), len(infos))
+    if pending:
+        maps.append(trained.score(np.stack(pending)).maps)
+    scored, pattern = detector.summarise(np.concatenate(maps)), grouping.compile_pattern(group_pattern)
+    return Nominal(
+        scores=getattr(scored, spec.score),
+        peaks=scored.maximum,
+        statistics=np.array(statistics, np.float32),
+        formats=formats,
+        groups=[grouping.group_of(uri, roots, pattern) for uri in uris],
         maps=scored.maps,
     )

@@ -185,11 +185,16 @@ def load_set(infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) 
     for info, failure in zip(infos, loaded, strict=True):
         if isinstance(failure, Failure):
             log.warning("left out %s: %s", info.uri, failure.error)
-    if len(good) < (1 - MAX_UNREADABLE_SHARE) * len(infos) or not good:
-        raise ConfigError(f"{len(infos) - len(good)} of {len(infos)} images cannot be read; see the log above")
+    check_readable(len(good), len(infos))
     return ImageSet(
         np.stack([image.pixels for image in good]),
         np.flatnonzero([isinstance(image, DecodedImage) for image in loaded]),
         np.array([[getattr(image, name) for name in STATISTICS] for image in good], np.float32),
         [image.format for image in good],
     )
+
+
+def check_readable(readable: int, of: int) -> None:
+    """Raises ConfigError when more than a tenth of the images is unreadable."""
+    if readable < (1 - MAX_UNREADABLE_SHARE) * of or not readable:
+        raise ConfigError(f"{of - readable} of {of} images cannot be read; see the log above")

@@ -97,14 +97,16 @@ def part_paths(results: str, parts: Iterable[Part]) -> list[str]:
     return list(dict.fromkeys(f"{root}/{part.path}" for part in parts))
 
 
-def view_scores(connection: duckdb.DuckDBPyConnection, results: str, records: list[RunRecord]) -> None:
-    """Make the published scores of the runs readable as the view `scores`, which may be empty."""
+def view_scores(
+    connection: duckdb.DuckDBPyConnection, results: str, records: list[RunRecord], name: str = "scores"
+) -> None:
+    """Make the published scores of the runs readable as a view, which may be empty."""
     paths = part_paths(results, (part for record in records for part in record.scores))
     if paths:
         try:
             # Runs of an older schema version lack columns that came later.
-            connection.read_parquet(paths, union_by_name=True).create_view("scores")
+            connection.read_parquet(paths, union_by_name=True).create_view(name)
         except duckdb.Error as error:
             raise ConfigError(f"a published part under {results} is missing or damaged: {error}") from error
     else:
-        connection.register("scores", SCORES.empty_table())
+        connection.register(name, SCORES.empty_table())

@@ -19,12 +19,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fcdd import bundle, storage
+from fcdd import bundle, drift, storage
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import Decider
 from fcdd.errors import ConfigError
 from fcdd.runtime import Runtime
-from jobs import _commit, _progress, _records
+from jobs import _commit, _console, _progress, _records
 from jobs import _pipeline as stages
 from jobs._decisions import Map
 from jobs._lease import Lease
@@ -231,10 +231,17 @@ def show(record: RunRecord) -> None:
     """The summary a person or a log reads."""
     table = Table(box=box.SIMPLE_HEAD, show_header=False, title=f"run {record.run_id}", title_justify="left")
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(record.quarantine_reasons.items()))
+    low, high = drift.alarm_interval(record.num_scored, record.num_calibration, record.alpha)
+    alarms = f"{record.num_anomalous}  (false-alarm rate {record.alpha:g}: {low} to {high} expected of nominal images; "
+    alarms += f"smallest possible p-value {record.smallest_p_value:.4g})"
+    listed = f"p <= {record.fdr_p_value:.4g}, " if record.num_discoveries else ""
+    why = [(record.drift.verdict, "")] + [("", reason) for reason in record.drift.reasons]
     rows = [
         ("collection", f"{record.collection}, {record.day}"),
         ("listed", f"{record.num_listed}"),
-        ("scored", f"{record.num_scored}  ({record.num_anomalous} above the threshold {record.threshold:.6g})"),
+        ("scored", f"{record.num_scored}"),
+        ("alarms", alarms),
+        ("listed anomalies", f"{record.num_discoveries}  ({listed}false-discovery rate {record.fdr:g})"),
         ("quarantined", f"{record.num_quarantined}" + (f"  ({reasons})" if reasons else "")),
         ("rate", f"{record.images_per_second:.1f} images/s"),
     ]
@@ -246,6 +253,7 @@ def show(record: RunRecord) -> None:
         rows.append(("supersedes", record.supersedes))
     written = sum(part.bytes for part in (*record.scores, *record.quarantine))
     rows.append(("written", f"{len(record.scores) + len(record.quarantine)} files, {written / 1e6:.2f} MB"))
+    rows += [("drift" if verdict else "", _console.printable(verdict or reason)) for verdict, reason in why]
     for name, value in rows:
         table.add_row(name, value)
     Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)

@@ -10,11 +10,15 @@ from jobs import _console
 VERBS = {
     "train": "nominal images -> a bundle (a trained, calibrated detector)",
     "score": "a bundle + an image collection -> a committed run: scores and heatmaps in Parquet",
+    "nightly": "score what is new, decide, look for drift, tell; exit codes for a scheduler",
+    "calibrate": "the same weights with another calibration: fresh nominal images, or a reviewed run",
     "query": "the most anomalous images of committed runs, as a table and as pictures",
     "runs": "every run of a results location: state, counts, rate",
     "retry-quarantine": "try the unreadable images of a night again; the new run takes its place",
     "verify": "check a committed run: whole parts, each image once, a sample scored again",
     "gc": "remove what dead runs left behind",
+    "compare": "two runs on the same images: rank correlation, alarms that flip, the top movers, cost of each",
+    "audit": "where on the image the evidence of a model lies: borders, background, one fixed spot",
     "evaluate": "committed runs + labels -> AUROC",
 }
 

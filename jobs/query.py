@@ -3,10 +3,7 @@
 Near-duplicates (the same part photographed thirty times) are one line, with how many they are.
 """
 
-import functools
-import hashlib
 import json
-import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -15,16 +12,14 @@ from typing import Any, ClassVar, Literal
 
 import duckdb
 import pyarrow as pa
-from PIL import Image
 from pydantic import Field
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fcdd import duplicates, heatmap, images, storage
-from fcdd.errors import ConfigError, ImageError
-from fcdd.storage import ObjectInfo
-from jobs import _console, _runs
+from fcdd import duplicates, heatmap
+from fcdd.errors import ConfigError
+from jobs import _console, _pictures, _runs
 from jobs._settings import JobSettings, Night
 from schemas import IDENTITY, RunRecord
 
@@ -43,8 +38,6 @@ COLUMNS = (
 _HIDDEN = ("heatmap", "model_digest", "image_hash")
 # Of so many images, the most anomalous first, near-duplicates are found.
 MAX_COMPARED = 2_000
-
-log = logging.getLogger(__name__)
 
 
 class QuerySettings(JobSettings):
@@ -77,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def query(settings: QuerySettings) -> None:
     """Print the top images and, if asked, save their pictures."""
-    folder = _picture_folder(settings.pictures) if settings.pictures else None
+    folder = _pictures.folder(settings.pictures) if settings.pictures else None
     records = _runs.committed(settings.results, settings.collection, settings.date)
     rows, more = _found(settings, records)
     if settings.output == "json":
@@ -135,18 +128,6 @@ def _without_duplicates(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row | {"num_alike": sizes[index]} for index, row in enumerate(rows) if first[index] == index]
 
 
-def _picture_folder(location: str) -> Path:
-    """The folder, created. Raises ConfigError when it cannot be one."""
-    if "://" in location:
-        raise ConfigError(f"expected a local folder for pictures, got {location!r}")
-    folder = Path(location).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot create the folder {folder} for pictures: {error.strerror}") from error
-    return folder
-
-
 def _print_table(rows: list[dict[str, Any]], settings: QuerySettings) -> None:
     night = settings.date or "all nights"
     table = Table(title=f"{settings.collection}, {night}: top {len(rows)} by anomaly score", box=box.SIMPLE_HEAD)
@@ -171,37 +152,15 @@ def _print_table(rows: list[dict[str, Any]], settings: QuerySettings) -> None:
 
 
 def _save_pictures(rows: list[dict[str, Any]], records: list[RunRecord], folder: Path) -> None:
-    """One PNG per row, named by rank and a hash of the URI, since a key is never a path."""
-    # Imported late: only pictures need the bundle, and with it torch.
-    from fcdd.detector import Detector
-
-    width = max(2, len(str(len(rows))))
+    """One PNG per row, original beside heatmap overlay."""
+    overlay = _pictures.Overlays()
     by_model = {record.bundle_digest: record for record in records}
-    load = functools.cache(Detector.load)
     for rank, row in enumerate(rows, start=1):
-        model = row["model_digest"]
-        record = by_model[model]
-        detector = load(record.bundle)
-        if detector.spec.digest != model:
-            raise ConfigError(f"the bundle at {record.bundle} is not the one that run {record.run_id} used")
-        info = ObjectInfo(*(row[name] for name in IDENTITY))
-        try:
-            original = images.decode_full(storage.read_checked(info))
-        except ImageError as error:
-            log.warning("no picture of %s: %s", _console.printable(info.uri), error)
-            continue
-        full = detector.heatmap(heatmap.decode(row["heatmap"]))
-        shown = heatmap.overlay(original, full, record.map_threshold)
-        path = folder / f"{rank:0{width}d}-{hashlib.sha256(row['image_uri'].encode()).hexdigest()[:12]}.png"
-        _side_by_side(original, shown).save(path)
-        print(f"picture {rank:2d}  {path}")
-
-
-def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    both = Image.new("RGB", (left.width + right.width, left.height))
-    both.paste(left, (0, 0))
-    both.paste(right, (left.width, 0))
-    return both
+        if picture := _pictures.original(row):
+            shown = overlay(picture, row["heatmap"], by_model[row["model_digest"]])
+            path = folder / _pictures.file_name(rank, len(rows), row["image_uri"])
+            _pictures.side_by_side([picture, shown]).save(path)
+            print(f"picture {rank:2d}  {path}")
 
 
 if __name__ == "__main__":

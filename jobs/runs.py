@@ -39,6 +39,7 @@ class Run(NamedTuple):
     scored: int
     quarantined: int
     anomalous: int | None
+    drift: str | None
     images_per_second: float | None
     started_at: datetime
     committed_at: datetime | None
@@ -62,10 +63,11 @@ def show(settings: RunsSettings) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("run", "collection", "date", "state"):
         table.add_column(name, overflow="fold")
-    for name in ("listed", "scored", "quarantined", "anomalous", "images/s"):
+    for name in ("listed", "scored", "quarantined", "alarms", "drift", "images/s"):
         table.add_column(name, justify="right")
     for run in found:
-        counts = (run.listed, run.scored, run.quarantined, "" if run.anomalous is None else run.anomalous)
+        alarms = "" if run.anomalous is None else run.anomalous
+        counts = (run.listed, run.scored, run.quarantined, alarms, run.drift or "")
         rate = "" if run.images_per_second is None else f"{run.images_per_second:.1f}"
         table.add_row(run.run_id, run.collection, str(run.date), run.state, *map(str, counts), rate)
     Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
@@ -86,6 +88,7 @@ def committed(layout: Layout) -> Iterator[Run]:
             scored=record.num_scored,
             quarantined=record.num_quarantined,
             anomalous=record.num_anomalous,
+            drift=record.drift.verdict,
             images_per_second=record.images_per_second,
             started_at=record.started_at,
             committed_at=record.committed_at,
@@ -110,6 +113,7 @@ def uncommitted(layout: Layout) -> Iterator[Run]:
             scored=done.count() - failed,
             quarantined=failed,
             anomalous=None,
+            drift=None,
             images_per_second=None,
             started_at=intent.started_at,
             committed_at=None,

@@ -496,6 +496,7 @@ def _finish(
         gaussian_extent=settings.gaussian_extent,
         score=settings.score,
         calibration=calibration,
+        calibrated_on=root,
         training=TrainingRecord(
             images=storage.normalize(settings.images),
             num_training=progress.num_images,

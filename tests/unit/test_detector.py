@@ -31,6 +31,7 @@ def make(weights: bytes | None = None, **changes: object) -> Detector:
         "normalization": Normalization(kind="mean_std", shift=(0.5,) * 3, scale=(0.25,) * 3),
         "gaussian_std": 2.0,
         "calibration": Calibration.fit(nominal(np.linspace(0, 1, 200)), alpha=0.01),
+        "calibrated_on": "s3://x",
         "training": TrainingRecord(
             images="s3://x", num_training=1, num_calibration=1, data_digest="0", options={}, versions={}
         ),

@@ -1,0 +1,178 @@
+"""`fcdd audit`: where on the image plane the evidence of a model lies, to find features that it should not use.
+
+maps of committed runs -> evidence of anomalous and of nominal images -> shares at the border, outside the object,
+at one spot -> flags, and a picture
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydantic import Field
+
+from fcdd import bundle, evidence, heatmap, images, storage
+from fcdd.bundle import BundleSpec
+from fcdd.errors import ConfigError, ImageError
+from fcdd.evidence import Evidence
+from fcdd.images import DecodedImage
+from fcdd.storage import ObjectInfo
+from jobs import _console, _images, _labels, _pictures, _runs
+from jobs._settings import JobSettings, Night
+from schemas import IDENTITY
+
+_ROWS_AT_ONCE = 5_000
+
+
+class AuditSettings(JobSettings):
+    """Show where a model's evidence lies, and flag what looks spurious: a border, a background, one fixed spot.
+
+    With labels, anomalous and nominal images are told apart by them; without, alarms and the others.
+    """
+
+    verb: ClassVar[str] = "audit"
+
+    results: str = Field(description="location of the results")
+    collection: str = Field(description="name of the image collection")
+    date: Night | None = Field(None, description="night, YYYY-MM-DD; default: all nights")
+    labels: str | None = Field(None, description="CSV or Parquet with image_uri and label (0 nominal, 1 anomalous)")
+    object_mask: str | None = Field(
+        None, description="picture that is white where the object is; default: found in the mean of nominal images"
+    )
+    sample: int = Field(64, ge=0, description="images to fetch for their mean; 0: fetch none")
+    pictures: str | None = Field(None, description="local folder for a picture of the evidence over the mean image")
+    output: Literal["text", "json"] = Field("text", description="what to print")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _console.run(lambda: audit(AuditSettings.parse(argv)))
+
+
+def audit(settings: AuditSettings) -> None:
+    """Measure, print, draw."""
+    folder = _pictures.folder(settings.pictures) if settings.pictures else None
+    records = _runs.committed(settings.results, settings.collection, settings.date)
+    record = records[-1]
+    records = [each for each in records if each.bundle_digest == record.bundle_digest]
+    spec, _ = bundle.load(record.bundle)
+    if spec.digest != record.bundle_digest:
+        raise ConfigError(f"the bundle at {record.bundle} is not the one that run {record.run_id} used")
+    labels = _labels.read(settings.labels) if settings.labels else None
+    connection = _runs.connect(settings.results)
+    _runs.view_scores(connection, settings.results, records)
+    kind = "is_anomalous"
+    if labels is not None:
+        connection.register("labels", labels)
+        connection.sql("SELECT scores.*, label = 1 AS labelled FROM scores JOIN labels USING (image_uri)").create_view(
+            "q"
+        )
+        kind = "labelled"
+    source = "scores" if labels is None else "q"
+    names = ("anomalous", "nominal") if labels is not None else ("alarms", "others")
+    kinds = dict(zip(names, (Evidence(np.array(spec.calibration.pooled.map_mean)) for _ in names), strict=True))
+    relation = connection.sql(f"SELECT {kind}, heatmap FROM {source}")
+    for chosen, maps in _batches(relation):
+        for name, here in zip(names, (chosen, ~chosen), strict=True):
+            if here.any():
+                kinds[name].add(maps[here])
+    if not any(each.num_images for each in kinds.values()):
+        raise ConfigError(
+            "no image with evidence: none of the labels is of an image of these runs, or nothing is scored"
+        )
+    rows = connection.sql(
+        f"SELECT {', '.join(IDENTITY)} FROM {source} WHERE NOT {kind} ORDER BY md5(image_uri) LIMIT {settings.sample}"
+    ).fetchall()
+    mean = _mean_image([ObjectInfo(*row) for row in rows], spec)
+    mask = _object_mask(settings, mean, spec)
+    found = {name: each.concentrations(mask) for name, each in kinds.items()}
+    if settings.output == "json":
+        plain = {
+            name: {"num_images": kinds[name].num_images, "evidence": kinds[name].share().round(5).tolist()}
+            | {"concentrations": [each._asdict() for each in found[name]]}
+            for name in names
+        }
+        print(json.dumps(plain | {"object_share": None if mask is None else float(mask.mean())}, indent=1))
+    else:
+        _print(found, {name: each.num_images for name, each in kinds.items()}, mask, spec)
+    if folder:
+        path = folder / f"evidence-{record.run_id}.png"
+        _picture(mean, kinds, spec).save(path)
+        print(f"picture     {path}  (mean of nominal images; evidence of {', '.join(names)})")
+
+
+def _batches(relation: Any) -> Iterator[tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]]:
+    while rows := relation.fetchmany(_ROWS_AT_ONCE):
+        yield np.array([row[0] for row in rows], np.bool_), heatmap.decode_each([row[1] for row in rows])
+
+
+def _mean_image(infos: list[ObjectInfo], spec: BundleSpec) -> npt.NDArray[np.float64] | None:
+    """Mean grey image (H,W) of what can still be read, None if nothing can."""
+    loaded = _images.fetch_each(infos, spec.input_size, spec.channels)
+    pixels = [image.pixels.mean(2) for image in loaded if isinstance(image, DecodedImage)]
+    return np.mean(pixels, axis=0) if pixels else None
+
+
+def _object_mask(
+    settings: AuditSettings, mean: npt.NDArray[np.float64] | None, spec: BundleSpec
+) -> npt.NDArray[np.bool_] | None:
+    cells = np.shape(spec.calibration.pooled.map_mean)
+    if settings.object_mask:
+        uri = storage.normalize(settings.object_mask)
+        try:
+            found = np.asarray(images.decode_full(storage.read(uri)).convert("L")) > 127
+        except FileNotFoundError as error:
+            raise ConfigError(f"the object mask {uri} does not exist") from error
+        except ImageError as error:
+            raise ConfigError(f"the object mask {uri} cannot be read: {error}") from error
+        if not found.any():
+            raise ConfigError(f"the object mask {uri} is black everywhere: white is where the object is")
+        return evidence.to_cells(found, (cells[0], cells[1]))
+    found_object = evidence.find_object(mean) if mean is not None else None
+    return None if found_object is None else evidence.to_cells(found_object, (cells[0], cells[1]))
+
+
+def _print(
+    found: dict[str, list[evidence.Concentration]],
+    counts: dict[str, int],
+    mask: npt.NDArray[np.bool_] | None,
+    spec: BundleSpec,
+) -> None:
+    print(f"model       {spec.digest[:12]}  ({spec.network})")
+    whole = "none was told from the background: it fills the picture, or give --object-mask"
+    print(f"object      {whole if mask is None else f'{mask.mean():.0%} of the picture'}")
+    flags = 0
+    for name, concentrations in found.items():
+        print(f"{name:11} {counts[name]} images with evidence")
+        for each in concentrations:
+            mark = "  <-- suspicious" if each.flagged else ""
+            subject = "of the images are hottest" if each.where.startswith(evidence.ONE_SPOT) else "of the evidence"
+            print(f"            {each.share:4.0%} {subject} {each.where}, {each.area:.0%} of the area{mark}")
+            flags += each.flagged
+    if flags:
+        print(
+            f"verdict     {flags} suspicious: look at the pictures (`fcdd query --pictures`); if the model looks at "
+            "what is not the product, crop or mask it before training"
+        )
+    else:
+        print("verdict     nothing suspicious: the evidence is spread over the object")
+
+
+def _picture(mean: npt.NDArray[np.float64] | None, kinds: dict[str, Evidence], spec: BundleSpec) -> Image.Image:
+    """The mean image, and over it the evidence of each kind of images, on a scale of its own."""
+    height, width = spec.input_size
+    grey = Image.fromarray((np.zeros((height, width)) if mean is None else mean).round().astype(np.uint8)).convert(
+        "RGB"
+    )
+    shown = [grey]
+    for each in kinds.values():
+        share = each.share().astype(np.float32)
+        # A cell of three times the even share is in the middle of the scale.
+        shown.append(heatmap.overlay(grey, share, 3 / share.size))
+    return _pictures.side_by_side(shown)
+
+
+if __name__ == "__main__":
+    _console.leave(main())
