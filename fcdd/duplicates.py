@@ -21,7 +21,7 @@ def group(hashes: Sequence[bytes], maps: Sequence[npt.NDArray[np.float32]]) -> n
     the most anomalous one first. `hashes` are those of `images.DecodedImage`; maps (U,V) of another shape than the
     first's are near-duplicates of none.
     """
-    bits = np.array([np.frombuffer(each, np.uint8) for each in hashes]).reshape(len(hashes), -1)
+    bits = np.array([np.frombuffer(each, np.uint8) for each in hashes])
     same_shape = [each.shape == maps[0].shape for each in maps]
     unit = {i: _unit(map_uv) for i, map_uv in enumerate(maps) if same_shape[i]}
     first = np.arange(len(hashes))

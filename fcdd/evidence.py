@@ -67,13 +67,13 @@ class Evidence:
         found = [self._inside("at the border", border)]
         if object_mask is not None and not object_mask.all():
             found.append(self._inside("outside the object", ~object_mask))
-        counts = ndimage.uniform_filter(self._peaks, 3, mode="constant") * 9
-        cells = ndimage.uniform_filter(np.ones_like(self._peaks), 3, mode="constant") * 9
+        window = np.ones((3, 3))
+        counts = ndimage.convolve(self._peaks, window, mode="constant")
+        cells = ndimage.convolve(np.ones_like(self._peaks), window, mode="constant")
         row, column = np.unravel_index(int(counts.argmax()), counts.shape)
         share, area = float(counts[row, column]) / self.num_images, float(cells[row, column]) / counts.size
-        place = (
-            f"one spot, {(column + 0.5) / counts.shape[1]:.0%} from the left, {(row + 0.5) / counts.shape[0]:.0%} down"
-        )
+        across, down = (column + 0.5) / counts.shape[1], (row + 0.5) / counts.shape[0]
+        place = f"{ONE_SPOT}, {across:.0%} from the left, {down:.0%} from above"
         return [*found, Concentration(place, share, area, share >= SPOT_SHARE and share >= SPOT_FACTOR * area)]
 
     def _inside(self, where: str, mask: Mask) -> Concentration:

@@ -6,8 +6,9 @@ at one spot -> flags, and a picture
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -73,8 +74,7 @@ def audit(settings: AuditSettings) -> None:
     source = "scores" if labels is None else "q"
     names = ("anomalous", "nominal") if labels is not None else ("alarms", "others")
     kinds = dict(zip(names, (Evidence(np.array(spec.calibration.pooled.map_mean)) for _ in names), strict=True))
-    relation = connection.sql(f"SELECT {kind}, heatmap FROM {source}")
-    for chosen, maps in _batches(relation):
+    for chosen, maps in _batches(connection.execute(f"SELECT {kind}, heatmap FROM {source}")):
         for name, here in zip(names, (chosen, ~chosen), strict=True):
             if here.any():
                 kinds[name].add(maps[here])
@@ -103,8 +103,10 @@ def audit(settings: AuditSettings) -> None:
         print(f"picture     {path}  (mean of nominal images; evidence of {', '.join(names)})")
 
 
-def _batches(relation: Any) -> Iterator[tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]]:
-    while rows := relation.fetchmany(_ROWS_AT_ONCE):
+def _batches(
+    result: duckdb.DuckDBPyConnection,
+) -> Iterator[tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]]:
+    while rows := result.fetchmany(_ROWS_AT_ONCE):
         yield np.array([row[0] for row in rows], np.bool_), heatmap.decode_each([row[1] for row in rows])
 
 

@@ -6,9 +6,9 @@ A scheduler may repeat it at will: a committed night is only reported again, an 
 has been told is not told twice.
 """
 
+import datetime as dt
 import logging
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, SecretStr
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 def _day(value: object) -> object:
     """Today and yesterday are those of UTC."""
-    today = datetime.now(UTC).date()
-    words = {"today": today, "yesterday": today - timedelta(days=1)}
+    today = dt.datetime.now(dt.UTC).date()
+    words = {"today": today, "yesterday": today - dt.timedelta(days=1)}
     return words[value] if isinstance(value, str) and value in words else strict_date(value)
 
 
@@ -49,7 +49,7 @@ class NightlySettings(ScoreSettings):
         default_factory=list,
         description="location of the images; {date} in it becomes the night; may be given again",
     )
-    date: Annotated[date, BeforeValidator(_day)] = Field(
+    date: Annotated[dt.date, BeforeValidator(_day)] = Field(
         "today", validate_default=True, description="the night: YYYY-MM-DD, today or yesterday (in UTC)"
     )
     since_last: bool = Field(True, description="score only images that no committed run of the collection has scored")
@@ -107,7 +107,7 @@ def verdict(settings: NightlySettings, record: RunRecord) -> int:
     return _console.DONE
 
 
-def _scored(settings: NightlySettings, layout: Layout, night: date) -> RunRecord:
+def _scored(settings: NightlySettings, layout: Layout, night: dt.date) -> RunRecord:
     """The night's run: the committed one, whatever command made it, or a new one."""
     of_night = [r for r in _runs.current(_runs.records(layout, settings.collection)) if r.day == night]
     if of_night and not settings.rescore:
@@ -117,7 +117,7 @@ def _scored(settings: NightlySettings, layout: Layout, night: date) -> RunRecord
     return _score_run.score(_of_night(settings, night), may_be_empty=_is_dated(settings))
 
 
-def _nights(settings: NightlySettings, layout: Layout) -> list[date]:
+def _nights(settings: NightlySettings, layout: Layout) -> list[dt.date]:
     """The nights to do, oldest first."""
     if not settings.catch_up:
         return [settings.date]
@@ -128,13 +128,13 @@ def _nights(settings: NightlySettings, layout: Layout) -> list[date]:
     first = min(before) if _is_dated(settings) else max(before)
     if (settings.date - first).days > MAX_NIGHTS:
         raise ConfigError(f"more than {MAX_NIGHTS} nights lie between {first} and {settings.date}; is the date right?")
-    days = (first + timedelta(days=n) for n in range(1, (settings.date - first).days + 1))
+    days = (first + dt.timedelta(days=n) for n in range(1, (settings.date - first).days + 1))
     missed = [day for day in days if day not in done or day == settings.date]
     log.info("catching up: %s", ", ".join(map(str, missed)))
     return missed
 
 
-def _of_night(settings: NightlySettings, night: date) -> ScoreSettings:
+def _of_night(settings: NightlySettings, night: dt.date) -> ScoreSettings:
     """The options of one night."""
     changes: dict[str, Any] = {"date": night}
     if _is_dated(settings):
@@ -142,7 +142,7 @@ def _of_night(settings: NightlySettings, night: date) -> ScoreSettings:
             _check_parent(place)
         changes["images"] = [place.replace(PLACEHOLDER, night.isoformat()) for place in settings.images]
     elif night < settings.date:
-        end = datetime.combine(night + timedelta(days=1), time(), UTC)
+        end = dt.datetime.combine(night + dt.timedelta(days=1), dt.time(), dt.UTC)
         changes["modified_before"] = min(end, settings.modified_before or end)
     return settings.model_copy(update=changes)
 

@@ -1,0 +1,573 @@
+"""What `fcdd nightly` and the commands that work on its runs promise, by the real commands, without Ray."""
+
+import http.server
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from fcdd import bundle, calibration, heatmap, storage
+from fcdd.detector import Detector
+from jobs import _parts, _runs
+from schemas import DRIFT, Layout, RunRecord
+from tests.integration.test_scoring import here, number
+from tests.nominal import nominal
+from tests.unit.test_detector import make
+
+NUM_CALIBRATION, NUM_IMAGES = 200, 60
+SIZE = (40, 56)
+
+
+def picture(seed: int, *, brighter: float = 0.0, defect: bool = False) -> bytes:
+    """A noisy gradient; a defect is a red block at a place of its own."""
+    generator = np.random.default_rng(seed)
+    pixels = 90 + 60 * np.linspace(0, 1, SIZE[1])[None, :, None] + generator.normal(0, 12, (*SIZE, 3)) + brighter
+    pixels += generator.normal(0, 6)
+    if defect:
+        top, left = generator.integers(0, 25), generator.integers(0, 40)
+        pixels[top : top + 14, left : left + 14] = [255, 0, 0]
+    sink = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+@dataclass
+class Line:
+    """A production line: a calibrated bundle, and folders of nights, on a disk."""
+
+    root: str
+
+    @property
+    def results(self) -> str:
+        return f"{self.root}/results"
+
+    def upload(
+        self, folder: str, count: int = NUM_IMAGES, *, seed: int, brighter: float = 0.0, defects: int = 0
+    ) -> None:
+        for index in range(count):
+            data = picture(seed * 1000 + index, brighter=brighter, defect=index < defects)
+            storage.write(f"{self.root}/{folder}/cam-{index % 2}/{index:03d}.png", data)
+
+    def nightly(self, *options: str, day: int = 1, check: bool = False) -> "subprocess.CompletedProcess[str]":
+        where = ["--bundle", f"{self.root}/bundle", "--results", self.results, "--collection", "c"]
+        images = [] if "--images" in options else ["--images", f"{self.root}/nights/{{date}}"]
+        night = ("--date", f"2026-11-{day:02d}")
+        return here("nightly", *where, *images, *night, "--workers", "0", *options, check=check)
+
+    def around(self, verb: str, *options: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        return here(verb, "--results", self.results, "--collection", "c", *options, check=check)
+
+    def rows(self, *options: str) -> list[dict[str, Any]]:
+        every = ("--top", "1000", "--duplicates", "--output", "json")
+        found: list[dict[str, Any]] = json.loads(self.around("query", *every, *options).stdout)
+        return found
+
+    def records(self) -> list[RunRecord]:
+        return _runs.current(_runs.records(Layout(f"file://{self.results}"), "c"))
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The bundle of all lines, made by `fcdd calibrate`."""
+    line = Line(str(tmp_path_factory.mktemp("line")))
+    make(score="maximum").save(f"{line.root}/raw")
+    line.upload("good", NUM_CALIBRATION, seed=9)
+    here(
+        "calibrate", "--bundle", f"{line.root}/raw", "--images", f"{line.root}/good", "--output", f"{line.root}/bundle"
+    )
+    return f"{line.root}/bundle"
+
+
+@pytest.fixture
+def line(tmp_path: Path, calibrated: str) -> Line:
+    line = Line(str(tmp_path))
+    for name in bundle.FILES:
+        storage.write(f"{line.root}/bundle/{name}", storage.read(f"{calibrated}/{name}"))
+    return line
+
+
+class Receiver(http.server.ThreadingHTTPServer):
+    """A webhook that can be told to fail."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answers: list[int] = []
+        self.got: list[tuple[dict[str, str], dict[str, object]]] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/hook?token=canary-secret"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        server = self.server
+        assert isinstance(server, Receiver)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        status = server.answers.pop(0) if server.answers else 200
+        if status == 200:
+            server.got.append((dict(self.headers), json.loads(body)))
+        self.send_response(status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_night_like_the_calibration_is_fine_and_a_brighter_one_has_drifted(line: Line) -> None:
+    line.upload("nights/2026-11-01", seed=1)
+    line.upload("nights/2026-11-02", seed=2, brighter=25)
+    fine = line.nightly(day=1)
+    assert fine.returncode == 0, fine.stdout
+    drifted = line.nightly(day=2)
+    assert drifted.returncode == 4
+    assert "exit code 4: the images are not those that the bundle was calibrated for" in drifted.stdout
+    first, second = line.records()
+    assert (first.drift.verdict, first.drift.reasons, first.num_scored) == ("ok", (), NUM_IMAGES)
+    assert second.drift.verdict == "drifted"
+    why = next(reason for reason in second.drift.reasons if reason.startswith("brightness"))
+    assert why in " ".join(drifted.stdout.split())
+    # The same commands again: nothing is scored, the codes stay.
+    assert [line.nightly(day=day).returncode for day in (1, 2)] == [0, 4]
+    assert line.records() == [first, second]
+    assert re_run_verbs(line) == ["ok", "drifted"]
+
+
+def re_run_verbs(line: Line) -> list[str]:
+    return [run["drift"] for run in json.loads(here("runs", "--results", line.results, "--output", "json").stdout)]
+
+
+def test_the_drift_table_lies_beside_the_record_and_any_engine_reads_it(line: Line) -> None:
+    line.upload("nights/2026-11-01", seed=1, brighter=25)
+    line.nightly()
+    [record] = line.records()
+    assert record.drift.part is not None
+    assert record.drift.part.path.startswith(f"runs/{record.run_id}/drift-")
+    found = duckdb.sql(
+        "SELECT scope, image_group, num_images, num_calibration, num_alarms, verdict, findings, average_map "
+        f"FROM '{line.results}/runs/*/drift-*.parquet' ORDER BY image_group"
+    ).fetchall()
+    assert [row[:4] for row in found] == [
+        ("collection", "", 60, 200),
+        ("group", "cam-0", 30, 100),
+        ("group", "cam-1", 30, 100),
+    ]
+    assert sum(row[4] for row in found[1:]) == found[0][4] == record.num_anomalous
+    table = _parts.read_published(Layout(f"file://{line.results}"), record.drift.part)
+    assert table.schema.equals(DRIFT)
+    scores = pa.concat_tables(_parts.read_published(Layout(f"file://{line.results}"), part) for part in record.scores)
+    maps = heatmap.decode_each(scores["heatmap"].to_pylist())
+    average = heatmap.decode(found[0][7])
+    np.testing.assert_allclose(average, maps.mean(0), atol=float(np.ptp(maps.mean(0))) / 510 + 1e-5)
+    brightness = next(each for each in found[0][6] if each["what"] == "brightness" and each["test"] == "ks")
+    assert brightness["verdict"] == "drifted"
+    # 30 images of a camera are too few to judge it by itself.
+    assert [len(row[6]) for row in found[1:]] == [0, 0]
+
+
+def test_a_fixed_spot_of_dirt_is_seen_in_the_average_map_at_its_place(line: Line) -> None:
+    for index in range(NUM_IMAGES):
+        pixels = np.array(Image.open(io.BytesIO(picture(1000 + index))))
+        pixels[4:14, 38:50] = [0, 255, 0]
+        sink = io.BytesIO()
+        Image.fromarray(pixels).save(sink, "PNG")
+        storage.write(f"{line.root}/nights/2026-11-01/{index}.png", sink.getvalue())
+    assert line.nightly().returncode == 4
+    [record] = line.records()
+    assert record.drift.part is not None
+    [row] = _parts.read_published(Layout(f"file://{line.results}"), record.drift.part).to_pylist()
+    average, before = heatmap.decode(row["average_map"]), heatmap.decode(row["nominal_map"])
+    y, x = np.unravel_index((average - before).argmax(), average.shape)
+    assert 4 / 40 <= (y + 0.5) / average.shape[0] <= 14 / 40 + 0.1
+    assert 38 / 56 - 0.1 <= (x + 0.5) / average.shape[1] <= 50 / 56
+    assert any(reason.startswith("average map: ") for reason in record.drift.reasons)
+
+
+def test_alarms_above_the_limit_end_with_code_5_and_drift_comes_first(line: Line) -> None:
+    line.upload("nights/2026-11-01", 40, seed=1, defects=8)
+    few = line.nightly("--max-alarms", "100")
+    assert few.returncode == 0, few.stdout  # fewer than 50 images are not judged
+    assert "only 40 images and 200 calibration images: from 50 each on distributions are compared" in few.stdout
+    [record] = line.records()
+    assert record.num_anomalous >= 8
+    assert line.nightly().returncode == (5 if record.num_anomalous > 10 else 0)
+    above = line.nightly("--max-alarms", "3")
+    assert above.returncode == 5
+    assert f"{record.num_anomalous} alarms, the limit is 3" in above.stdout
+    line.upload("nights/2026-11-02", seed=2, defects=30)
+    both = line.nightly("--max-alarms", "3", day=2)
+    assert both.returncode == 4
+
+
+def test_a_night_without_images_is_a_committed_empty_run(line: Line) -> None:
+    line.upload("nights/2026-11-01", 5, seed=1)
+    line.nightly(day=1, check=True)
+    nothing = line.nightly(day=2, check=True)
+    assert number(nothing.stdout, "listed") == 0
+    assert (line.records()[1].num_listed, line.records()[1].drift.reasons) == (0, ("nothing was scored",))
+    again = line.nightly("--images", f"{line.root}/nights", day=3, check=True)
+    assert number(again.stdout, "listed") == 0
+    mistyped = line.nightly("--images", f"{line.root}/night/{{date}}", day=4)
+    assert mistyped.returncode == 2
+    assert f"there is nothing under file://{line.root}/night, where the folders of the nights should be" in mistyped.stderr
+    assert line.nightly("--images", f"{line.root}/nothing", day=4).returncode == 2
+
+
+def test_missed_nights_are_caught_up_each_with_its_own_images(line: Line) -> None:
+    for day in (1, 2, 4):
+        line.upload(f"nights/2026-11-{day:02d}", day, seed=day)
+    line.nightly(day=1, check=True)
+    line.nightly("--catch-up", day=4, check=True)
+    assert [(record.day.day, record.num_scored) for record in line.records()] == [(1, 1), (2, 2), (3, 0), (4, 4)]
+    before = line.records()
+    line.nightly("--catch-up", day=4, check=True)
+    assert line.records() == before
+
+
+def test_without_folders_of_nights_images_belong_to_the_night_they_were_written_in(line: Line) -> None:
+    line.upload("images", 6, seed=1)
+    for index in range(6):
+        written = datetime(2026, 11, 1 + index // 2, 12, tzinfo=UTC).timestamp()
+        os.utime(f"{line.root}/images/cam-{index % 2}/{index:03d}.png", (written, written))
+    images = ("--images", f"{line.root}/images")
+    line.nightly(*images, "--modified-before", "2026-11-02", day=1, check=True)
+    line.nightly(*images, "--catch-up", day=3, check=True)
+    assert [(record.day, record.num_scored) for record in line.records()] == [
+        (date(2026, 11, day), 2) for day in (1, 2, 3)
+    ]
+
+
+def test_a_webhook_and_a_command_get_the_record_once(line: Line, receiver: Receiver, tmp_path: Path) -> None:
+    line.upload("nights/2026-11-01", seed=1, brighter=25)
+    told = tmp_path / "told"
+    script = f"import os, sys; open({str(told)!r}, 'a').write(os.environ['FCDD_EXIT_CODE'] + sys.stdin.read())"
+    hooks = ("--webhook", receiver.address, "--command", shlex.join([sys.executable, "-c", script]))
+    receiver.answers = [503, 500]  # tried again at once
+    assert line.nightly(*hooks).returncode == 4
+    [(headers, payload)] = receiver.got
+    [record] = line.records()
+    assert RunRecord.model_validate(payload) == record
+    assert headers["X-FCDD-Exit-Code"] == "4"
+    assert told.read_text() == f"4{record.model_dump_json()}"
+    assert line.nightly(*hooks).returncode == 4
+    assert len(receiver.got) == 1
+    assert "canary-secret" not in record.model_dump_json()
+    assert "canary-secret" not in "".join(path.read_text() for path in Path(line.results).rglob("*.json"))
+
+
+def test_who_could_not_be_told_is_told_by_the_next_attempt(line: Line, receiver: Receiver) -> None:
+    line.upload("nights/2026-11-01", 5, seed=1)
+    receiver.answers = [404]
+    refused = line.nightly("--webhook", receiver.address)
+    assert refused.returncode == 1
+    assert "is committed, but the webhook could not be told: 127.0.0.1 answered 404" in refused.stderr
+    assert "canary-secret" not in refused.stdout + refused.stderr
+    assert line.nightly("--webhook", receiver.address).returncode == 0
+    assert len(receiver.got) == 1
+    failing = line.nightly("--command", "false")
+    assert failing.returncode == 1
+    assert "the command could not be told: it ended with exit code 1" in failing.stderr
+    assert "'nothing-here' is not a command here" in line.nightly("--command", "nothing-here").stderr
+
+
+def test_an_unreadable_image_of_a_small_night_is_no_reason_to_stop(line: Line) -> None:
+    storage.write(f"{line.root}/nights/2026-11-01/x.png", b"broken")
+    line.nightly(check=True)
+    assert line.records()[0].num_quarantined == 1
+
+
+def test_the_list_at_a_false_discovery_rate_is_that_of_benjamini_and_hochberg(line: Line) -> None:
+    line.upload("nights/2026-11-01", seed=1, defects=15)
+    line.nightly("--fdr", "0.2")
+    [record] = line.records()
+    rows = line.rows()
+    p = np.sort([row["p_value"] for row in rows])
+    passing = np.flatnonzero(p <= 0.2 * np.arange(1, len(p) + 1) / len(p))
+    assert record.num_discoveries == (passing[-1] + 1 if len(passing) else 0) > 0
+    listed = json.loads(
+        line.around("query", "--discoveries", "--output", "json", "--duplicates", "--top", "100").stdout
+    )
+    assert len(listed) == record.num_discoveries
+    assert max(row["p_value"] for row in listed) == record.fdr_p_value
+    assert record.smallest_p_value == 1 / (NUM_CALIBRATION + 1)
+    at_once = json.loads(
+        line.around("query", "--alpha", "0.3", "--output", "json", "--duplicates", "--top", "99").stdout
+    )
+    assert len(at_once) == int((p <= 0.3).sum())
+    camera = json.loads(
+        line.around("query", "--group", "cam-1", "--output", "json", "--duplicates", "--top", "99").stdout
+    )
+    assert len(camera) == NUM_IMAGES // 2
+    unknown = line.around("query", "--group", "cam-9", check=False)
+    assert unknown.returncode == 2
+    assert "there is no image of the group 'cam-9'; there are: 'cam-0', 'cam-1'" in unknown.stderr
+
+
+def test_the_same_part_photographed_again_and_again_is_one_line(line: Line) -> None:
+    line.upload("nights/2026-11-01", 6, seed=1)
+    generator = np.random.default_rng(0)
+    for shot in range(10):
+        pixels = np.array(Image.open(io.BytesIO(picture(77, defect=True)))) + generator.normal(0, 1, (*SIZE, 3))
+        sink = io.BytesIO()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(sink, "PNG")
+        storage.write(f"{line.root}/nights/2026-11-01/shot-{shot}.png", sink.getvalue())
+    line.nightly()
+    rows = json.loads(line.around("query", "--output", "json").stdout)
+    [shots] = [row for row in rows if "shot-" in row["image_uri"]]
+    assert shots["num_alike"] == 10
+    assert sum(row["num_alike"] for row in rows) == 16
+    assert line.around("query", "--duplicates", "--top", "50").stdout.count("shot-") == 10
+
+
+def test_a_calibration_anew_keeps_the_weights_and_sets_the_threshold(line: Line) -> None:
+    before, weights = bundle.load(f"{line.root}/bundle")
+    line.upload("fresh", 120, seed=5, brighter=10)
+    where = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/fresh", "--output", f"{line.root}/new")
+    said = here("calibrate", *where, "--alpha", "0.05").stdout
+    after, same = bundle.load(f"{line.root}/new")
+    assert same == weights
+    assert after.digest != before.digest
+    assert after.parent == before.parent
+    assert after.calibrated_on == f"file://{line.root}/fresh"
+    assert after.calibration.groups.keys() == {"cam-0", "cam-1"}
+    files = sorted(Path(f"{line.root}/fresh").rglob("*.png"))
+    scored = Detector.load(f"{line.root}/new").score([path.read_bytes() for path in files])
+    fitted = after.calibration
+    assert fitted.pooled.scores == pytest.approx(np.sort(scored.maximum), rel=1e-5)
+    assert fitted.threshold == calibration.conformal_threshold(np.array(fitted.pooled.scores), 0.05)
+    assert f"threshold   {fitted.threshold:.6g} for a false-alarm rate of 0.05" in said
+    taken = here("calibrate", *where, check=False)
+    assert taken.returncode == 2
+    assert "add --overwrite" in taken.stderr
+
+
+def test_a_reviewed_run_is_a_calibration_without_its_anomalies(line: Line) -> None:
+    line.upload("nights/2026-11-01", 150, seed=3, defects=10)
+    line.nightly()
+    [record] = line.records()
+    alarms = line.rows("--alarms")
+    assert len(alarms) == record.num_anomalous >= 10
+    labels = {row["image_uri"]: int(int(row["image_uri"][-7:-4]) < 10) for row in alarms}
+    reviewed = f"{line.root}/labels.parquet"
+    where = ("--bundle", f"{line.root}/bundle", "--output", f"{line.root}/new", "--reviewed", reviewed)
+
+    def calibrate(labelled: dict[str, int], *options: str) -> "subprocess.CompletedProcess[str]":
+        table = pa.table({"image_uri": list(labelled), "label": list(labelled.values())})
+        pq.write_table(table, reviewed)
+        return line.around("calibrate", *where, *options, check=False)
+
+    unseen = calibrate(dict(list(labels.items())[1:]))
+    assert unseen.returncode == 2
+    assert "1 alarms have no label" in unseen.stderr
+    assert "none of the labels" in calibrate({"s3://x/y.png": 0}).stderr
+    assert calibrate(labels).returncode == 0
+    fitted = bundle.load(f"{line.root}/new")[0]
+    scores = pa.concat_tables(_parts.read_published(Layout(f"file://{line.results}"), part) for part in record.scores)
+    kept = [row["anomaly_score"] for row in scores.to_pylist() if not labels.get(row["image_uri"])]
+    assert fitted.calibration.pooled.scores == pytest.approx(sorted(kept))
+    assert fitted.calibrated_on == f"reviewed run {record.run_id}"
+    make(score="maximum").save(f"{line.root}/other")
+    other = line.around("calibrate", "--bundle", f"{line.root}/other", *where[2:], "--overwrite", check=False)
+    assert "was scored with another bundle" in other.stderr
+
+
+def test_cameras_with_enough_images_decide_by_their_own_calibration(line: Line) -> None:
+    for camera, count, first, brighter in (("cam-0", 120, 1000, 0), ("cam-1", 120, 2000, 20), ("few", 20, 3000, 0)):
+        for index in range(count):
+            data = picture(first + index, brighter=brighter)
+            storage.write(f"{line.root}/good/{camera}/{index}.png", data)
+    where = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/good", "--output", f"{line.root}/bundle")
+    said = here("calibrate", *where, "--decide-by-group", "--overwrite").stdout
+    assert "cam-1: 120 images, decides by its own" in said
+    line.upload("nights/2026-11-01", seed=1)
+    line.nightly()
+    [record] = line.records()
+    fitted = bundle.load(f"{line.root}/bundle")[0].calibration
+    assert record.group_thresholds.keys() == {"cam-0", "cam-1"}
+    [part] = record.scores
+    for row in _parts.read_published(Layout(f"file://{line.results}"), part).to_pylist():
+        own = np.array(fitted.groups[row["image_group"]].scores)
+        assert row["p_value"] == calibration.p_values(np.array([row["anomaly_score"]]), own)[0]
+        assert row["is_anomalous"] == (row["p_value"] <= 0.01)
+
+
+def test_two_bundles_are_compared_on_the_same_images(line: Line, tmp_path: Path) -> None:
+    line.upload("nights/2026-11-01", seed=1, defects=10)
+    line.nightly()
+    [first] = line.records()
+    line.upload("fresh", 120, seed=5, defects=3)
+    make(score="mean").save(f"{line.root}/raw")
+    where = ("--images", f"{line.root}/fresh", "--output", f"{line.root}/bundle2")
+    here("calibrate", "--bundle", f"{line.root}/raw", *where)
+    line.nightly("--rescore", "--bundle", f"{line.root}/bundle2")
+    [second] = line.records()
+    pictures = tmp_path / "pictures"
+    arguments = ("compare", first.run_id, second.run_id, "--results", line.results, "--top", "3")
+    said = here(*arguments, "--pictures", str(pictures)).stdout
+    found = json.loads(here(*arguments, "--output", "json").stdout)
+    rows = [
+        {
+            row["image_uri"]: row
+            for part in record.scores
+            for row in _parts.read_published(Layout(f"file://{line.results}"), part).to_pylist()
+        }
+        for record in (first, second)
+    ]
+    assert found["num_common"] == NUM_IMAGES
+    from scipy import stats
+
+    expected = stats.spearmanr(*([each[uri]["anomaly_score"] for uri in rows[0]] for each in rows)).statistic
+    assert found["rank_correlation"] == pytest.approx(expected)
+    flips = sum(rows[0][uri]["is_anomalous"] != rows[1][uri]["is_anomalous"] for uri in rows[0])
+    assert found["alarms_only_a"] + found["alarms_only_b"] == flips
+    assert len(found["movers"]) == 3
+    assert f"Spearman correlation {expected:.4f}" in said
+    with Image.open(sorted(pictures.iterdir())[0]) as shown:
+        assert shown.size == (3 * SIZE[1], SIZE[0])
+    unknown = here("compare", "nothing", second.run_id, "--results", line.results, check=False)
+    assert unknown.returncode == 2
+    assert f"there are: {first.run_id}" in unknown.stderr
+
+
+def test_an_audit_flags_evidence_at_one_spot_and_draws_it(line: Line, tmp_path: Path) -> None:
+    for index in range(40):
+        pixels = np.array(Image.open(io.BytesIO(picture(4000 + index))))
+        if index < 20:
+            pixels[:8, :10] = [255, 0, 0]  # a watermark
+        sink = io.BytesIO()
+        Image.fromarray(pixels).save(sink, "PNG")
+        storage.write(f"{line.root}/nights/2026-11-01/{index}.png", sink.getvalue())
+    line.nightly()
+    uris = [f"file://{line.root}/nights/2026-11-01/{index}.png" for index in range(40)]
+    labels = "\n".join(f"{uri},{int(index < 20)}" for index, uri in enumerate(uris))
+    storage.write(f"{line.root}/labels.csv", f"image_uri,label\n{labels}".encode())
+    options = ("--labels", f"{line.root}/labels.csv", "--pictures", str(tmp_path / "p"))
+    said = line.around("audit", *options).stdout
+    assert "at one spot" in said
+    assert "<-- suspicious" in said
+    [drawn] = (tmp_path / "p").iterdir()
+    with Image.open(drawn) as shown:
+        assert shown.size == (3 * 48, 32)
+    found = json.loads(line.around("audit", "--labels", f"{line.root}/labels.csv", "--output", "json").stdout)
+    assert any(each["flagged"] for each in found["anomalous"]["concentrations"])
+    assert not any(each["flagged"] for each in found["nominal"]["concentrations"])
+    assert "alarms" in line.around("audit").stdout
+    black = io.BytesIO()
+    Image.new("L", (10, 10)).save(black, "PNG")
+    storage.write(f"{line.root}/mask.png", black.getvalue())
+    masked = line.around("audit", "--object-mask", f"{line.root}/mask.png", check=False)
+    assert "is black everywhere" in masked.stderr
+
+
+@dataclass
+class Wrong:
+    """A command that cannot work, and what it must say."""
+
+    arguments: list[str]
+    message: str
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+WRONG = {
+    "an alpha that the calibration cannot support": Wrong(
+        ["nightly", "--alpha", "0.001"],
+        "needs at least 999 calibration images, got 200 (smallest possible p-value 0.004975)",
+    ),
+    "an alpha out of range": Wrong(["nightly", "--alpha", "1.5"], "--alpha: Input should be less than 1 (got '1.5')"),
+    "a false-discovery rate of zero": Wrong(["nightly", "--fdr", "0"], "--fdr: Input should be greater than 0"),
+    "a date that is none": Wrong(["nightly", "--date", "tomorrow"], "--date: expected a date like 2026-11-24"),
+    "a webhook without a host": Wrong(
+        ["nightly", "--webhook", "example.com"], "expected an address that starts with https"
+    ),
+    "a command with an open quote": Wrong(["nightly", "--command", "echo '"], "No closing quotation"),
+    "too many nights to catch up": Wrong(
+        ["nightly", "--catch-up", "--date", "2029-01-01"], "more than 400 nights lie between"
+    ),
+    "no calibration images": Wrong(["calibrate", "--images", "{root}/none", "--output", "{root}/o"], "no images under"),
+    "calibration images that are all the same": Wrong(
+        ["calibrate", "--images", "{root}/same", "--output", "{root}/o"],
+        "all 120 calibration images have the score",
+        {f"same/{index}.png": picture(1) for index in range(120)},
+    ),
+    "too few calibration images": Wrong(
+        ["calibrate", "--images", "{root}/few", "--output", "{root}/o"],
+        "needs at least 99 calibration images, got 5",
+        {f"few/{index}.png": picture(index) for index in range(5)},
+    ),
+    "a group pattern that is none": Wrong(
+        ["calibrate", "--images", "{root}/few", "--output", "{root}/o", "--group-pattern", "("],
+        "the group pattern '(' is not a regular expression",
+    ),
+    "both ways to calibrate": Wrong(
+        ["calibrate", "--images", "{root}/few", "--reviewed", "{root}/x.csv", "--output", "{root}/o"],
+        "either --images, or",
+    ),
+    "a review of nothing": Wrong(
+        ["calibrate", "--reviewed", "{root}/x.csv", "--output", "{root}/o"],
+        "--reviewed needs --results and --collection",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_work_is_one_sentence(line: Line, case: str) -> None:
+    wrong = WRONG[case]
+    line.upload("nights/2026-11-01", 2, seed=1)
+    if "--catch-up" in wrong.arguments:
+        line.nightly(check=True)
+    for name, content in wrong.files.items():
+        storage.write(f"{line.root}/{name}", content)
+    arguments = [each.format(root=line.root) for each in wrong.arguments]
+    verb, *options = arguments
+    done = (
+        line.nightly(*options)
+        if verb == "nightly"
+        else here(verb, "--bundle", f"{line.root}/bundle", *options, check=False)
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    [error] = [row for row in done.stderr.splitlines() if row.startswith("error: ")]
+    assert wrong.message in error
+
+
+def test_a_bundle_without_a_calibration_says_so(line: Line) -> None:
+    line.upload("nights/2026-11-01", 2, seed=1)
+    document = json.loads(storage.read(f"{line.root}/bundle/bundle.json"))
+    storage.write(f"{line.root}/bundle/bundle.json", json.dumps(document | {"calibration": None}).encode())
+    for done in (
+        line.nightly(),
+        here("calibrate", "--bundle", f"{line.root}/bundle", "--images", "x", "--output", "y", check=False),
+    ):
+        assert done.returncode == 2
+        assert "has no calibration" in done.stderr
+
+
+def test_scores_that_are_not_finite_are_no_calibration() -> None:
+    from fcdd.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="not finite"):
+        calibration.Calibration.fit(nominal([*range(200), float("nan")]), alpha=0.01)
+    with pytest.raises(ConfigError, match="not one calibration image"):
+        calibration.Calibration.fit(nominal([]), alpha=0.01)
