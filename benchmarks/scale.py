@@ -190,7 +190,7 @@ def run(count: int, results: str, bundle_uri: str, memory: Memory) -> None:
             run=_ray.parallel_map,
             check=lambda: None,
             now=lambda: WHEN,
-            facts=lambda: {"images_per_second": 1.0, "stage_seconds": {}, "settings": {}, "versions": {}},
+            facts=lambda seconds: {"images_per_second": 1.0, "stage_seconds": {}, "settings": {}, "versions": {}},
         )
     step("prove, publish, commit", started)
     assert record.num_scored == count

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from fcdd.calibration import STATISTICS, Calibration, Floats, Reference
+from fcdd.calibration import STATISTICS, Floats, Reference
 
 Verdict = Literal["ok", "watch", "drifted"]
 VERDICTS: tuple[Verdict, ...] = ("ok", "watch", "drifted")
@@ -301,8 +301,3 @@ def _tail(tally: Tally, reference: Reference, level: float) -> list[Finding]:
         f"({m * TAIL_RANK / (n + 1):.1f} expected there)"
     )
     return [Finding("most_anomalous", "tail", tally.tail_excess, p_value, verdict, sentence)]
-
-
-def reference_of(calibration: Calibration, group: str | None) -> Reference | None:
-    """What a scope is compared with: all calibration images for the whole run, a group with its own, if there are."""
-    return calibration.pooled if group is None else calibration.groups.get(group)

@@ -129,7 +129,7 @@ def _decode(data: bytes, size: tuple[int, int], channels: int, limits: Limits) -
         format=loaded.format,
         brightness=brightness,
         contrast=contrast,
-        sharpness=_sharpness(grey),
+        sharpness=sharpness(grey),
         hash=difference_hash(grey),
     )
 
@@ -141,7 +141,7 @@ def _mean_and_deviation(image: Image.Image) -> tuple[float, float]:
     return mean, float(np.sqrt(counts @ np.square(_LEVELS - mean) / counts.sum()))
 
 
-def _sharpness(grey: Image.Image) -> float:
+def sharpness(grey: Image.Image) -> float:
     """Mean absolute difference between horizontal and vertical neighbours; 0 for an image of one pixel."""
     width, height = grey.size
     pairs = (

@@ -7,6 +7,7 @@ Whatever dies before the record leaves a run that no reader sees and that the sa
 """
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -72,13 +73,13 @@ def commit(
     run: Map,
     check: Callable[[], None],
     now: Callable[[], datetime],
-    facts: Callable[[], dict[str, Any]],
+    facts: Callable[[float], dict[str, Any]],
 ) -> RunRecord:
     """Publish a staged run. `before` is the run whose scores are kept, when its quarantine was tried again.
 
     `run` maps a function over ranges, here or on a cluster; `check` raises when another process has taken over;
-    `facts()` are fields of the record that only the job knows. Raises IncompleteRun unless every manifest row is
-    published exactly once; staging is kept then.
+    `facts(seconds that deciding took)` are fields of the record that only the job knows. Raises IncompleteRun unless
+    every manifest row is published exactly once; staging is kept then.
     """
     intent = plan.intent
     scores, quarantine, anomalous, proof = _kept(layout, before, plan)
@@ -96,7 +97,9 @@ def commit(
     if missing := plan.num_images - proof.count():
         raise IncompleteRun(f"{missing} of {plan.num_images} images of run {intent.run_id} were not published")
     deleted = [*(before.deleted if before else ()), *(_publish_deleted(layout, intent) if plan.num_deleted else ())]
+    started = time.perf_counter()
     decisions = _decisions.decide(layout, intent, fitted, scores, run)
+    seconds_to_decide = time.perf_counter() - started
     check()
     record = RunRecord(
         run_id=intent.run_id,
@@ -124,7 +127,7 @@ def commit(
         quarantine=tuple(quarantine),
         deleted=tuple(deleted),
         **decisions,
-        **facts(),
+        **facts(seconds_to_decide),
     )
     if record.num_scored + record.num_quarantined != record.num_listed:
         raise IncompleteRun(f"{record.num_listed} listed, but {record.num_scored} + {record.num_quarantined} published")

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from fcdd import calibration, drift, heatmap
 from fcdd.calibration import STATISTICS, Calibration, Decider
-from fcdd.drift import MIN_IMAGES, Finding, Levels, Tally, Verdict
+from fcdd.drift import MIN_IMAGES, Finding, Levels, Tally
 from jobs import _parts
 from schemas import DRIFT, Drift, Layout, Part, conform
 from schemas.runs import Intent
@@ -48,13 +48,13 @@ class _PartJob(NamedTuple):
 
 
 @dataclass
-class _Counts:
+class Counts:
     """What is counted of published parts. The scope None is the collection."""
 
     p_values: Counter[float] = field(default_factory=Counter)
     scopes: dict[str | None, Tally] = field(default_factory=dict)
 
-    def add(self, other: "_Counts") -> None:
+    def add(self, other: "Counts") -> None:
         self.p_values.update(other.p_values)
         for scope, tally in other.scopes.items():
             if scope in self.scopes:
@@ -77,7 +77,7 @@ class _Counts:
 
 def decide(layout: Layout, intent: Intent, fitted: Calibration, parts: Iterable[Part], run: Map) -> dict[str, Any]:
     """Fields of the record, after the drift table is placed beside it."""
-    counts = _Counts()
+    counts = Counts()
     for each in run(count_part, (_PartJob(layout.results, part, fitted) for part in parts)):
         counts.add(each)
     cut, discoveries = calibration.benjamini_hochberg(counts.p_values, intent.fdr)
@@ -92,20 +92,21 @@ def decide(layout: Layout, intent: Intent, fitted: Calibration, parts: Iterable[
         "fdr": intent.fdr,
         "fdr_p_value": cut,
         "num_discoveries": discoveries,
-        "drift": judge(layout, intent, fitted, counts),
+        "drift": _drift(layout, intent, fitted, counts),
     }
 
 
-def count_part(job: _PartJob) -> _Counts:
+def count_part(job: _PartJob) -> Counts:
     """The counts of one published part. Raises FCDDError when it is not what was published."""
     table = _parts.read_published(Layout(job.results), job.part, _COLUMNS)
-    counts = _Counts()
+    counts = Counts()
     for start in range(0, table.num_rows, _ROWS_AT_ONCE):
-        counts.add(_count_rows(table.slice(start, _ROWS_AT_ONCE), job.calibration))
+        counts.add(count_rows(table.slice(start, _ROWS_AT_ONCE), job.calibration))
     return counts
 
 
-def _count_rows(rows: pa.Table, fitted: Calibration) -> _Counts:
+def count_rows(rows: pa.Table, fitted: Calibration) -> Counts:
+    """The counts of rows of the scores table."""
     values = {name: rows[name].to_numpy() for name in ("anomaly_score", "p_value", "is_anomalous", *STATISTICS)}
     maps = heatmap.decode_each(rows["heatmap"].to_pylist())
     formats = np.array(rows["image_format"].to_pylist(), object)
@@ -124,7 +125,7 @@ def _count_rows(rows: pa.Table, fitted: Calibration) -> _Counts:
 
     named = [group for group, _ in Counter(groups.tolist()).most_common(_MAX_GROUPS) if group]
     p_values, copies = np.unique(values["p_value"], return_counts=True)
-    return _Counts(
+    return Counts(
         Counter(dict(zip(p_values.tolist(), copies.tolist(), strict=True))), {g: tally(g) for g in (None, *named)}
     )
 
@@ -133,34 +134,47 @@ def _reference(fitted: Calibration, group: str | None) -> calibration.Reference 
     return fitted.pooled if group is None else fitted.groups.get(group)
 
 
-def judge(layout: Layout, intent: Intent, fitted: Calibration, counts: _Counts) -> Drift:
-    """The verdict; the table behind it is placed beside the run's record."""
+class Scope(NamedTuple):
+    """What was found of the collection (group None) or of one group."""
+
+    group: str | None
+    tally: Tally
+    findings: list[Finding]
+
+
+def judge(counts: Counts, fitted: Calibration, alpha: float) -> list[Scope]:
+    """Every comparison of every scope, the collection first."""
     scopes = counts.largest(_MAX_GROUPS)
+    levels = Levels.of(sum(_reference(fitted, group) is not None for group, _ in scopes))
+    return [
+        Scope(group, tally, list(_findings(group, tally, scopes, alpha, fitted, levels))) for group, tally in scopes
+    ]
+
+
+def _drift(layout: Layout, intent: Intent, fitted: Calibration, counts: Counts) -> Drift:
+    """The verdict; the table behind it is placed beside the run's record."""
+    scopes = judge(counts, fitted, intent.alpha)
     if not scopes:
         return Drift(verdict="ok", reasons=("nothing was scored",), part=None)
-    rows, reasons = [], []
-    levels = Levels.of(sum(_reference(fitted, scope) is not None for scope, _ in scopes))
-    for scope, tally in scopes:
-        findings = list(_findings(scope, tally, scopes, intent, fitted, levels))
-        reasons += [(finding.verdict, _reason(scope, finding)) for finding in findings if finding.verdict != "ok"]
-        rows.append(_row(scope, tally, findings, fitted))
-    reasons.sort(key=lambda each: -drift.VERDICTS.index(each[0]))
-    said = [sentence for _, sentence in reasons]
-    if scopes[0][1].num_images < MIN_IMAGES or fitted.pooled.num_images < MIN_IMAGES:
-        said.append(
-            f"only {scopes[0][1].num_images} images and {fitted.pooled.num_images} calibration images: from "
+    found = [(scope.group, finding) for scope in scopes for finding in scope.findings if finding.verdict != "ok"]
+    found.sort(key=lambda each: -drift.VERDICTS.index(each[1].verdict))
+    reasons = [_reason(group, finding) for group, finding in found]
+    if min(scopes[0].tally.num_images, fitted.pooled.num_images) < MIN_IMAGES:
+        reasons.append(
+            f"only {scopes[0].tally.num_images} images and {fitted.pooled.num_images} calibration images: from "
             f"{MIN_IMAGES} each on distributions are compared"
         )
-    table = _parts.with_run(pa.Table.from_pylist(rows, _without_run(DRIFT)), intent)
-    part = _parts.place(layout, layout.drift(intent.run_id, "drift-{}.parquet"), conform(table, DRIFT))
-    return Drift(verdict=drift.worst([verdict for verdict, _ in reasons]), reasons=_shortened(said), part=part)
+    rows = pa.Table.from_pylist([_row(scope, fitted) for scope in scopes], _without_run(DRIFT))
+    path = layout.drift(intent.run_id, "drift-{}.parquet")
+    part = _parts.place(layout, path, conform(_parts.with_run(rows, intent), DRIFT))
+    return Drift(verdict=drift.worst([finding.verdict for _, finding in found]), reasons=_shortened(reasons), part=part)
 
 
 def _findings(
     scope: str | None,
     tally: Tally,
     scopes: list[tuple[str | None, Tally]],
-    intent: Intent,
+    alpha: float,
     fitted: Calibration,
     levels: Levels,
 ) -> Iterator[Finding]:
@@ -172,13 +186,13 @@ def _findings(
             )
             yield Finding("image_group", "chi2", float(tally.num_images), 0.0, "watch", sentence)
         return
-    own = fitted.deciding(intent.alpha)
+    own = fitted.deciding(alpha)
     parts = None
     if scope is None:
         alone = [(tally.num_images, own[group].num_images) for group, tally in scopes if group in own]
         together = tally.num_images - sum(images for images, _ in alone)
         parts = [*alone, *([(together, reference.num_images)] if together else [])]
-    yield from drift.judge(tally, reference, alpha=intent.alpha, levels=levels, alarm_parts=parts)
+    yield from drift.judge(tally, reference, alpha=alpha, levels=levels, alarm_parts=parts)
 
 
 def _reason(scope: str | None, finding: Finding) -> str:
@@ -191,18 +205,17 @@ def _shortened(reasons: list[str]) -> tuple[str, ...]:
     return (*reasons[: _MAX_REASONS - 1], f"and {len(reasons) - _MAX_REASONS + 1} more, in the drift table")
 
 
-def _row(scope: str | None, tally: Tally, findings: list[Finding], fitted: Calibration) -> dict[str, Any]:
-    reference = _reference(fitted, scope)
-    verdicts: list[Verdict] = [finding.verdict for finding in findings]
+def _row(scope: Scope, fitted: Calibration) -> dict[str, Any]:
+    reference = _reference(fitted, scope.group)
     return {
-        "scope": "collection" if scope is None else "group",
-        "image_group": scope or "",
-        "num_images": tally.num_images,
+        "scope": "collection" if scope.group is None else "group",
+        "image_group": scope.group or "",
+        "num_images": scope.tally.num_images,
         "num_calibration": reference.num_images if reference else 0,
-        "num_alarms": tally.num_alarms,
-        "verdict": drift.worst(verdicts),
-        "findings": [finding._asdict() for finding in findings],
-        "average_map": heatmap.encode(tally.average_map()),
+        "num_alarms": scope.tally.num_alarms,
+        "verdict": drift.worst([finding.verdict for finding in scope.findings]),
+        "findings": [finding._asdict() for finding in scope.findings],
+        "average_map": heatmap.encode(scope.tally.average_map()),
         "nominal_map": heatmap.encode(np.array(reference.map_mean, np.float32)) if reference else b"",
     }
 

@@ -74,7 +74,7 @@ def _post(webhook: str, payload: bytes, exit_code: int) -> None:
         retry=tenacity.retry_if_exception_type(requests.RequestException)
         | tenacity.retry_if_result(lambda status: status in _PASSING),
         stop=tenacity.stop_after_attempt(_TRIES),
-        wait=tenacity.wait_exponential_jitter(initial=0.5, max=10),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
     )
     status = retrying(send)

@@ -113,10 +113,10 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
             _commit.clean_up(job.layout, intent.run_id)
             return before
 
-        def facts() -> dict[str, Any]:
+        def facts(seconds_to_decide: float) -> dict[str, Any]:
             seconds = {"stage": staged - started, "to_first_image": progress.seconds_to_first()}
             seconds |= {f"workers_{stage}": value for stage, value in progress.seconds.items()}
-            seconds |= {"publish_and_decide": time.perf_counter() - staged}
+            seconds |= {"publish": time.perf_counter() - staged - seconds_to_decide, "decide": seconds_to_decide}
             return {
                 "images_per_second": progress.rate(),
                 "stage_seconds": {name: round(value, 3) for name, value in seconds.items()},

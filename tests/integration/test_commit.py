@@ -117,7 +117,7 @@ def commit(layout: Layout, plan: Plan, detector: Detector, *, now: datetime = NO
         run=map,
         check=lambda: None,
         now=lambda: now,
-        facts=lambda: FACTS,
+        facts=lambda seconds: FACTS,
     )
 
 

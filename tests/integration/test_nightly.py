@@ -232,7 +232,9 @@ def test_a_night_without_images_is_a_committed_empty_run(line: Line) -> None:
     assert number(again.stdout, "listed") == 0
     mistyped = line.nightly("--images", f"{line.root}/night/{{date}}", day=4)
     assert mistyped.returncode == 2
-    assert f"there is nothing under file://{line.root}/night, where the folders of the nights should be" in mistyped.stderr
+    assert (
+        f"there is nothing under file://{line.root}/night, where the folders of the nights should be" in mistyped.stderr
+    )
     assert line.nightly("--images", f"{line.root}/nothing", day=4).returncode == 2
 
 
