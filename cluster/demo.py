@@ -2,8 +2,9 @@
 
     upload -> train -> two nights, the second of which drifts -> query with pictures -> evaluate
 
-On the first night almost all cells are nominal, as in a factory; on the second most are defective. Every step after the upload is a command of its own, printed before it runs. Results, bundle and pictures
-are copied to `demo-output/` before the server stops.
+On the first night almost all cells are nominal, as in a factory; on the second most are defective. Every step after the
+upload is a command of its own, printed before it runs. Results, bundle and pictures are copied to `demo-output/` before
+the server stops.
 """
 
 import ctypes

@@ -88,9 +88,10 @@ def _found(settings: QuerySettings, records: list[RunRecord]) -> tuple[list[dict
     """The rows to show; and how many match, if that is more than are looked at for near-duplicates."""
     connection = _runs.connect(settings.results)
     _runs.view_scores(connection, settings.results, records)
+    # By the night: rows that a run took over from another one have the other one's id.
     lists = pa.table(
-        {"run_id": [r.run_id for r in records], "fdr_p_value": [r.fdr_p_value for r in records]},
-        pa.schema([("run_id", pa.string()), ("fdr_p_value", pa.float64())]),
+        {"date": [r.day for r in records], "fdr_p_value": [r.fdr_p_value for r in records]},
+        pa.schema([("date", pa.date32()), ("fdr_p_value", pa.float64())]),
     )
     connection.register("lists", lists)
     if settings.group is not None:
@@ -100,7 +101,7 @@ def _found(settings: QuerySettings, records: list[RunRecord]) -> tuple[list[dict
     conditions += ["image_group = $group"] * (settings.group is not None)
     given = {"alpha": settings.alpha, "group": settings.group}
     matching = connection.sql(
-        f"SELECT {', '.join(COLUMNS)}, {', '.join(_HIDDEN)} FROM scores JOIN lists USING (run_id) "
+        f"SELECT {', '.join(COLUMNS)}, {', '.join(_HIDDEN)} FROM scores JOIN lists USING (date) "
         f"WHERE {' AND '.join(conditions) or 'true'}",
         params={name: value for name, value in given.items() if value is not None},
     )

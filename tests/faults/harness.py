@@ -98,9 +98,9 @@ def _without_condition() -> None:
 def _without_order() -> None:
     """The record first, the parts afterwards."""
     from fcdd import storage
-    from jobs import _commit
+    from jobs import _commit, _parts
 
-    late: list[tuple[str, bytes]] = []
+    late: dict[str, bytes] = {}
     write, create = storage.write, storage.create
 
     class Late:
@@ -108,15 +108,18 @@ def _without_order() -> None:
             return getattr(storage, name)
 
         def write(self, uri: str, data: bytes) -> None:
-            late.append((uri, data))
+            late[uri] = data
+
+        def read(self, uri: str) -> bytes:
+            return late.get(uri) or storage.read(uri)
 
         def create(self, uri: str, data: bytes) -> None:
             create(uri, data)
             time.sleep(0.3)
-            for each in late:
-                write(*each)
+            for part, content in late.items():
+                write(part, content)
 
-    _commit.storage = Late()  # type: ignore[assignment]
+    _commit.storage = _parts.storage = Late()  # type: ignore[assignment]
 
 
 def _without_retries() -> None:

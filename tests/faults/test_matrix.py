@@ -152,7 +152,7 @@ def is_image(request: Request) -> bool:
 
 
 def is_record(request: Request) -> bool:
-    return request.method == "PUT" and "/runs/" in request.path
+    return request.method == "PUT" and "/runs/" in request.path and ".json" in request.path
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_second_run_at_the_same_time_stops_and_says_who_is_at_work(arena: Aren
         time.sleep(0.02)
     second = harness.start(argv, arena.oracle.endpoint, str(other))
     second.join(60)
-    assert second.exitcode == 4
+    assert second.exitcode == 6
     assert f"process {first.pid} on " in other.read_text()
     assert "is scoring this night as run" in other.read_text()
     arena.proxy.plan = proxy.Plan()
