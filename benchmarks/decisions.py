@@ -93,6 +93,16 @@ def dirty(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image) * _dirt(image.size)).round().astype(np.uint8))
 
 
+def broken(image: Image.Image) -> Image.Image:
+    """A dead patch of 4 % of the area, at a place of its own."""
+    generator = np.random.default_rng(int(np.asarray(image, np.int64).sum()))
+    side = int(0.2 * min(image.size))
+    left, top = (int(generator.integers(0, size - side)) for size in image.size)
+    patched = image.copy()
+    patched.paste(scaled(0.4, image.crop((left, top, left + side, top + side))), (left, top))
+    return patched
+
+
 CHANGES: dict[str, Change] = {
     "brightness +10 %": functools.partial(scaled, 1.1),
     "brightness -10 %": functools.partial(scaled, 0.9),
@@ -205,16 +215,19 @@ def false_discoveries(nominal: Images, anomalous: Images, rounds: int, generator
 def drifts(kinds: dict[str, Images], anomalous: Images, runs: int, generator: np.random.Generator) -> None:
     """How often each change is noticed, and how often nothing is."""
     nominal = kinds["nothing"]
-    for name, share in [*((name, BASELINE_DEFECTS) for name in kinds), ("2 % defects", DEFECTS)]:
+    broken_cells = kinds.pop("broken")
+    plan = [(name, BASELINE_DEFECTS, anomalous) for name in kinds]
+    plan += [("2 % defective cells", DEFECTS, anomalous), ("2 % cells with a dead patch", DEFECTS, broken_cells)]
+    for name, share, defective in plan:
         verdicts, reasons, places = [], dict[str, int](), []
         for _ in range(runs):
             order = generator.permutation(len(nominal.scores))
             count = int(generator.binomial(RUN, share)) if share == BASELINE_DEFECTS else round(share * RUN)
             run, held_out = order[: RUN - count], order[RUN - count :][: len(nominal.scores) - RUN]
             fitted = Calibration.fit(nominal.nominal(held_out), alpha=0.01)
-            bad = generator.choice(len(anomalous.scores), count, replace=False)
+            bad = generator.choice(len(defective.scores), count, replace=False)
             source = kinds.get(name, nominal)
-            scopes = _decisions.judge(_counts(fitted, [(source, run), (anomalous, bad)]), fitted, 0.01)
+            scopes = _decisions.judge(_counts(fitted, [(source, run), (defective, bad)]), fitted, 0.01)
             findings = [(scope.group, each) for scope in scopes for each in scope.findings]
             verdicts.append(drift.worst([each.verdict for _, each in findings]))
             for each in {each.what for _, each in findings if each.verdict == "drifted"}:
@@ -356,7 +369,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     false_discoveries(kinds["nothing"], bad, arguments.rounds, generator)
     print("", flush=True)
-    kinds |= {name: Images(others, change, runner) for name, change in CHANGES.items()}
+    kinds |= {name: Images(others, change, runner) for name, change in (CHANGES | {"broken": broken}).items()}
     print("| change | drifted | watch | ok | because of |\n|---|---|---|---|---|")
     drifts(kinds, bad, arguments.runs, generator)
     print("\n| picture | joined |\n|---|---|")

@@ -33,11 +33,14 @@ MIN_IMAGES = 50
 WATCH_DISTANCE, DRIFT_DISTANCE = 0.05, 0.1
 WATCH_PSI, DRIFT_PSI = 0.1, 0.2
 ALARM_FACTOR = 1.5
-WATCH_RISE, DRIFT_RISE = 0.5, 1.0
+WATCH_RISE, DRIFT_RISE = 0.4, 0.7
+_MAP_CLIP = 3.0
 WATCH_FORMATS, DRIFT_FORMATS = 0.01, 0.05
 _PSI_BINS = 10
 # The tail begins at the fifth largest score of the calibration; an image counts for at most three times that score, so
 # that one monster is no drift. Its shape is fitted to the top tenth, of at least so many images.
+# A run may hold so many gross defects, as every run before it: that is no drift.
+USUAL_DEFECTS = 0.001
 TAIL_RANK, _TAIL_CAP, _MIN_IN_TAIL, _TAIL_FIT, _MIN_TAIL_FIT = 5, 2.0, 5, 0.1, 30
 _DRAWS = 20_000
 
@@ -84,6 +87,7 @@ class Tally:
     in_tail: int = 0
     tail_excess: float = 0.0
     map_sum: npt.NDArray[np.float64] | None = None
+    clipped_sum: npt.NDArray[np.float64] | None = None
 
     @classmethod
     def count(
@@ -107,6 +111,7 @@ class Tally:
             tail = scores[scores > start].astype(np.float64)
             tally.in_tail, tally.tail_excess = len(tail), float(np.minimum(tail / start - 1, _TAIL_CAP).sum())
         tally.map_sum = maps.sum(0, dtype=np.float64)
+        tally.clipped_sum = np.minimum(maps, _clip(reference)).sum(0, dtype=np.float64)
         return tally
 
     def add(self, other: Self) -> None:
@@ -123,6 +128,8 @@ class Tally:
         self.tail_excess += other.tail_excess
         if other.map_sum is not None:
             self.map_sum = other.map_sum if self.map_sum is None else self.map_sum + other.map_sum
+        if other.clipped_sum is not None:
+            self.clipped_sum = other.clipped_sum if self.clipped_sum is None else self.clipped_sum + other.clipped_sum
 
     def average_map(self) -> npt.NDArray[np.float32]:
         """Mean anomaly map (U,V) of the images counted, of which there must be one."""
@@ -212,19 +219,35 @@ def _formats(tally: Tally, reference: Reference, level: float) -> Finding:
     return Finding("format", "chi2", effect, p_value, verdict, f"format: {now} instead of {before}")
 
 
+def _deviations(reference: Reference) -> npt.NDArray[np.float64]:
+    """Of each cell between nominal images; cells that hardly vary would turn nothing into much."""
+    deviations = np.array(reference.map_std)
+    floored: npt.NDArray[np.float64] = np.maximum(deviations, max(0.1 * float(np.median(deviations)), 1e-12))
+    return floored
+
+
+def _clip(reference: Reference) -> npt.NDArray[np.float32]:
+    """A defect of one image must not look like dirt on the lens: cells count up to here, every image a little."""
+    limit: npt.NDArray[np.float32] = (np.array(reference.map_mean) + _MAP_CLIP * _deviations(reference)).astype(
+        np.float32
+    )
+    return limit
+
+
 def _hot_spot(tally: Tally, reference: Reference, level: float) -> Finding:
-    """The cell of the average map that rose most above its nominal mean, in deviations between nominal images."""
-    mean, deviation = np.array(reference.map_mean), np.array(reference.map_std)
-    # Cells that hardly vary would turn nothing into much.
-    rise = (tally.average_map() - mean) / np.maximum(deviation, max(0.1 * float(np.median(deviation)), 1e-12))
+    """The cell that rose most above its nominal mean in all images together, in deviations between nominal images."""
+    assert tally.clipped_sum is not None
+    mean, deviations = np.array(reference.map_mean), _deviations(reference)
+    rise = (tally.clipped_sum / tally.num_images - mean) / deviations
     row, column = np.unravel_index(int(rise.argmax()), rise.shape)
     effect = float(rise[row, column])
     z = effect / math.sqrt(1 / tally.num_images + 1 / reference.num_images)
     p_value = min(1.0, float(stats.norm.sf(z)) * rise.size)
     height, width = rise.shape
+    plain = float((tally.average_map()[row, column] - mean[row, column]) / deviations[row, column])
     sentence = (
-        f"average map: {effect:.1f} deviations hotter than nominal at {(column + 0.5) / width:.0%} of the width, "
-        f"{(row + 0.5) / height:.0%} of the height, on {(rise >= max(DRIFT_RISE, effect / 2)).mean():.0%} of the area"
+        f"average map: {plain:.1f} deviations hotter than nominal at {(column + 0.5) / width:.0%} of the width, "
+        f"{(row + 0.5) / height:.0%} of the height, on {(rise >= max(WATCH_RISE, effect / 2)).mean():.0%} of the area"
     )
     verdict = _verdict(p_value, level, effect, WATCH_RISE, DRIFT_RISE)
     return Finding("average_map", "map", effect, p_value, verdict, sentence)
@@ -294,6 +317,7 @@ def _tail(tally: Tally, reference: Reference, level: float) -> list[Finding]:
     draws = generator.standard_exponential(int(counts.sum()))
     excess = np.minimum((mean_excess * draws + np.exp(index * draws) - 1) / 2, _TAIL_CAP)
     sums = np.bincount(np.repeat(np.arange(_DRAWS), counts), excess, minlength=_DRAWS)
+    sums += _TAIL_CAP * generator.random(_DRAWS) * generator.poisson(USUAL_DEFECTS * m, _DRAWS)
     p_value = float((1 + (sums >= tally.tail_excess).sum()) / (1 + _DRAWS))
     verdict = _verdict(p_value, level, float(tally.in_tail), _MIN_IN_TAIL, _MIN_IN_TAIL)
     sentence = (
