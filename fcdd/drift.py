@@ -299,8 +299,8 @@ def _tail(tally: Tally, reference: Reference, level: float) -> list[Finding]:
 
     Its law is drawn: the true rate beyond the start is Beta distributed, the number of images binomial. Each one's
     excess lies halfway between an exponential and a Pareto tail, both fitted to the top tenth of the calibration (mean
-    excess; Hill's estimate): the one alone is too light, the other too heavy (benchmarks/drift.py). A few gross
-    anomalies show here that are too few for the alarm rate.
+    excess; Hill's estimate): the one alone is too light, the other too heavy. To these come the usual defects, anywhere
+    in the tail. A few gross anomalies show here that are too few for the alarm rate.
     """
     if (start := _tail_start(reference)) <= 0:
         return []
@@ -316,8 +316,8 @@ def _tail(tally: Tally, reference: Reference, level: float) -> list[Finding]:
     counts = np.minimum(drawn, int(np.quantile(drawn, 0.9999)) + 1)
     draws = generator.standard_exponential(int(counts.sum()))
     excess = np.minimum((mean_excess * draws + np.exp(index * draws) - 1) / 2, _TAIL_CAP)
-    sums = np.bincount(np.repeat(np.arange(_DRAWS), counts), excess, minlength=_DRAWS)
-    sums += _TAIL_CAP * generator.random(_DRAWS) * generator.poisson(USUAL_DEFECTS * m, _DRAWS)
+    usual = _TAIL_CAP * generator.random(_DRAWS) * generator.poisson(USUAL_DEFECTS * m, _DRAWS)
+    sums = usual + np.bincount(np.repeat(np.arange(_DRAWS), counts), excess, minlength=_DRAWS)
     p_value = float((1 + (sums >= tally.tail_excess).sum()) / (1 + _DRAWS))
     verdict = _verdict(p_value, level, float(tally.in_tail), _MIN_IN_TAIL, _MIN_IN_TAIL)
     sentence = (
