@@ -41,6 +41,7 @@ from fcdd import (
 )
 from fcdd.calibration import STATISTICS, Calibration, Decider, Nominal
 from fcdd.datasets import LabelledImage
+from fcdd.drift import AlarmLaw
 from fcdd.images import DecodedImage
 from fcdd.inference import Runner
 from fcdd.supervision import TrainingSet
@@ -178,7 +179,7 @@ def false_alarms(nominal: Images, num_splits: int, generator: np.random.Generato
             decide = Decider(Calibration.fit(nominal.nominal(held_out), alpha=alpha), alpha)
             rates.append(decide(nominal.scores[run], nominal.groups[run].tolist())[1].mean())
         low, high = (limit / RUN for limit in stats.binom(RUN, alpha).interval(0.95))
-        law = tuple(limit / RUN for limit in drift.alarm_interval(RUN, len(held_out), alpha))
+        law = tuple(limit / RUN for limit in drift.alarm_interval([AlarmLaw.at(RUN, len(held_out), alpha)]))
         mean, inside = float(np.mean(rates)), sum(low <= rate <= high for rate in rates)
         within_law = sum(law[0] <= rate <= law[1] for rate in rates)
         print(

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,20 +36,23 @@ ALARM_FACTOR = 1.5
 WATCH_RISE, DRIFT_RISE = 0.4, 0.7
 _MAP_CLIP = 3.0
 WATCH_FORMATS, DRIFT_FORMATS = 0.01, 0.05
-_PSI_BINS = 10
+# Bins of the PSI: ten, of few images so many that about twenty fall into each.
+_PSI_BINS, _PSI_PER_BIN = 10, 20
 # The tail begins at the fifth largest score of the calibration; an image counts for at most three times that score, so
 # that one monster is no drift. Its shape is fitted to the top tenth, of at least so many images.
 # A run may hold so many gross defects, as every run before it: that is no drift.
 USUAL_DEFECTS = 0.001
 TAIL_RANK, _TAIL_CAP, _MIN_IN_TAIL, _TAIL_FIT, _MIN_TAIL_FIT = 5, 2.0, 5, 0.1, 30
 _DRAWS = 20_000
+# Of more images in the tail the sum is drawn as a normal one; runs of more images have a continuous law of alarms.
+_DRAWN_ONE_BY_ONE, _MANY = 50, 20_000
 
 
 class Finding(NamedTuple):
     """One comparison of one scope: what was compared how, the effect, the probability of it by chance, a sentence."""
 
     what: str
-    test: Literal["ks", "psi", "chi2", "alarms", "tail", "map"]
+    test: Literal["ks", "psi", "chi2", "alarms", "tail", "map", "known"]
     effect: float
     p_value: float
     verdict: Verdict
@@ -66,7 +69,7 @@ class Levels(NamedTuple):
     @classmethod
     def of(cls, num_scopes: int) -> Self:
         """FALSE_DRIFT shared out among the tests of a run of so many scopes."""
-        tests_of_scope = 2 * (1 + len(STATISTICS)) + 2
+        tests_of_scope = 2 * (1 + len(STATISTICS)) + 3
         return cls(0.7 * FALSE_DRIFT, 0.1 * FALSE_DRIFT, 0.2 * FALSE_DRIFT / (tests_of_scope * max(1, num_scopes)))
 
 
@@ -138,13 +141,46 @@ class Tally:
         return average
 
 
+class AlarmLaw(NamedTuple):
+    """So many nominal images raise alarms at a rate that is Beta(a, b) distributed, as a calibration of n tells it."""
+
+    num_images: int
+    a: float
+    b: float
+
+    @classmethod
+    def at(cls, num_images: int, num_calibration: int, alpha: float) -> Self:
+        """Above the k-th largest of n nominal scores, k = floor(alpha (n + 1)): Beta(k, n + 1 - k)."""
+        rank = max(1, min(num_calibration, math.floor(alpha * (num_calibration + 1) + 1e-9)))
+        return cls(num_images, rank, num_calibration + 1 - rank)
+
+    @classmethod
+    def above(cls, num_images: int, reference: Reference, threshold: float) -> Self:
+        """Above a threshold that other images set: Beta(e + 1, n - e + 1), where e of the n own ones exceed it."""
+        exceed = len(reference.scores) - int(np.searchsorted(reference.scores, threshold, side="right"))
+        return cls(num_images, exceed + 1, reference.num_images - exceed + 1)
+
+    @property
+    def rate(self) -> float:
+        """The expected share of alarms."""
+        return self.a / (self.a + self.b)
+
+    def frozen(self) -> Any:
+        """The distribution of the number of alarms: beta-binomial; of many images a Beta that is as wide, scaled."""
+        m = self.num_images
+        if m <= _MANY:
+            return stats.betabinom(m, self.a, self.b)
+        n = self.a + self.b
+        narrower = m / (n + m)  # the binomial's variance on top of the Beta's
+        return stats.beta(self.a * narrower, self.b * narrower, scale=m)
+
+
 def judge(
-    tally: Tally, reference: Reference, *, alpha: float, levels: Levels, alarm_parts: Sequence[tuple[int, int]] | None
+    tally: Tally, reference: Reference, *, levels: Levels, whole_run: bool, laws: Sequence[AlarmLaw]
 ) -> list[Finding]:
     """All comparisons of one scope, those that found nothing too; none if there are too few images.
 
-    `alarm_parts` are (images, calibration images) of the parts of the scope that have a threshold of their own: one
-    pair if there is one threshold, None if the alarms are judged elsewhere.
+    `laws` are those of the scope's alarms: one, or one for each part that has a threshold of its own.
     """
     if min(tally.num_images, reference.num_images) < MIN_IMAGES:
         return []
@@ -153,8 +189,8 @@ def judge(
     ]
     findings.append(_formats(tally, reference, levels.other))
     findings.append(_hot_spot(tally, reference, levels.other))
-    if alarm_parts:
-        findings.append(_alarms(tally, alpha, alarm_parts, levels.alarms))
+    findings.append(_alarms(tally, laws, levels.alarms if whole_run else levels.other))
+    if whole_run:
         findings += _tail(tally, reference, levels.tail)
     return findings
 
@@ -182,7 +218,8 @@ def _distribution(tally: Tally, reference: Reference, name: str, level: float) -
         max(np.abs(tally.below[name] / m - own_below).max(), np.abs(tally.at_or_below[name] / m - own_at).max())
     )
     ks = float(stats.kstwo.sf(distance, max(1, round(n * m / (n + m)))))
-    edges = np.unique(np.searchsorted(points, np.quantile(points, np.arange(1, _PSI_BINS) / _PSI_BINS, method="lower")))
+    wanted = min(_PSI_BINS, min(n, m) // _PSI_PER_BIN)
+    edges = np.unique(np.searchsorted(points, np.quantile(points, np.arange(1, wanted) / wanted, method="lower")))
     psi, bins = _psi(tally.at_or_below[name][edges] / m, own_at[edges], n, m)
     psi_p = float(stats.chi2.sf(psi / (1 / n + 1 / m), bins - 1))
     sentence = f"{name}: mean {tally.sums[name] / m:.4g} instead of {points.mean():.4g} ({{}})"
@@ -253,38 +290,40 @@ def _hot_spot(tally: Tally, reference: Reference, level: float) -> Finding:
     return Finding("average_map", "map", effect, p_value, verdict, sentence)
 
 
-def alarm_interval(num_images: int, num_calibration: int, alpha: float, coverage: float = 0.95) -> tuple[int, int]:
-    """How many false alarms so many nominal images raise, within `coverage`, given the size of the calibration.
-
-    The rate above the k-th largest of n nominal scores follows Beta(k, n + 1 - k), so the count is beta-binomial:
-    a binomial whose rate is known as well as n images tell it.
-    """
-    law = _alarm_law(num_images, num_calibration, alpha)
-    return int(law.ppf((1 - coverage) / 2)), int(law.ppf((1 + coverage) / 2))
-
-
-def _alarm_law(m: int, n: int, alpha: float) -> "stats.rv_discrete_frozen":  # type: ignore[name-defined]
-    rank = max(1, min(n, math.floor(alpha * (n + 1) + 1e-9)))
-    return stats.betabinom(m, rank, n + 1 - rank)
+def alarm_interval(laws: Sequence[AlarmLaw], coverage: float = 0.95) -> tuple[int, int]:
+    """How many false alarms nominal images raise, within `coverage`, given the size of the calibration."""
+    ends = (1 - coverage) / 2, (1 + coverage) / 2
+    if len(laws) == 1:
+        low, high = (float(laws[0].frozen().ppf(end)) for end in ends)
+    else:
+        low, high = (float(value) for value in np.quantile(_drawn(laws), ends))
+    return round(low), round(high)
 
 
-def _alarms(tally: Tally, alpha: float, parts: Sequence[tuple[int, int]], level: float) -> Finding:
+def _drawn(laws: Sequence[AlarmLaw]) -> npt.NDArray[np.float64]:
+    generator = np.random.default_rng(0)
+    total: npt.NDArray[np.float64] = np.zeros(_DRAWS)
+    for law in laws:
+        total = total + law.frozen().rvs(_DRAWS, random_state=generator)
+    return total
+
+
+def _alarms(tally: Tally, laws: Sequence[AlarmLaw], level: float) -> Finding:
     """The number of alarms against its law."""
-    found, rate = tally.num_alarms, tally.num_alarms / tally.num_images
-    if len(parts) == 1:
-        law = _alarm_law(*parts[0], alpha)
-        low, high = alarm_interval(*parts[0], alpha)
+    found, images = tally.num_alarms, tally.num_images
+    if len(laws) == 1:
+        law = laws[0].frozen()
         p_more, p_less = float(law.sf(found - 1)), float(law.cdf(found))
     else:
-        generator = np.random.default_rng(0)
-        draws = sum(_alarm_law(m, n, alpha).rvs(_DRAWS, random_state=generator) for m, n in parts)
-        low, high = (int(value) for value in np.quantile(draws, (0.025, 0.975)))
+        draws = _drawn(laws)
         p_more, p_less = (float((1 + count.sum()) / (1 + _DRAWS)) for count in (draws >= found, draws <= found))
-    factor = rate / alpha
+    low, high = alarm_interval(laws)
+    expected = sum(law.num_images * law.rate for law in laws) / images
+    factor = found / images / expected
     verdict = _verdict(p_more, level, factor, 1.0, ALARM_FACTOR)
     if verdict == "ok" and p_less < level:
         verdict = "watch"  # too few alarms: does the camera see anything?
-    sentence = f"alarms: {found} of {tally.num_images} ({rate:.2%}), {alpha:.2%} expected ({low} to {high} images)"
+    sentence = f"alarms: {found} of {images} ({found / images:.2%}), {expected:.2%} expected ({low} to {high} images)"
     return Finding("alarms", "alarms", factor, min(p_more, p_less), verdict, sentence)
 
 
@@ -300,7 +339,8 @@ def _tail(tally: Tally, reference: Reference, level: float) -> list[Finding]:
     Its law is drawn: the true rate beyond the start is Beta distributed, the number of images binomial. Each one's
     excess lies halfway between an exponential and a Pareto tail, both fitted to the top tenth of the calibration (mean
     excess; Hill's estimate): the one alone is too light, the other too heavy. To these come the usual defects, anywhere
-    in the tail. A few gross anomalies show here that are too few for the alarm rate.
+    in the tail. A few gross anomalies show here that are too few for the alarm rate. Scores of much heavier tails than
+    anomaly maps have (Pareto of index 3 and below) are called drifted more often than promised.
     """
     if (start := _tail_start(reference)) <= 0:
         return []
@@ -308,16 +348,25 @@ def _tail(tally: Tally, reference: Reference, level: float) -> list[Finding]:
     if top[0] <= 0:
         return []
     index, mean_excess = float(np.log(top[1:] / top[0]).mean()), float((top[1:] - top[0]).mean()) / start
-    generator = np.random.default_rng(0)
+    generator, fitted = np.random.default_rng(0), len(top) - 1
     n, m = reference.num_images, tally.num_images
-    law = stats.betabinom(m, TAIL_RANK, n + 1 - TAIL_RANK)
-    # More images than the largest few draws have are beyond doubt, and would only take memory.
-    drawn = law.rvs(_DRAWS, random_state=generator).astype(np.int64)
-    counts = np.minimum(drawn, int(np.quantile(drawn, 0.9999)) + 1)
-    draws = generator.standard_exponential(int(counts.sum()))
-    excess = np.minimum((mean_excess * draws + np.exp(index * draws) - 1) / 2, _TAIL_CAP)
-    usual = _TAIL_CAP * generator.random(_DRAWS) * generator.poisson(USUAL_DEFECTS * m, _DRAWS)
-    sums = usual + np.bincount(np.repeat(np.arange(_DRAWS), counts), excess, minlength=_DRAWS)
+    counts = np.minimum(generator.binomial(m, generator.beta(TAIL_RANK, n + 1 - TAIL_RANK, _DRAWS)), m)
+    # The shape is known as well as so many images tell it: an exponential's mean has a Gamma law.
+    scale = fitted / generator.gamma(fitted, size=_DRAWS)
+
+    def excess(scales: npt.NDArray[np.float64], draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        scaled = scales * draws
+        return np.minimum((mean_excess * scaled + np.expm1(np.minimum(index * scaled, 50.0))) / 2, _TAIL_CAP)
+
+    few = np.where(counts <= _DRAWN_ONE_BY_ONE, counts, 0)
+    which = np.repeat(np.arange(_DRAWS), few)
+    sums = np.bincount(which, excess(scale[which], generator.standard_exponential(len(which))), minlength=_DRAWS)
+    grid, sample = np.linspace(scale.min(), scale.max(), 16), generator.standard_exponential(4_000)
+    moments = [(values.mean(), values.std()) for values in (excess(factor, sample) for factor in grid)]
+    mean, deviation = (np.interp(scale, grid, column) for column in zip(*moments, strict=True))
+    many = counts - few
+    sums = sums + many * mean + np.sqrt(many) * deviation * generator.standard_normal(_DRAWS)
+    sums = sums + _TAIL_CAP * generator.random(_DRAWS) * generator.poisson(USUAL_DEFECTS * m, _DRAWS)
     p_value = float((1 + (sums >= tally.tail_excess).sum()) / (1 + _DRAWS))
     verdict = _verdict(p_value, level, float(tally.in_tail), _MIN_IN_TAIL, _MIN_IN_TAIL)
     sentence = (

@@ -20,6 +20,8 @@ FACTOR, MIN_SHARE = 2.0, 0.25
 # Flagged: the hottest cells of so many images within one spot of 3x3 cells, and so many times its share of the area.
 SPOT_SHARE, SPOT_FACTOR = 0.3, 5.0
 ONE_SPOT = "at one spot"
+# Fewer images have their evidence somewhere by chance.
+MIN_IMAGES = 20
 # An object is told from its background by so many grey levels, where the background holds this share of the border.
 _MIN_LEVELS, _BORDER_IS_BACKGROUND = 20.0, 0.8
 
@@ -74,11 +76,14 @@ class Evidence:
         share, area = float(counts[row, column]) / self.num_images, float(cells[row, column]) / counts.size
         across, down = (column + 0.5) / counts.shape[1], (row + 0.5) / counts.shape[0]
         place = f"{ONE_SPOT}, {across:.0%} from the left, {down:.0%} from above"
-        return [*found, Concentration(place, share, area, share >= SPOT_SHARE and share >= SPOT_FACTOR * area)]
+        return [*found, Concentration(place, share, area, self._is_much(share, area, SPOT_SHARE, SPOT_FACTOR))]
 
     def _inside(self, where: str, mask: Mask) -> Concentration:
         share, area = float(self.share()[mask].sum()), float(mask.mean())
-        return Concentration(where, share, area, share >= MIN_SHARE and share >= FACTOR * area)
+        return Concentration(where, share, area, self._is_much(share, area, MIN_SHARE, FACTOR))
+
+    def _is_much(self, share: float, area: float, least: float, factor: float) -> bool:
+        return self.num_images >= MIN_IMAGES and share >= least and share >= factor * area
 
 
 def border_mask(shape: tuple[int, ...]) -> Mask:

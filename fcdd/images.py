@@ -184,7 +184,10 @@ def _load(data: bytes, mode: str, limits: Limits, at_least: tuple[int, int] | No
             image.draft(mode, at_least)
         image.load()
         turn = _TURNS.get(_orientation(image))
-        upright, kind = to_eight_bit(image, mode), image.format or ""
+        upright, kind = (
+            to_eight_bit(image, mode),
+            {"MPO": "JPEG"}.get(image.format or "", image.format or ""),
+        )  # several pictures in a JPEG
     if turn is None:
         return _Loaded(upright, full_size, frames, kind)
     quarter = turn not in (Transpose.FLIP_LEFT_RIGHT, Transpose.FLIP_TOP_BOTTOM, Transpose.ROTATE_180)

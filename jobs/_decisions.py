@@ -14,17 +14,17 @@ import numpy as np
 import pyarrow as pa
 
 from fcdd import calibration, drift, heatmap
-from fcdd.calibration import STATISTICS, Calibration, Decider
-from fcdd.drift import MIN_IMAGES, Finding, Levels, Tally
+from fcdd.calibration import MIN_GROUP, STATISTICS, Calibration, Decider
+from fcdd.drift import MIN_IMAGES, AlarmLaw, Finding, Levels, Tally
 from jobs import _parts
 from schemas import DRIFT, Drift, Layout, Part, conform
 from schemas.runs import Intent
 
 _COLUMNS = ["anomaly_score", "p_value", "is_anomalous", "image_group", "image_format", "heatmap", *STATISTICS]
-# Maps decoded at once: a row group of a published part.
-_ROWS_AT_ONCE = 5_000
-# Groups of a run that are told apart, the largest first; images of the others count for the collection only.
-_MAX_GROUPS = 100
+# Decoded maps at once.
+_CELLS_AT_ONCE = 4_000_000
+# A run of more groups than these is not told apart by them: they name no cameras.
+_MAX_GROUPS = 300
 # Reasons in the record; the table has every finding.
 _MAX_REASONS = 20
 
@@ -53,26 +53,23 @@ class Counts:
 
     p_values: Counter[float] = field(default_factory=Counter)
     scopes: dict[str | None, Tally] = field(default_factory=dict)
+    has_too_many_groups: bool = False
 
     def add(self, other: "Counts") -> None:
+        """Count the images of `other` too."""
         self.p_values.update(other.p_values)
         for scope, tally in other.scopes.items():
             if scope in self.scopes:
                 self.scopes[scope].add(tally)
             else:
                 self.scopes[scope] = tally
-        self._keep_largest()
+        self.has_too_many_groups |= other.has_too_many_groups or len(self.scopes) > 1 + _MAX_GROUPS
+        if self.has_too_many_groups:
+            self.scopes = {scope: tally for scope, tally in self.scopes.items() if scope is None}
 
-    def _keep_largest(self) -> None:
-        if len(self.scopes) > 2 * _MAX_GROUPS:
-            self.scopes = dict(self.largest(_MAX_GROUPS))
-
-    def largest(self, groups: int) -> list[tuple[str | None, Tally]]:
-        """The collection, then so many groups by name, those of the most images."""
-        named = [(scope, tally) for scope, tally in self.scopes.items() if scope is not None]
-        named = sorted(named, key=lambda each: (-each[1].num_images, each[0]))[:groups]
-        whole: list[tuple[str | None, Tally]] = [(None, self.scopes[None])] if None in self.scopes else []
-        return whole + sorted(named, key=lambda each: str(each[0]))
+    def ordered(self) -> list[tuple[str | None, Tally]]:
+        """The collection, then the groups by name."""
+        return sorted(self.scopes.items(), key=lambda each: (each[0] is not None, each[0] or ""))
 
 
 def decide(layout: Layout, intent: Intent, fitted: Calibration, parts: Iterable[Part], run: Map) -> dict[str, Any]:
@@ -100,8 +97,9 @@ def count_part(job: _PartJob) -> Counts:
     """The counts of one published part. Raises FCDDError when it is not what was published."""
     table = _parts.read_published(Layout(job.results), job.part, _COLUMNS)
     counts = Counts()
-    for start in range(0, table.num_rows, _ROWS_AT_ONCE):
-        counts.add(count_rows(table.slice(start, _ROWS_AT_ONCE), job.calibration))
+    at_once = max(1, _CELLS_AT_ONCE // np.size(job.calibration.pooled.map_mean))
+    for start in range(0, table.num_rows, at_once):
+        counts.add(count_rows(table.slice(start, at_once), job.calibration))
     return counts
 
 
@@ -123,10 +121,13 @@ def count_rows(rows: pa.Table, fitted: Calibration) -> Counts:
             maps[here],
         )
 
-    named = [group for group, _ in Counter(groups.tolist()).most_common(_MAX_GROUPS) if group]
+    named = sorted(set(groups.tolist()) - {""})
+    too_many = len(named) > _MAX_GROUPS
     p_values, copies = np.unique(values["p_value"], return_counts=True)
     return Counts(
-        Counter(dict(zip(p_values.tolist(), copies.tolist(), strict=True))), {g: tally(g) for g in (None, *named)}
+        Counter(dict(zip(p_values.tolist(), copies.tolist(), strict=True))),
+        {group: tally(group) for group in (None, *([] if too_many else named))},
+        too_many,
     )
 
 
@@ -144,7 +145,7 @@ class Scope(NamedTuple):
 
 def judge(counts: Counts, fitted: Calibration, alpha: float) -> list[Scope]:
     """Every comparison of every scope, the collection first."""
-    scopes = counts.largest(_MAX_GROUPS)
+    scopes = counts.ordered()
     levels = Levels.of(sum(_reference(fitted, group) is not None for group, _ in scopes))
     return [
         Scope(group, tally, list(_findings(group, tally, scopes, alpha, fitted, levels))) for group, tally in scopes
@@ -164,35 +165,45 @@ def _drift(layout: Layout, intent: Intent, fitted: Calibration, counts: Counts) 
             f"only {scopes[0].tally.num_images} images and {fitted.pooled.num_images} calibration images: from "
             f"{MIN_IMAGES} each on distributions are compared"
         )
-    rows = pa.Table.from_pylist([_row(scope, fitted) for scope in scopes], _without_run(DRIFT))
+    if counts.has_too_many_groups:
+        reasons.append(f"more than {_MAX_GROUPS} groups: not told apart; --group-pattern names cameras, not lots")
+    rows = pa.Table.from_pylist([_row(scope, scopes, fitted, intent.alpha) for scope in scopes], _without_run(DRIFT))
     path = layout.drift(intent.run_id, "drift-{}.parquet")
     part = _parts.place(layout, path, conform(_parts.with_run(rows, intent), DRIFT))
     return Drift(verdict=drift.worst([finding.verdict for _, finding in found]), reasons=_shortened(reasons), part=part)
 
 
 def _findings(
-    scope: str | None,
+    group: str | None,
     tally: Tally,
     scopes: list[tuple[str | None, Tally]],
     alpha: float,
     fitted: Calibration,
     levels: Levels,
 ) -> Iterator[Finding]:
-    reference = _reference(fitted, scope)
+    reference = _reference(fitted, group)
     if reference is None:
         if fitted.groups and tally.num_images >= MIN_IMAGES:
-            sentence = (
-                "unknown to the calibration: it is judged with the others; `fcdd calibrate` with its images adds it"
-            )
-            yield Finding("image_group", "chi2", float(tally.num_images), 0.0, "watch", sentence)
+            sentence = f"it has fewer than {MIN_GROUP} calibration images, so it is judged with the others only"
+            yield Finding("image_group", "known", float(tally.num_images), 1.0, "watch", sentence)
         return
+    laws = _alarm_laws(group, tally, scopes, alpha, fitted)
+    yield from drift.judge(tally, reference, levels=levels, whole_run=group is None, laws=laws)
+
+
+def _alarm_laws(
+    group: str | None, tally: Tally, scopes: list[tuple[str | None, Tally]], alpha: float, fitted: Calibration
+) -> list[AlarmLaw]:
+    """By which law nominal images of the scope raise alarms: one, or one for each threshold."""
     own = fitted.deciding(alpha)
-    parts = None
-    if scope is None:
-        alone = [(tally.num_images, own[group].num_images) for group, tally in scopes if group in own]
-        together = tally.num_images - sum(images for images, _ in alone)
-        parts = [*alone, *([(together, reference.num_images)] if together else [])]
-    yield from drift.judge(tally, reference, alpha=alpha, levels=levels, alarm_parts=parts)
+    if group is None:
+        alone = [AlarmLaw.at(each.num_images, own[name].num_images, alpha) for name, each in scopes if name in own]
+        together = tally.num_images - sum(law.num_images for law in alone)
+        return [*alone, *([AlarmLaw.at(together, fitted.pooled.num_images, alpha)] if together or not alone else [])]
+    if group in own:
+        return [AlarmLaw.at(tally.num_images, own[group].num_images, alpha)]
+    threshold = calibration.conformal_threshold(np.array(fitted.pooled.scores), alpha)
+    return [AlarmLaw.above(tally.num_images, fitted.groups.get(group, fitted.pooled), threshold)]
 
 
 def _reason(scope: str | None, finding: Finding) -> str:
@@ -205,14 +216,18 @@ def _shortened(reasons: list[str]) -> tuple[str, ...]:
     return (*reasons[: _MAX_REASONS - 1], f"and {len(reasons) - _MAX_REASONS + 1} more, in the drift table")
 
 
-def _row(scope: Scope, fitted: Calibration) -> dict[str, Any]:
+def _row(scope: Scope, scopes: list[Scope], fitted: Calibration, alpha: float) -> dict[str, Any]:
     reference = _reference(fitted, scope.group)
+    tallies = [(each.group, each.tally) for each in scopes]
+    low, high = drift.alarm_interval(_alarm_laws(scope.group, scope.tally, tallies, alpha, fitted))
     return {
         "scope": "collection" if scope.group is None else "group",
         "image_group": scope.group or "",
         "num_images": scope.tally.num_images,
         "num_calibration": reference.num_images if reference else 0,
         "num_alarms": scope.tally.num_alarms,
+        "alarms_low": low,
+        "alarms_high": high,
         "verdict": drift.worst([finding.verdict for finding in scope.findings]),
         "findings": [finding._asdict() for finding in scope.findings],
         "average_map": heatmap.encode(scope.tally.average_map()),

@@ -165,9 +165,15 @@ def fetch_and_decode(info: ObjectInfo, size: tuple[int, int], channels: int) -> 
 
 
 def fetch_each(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> Iterator[DecodedImage | Failure]:
-    """`fetch_and_decode` of every object, in order, as they are asked for."""
+    """`fetch_and_decode` of every object, in order; only a few are ahead of what was asked for."""
+    waiting: deque[Future[DecodedImage | Failure]] = deque()
     with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
-        yield from pool.map(lambda info: fetch_and_decode(info, size, channels), infos)
+        for info in infos:
+            if len(waiting) == _AHEAD:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(fetch_and_decode, info, size, channels))
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def fetch_all(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> list[DecodedImage | Failure]:

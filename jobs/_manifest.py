@@ -45,7 +45,10 @@ class Source(NamedTuple):
     list_uri: str | None
     selection: Selection
     since_last: bool
-    may_be_empty: bool = False
+    # Of `since_last`: images that another bundle scored are not new either.
+    any_bundle: bool = False
+    # Locations where it is no mistake that there is nothing.
+    may_be_empty: tuple[str, ...] = ()
 
     def places(self) -> tuple[str, ...]:
         """What is listed: the explicit list, or the locations."""
@@ -186,7 +189,7 @@ class Listing:
             if incremental:
                 database.use_history(self._layout.results, self._history)
             uri, batch, kept = None, [], 0
-            for rows in database.to_do(self._intent.bundle_digest):
+            for rows in database.to_do(None if self._source.any_bundle else self._intent.bundle_digest):
                 tally.raise_if_stopped()
                 for info in rows:
                     if info.uri == uri:
@@ -256,10 +259,8 @@ class _Tally:
 
         An incremental run may find no new image, but an empty place would mean that everything was deleted.
         """
-        if source.may_be_empty:
-            return
         for place, prefix in enumerate(source.places()):
-            if not self._objects[place]:
+            if not self._objects[place] and prefix not in source.may_be_empty:
                 raise _listing.nothing_found([prefix], {}, source.selection)
         if not source.since_last and sum(self._objects.values()) == sum(self.skipped.values()):
             raise _listing.nothing_found(source.places(), self.skipped, source.selection)
@@ -361,8 +362,8 @@ def spool_all(source: Source, spool: Spool, tally: _Tally) -> None:
         _together([partial(spool_pages, index, prefix, storage.pages(prefix)) for index, prefix in places], tally)
 
 
-def survey(layout: Layout, source: Source, history: list[RunRecord], digest: str) -> Found:
-    """List, write nothing, and count; scored is what these runs have scored with the bundle of this digest.
+def survey(layout: Layout, source: Source, history: list[RunRecord], digest: str | None) -> Found:
+    """List, write nothing, and count; scored is what these runs have scored with the bundle of this digest (None: any).
 
     Raises ConfigError when nothing is found.
     """

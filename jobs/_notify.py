@@ -1,10 +1,10 @@
-"""Telling others of a committed run: a webhook, a command. Each is told once, and again by a retry if it was not."""
+"""Telling others of a committed run: a webhook, a command. Each is told once, and by the next attempt if it was not."""
 
 import logging
 import os
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 import requests
@@ -12,6 +12,7 @@ import tenacity
 
 from fcdd import storage
 from fcdd.errors import ConfigError, FCDDError
+from jobs import _lease
 from schemas import Layout, RunRecord
 
 _TIMEOUT_S, _COMMAND_TIMEOUT_S, _TRIES = 10.0, 300.0, 4
@@ -27,40 +28,51 @@ class NotTold(FCDDError):
 
 def check(webhook: str | None, command: str | None) -> None:
     """Raises ConfigError for a webhook that is no address or a command that is none, before anything is scored."""
-    if webhook and (urlsplit(webhook).scheme not in ("http", "https") or not urlsplit(webhook).netloc):
-        raise ConfigError("--webhook: expected an address that starts with https:// or http://")
-    if command:
+    if webhook:
+        try:
+            parts = urlsplit(webhook)
+            good = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            raise ConfigError("--webhook: expected an address that starts with https:// or http://")
+    if command is not None:
         try:
             words = shlex.split(command)
-        except ValueError as error:
-            raise ConfigError(f"--command {command!r}: {error}") from error
+        except ValueError as error:  # the command itself may hold a secret
+            raise ConfigError(f"--command: {error}") from error
         if not words:
             raise ConfigError("--command is empty")
 
 
-def tell(layout: Layout, record: RunRecord, exit_code: int, *, webhook: str | None, command: str | None) -> None:
-    """Tell who has not been told of this run. Raises NotTold; the same call tries again."""
-    payload = record.model_dump_json().encode()
-    if webhook:
-        _once(layout, record, "webhook", lambda: _post(webhook, payload, exit_code))
-    if command:
-        _once(layout, record, "command", lambda: _run(command, payload, record, exit_code))
+def untold(layout: Layout, record: RunRecord, ways: Iterable[str]) -> list[str]:
+    """The ways in which nobody has been told of a run yet."""
+    return [way for way in ways if not storage.exists(layout.notified(record.run_id, way))]
 
 
-def _once(layout: Layout, record: RunRecord, way: str, act: Callable[[], None]) -> None:
-    mark = layout.notified(record.run_id, way)
-    if storage.exists(mark):
-        log.info("the %s was told of run %s before", way, record.run_id)
-        return
-    try:
-        act()
-    except (requests.RequestException, OSError, subprocess.SubprocessError, NotTold) as error:
-        # An address may carry a secret, and so may the text of an error about it.
-        why = str(error) if isinstance(error, NotTold) else type(error).__name__
-        raise NotTold(
-            f"run {record.run_id} is committed, but the {way} could not be told: {why}; the same command tries again"
-        ) from None
-    storage.write(mark, b"")
+def tell(layout: Layout, record: RunRecord, exit_code: int, *, webhook: str | None, command: str | None) -> list[str]:
+    """Tell who has not been told of this run; why somebody could not be. The same call tries again.
+
+    The night's lease is held meanwhile, so that two attempts do not tell twice.
+    """
+    ways = [way for way, target in (("webhook", webhook), ("command", command)) if target]
+    if not untold(layout, record, ways):
+        return []
+    payload, failures = record.model_dump_json().encode(), []
+    with _lease.hold(layout.lease(record.collection, record.day), "notification"):
+        for way in untold(layout, record, ways):
+            try:
+                if way == "webhook":
+                    _post(webhook or "", payload, exit_code)
+                else:
+                    _run(command or "", payload, record, exit_code)
+            except (requests.RequestException, OSError, subprocess.SubprocessError, NotTold) as error:
+                # An address may carry a secret, and so may the text of an error about it.
+                why = str(error) if isinstance(error, NotTold) else type(error).__name__
+                failures.append(f"run {record.run_id} is committed, but the {way} could not be told: {why}")
+            else:
+                storage.write(layout.notified(record.run_id, way), b"")
+    return failures
 
 
 def _post(webhook: str, payload: bytes, exit_code: int) -> None:

@@ -2,8 +2,10 @@
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from fcdd.errors import ConfigError
 from jobs import _commit, _lease, _manifest, _plans, _progress, _runs, _scoring
 from jobs._manifest import Listing
 from jobs._score_settings import ScoreSettings
@@ -17,9 +19,9 @@ _RECENT_RUNS = 10
 log = logging.getLogger(__name__)
 
 
-def score(settings: ScoreSettings, *, may_be_empty: bool = False) -> RunRecord:
-    """The whole job. `may_be_empty`: a location without a single object is no mistake."""
-    job = _scoring.prepare(settings, may_be_empty=may_be_empty)
+def score(settings: ScoreSettings, *, any_bundle: bool = False, may_be_empty: Sequence[str] = ()) -> RunRecord:
+    """The whole job; `any_bundle` and `may_be_empty` as for `Source`."""
+    job = _scoring.prepare(settings, any_bundle=any_bundle, may_be_empty=may_be_empty)
     if record := _nothing_to_do(job, next_attempt(job)):
         return record
     with _lease.hold(job.layout.lease(settings.collection, settings.date), name_run(job)) as lease:
@@ -27,6 +29,12 @@ def score(settings: ScoreSettings, *, may_be_empty: bool = False) -> RunRecord:
         if record := _nothing_to_do(job, attempt):
             return record
         keep = settings.since_last and attempt.before is not None and attempt.before.bundle_digest == job.spec.digest
+        if keep and attempt.before and attempt.before.alpha != job.alpha:
+            raise ConfigError(
+                f"run {attempt.before.run_id}, which this one adds to, has alarms for a false-alarm rate of "
+                f"{attempt.before.alpha:g}, not {job.alpha:g}: give the same --alpha, or score the night again without "
+                "--since-last"
+            )
         intent = _plans.fix_intent(job.layout, job.intent(attempt.run_id, attempt.before, keep=keep))
         with Listing(job.layout, intent, job.source, attempt.history) as listing:
             return _scoring.stage_and_commit(job, intent, listing, lease)
@@ -45,7 +53,7 @@ def name_run(job: Job) -> str:
     """The same command has the same name: it finds what it left, whether committed or half done."""
     settings, source = job.settings, job.source
     selection = source.selection.model_dump_json()
-    places = (*source.prefixes, source.list_uri or "", selection, str(source.since_last))
+    places = (*source.prefixes, source.list_uri or "", selection, str((source.since_last, source.any_bundle)))
     identity = "\0".join((settings.collection, settings.date.isoformat(), *places, job.spec.digest))
     return f"{settings.date:%Y%m%d}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
@@ -64,23 +72,28 @@ def _nothing_to_do(job: Job, attempt: Attempt) -> RunRecord | None:
         return None
     record = attempt.committed[-1]
     log.info("run %s was committed at %s; nothing to do (--rescore does it again)", record.run_id, record.committed_at)
-    if record.alpha != job.alpha:
-        words = (record.alpha, job.alpha)
-        log.warning(
-            "its alarms are for a false-alarm rate of %g, not %g: `fcdd query --alpha` needs no scoring", *words
-        )
+    warn_of_other_rates(record, job.alpha, job.settings.fdr)
     if attempt.before and attempt.before not in attempt.committed:
         log.warning("since then run %s took its place: that is what readers see", attempt.before.run_id)
     _commit.clean_up(job.layout, record.run_id)  # what a crash after the commit may have left
     return record
 
 
-def dry_run(settings: ScoreSettings) -> None:
+def warn_of_other_rates(record: RunRecord, alpha: float, fdr: float) -> None:
+    """A committed run is left alone, also if other rates are asked for now."""
+    if (record.alpha, record.fdr) != (alpha, fdr):
+        log.warning(
+            "run %s has alarms at %g and a list at %g, not %g and %g; `fcdd query --alpha` selects at any rate",
+            *(record.run_id, record.alpha, record.fdr, alpha, fdr),
+        )
+
+
+def dry_run(settings: ScoreSettings, *, any_bundle: bool = False, may_be_empty: Sequence[str] = ()) -> None:
     """Say what the same command without --dry-run would do."""
-    job = _scoring.prepare(settings)
+    job = _scoring.prepare(settings, any_bundle=any_bundle, may_be_empty=may_be_empty)
     attempt = next_attempt(job)
     records = attempt.history
-    found = _manifest.survey(job.layout, job.source, records, job.spec.digest)
+    found = _manifest.survey(job.layout, job.source, records, None if any_bundle else job.spec.digest)
     staged = Coverage.read(job.layout, attempt.run_id).count()
     if attempt.committed and not settings.rescore:
         to_do, why = 0, f"run {attempt.committed[-1].run_id} is committed; --rescore scores again"

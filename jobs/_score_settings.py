@@ -1,5 +1,6 @@
 """The options of `fcdd score`, and what they mean to the parts of the job."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import ClassVar
 
@@ -87,8 +88,8 @@ class ScoreSettings(JobSettings):
         """What one image may cost."""
         return Limits(encoded_bytes=int(self.max_image_mb * 2**20), pixels=int(self.max_megapixels * 1e6))
 
-    def source(self, *, may_be_empty: bool = False) -> Source:
-        """Where the images come from; `may_be_empty`: nothing there is no mistake. Raises ConfigError for nowhere."""
+    def source(self, *, any_bundle: bool = False, may_be_empty: Sequence[str] = ()) -> Source:
+        """Where the images come from, see `Source`. Raises ConfigError for nowhere."""
         if not self.images and not self.image_list:
             raise ConfigError("say where the images are: --images or --image-list")
         if self.image_list and len(self.images) > 1:
@@ -97,13 +98,14 @@ class ScoreSettings(JobSettings):
             include=tuple(self.include),
             exclude=tuple(self.exclude),
             extensions=tuple(each.lower() for each in self.extensions),
-            modified_since=_aware(self.modified_since),
-            modified_before=_aware(self.modified_before),
+            modified_since=aware(self.modified_since),
+            modified_before=aware(self.modified_before),
         )
         list_uri = storage.normalize(self.image_list) if self.image_list else None
-        return Source(_listing.outermost(self.images), list_uri, selection, self.since_last, may_be_empty)
+        lenient = tuple(storage.normalize(place) for place in may_be_empty)
+        return Source(_listing.outermost(self.images), list_uri, selection, self.since_last, any_bundle, lenient)
 
 
-def _aware(time: datetime | None) -> datetime | None:
+def aware(time: datetime | None) -> datetime | None:
     """A time that does not say where it is, is UTC."""
     return time if time is None or time.tzinfo else time.replace(tzinfo=UTC)

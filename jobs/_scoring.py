@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,6 +22,7 @@ from rich.table import Table
 from fcdd import bundle, drift, storage
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import Decider
+from fcdd.drift import AlarmLaw
 from fcdd.errors import ConfigError
 from fcdd.runtime import Runtime
 from jobs import _commit, _console, _progress, _records
@@ -85,12 +86,12 @@ class Job(NamedTuple):
         )
 
 
-def prepare(settings: ScoreSettings, *, may_be_empty: bool = False) -> Job:
+def prepare(settings: ScoreSettings, *, any_bundle: bool = False, may_be_empty: Sequence[str] = ()) -> Job:
     """Find everything that can be wrong before anything is started."""
     if not is_name(settings.collection):
         raise ConfigError(f"expected a collection of lower-case letters, digits, - and _, got {settings.collection!r}")
     layout = Layout(storage.normalize(settings.results))
-    source = settings.source(may_be_empty=may_be_empty)
+    source = settings.source(any_bundle=any_bundle, may_be_empty=may_be_empty)
     spec, weights = bundle.load(storage.normalize(settings.bundle))
     settings.runtime().check(spec.network)
     job = Job(settings, layout, source, spec, weights)
@@ -120,7 +121,7 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
             return {
                 "images_per_second": progress.rate(),
                 "stage_seconds": {name: round(value, 3) for name, value in seconds.items()},
-                "settings": job.settings.model_dump(mode="json", exclude={"config", "dry_run"}) | intent.runtime,
+                "settings": _resolved(job.settings, intent),
                 "versions": {n: metadata.version(n) for n in VERSIONED} | {"python": platform.python_version()},
             }
 
@@ -135,6 +136,12 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
             now=lambda: datetime.now(UTC),
             facts=facts,
         )
+
+
+def _resolved(settings: ScoreSettings, intent: Intent) -> dict[str, Any]:
+    """The options as they took effect: some are those of the attempt that began the run."""
+    begun = {"alpha": intent.alpha, "fdr": intent.fdr, **intent.runtime}
+    return settings.model_dump(mode="json", exclude={"config", "dry_run"}) | begun
 
 
 def _workers(settings: ScoreSettings, cluster: ExitStack) -> int:
@@ -231,9 +238,12 @@ def show(record: RunRecord) -> None:
     """The summary a person or a log reads."""
     table = Table(box=box.SIMPLE_HEAD, show_header=False, title=f"run {record.run_id}", title_justify="left")
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(record.quarantine_reasons.items()))
-    low, high = drift.alarm_interval(record.num_scored, record.num_calibration, record.alpha)
-    alarms = f"{record.num_anomalous}  (false-alarm rate {record.alpha:g}: {low} to {high} expected of nominal images; "
-    alarms += f"smallest possible p-value {record.smallest_p_value:.4g})"
+    expected = "by group"
+    if not record.group_thresholds:
+        low, high = drift.alarm_interval([AlarmLaw.at(record.num_scored, record.num_calibration, record.alpha)])
+        expected = f"{low} to {high} expected of nominal images"
+    alarms = f"{record.num_anomalous}  (false-alarm rate {record.alpha:g}: {expected}; smallest possible p-value "
+    alarms += f"{record.smallest_p_value:.4g})"
     listed = f"p <= {record.fdr_p_value:.4g}, " if record.num_discoveries else ""
     why = [(record.drift.verdict, "")] + [("", reason) for reason in record.drift.reasons]
     rows = [

@@ -139,8 +139,11 @@ class Database:
             else:
                 self._connection.execute(f"CREATE OR REPLACE VIEW {name} AS SELECT {nothing} WHERE false")
 
-    def to_do(self, digest: str) -> Iterator[list[ObjectInfo]]:
-        """Chosen images that are neither sealed nor scored by this bundle, sorted; listed twice, they come twice."""
+    def to_do(self, digest: str | None) -> Iterator[list[ObjectInfo]]:
+        """Chosen images that are neither sealed nor scored by this bundle (None: by any), sorted.
+
+        Listed twice, they come twice.
+        """
         question = (
             f"SELECT {', '.join(_SPOOLED.names[:-1])} FROM spool WHERE chosen AND image_uri NOT IN (SELECT image_uri "
             f"FROM sealed) AND (image_uri, image_etag) NOT IN ({_SCORED}) ORDER BY image_uri"
@@ -150,8 +153,8 @@ class Database:
             for batch in reader:
                 yield [ObjectInfo(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
 
-    def survey(self, digest: str) -> Found:
-        """Count chosen images, and those that are scored by this bundle."""
+    def survey(self, digest: str | None) -> Found:
+        """Count chosen images, and those that are scored by this bundle (None: by any)."""
         question = (
             "WITH listed AS (SELECT DISTINCT ON (image_uri) * FROM spool WHERE chosen) "
             "SELECT count(*), coalesce(sum(greatest(image_bytes, 0)), 0), "
@@ -184,13 +187,13 @@ class Database:
 
 # Rows of the bundle that count as done: not those that another night may mend, nor of images that went and came back.
 _SCORED = (
-    "SELECT image_uri, image_etag FROM known WHERE model_digest = $digest AND (reason IS NULL OR NOT "
-    "(stage IN ('list', 'fetch') AND list_contains($again, reason))) AND NOT EXISTS (SELECT 1 FROM gone "
+    "SELECT image_uri, image_etag FROM known WHERE model_digest = coalesce($digest, model_digest) AND (reason IS NULL "
+    "OR NOT (stage IN ('list', 'fetch') AND list_contains($again, reason))) AND NOT EXISTS (SELECT 1 FROM gone "
     "WHERE gone.image_uri = known.image_uri AND gone.scored_at > known.scored_at)"
 )
 
 
-def _scored_by(digest: str) -> dict[str, object]:
+def _scored_by(digest: str | None) -> dict[str, object]:
     return {"digest": digest, "again": list(WORTH_ANOTHER_NIGHT)}
 
 

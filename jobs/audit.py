@@ -5,6 +5,8 @@ at one spot -> flags, and a picture
 """
 
 import json
+import logging
+import sys
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
@@ -25,6 +27,8 @@ from jobs._settings import JobSettings, Night
 from schemas import IDENTITY
 
 _ROWS_AT_ONCE = 5_000
+
+log = logging.getLogger(__name__)
 
 
 class AuditSettings(JobSettings):
@@ -57,6 +61,9 @@ def audit(settings: AuditSettings) -> None:
     folder = _pictures.folder(settings.pictures) if settings.pictures else None
     records = _runs.committed(settings.results, settings.collection, settings.date)
     record = records[-1]
+    others = [each.run_id for each in records if each.bundle_digest != record.bundle_digest]
+    if others:
+        log.info("left out runs of other bundles: %s", ", ".join(others))
     records = [each for each in records if each.bundle_digest == record.bundle_digest]
     spec, _ = bundle.load(record.bundle)
     if spec.digest != record.bundle_digest:
@@ -79,9 +86,8 @@ def audit(settings: AuditSettings) -> None:
             if here.any():
                 kinds[name].add(maps[here])
     if not any(each.num_images for each in kinds.values()):
-        raise ConfigError(
-            "no image with evidence: none of the labels is of an image of these runs, or nothing is scored"
-        )
+        labelled = f" that {settings.labels} labels" if settings.labels else ""
+        raise ConfigError(f"there is no evidence to look at: the runs have scored no image{labelled}")
     rows = connection.sql(
         f"SELECT {', '.join(IDENTITY)} FROM {source} WHERE NOT {kind} ORDER BY md5(image_uri) LIMIT {settings.sample}"
     ).fetchall()
@@ -100,7 +106,8 @@ def audit(settings: AuditSettings) -> None:
     if folder:
         path = folder / f"evidence-{record.run_id}.png"
         _picture(mean, kinds, spec).save(path)
-        print(f"picture     {path}  (mean of nominal images; evidence of {', '.join(names)})")
+        out = sys.stderr if settings.output == "json" else sys.stdout
+        print(f"picture     {path}  (mean of nominal images; evidence of {', '.join(names)})", file=out)
 
 
 def _batches(
@@ -146,6 +153,7 @@ def _print(
     whole = "none was told from the background: it fills the picture, or give --object-mask"
     print(f"object      {whole if mask is None else f'{mask.mean():.0%} of the picture'}")
     flags = 0
+    few = [name for name, count in counts.items() if count < evidence.MIN_IMAGES]
     for name, concentrations in found.items():
         print(f"{name:11} {counts[name]} images with evidence")
         for each in concentrations:
@@ -153,13 +161,15 @@ def _print(
             subject = "of the images are hottest" if each.where.startswith(evidence.ONE_SPOT) else "of the evidence"
             print(f"            {each.share:4.0%} {subject} {each.where}, {each.area:.0%} of the area{mark}")
             flags += each.flagged
+    if few:
+        print(f"            fewer than {evidence.MIN_IMAGES} images say nothing: {', '.join(few)}")
     if flags:
         print(
             f"verdict     {flags} suspicious: look at the pictures (`fcdd query --pictures`); if the model looks at "
             "what is not the product, crop or mask it before training"
         )
     else:
-        print("verdict     nothing suspicious: the evidence is spread over the object")
+        print("verdict     nothing suspicious was found")
 
 
 def _picture(mean: npt.NDArray[np.float64] | None, kinds: dict[str, Evidence], spec: BundleSpec) -> Image.Image:

@@ -14,11 +14,12 @@ from pydantic import Field
 
 from fcdd import bundle, grouping, heatmap, splits, storage
 from fcdd.bundle import BundleSpec
-from fcdd.calibration import STATISTICS, Calibration, Nominal
-from fcdd.errors import ConfigError
+from fcdd.calibration import STATISTICS, Calibration, Nominal, conformal_threshold
+from fcdd.errors import BundleError, ConfigError
 from fcdd.storage import ObjectInfo
-from jobs import _calibrating, _console, _labels, _listing, _runs
+from jobs import _console, _labels, _listing, _runs
 from jobs._settings import JobSettings, Night
+from schemas import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def calibrate(settings: CalibrateSettings) -> None:
         raise ConfigError(f"there is a bundle at {output}, and runs may name it; choose another or add --overwrite")
     if (settings.images is None) == (settings.reviewed is None):
         raise ConfigError("say what to calibrate on: either --images, or --reviewed with --results and --collection")
+    storage.check_writable(output)
     source, nominal = (
         _from_images(settings, spec, weights, pattern) if settings.images else _from_run(settings, spec, pattern)
     )
@@ -97,9 +99,11 @@ def _from_images(
 ) -> tuple[str, Nominal]:
     """Images of a location, scored here."""
     from fcdd.detector import Detector  # late: a reviewed run needs no torch
+    from jobs import _calibrating
 
     location = storage.normalize(settings.images or "")
     infos = _sampled(_not_trained_on(_listing.list_images(location), spec), settings.max_images)
+    conformal_threshold(np.zeros(len(infos)), settings.alpha or spec.calibration.alpha)  # before all are scored
     measured = _calibrating.measure(Detector(spec, weights), infos, [location], pattern)
     return location, measured
 
@@ -135,7 +139,7 @@ def _from_run(settings: CalibrateSettings, spec: BundleSpec, pattern: str | None
         raise ConfigError("--reviewed needs --results and --collection: where the reviewed run is")
     records = _runs.committed(settings.results, settings.collection, settings.date)
     for record in records:
-        if record.bundle_digest not in (spec.digest, spec.parent):
+        if record.bundle_digest != spec.digest and not _has_weights(record, spec):
             raise ConfigError(
                 f"run {record.run_id} was scored with another bundle ({record.bundle_digest[:12]}): its scores say "
                 "nothing about this one; choose its --date, or its bundle"
@@ -174,6 +178,19 @@ def _from_run(settings: CalibrateSettings, spec: BundleSpec, pattern: str | None
         groups=groups,
         maps=heatmap.decode_each(table["heatmap"].to_pylist()),
     )
+
+
+def _has_weights(record: RunRecord, spec: BundleSpec) -> bool:
+    """Whether a run was scored with the same weights under another calibration: its scores are the same."""
+    if record.bundle_digest == spec.parent:
+        return True
+    try:
+        other, _ = bundle.load(record.bundle)
+    except (BundleError, ConfigError):
+        return False
+    own = {"calibration", "calibrated_on", "parent", "training"}
+    same = other.model_dump(exclude=own) == spec.model_dump(exclude=own)
+    return same and other.digest == record.bundle_digest
 
 
 if __name__ == "__main__":

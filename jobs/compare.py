@@ -73,13 +73,13 @@ def show(settings: CompareSettings) -> None:
     else:
         _print(found, a, b)
     if folder:
-        overlay = _pictures.Overlays()
+        overlay, out = _pictures.Overlays(), sys.stderr if settings.output == "json" else sys.stdout
         for rank, (row, heatmaps) in enumerate(zip(found.movers, maps, strict=True), start=1):
             if picture := _pictures.original(row):
                 shown = [overlay(picture, each, record) for each, record in zip(heatmaps, (a, b), strict=True)]
                 path = folder / _pictures.file_name(rank, len(maps), row["image_uri"])
                 _pictures.side_by_side([picture, *shown]).save(path)
-                print(f"picture {rank:2d}  {path}")
+                print(f"picture {rank:2d}  {path}", file=out)
 
 
 def _record(layout: Layout, run_id: str) -> RunRecord:

@@ -16,15 +16,16 @@ from pydantic import BeforeValidator, Field, SecretStr
 from fcdd import storage
 from fcdd.errors import ConfigError
 from jobs import _console, _notify, _runs, _score_run, _scoring
-from jobs._score_settings import ScoreSettings
+from jobs._notify import NotTold
+from jobs._score_settings import ScoreSettings, aware
 from jobs._settings import strict_date
 from schemas import Layout, RunRecord
 
 PLACEHOLDER = "{date}"
 # So few alarms are never too many.
 FEW_ALARMS = 10
-# More nights than this are not caught up: the date, or the results location, is mistyped.
-MAX_NIGHTS = 400
+# So far back missed nights are caught up, and runs that nobody could be told of are told.
+CATCH_UP_DAYS = 60
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +51,14 @@ class NightlySettings(ScoreSettings):
         description="location of the images; {date} in it becomes the night; may be given again",
     )
     date: Annotated[dt.date, BeforeValidator(_day)] = Field(
-        "today", validate_default=True, description="the night: YYYY-MM-DD, today or yesterday (in UTC)"
+        "yesterday", validate_default=True, description="the night: YYYY-MM-DD, today or yesterday (in UTC)"
     )
-    since_last: bool = Field(True, description="score only images that no committed run of the collection has scored")
+    since_last: bool = Field(
+        True, description="score only images that no run of the collection has scored, with any bundle"
+    )
     catch_up: bool = Field(
         False,
-        description="first the nights that were missed since the last committed one: by {date}, or by when images were "
-        "written",
+        description=f"first the nights that were missed, at most {CATCH_UP_DAYS} days back",
     )
     max_alarm_share: float = Field(
         0.1, ge=0, le=1, description=f"share of alarms above which the exit code is 5; {FEW_ALARMS} are never too many"
@@ -79,42 +81,66 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def nightly(settings: NightlySettings) -> int:
-    """The night, and those before it that were missed; the gravest exit code of them."""
-    _notify.check(_secret(settings.webhook), _secret(settings.command))
-    if settings.dry_run:
-        _score_run.dry_run(_of_night(settings, settings.date))
-        return _console.DONE
+    """The night, and those before it that were missed; the gravest exit code of them. Raises NotTold at the end."""
+    webhook, command = _secret(settings.webhook), _secret(settings.command)
+    _notify.check(webhook, command)
+    if settings.rescore:
+        raise ConfigError("a nightly run only scores what is new; to score a night again use `fcdd score --rescore`")
     layout = Layout(storage.normalize(settings.results))
-    codes = []
-    for night in _nights(settings, layout):
-        record = _scored(settings, layout, night)
+    nights = _nights(settings, layout)
+    if settings.dry_run:
+        for night in nights:
+            if record := _committed(settings, layout, night):
+                print(f"run          {record.run_id}  ({settings.collection}, {night}) is committed: nothing to do")
+            else:
+                _score_run.dry_run(_of_night(settings, night), any_bundle=True, may_be_empty=_dated(settings, night))
+        return _console.DONE
+    codes, failures = [], []
+    for night in nights:
+        record = _committed(settings, layout, night) or _score_run.score(
+            _of_night(settings, night), any_bundle=True, may_be_empty=_dated(settings, night)
+        )
         _scoring.show(record)
-        code = verdict(settings, record)
+        code, why = verdict(settings, record)
+        if why:
+            print(f"exit code {code}: {why}")
         codes.append(code)
-        _notify.tell(layout, record, code, webhook=_secret(settings.webhook), command=_secret(settings.command))
+        failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
+    for record in _waiting(settings, layout, nights):
+        code, _ = verdict(settings, record)
+        failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
+    if failures:
+        raise NotTold(f"{'; '.join(failures)}; the same command tries again")
     return min((code for code in codes if code), default=_console.DONE)
 
 
-def verdict(settings: NightlySettings, record: RunRecord) -> int:
-    """The exit code of a committed run: drift comes first, since alarms of a drifted run mean little."""
+def verdict(settings: NightlySettings, record: RunRecord) -> tuple[int, str]:
+    """The exit code of a committed run, and why; drift comes first, since alarms of a drifted run mean little."""
     limit = settings.alarm_limit(record.num_scored)
     if record.drift.verdict == "drifted":
-        print(f"exit code {_console.DRIFTED}: the images are not those that the bundle was calibrated for")
-        return _console.DRIFTED
+        return _console.DRIFTED, "the images are not those that the bundle was calibrated for"
     if record.num_anomalous > limit:
-        print(f"exit code {_console.ALARMS_ABOVE_LIMIT}: {record.num_anomalous} alarms, the limit is {limit}")
-        return _console.ALARMS_ABOVE_LIMIT
-    return _console.DONE
+        return _console.ALARMS_ABOVE_LIMIT, f"{record.num_anomalous} alarms, the limit is {limit}"
+    return _console.DONE, ""
 
 
-def _scored(settings: NightlySettings, layout: Layout, night: dt.date) -> RunRecord:
-    """The night's run: the committed one, whatever command made it, or a new one."""
-    of_night = [r for r in _runs.current(_runs.records(layout, settings.collection)) if r.day == night]
-    if of_night and not settings.rescore:
-        log.info("run %s of %s was committed at %s", of_night[0].run_id, night, of_night[0].committed_at)
-        return of_night[0]
-    # The cameras may have been off: a folder that is not there is a night without images.
-    return _score_run.score(_of_night(settings, night), may_be_empty=_is_dated(settings))
+def _committed(settings: NightlySettings, layout: Layout, night: dt.date) -> RunRecord | None:
+    """The night's run, whatever command made it."""
+    current = _runs.current(_runs.records(layout, settings.collection))
+    record = next((record for record in current if record.day == night), None)
+    if record:
+        log.info("run %s of %s was committed at %s", record.run_id, night, record.committed_at)
+        _score_run.warn_of_other_rates(record, settings.alpha or record.alpha, settings.fdr)
+    return record
+
+
+def _waiting(settings: NightlySettings, layout: Layout, done: list[dt.date]) -> list[RunRecord]:
+    """Recent runs that were made to be told of, and of which nobody has been told: an attempt died, or gave up."""
+    since = settings.date - dt.timedelta(days=CATCH_UP_DAYS)
+    asked = [way for way, target in (("webhook", settings.webhook), ("command", settings.command)) if target]
+    current = _runs.current(_runs.records(layout, settings.collection))
+    recent = [record for record in current if record.day >= since and record.day not in done]
+    return [r for r in recent if _notify.untold(layout, r, (way for way in asked if r.settings.get(way)))]
 
 
 def _nights(settings: NightlySettings, layout: Layout) -> list[dt.date]:
@@ -125,35 +151,43 @@ def _nights(settings: NightlySettings, layout: Layout) -> list[dt.date]:
     before = [day for day in done if day < settings.date]
     if not before:
         return [settings.date]
-    first = min(before) if _is_dated(settings) else max(before)
-    if (settings.date - first).days > MAX_NIGHTS:
-        raise ConfigError(f"more than {MAX_NIGHTS} nights lie between {first} and {settings.date}; is the date right?")
-    days = (first + dt.timedelta(days=n) for n in range(1, (settings.date - first).days + 1))
+    earliest = settings.date - dt.timedelta(days=CATCH_UP_DAYS)
+    # By folders any night can be made up for; by time the next one has taken the images of a night between two others.
+    first = max(earliest, min(before) if _dated(settings, settings.date) else max(before))
+    days = (first + dt.timedelta(days=n) for n in range((settings.date - first).days + 1))
     missed = [day for day in days if day not in done or day == settings.date]
-    log.info("catching up: %s", ", ".join(map(str, missed)))
+    log.info("nights to do: %s", ", ".join(map(str, missed)))
     return missed
 
 
 def _of_night(settings: NightlySettings, night: dt.date) -> ScoreSettings:
-    """The options of one night."""
-    changes: dict[str, Any] = {"date": night}
-    if _is_dated(settings):
-        for place in settings.images:
-            _check_parent(place)
-        changes["images"] = [place.replace(PLACEHOLDER, night.isoformat()) for place in settings.images]
-    elif night < settings.date:
+    """The options of one night: its folders, or what was written until its end."""
+    for place in settings.images:
+        _check_parent(place)
+    changes: dict[str, Any] = {"date": night, "images": [_of(place, night) for place in settings.images]}
+    if not _dated(settings, night) and not settings.image_list:
         end = dt.datetime.combine(night + dt.timedelta(days=1), dt.time(), dt.UTC)
-        changes["modified_before"] = min(end, settings.modified_before or end)
+        given = aware(settings.modified_before)
+        changes["modified_before"] = min(end, given) if given else end
     return settings.model_copy(update=changes)
 
 
-def _is_dated(settings: NightlySettings) -> bool:
-    return any(PLACEHOLDER in place for place in settings.images)
+def _of(place: str, night: dt.date) -> str:
+    return place.replace(PLACEHOLDER, night.isoformat())
+
+
+def _dated(settings: NightlySettings, night: dt.date) -> list[str]:
+    """Folders of one night: the cameras may have been off, so they need not be there."""
+    return [_of(place, night) for place in settings.images if PLACEHOLDER in place]
 
 
 def _check_parent(place: str) -> None:
     """Raises ConfigError when there is nothing at all where folders of nights should be: a mistyped location."""
-    parent = storage.normalize(place.partition(PLACEHOLDER)[0].rpartition("/")[0])
+    before, placeholder, _ = place.partition(PLACEHOLDER)
+    parent, slash, _ = before.rpartition("/")
+    if not placeholder or not slash or parent.endswith((":", ":/", "/")) or not parent:
+        return  # a location without a date, or a bucket, or the current folder: nothing above it to look at
+    parent = storage.normalize(parent)
     if not any(page for page in storage.pages(parent)):
         raise ConfigError(
             f"there is nothing under {parent}, where the folders of the nights should be; correct --images"

@@ -4,6 +4,7 @@ Near-duplicates (the same part photographed thirty times) are one line, with how
 """
 
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ COLUMNS = (
 _HIDDEN = ("heatmap", "model_digest", "image_hash")
 # Of so many images, the most anomalous first, near-duplicates are found.
 MAX_COMPARED = 2_000
+
+
+log = logging.getLogger(__name__)
 
 
 class QuerySettings(JobSettings):
@@ -78,10 +82,11 @@ def query(settings: QuerySettings) -> None:
         print(json.dumps(shown, indent=1, default=str))
     else:
         _print_table(rows, settings)
-        if more:
-            print(f"near-duplicates are looked for among the first {MAX_COMPARED} of {more} images")
+    if more:
+        limit = max(MAX_COMPARED, settings.top)
+        log.warning("near-duplicates were looked for among the %d most anomalous of %d images", limit, more)
     if folder:
-        _save_pictures(rows, records, folder)
+        _save_pictures(settings, rows, records, folder)
 
 
 def _found(settings: QuerySettings, records: list[RunRecord]) -> tuple[list[dict[str, Any]], int]:
@@ -152,16 +157,16 @@ def _print_table(rows: list[dict[str, Any]], settings: QuerySettings) -> None:
     Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
 
 
-def _save_pictures(rows: list[dict[str, Any]], records: list[RunRecord], folder: Path) -> None:
+def _save_pictures(settings: QuerySettings, rows: list[dict[str, Any]], records: list[RunRecord], folder: Path) -> None:
     """One PNG per row, original beside heatmap overlay."""
-    overlay = _pictures.Overlays()
+    overlay, out = _pictures.Overlays(), sys.stderr if settings.output == "json" else sys.stdout
     by_model = {record.bundle_digest: record for record in records}
     for rank, row in enumerate(rows, start=1):
         if picture := _pictures.original(row):
             shown = overlay(picture, row["heatmap"], by_model[row["model_digest"]])
             path = folder / _pictures.file_name(rank, len(rows), row["image_uri"])
             _pictures.side_by_side([picture, shown]).save(path)
-            print(f"picture {rank:2d}  {path}")
+            print(f"picture {rank:2d}  {path}", file=out)
 
 
 if __name__ == "__main__":

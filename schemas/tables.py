@@ -109,7 +109,7 @@ DELETED = _schema(
 FINDING = pa.struct(
     [
         _field("what", pa.string(), "what was compared with the calibration: anomaly_score, brightness, alarms, ..."),
-        _field("test", pa.string(), "ks, psi, chi2, alarms, tail or map"),
+        _field("test", pa.string(), "ks, psi, chi2, alarms, tail, map or known"),
         _field("effect", pa.float64(), "size of the difference, in the test's own measure"),
         _field("p_value", pa.float64(), "probability of such an effect by chance"),
         _field("verdict", pa.string(), "ok, watch or drifted"),
@@ -125,6 +125,8 @@ DRIFT = _schema(
         _field("num_images", pa.int64(), "scored images of the scope"),
         _field("num_calibration", pa.int64(), "calibration images it is compared with; 0: there are none of the group"),
         _field("num_alarms", pa.int64(), "images that are anomalous"),
+        _field("alarms_low", pa.int64(), "so many alarms nominal images would raise, lower end of 95 %"),
+        _field("alarms_high", pa.int64(), "so many alarms nominal images would raise, upper end of 95 %"),
         _field("verdict", pa.string(), "the gravest of the findings"),
         _field("findings", pa.list_(pa.field("element", FINDING, nullable=False)), "every comparison, also those ok"),
         _field("average_map", pa.binary(), "mean of the anomaly maps; decode with fcdd.heatmap.decode"),

@@ -14,14 +14,21 @@ from fcdd.protocols import PROTOCOLS
 from jobs import cli
 from jobs._reproduce import ProtocolSettings
 from jobs._settings import JobSettings
+from jobs.audit import AuditSettings
+from jobs.calibrate import CalibrateSettings
+from jobs.compare import CompareSettings
 from jobs.evaluate import EvaluateSettings
+from jobs.nightly import NightlySettings
 from jobs.query import QuerySettings
 from jobs.score import ScoreSettings
 from jobs.train import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-JOBS: list[type[JobSettings]] = [TrainSettings, ScoreSettings, QuerySettings, EvaluateSettings]
+JOBS: list[type[JobSettings]] = [
+    *(TrainSettings, ScoreSettings, NightlySettings, CalibrateSettings),
+    *(QuerySettings, CompareSettings, AuditSettings, EvaluateSettings),
+]
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -33,7 +40,9 @@ def test_every_option_is_explained_and_every_verb_is_in_the_readme(job: type[Job
     ).stdout
     for name, field in job.model_fields.items():
         assert field.description, name
-        assert f"--{name.replace('_', '-')}" in help_text
+        option = name.replace("_", "-")
+        positional = any("Positional" in str(mark) for mark in field.metadata)
+        assert (option.upper() if positional else f"--{option}") in help_text
 
 
 def test_the_options_of_published_experiments_are_explained() -> None:

@@ -16,7 +16,8 @@ MAY_IMPORT = {
     "jobs": {"jobs", "fcdd", "schemas"},
     "cluster": {"cluster", "fcdd"},
 }
-ENTRIES = {"jobs.train", "jobs.score", "jobs.query", "jobs.evaluate", "jobs.cli", "cluster.demo"}
+VERBS = ("train", "score", "nightly", "calibrate", "query", "compare", "audit", "evaluate", "runs", "verify", "gc")
+ENTRIES = {*(f"jobs.{verb}" for verb in (*VERBS, "retry_quarantine", "cli")), "cluster.demo"}
 FORBIDDEN = {
     "fcdd": {"ray", "pyarrow", "duckdb", "boto3"},
     "schemas": {"ray", "torch", "duckdb", "obstore", "fsspec"},

@@ -28,7 +28,7 @@ FINGERPRINTS = {
         "scores": "2e54ee8685a364b8",
         "quarantine": "cb670ac193611ef8",
         "deleted": "61192730d5c14570",
-        "drift": "af20608fdf1823d9",
+        "drift": "1b8c49a3fdbdde3d",
     },
 }
 

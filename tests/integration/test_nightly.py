@@ -4,13 +4,14 @@ import http.server
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class Line:
     def nightly(self, *options: str, day: int = 1, check: bool = False) -> "subprocess.CompletedProcess[str]":
         where = ["--bundle", f"{self.root}/bundle", "--results", self.results, "--collection", "c"]
         images = [] if "--images" in options else ["--images", f"{self.root}/nights/{{date}}"]
-        night = ("--date", f"2026-11-{day:02d}")
+        night = () if "--date" in options else ("--date", f"2026-11-{day:02d}")
         return here("nightly", *where, *images, *night, "--workers", "0", *options, check=check)
 
     def around(self, verb: str, *options: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
@@ -255,7 +256,7 @@ def test_without_folders_of_nights_images_belong_to_the_night_they_were_written_
         written = datetime(2026, 11, 1 + index // 2, 12, tzinfo=UTC).timestamp()
         os.utime(f"{line.root}/images/cam-{index % 2}/{index:03d}.png", (written, written))
     images = ("--images", f"{line.root}/images")
-    line.nightly(*images, "--modified-before", "2026-11-02", day=1, check=True)
+    line.nightly(*images, day=1, check=True)
     line.nightly(*images, "--catch-up", day=3, check=True)
     assert [(record.day, record.num_scored) for record in line.records()] == [
         (date(2026, 11, day), 2) for day in (1, 2, 3)
@@ -291,8 +292,94 @@ def test_who_could_not_be_told_is_told_by_the_next_attempt(line: Line, receiver:
     assert len(receiver.got) == 1
     failing = line.nightly("--command", "false")
     assert failing.returncode == 1
-    assert "the command could not be told: it ended with exit code 1" in failing.stderr
+    assert "the command could not be told: it ended with exit code 1; the same command tries again" in failing.stderr
     assert "'nothing-here' is not a command here" in line.nightly("--command", "nothing-here").stderr
+
+
+def test_one_that_cannot_be_told_keeps_neither_the_others_nor_the_nights_waiting(
+    line: Line, receiver: Receiver, tmp_path: Path
+) -> None:
+    for day in (1, 2, 3):
+        line.upload(f"nights/2026-11-{day:02d}", day, seed=day)
+    line.nightly(day=1, check=True)
+    command = ("--command", f"tee -a {tmp_path}/told")
+    dead = line.nightly("--catch-up", "--webhook", "http://127.0.0.1:9/x", *command, day=3)
+    assert dead.returncode == 1
+    assert dead.stderr.count("the webhook could not be told: ConnectionError") == 2
+    assert [record.num_scored for record in line.records()] == [1, 2, 3]
+    assert (tmp_path / "told").read_text().count('"run_id"') == 2
+    # The next night's attempt tells what is left, and nobody twice; of the first night nobody was to be told.
+    assert line.nightly("--webhook", receiver.address, *command, day=4).returncode == 0
+    told = [payload["day"] for _, payload in receiver.got]
+    assert sorted(map(str, told)) == ["2026-11-02", "2026-11-03", "2026-11-04"]
+    assert (tmp_path / "told").read_text().count('"run_id"') == 3
+
+
+def test_a_new_calibration_is_no_reason_to_score_everything_again(line: Line) -> None:
+    line.upload("images", 5, seed=1)
+    images = ("--images", f"{line.root}/images")
+    today = datetime.now(UTC).date()
+    line.nightly(*images, "--date", "yesterday", day=1)
+    line.nightly(*images, "--date", "today", check=True)
+    line.upload("fresh", 120, seed=5)
+    where = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/fresh", "--output", f"{line.root}/bundle")
+    here("calibrate", *where, "--overwrite")
+    line.upload("images/new", 1, seed=2)
+    line.nightly(*images, "--date", str(today + timedelta(days=1)), check=True)
+    assert [record.num_scored for record in line.records()][-2:] == [5, 1]
+
+
+def test_a_dry_run_says_what_each_night_would_do(line: Line) -> None:
+    line.upload("nights/2026-11-01", 3, seed=1)
+    line.nightly(day=1, check=True)
+    line.upload("nights/2026-11-02", 2, seed=2)
+    said = line.nightly("--dry-run", "--catch-up", day=3, check=True).stdout
+    assert re.findall(r"to do +(\d+)", said) == ["2", "0"]
+    assert "is committed: nothing to do" in line.nightly("--dry-run", day=1, check=True).stdout
+    assert len(line.records()) == 1
+
+
+def test_a_mistyped_location_beside_a_dated_one_is_noticed(line: Line) -> None:
+    line.upload("nights/2026-11-01", 3, seed=1)
+    both = ("--images", f"{line.root}/nights/{{date}}", "--images", f"{line.root}/mistyped")
+    done = line.nightly(*both)
+    assert done.returncode == 2
+    assert f"no images under file://{line.root}/mistyped" in done.stderr
+
+
+def test_a_run_is_not_added_to_with_another_false_alarm_rate(line: Line) -> None:
+    line.upload("nights/2026-11-01", 3, seed=1)
+    line.nightly(check=True)
+    line.upload("nights/2026-11-01/late", 1, seed=2)
+    night = ("--date", "2026-11-01", "--images", f"{line.root}/nights/2026-11-01", "--bundle", f"{line.root}/bundle")
+    other = line.around("score", *night, "--since-last", "--alpha", "0.2", "--workers", "0", check=False)
+    assert other.returncode == 2
+    assert "has alarms for a false-alarm rate of 0.01, not 0.2" in other.stderr
+    line.around("score", *night, "--since-last", "--workers", "0")
+    [record] = line.records()
+    assert (record.num_scored, record.alpha) == (4, 0.01)
+    assert line.nightly("--alpha", "0.2").stderr.count("has alarms at 0.01 and a list at 0.1, not 0.2 and 0.1") == 1
+
+
+def test_drift_tables_and_marks_stay_and_what_no_record_names_goes(line: Line, receiver: Receiver) -> None:
+    line.upload("nights/2026-11-01", 4, seed=1)
+    storage.write(f"{line.root}/nights/2026-11-01/x.png", b"broken")
+    line.nightly("--webhook", receiver.address, check=True)
+    [first] = line.records()
+    storage.write(f"{line.root}/nights/2026-11-01/x.png", picture(5))
+    line.around("retry-quarantine", "--date", "2026-11-01", "--workers", "0")
+    [record] = line.records()
+    assert (record.num_scored, record.supersedes) == (5, first.run_id)
+    assert "canary-secret" not in record.model_dump_json()
+    stray = f"{line.results}/runs/{record.run_id}/drift-0123456789abcdef.parquet"
+    storage.write(stray, b"of a dead attempt")
+    storage.write(f"{line.results}/runs/20261102-dead/drift-0123456789abcdef.parquet", b"of a dead run")
+    before = {str(path) for path in Path(line.results).rglob("*") if path.is_file()}
+    here("gc", "--results", line.results, "--older-than-days", "0")
+    after = {str(path) for path in Path(line.results).rglob("*") if path.is_file()}
+    assert {path.rsplit("/", 2)[1] for path in before - after} == {record.run_id, "20261102-dead"}
+    assert len(before - after) == 2
+    assert any("notified-webhook" in path for path in after)
 
 
 def test_an_unreadable_image_of_a_small_night_is_no_reason_to_stop(line: Line) -> None:
@@ -391,7 +478,7 @@ def test_a_reviewed_run_is_a_calibration_without_its_anomalies(line: Line) -> No
     kept = [row["anomaly_score"] for row in scores.to_pylist() if not labels.get(row["image_uri"])]
     assert fitted.calibration.pooled.scores == pytest.approx(sorted(kept))
     assert fitted.calibrated_on == f"reviewed run {record.run_id}"
-    make(score="maximum").save(f"{line.root}/other")
+    make(score="mean").save(f"{line.root}/other")
     other = line.around("calibrate", "--bundle", f"{line.root}/other", *where[2:], "--overwrite", check=False)
     assert "was scored with another bundle" in other.stderr
 
@@ -424,7 +511,8 @@ def test_two_bundles_are_compared_on_the_same_images(line: Line, tmp_path: Path)
     make(score="mean").save(f"{line.root}/raw")
     where = ("--images", f"{line.root}/fresh", "--output", f"{line.root}/bundle2")
     here("calibrate", "--bundle", f"{line.root}/raw", *where)
-    line.nightly("--rescore", "--bundle", f"{line.root}/bundle2")
+    where = ("--images", f"{line.root}/nights/2026-11-01", "--bundle", f"{line.root}/bundle2", "--workers", "0")
+    line.around("score", "--rescore", "--date", "2026-11-01", *where)
     [second] = line.records()
     pictures = tmp_path / "pictures"
     arguments = ("compare", first.run_id, second.run_id, "--results", line.results, "--top", "3")
@@ -505,9 +593,7 @@ WRONG = {
         ["nightly", "--webhook", "example.com"], "expected an address that starts with https"
     ),
     "a command with an open quote": Wrong(["nightly", "--command", "echo '"], "No closing quotation"),
-    "too many nights to catch up": Wrong(
-        ["nightly", "--catch-up", "--date", "2029-01-01"], "more than 400 nights lie between"
-    ),
+    "a night scored again": Wrong(["nightly", "--rescore"], "to score a night again use `fcdd score --rescore`"),
     "no calibration images": Wrong(["calibrate", "--images", "{root}/none", "--output", "{root}/o"], "no images under"),
     "calibration images that are all the same": Wrong(
         ["calibrate", "--images", "{root}/same", "--output", "{root}/o"],
@@ -538,8 +624,6 @@ WRONG = {
 def test_what_cannot_work_is_one_sentence(line: Line, case: str) -> None:
     wrong = WRONG[case]
     line.upload("nights/2026-11-01", 2, seed=1)
-    if "--catch-up" in wrong.arguments:
-        line.nightly(check=True)
     for name, content in wrong.files.items():
         storage.write(f"{line.root}/{name}", content)
     arguments = [each.format(root=line.root) for each in wrong.arguments]

@@ -5,7 +5,7 @@ from scipy import stats
 
 from fcdd import calibration, drift
 from fcdd.calibration import STATISTICS, Calibration, Nominal, Reference
-from fcdd.drift import Finding, Levels, Tally
+from fcdd.drift import AlarmLaw, Finding, Levels, Tally
 
 SHAPE = (6, 7)
 
@@ -31,8 +31,12 @@ def tally(reference: Reference, run: Nominal, threshold: float) -> Tally:
 def findings(run: Nominal, calibrated: Calibration | None = None) -> list[Finding]:
     fitted = calibrated or Calibration.fit(images(0, 600), alpha=0.01)
     counted = tally(fitted.pooled, run, fitted.threshold)
-    parts = [(len(run.scores), fitted.pooled.num_images)]
-    return drift.judge(counted, fitted.pooled, alpha=0.01, levels=Levels.of(1), alarm_parts=parts)
+    return judge(counted, fitted)
+
+
+def judge(counted: Tally, fitted: Calibration) -> list[Finding]:
+    law = AlarmLaw.at(counted.num_images, fitted.pooled.num_images, 0.01)
+    return drift.judge(counted, fitted.pooled, levels=Levels.of(1), whole_run=True, laws=[law])
 
 
 def drifted(run: Nominal) -> set[str]:
@@ -62,10 +66,7 @@ def test_parts_of_a_run_add_up_to_the_run() -> None:
         part = np.zeros(400, np.bool_)
         part[start : start + 130] = True
         added.add(tally(fitted.pooled, run.where(part), fitted.threshold))
-    levels = Levels.of(1)
-    one, other = (
-        drift.judge(each, fitted.pooled, alpha=0.01, levels=levels, alarm_parts=[(400, 600)]) for each in (whole, added)
-    )
+    one, other = judge(whole, fitted), judge(added, fitted)
     assert [finding.effect for finding in one] == pytest.approx([finding.effect for finding in other])
     assert [finding.p_value for finding in one] == pytest.approx([finding.p_value for finding in other])
     assert [finding.sentence for finding in one] == [finding.sentence for finding in other]
@@ -137,7 +138,7 @@ def test_the_interval_of_alarms_is_that_of_calibrations_and_runs_drawn() -> None
     for _ in range(4000):
         threshold = calibration.conformal_threshold(generator.random(300), 0.02)
         counts.append((generator.random(400) > threshold).sum())
-    low, high = drift.alarm_interval(400, 300, 0.02)
+    low, high = drift.alarm_interval([AlarmLaw.at(400, 300, 0.02)])
     assert np.mean((low <= np.array(counts)) & (np.array(counts) <= high)) == pytest.approx(
         0.965, abs=0.02
     )  # at least 0.95
@@ -152,6 +153,35 @@ def test_a_calibration_that_never_varies_is_compared_too() -> None:
     fitted = Calibration.fit(Nominal(scores, scores, flat.statistics, flat.formats, flat.groups, maps), alpha=0.01)
     run = images(1, 100)
     counted = tally(fitted.pooled, Nominal(scores, scores, run.statistics, run.formats, run.groups, maps), 0.5)
-    found = drift.judge(counted, fitted.pooled, alpha=0.01, levels=Levels.of(1), alarm_parts=[(100, 100)])
+    found = judge(counted, fitted)
     assert all(np.isfinite((finding.effect, finding.p_value)).all() for finding in found)
     assert drift.worst([finding.verdict for finding in found]) == "ok"
+
+
+def test_the_law_of_many_images_is_the_continuation_of_that_of_few() -> None:
+    for calibrated in (200, 20_000):
+        few, many = AlarmLaw.at(20_000, calibrated, 0.01), AlarmLaw.at(20_001, calibrated, 0.01)
+        for end in (0.001, 0.025, 0.5, 0.975, 0.999):
+            assert many.frozen().ppf(end) == pytest.approx(few.frozen().ppf(end), rel=0.02, abs=2)
+
+
+def test_alarms_of_several_thresholds_add_up() -> None:
+    one = drift.alarm_interval([AlarmLaw.at(1000, 10_000, 0.05)])
+    parts = drift.alarm_interval([AlarmLaw.at(500, 10_000, 0.05)] * 2)
+    assert parts == pytest.approx(one, abs=3)
+
+
+def test_the_tail_of_a_large_run_is_judged_as_that_of_a_small_one_and_takes_little_memory() -> None:
+    few, many = (tally_of_tail(count) for count in (4_000, 4_000_000))
+    assert few.verdict == many.verdict == "ok"
+
+
+def tally_of_tail(count: int) -> Finding:
+    """A run whose tail is as the calibration's, by its counts alone."""
+    nominal = images(0, 600)
+    fitted = Calibration.fit(nominal, alpha=0.01)
+    counted = tally(fitted.pooled, nominal, fitted.threshold)
+    counted.num_images, counted.in_tail = count, counted.in_tail * count // 600
+    counted.tail_excess *= count / 600
+    [found] = drift._tail(counted, fitted.pooled, 0.007)
+    return found

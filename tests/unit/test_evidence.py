@@ -28,6 +28,10 @@ def test_evidence_everywhere_is_not_suspicious() -> None:
         assert each.share == pytest.approx(each.area, abs=0.03)
 
 
+def test_a_few_images_say_nothing() -> None:
+    assert not any(each.flagged for count in range(1, 20) for each in seen(noise(count)).values())
+
+
 def test_a_watermark_in_the_corner_is_flagged_at_its_place() -> None:
     maps = noise()
     maps[:, 9, 0] += 50
