@@ -15,6 +15,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,7 @@ RATES = (0.05, 0.1, 0.2)
 MIXTURES = (0.01, 0.05, 0.2)
 DEFECTS, BASELINE_DEFECTS = 0.02, 0.001
 Change = Callable[[Image.Image], Image.Image]
+T = TypeVar("T")
 
 
 def unchanged(image: Image.Image) -> Image.Image:
@@ -236,11 +238,11 @@ def drifts(kinds: dict[str, Images], anomalous: Images, runs: int, generator: np
             average = scopes[0].tally.average_map() - np.array(fitted.pooled.map_mean)
             row, column = np.unravel_index(int(average.argmax()), average.shape)
             places.append(((column + 0.5) / average.shape[1], (row + 0.5) / average.shape[0]))
-        share_of = {verdict: verdicts.count(verdict) / runs for verdict in drift.VERDICTS}
+        drifted, watched, fine = (f"{verdicts.count(verdict)} of {runs}" for verdict in reversed(drift.VERDICTS))
         why = ", ".join(
             f"{what} {count / runs:.0%}" for what, count in sorted(reasons.items(), key=lambda r: -r[1])[:4]
         )
-        print(f"| {name} | {share_of['drifted']:.0%} | {share_of['watch']:.0%} | {share_of['ok']:.0%} | {why} |")
+        print(f"| {name} | {drifted} | {watched} | {fine} | {why} |", flush=True)
         if name.startswith("dirt"):
             x, y = np.mean(places, axis=0)
             print(f"\nhottest place of the average map: {x:.2f}, {y:.2f} of width and height; dirt at {DIRT_AT}\n")
@@ -253,17 +255,30 @@ def _counts(fitted: Calibration, parts: list[tuple[Images, npt.NDArray[np.int64]
         if len(chosen):
             scores, groups = source.scores[chosen], source.groups[chosen].tolist()
             p, alarms = decide(scores, groups)
-            columns = {
-                "anomaly_score": scores,
-                "p_value": p,
-                "is_anomalous": alarms,
-                "image_group": groups,
-                "image_format": ["PNG"] * len(chosen),
-                "heatmap": heatmap.encode_each(source.maps[chosen]),
-                **dict(zip(STATISTICS, source.statistics[chosen].T, strict=True)),
-            }
-            counts.add(_decisions.count_rows(pa.table(columns), fitted))
+            rows = _rows(scores, p, alarms, groups, source.maps[chosen], source.statistics[chosen])
+            counts.add(_decisions.count_rows(rows, fitted))
     return counts
+
+
+def _rows(
+    scores: npt.NDArray[np.float32],
+    p: npt.NDArray[np.float64],
+    alarms: npt.NDArray[np.bool_],
+    groups: list[str],
+    maps: npt.NDArray[np.float32],
+    statistics: npt.NDArray[np.float32],
+) -> pa.Table:
+    """What the decisions read of published rows."""
+    columns = {
+        "anomaly_score": scores,
+        "p_value": p,
+        "is_anomalous": alarms,
+        "image_group": groups,
+        "image_format": ["PNG"] * len(scores),
+        "heatmap": heatmap.encode_each(maps),
+        **dict(zip(STATISTICS, np.asarray(statistics, np.float32).T, strict=True)),
+    }
+    return pa.table(columns)
 
 
 def near_duplicates(cells: list[LabelledImage], runner: Runner) -> None:
@@ -302,40 +317,51 @@ def near_duplicates(cells: list[LabelledImage], runner: Runner) -> None:
         print(f"| {name} | {together / len(cells):.0%} |")
 
 
-def cost(cells: list[LabelledImage], runner: Runner) -> None:
-    """Seconds per image of deciding, beside those of decoding and of the network, in one process."""
-    count = len(cells)
-    data = [cell.path.read_bytes() for cell in cells]
-    fitted = Calibration.fit(Images(cells, unchanged, runner).nominal(np.arange(count)), alpha=0.05)
+def cost(cells: list[LabelledImage], network: str, side: int) -> None:
+    """Time per image of deciding, beside that of decoding and of the network, on one thread of one process."""
+    size, count = (side, side), len(cells)
+    data, groups = [cell.path.read_bytes() for cell in cells], [cell.cell_type for cell in cells]
+    built = networks.build(network, in_channels=3, image_size=size).eval()
+    scaling = networks.input_normalization(network)
+    scaling = scaling or normalization.estimate("mean_std", torch.zeros((1, *size, 3), dtype=torch.uint8))
+    field, runner = built.receptive_field, Runner(built, scaling, size)
     timed: dict[str, float] = {}
 
-    def measure(name: str, work: Callable[[], object]) -> None:
+    def measure(name: str, work: Callable[[], T]) -> T:
         seconds = []
         for _ in range(3):
             started = time.perf_counter()
-            work()
+            result = work()
             seconds.append(time.perf_counter() - started)
-        timed[name] = min(seconds) / count
+        timed[name] = 1e6 * min(seconds) / count
+        return result
 
-    decoded: list[DecodedImage] = []
-    measure("decode", lambda: decoded.extend(images.decode(each, size=SIZE, channels=3) for each in data))
-    decoded = decoded[-count:]
+    decoded = measure("decode", lambda: [images.decode(each, size=size, channels=3) for each in data])
     pixels = np.stack([image.pixels for image in decoded])
-    measure("network", lambda: [runner(pixels[start : start + 64]) for start in range(0, count, 64)])
-    greys = [Image.fromarray(image.pixels).convert("L") for image in decoded]
+    maps = measure(
+        "network", lambda: np.concatenate([runner(pixels[start : start + 64]) for start in range(0, count, 64)])
+    )
+    greys = [Image.fromarray(each).convert("L") for each in pixels]
     measure("sharpness and hash", lambda: [(images.sharpness(g), images.difference_hash(g)) for g in greys])
-    scored = detector.summarise(np.concatenate([runner(pixels[start : start + 64]) for start in range(0, count, 64)]))
-    groups = [cell.cell_type for cell in cells]
-    measure("p-values and alarms", lambda: Decider(fitted, 0.05)(scored.maximum, groups))
-    field = networks.build(NETWORK, in_channels=3, image_size=SIZE).receptive_field
-    find = functools.partial(regions.find, receptive_field=field, input_size=SIZE, image_size=(300, 300))
-    measure("regions", lambda: [find(m, fitted.map_threshold) for m in scored.maps if m.max() > fitted.map_threshold])
-    everything = np.arange(count)
-    source = Images(cells, unchanged, runner)
-    measure("list and drift", lambda: _decisions.judge(_counts(fitted, [(source, everything)]), fitted, 0.05))
-    work = timed["decode"] + timed["network"]
-    for name, seconds in timed.items():
-        print(f"| {name} | {1e6 * seconds:.0f} | {seconds / work:.2%} |")
+    scores, statistics = maps.max((1, 2)), [[getattr(image, name) for name in STATISTICS] for image in decoded]
+    nominal = Nominal(scores, scores, np.array(statistics, np.float32), ["PNG"] * count, groups, maps)
+    fitted = Calibration.fit(nominal, alpha=0.05)
+    p, alarms = measure("p-values and alarms", lambda: Decider(fitted, 0.05)(scores, groups))
+    find = functools.partial(regions.find, receptive_field=field, input_size=size, image_size=(300, 300))
+    measure("regions", lambda: [find(m, fitted.map_threshold) for m in maps if m.max() > fitted.map_threshold])
+    rows = _rows(scores, p, alarms, groups, maps, np.asarray(nominal.statistics, np.float32))
+    many = pa.concat_tables([rows] * 20)
+    counts = measure("count for list and drift", lambda: _decisions.count_rows(many, fitted))
+    timed["count for list and drift"] /= 20
+    started = time.perf_counter()
+    _decisions.judge(counts, fitted, 0.05)
+    once = time.perf_counter() - started
+    work = timed["decode"] + timed["network"] - timed["sharpness and hash"]
+    for name, microseconds in timed.items():
+        print(f"| {network}, {side} px | {name} | {microseconds:.0f} | {microseconds / work:.2%} |")
+    deciding = sum(list(timed.values())[2:])
+    print(f"| {network}, {side} px | **all decisions** | {deciding:.0f} | **{deciding / work:.2%}** |")
+    print(f"| {network}, {side} px | the verdict, once per run | {once:.2f} s | - |", flush=True)
 
 
 def main() -> None:
@@ -346,10 +372,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200, help="random mixtures for the false-discovery proportion")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only-cost", action="store_true", help="only what deciding costs")
     parser.add_argument("--smoke", action="store_true", help="few images, one epoch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     cells = datasets.elpv()
+    if arguments.only_cost:
+        costs([cell for cell in cells if cell.probability == 0])
+        return
     nominal = [cell for cell in cells if cell.probability == 0]
     anomalous = [cell for cell in cells if cell.probability == 1]
     fitted = [cell for cell in nominal if splits.is_held_out(cell.path.name, TRAINED_SHARE)]
@@ -375,9 +405,15 @@ def main() -> None:
     drifts(kinds, bad, arguments.runs, generator)
     print("\n| picture | joined |\n|---|---|")
     near_duplicates(anomalous[:400], runner)
+    costs(others)
+
+
+def costs(cells: list[LabelledImage]) -> None:
+    """Of the smallest network and of the demo's."""
     torch.set_num_threads(1)
-    print("\n| step | microseconds per image | share of decoding and network |\n|---|---|---|")
-    cost(others[:256], runner)
+    print("\n| network | step | microseconds per image | share of the rest |\n|---|---|---|---|")
+    cost(cells[:512], "cnn32", 32)
+    cost(cells[:256], NETWORK, SIZE[0])
 
 
 if __name__ == "__main__":
