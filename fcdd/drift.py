@@ -222,16 +222,12 @@ def _distribution(tally: Tally, reference: Reference, name: str, level: float) -
     edges = np.unique(np.searchsorted(points, np.quantile(points, np.arange(1, wanted) / wanted, method="lower")))
     psi, bins = _psi(tally.at_or_below[name][edges] / m, own_at[edges], n, m)
     psi_p = float(stats.chi2.sf(psi / (1 / n + 1 / m), bins - 1))
-    sentence = f"{name}: mean {tally.sums[name] / m:.4g} instead of {points.mean():.4g} ({{}})"
+    means = f"{name}: mean {tally.sums[name] / m:.4g} instead of {points.mean():.4g}"
+    sentence = f"{means} (KS distance {distance:.2f}, PSI {psi:.2f})"
+    by_distance = _verdict(ks, level, distance, WATCH_DISTANCE, DRIFT_DISTANCE)
     return [
-        Finding(
-            *(name, "ks", distance, ks, _verdict(ks, level, distance, WATCH_DISTANCE, DRIFT_DISTANCE)),
-            sentence.format(f"KS distance {distance:.2f}"),
-        ),
-        Finding(
-            *(name, "psi", psi, psi_p, _verdict(psi_p, level, psi, WATCH_PSI, DRIFT_PSI)),
-            sentence.format(f"PSI {psi:.2f}"),
-        ),
+        Finding(name, "ks", distance, ks, by_distance, sentence),
+        Finding(name, "psi", psi, psi_p, _verdict(psi_p, level, psi, WATCH_PSI, DRIFT_PSI), sentence),
     ]
 
 

@@ -159,7 +159,7 @@ def _drift(layout: Layout, intent: Intent, fitted: Calibration, counts: Counts) 
         return Drift(verdict="ok", reasons=("nothing was scored",), part=None)
     found = [(scope.group, finding) for scope in scopes for finding in scope.findings if finding.verdict != "ok"]
     found.sort(key=lambda each: -drift.VERDICTS.index(each[1].verdict))
-    reasons = [_reason(group, finding) for group, finding in found]
+    reasons = list(dict.fromkeys(_reason(group, finding) for group, finding in found))  # two tests, one sentence
     if min(scopes[0].tally.num_images, fitted.pooled.num_images) < MIN_IMAGES:
         reasons.append(
             f"only {scopes[0].tally.num_images} images and {fitted.pooled.num_images} calibration images: from "
