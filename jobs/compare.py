@@ -35,7 +35,7 @@ class CompareSettings(JobSettings):
     top: int = Field(10, ge=1, le=1000, description="how many images that moved most")
     output: Literal["table", "json"] = Field("table", description="what to print")
     pictures: str | None = Field(
-        None, description="local folder for pictures of the top movers: original, heatmap of each run"
+        None, description="local folder for pictures of what moved most (else of flips): original, heatmap of each run"
     )
 
 
@@ -52,6 +52,7 @@ class Comparison(NamedTuple):
     alarms_both: int
     alarms_only_a: int
     alarms_only_b: int
+    flips: list[dict[str, Any]]
     movers: list[dict[str, Any]]
     costs: list[dict[str, float]]
 
@@ -67,17 +68,21 @@ def show(settings: CompareSettings) -> None:
     layout = Layout(storage.normalize(settings.results))
     a, b = (_record(layout, run_id) for run_id in (settings.run_a, settings.run_b))
     found = compare(settings, a, b)
-    maps = [(row.pop("heatmap_a"), row.pop("heatmap_b")) for row in found.movers]
+    maps = {
+        id(row): (row.pop("heatmap_a"), row.pop("heatmap_b")) for rows in (found.flips, found.movers) for row in rows
+    }
     if settings.output == "json":
         print(json.dumps(_console.plain(found), indent=1, default=str))
     else:
         _print(found, a, b)
     if folder:
         overlay, out = _pictures.Overlays(), sys.stderr if settings.output == "json" else sys.stdout
-        for rank, (row, heatmaps) in enumerate(zip(found.movers, maps, strict=True), start=1):
+        drawn = found.movers or found.flips  # another calibration moves nothing, and flips alarms
+        for rank, row in enumerate(drawn, start=1):
             if picture := _pictures.original(row):
-                shown = [overlay(picture, each, record) for each, record in zip(heatmaps, (a, b), strict=True)]
-                path = folder / _pictures.file_name(rank, len(maps), row["image_uri"])
+                heatmaps = zip(maps[id(row)], (a, b), strict=True)
+                shown = [overlay(picture, each, record) for each, record in heatmaps]
+                path = folder / _pictures.file_name(rank, len(drawn), row["image_uri"])
                 _pictures.side_by_side([picture, *shown]).save(path)
                 print(f"picture {rank:2d}  {path}", file=out)
 
@@ -119,7 +124,9 @@ def compare(settings: CompareSettings, a: RunRecord, b: RunRecord) -> Comparison
         alarms_both=_count(connection, "FROM common WHERE is_anomalous_a AND is_anomalous_b"),
         alarms_only_a=_count(connection, "FROM common WHERE is_anomalous_a AND NOT is_anomalous_b"),
         alarms_only_b=_count(connection, "FROM common WHERE is_anomalous_b AND NOT is_anomalous_a"),
-        movers=_movers(connection, settings.top),
+        flips=_rows(connection, "WHERE is_anomalous_a != is_anomalous_b ORDER BY least(rank_a, rank_b)", settings.top),
+        # By the ratio of ranks: from place 500 to place 1 is a long way, from 6,000 to 5,000 is none.
+        movers=_rows(connection, "WHERE rank_a != rank_b ORDER BY abs(ln(rank_a / rank_b)) DESC", settings.top),
         costs=[_cost(record) for record in (a, b)],
     )
 
@@ -128,9 +135,8 @@ def _count(connection: duckdb.DuckDBPyConnection, what: str) -> int:
     return int(connection.sql(f"SELECT count(*) {what}").fetchall()[0][0])
 
 
-def _movers(connection: duckdb.DuckDBPyConnection, top: int) -> list[dict[str, Any]]:
-    """By the ratio of ranks: from place 500 to place 1 is a long way, from 6,000 to 5,000 is none."""
-    relation = connection.sql(f"SELECT * FROM common ORDER BY abs(ln(rank_a / rank_b)) DESC, image_uri LIMIT {top}")
+def _rows(connection: duckdb.DuckDBPyConnection, which: str, top: int) -> list[dict[str, Any]]:
+    relation = connection.sql(f"SELECT * FROM common {which}, image_uri LIMIT {top}")
     return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
 
 
@@ -161,11 +167,18 @@ def _print(found: Comparison, a: RunRecord, b: RunRecord) -> None:
     print(f"images  {found.num_common} in common; {others}")
     print(f"ranks   Spearman correlation {found.rank_correlation:.4f}")
     print(f"alarms  {found.alarms_both} in both, {found.alarms_only_a} only in A, {found.alarms_only_b} only in B")
-    table = Table(title=f"the {len(found.movers)} that moved most", box=box.SIMPLE_HEAD, title_justify="left")
+    _print_rows(f"alarms that flip, the most anomalous {len(found.flips)}", found.flips)
+    _print_rows(f"the {len(found.movers)} that moved most", found.movers)
+
+
+def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("image", overflow="fold")
     for name in ("place in A", "place in B", "p in A", "p in B", "alarm"):
         table.add_column(name, justify="right")
-    for row in found.movers:
+    for row in rows:
         alarm = {(True, True): "both", (True, False): "A", (False, True): "B"}.get(
             (row["is_anomalous_a"], row["is_anomalous_b"]), ""
         )

@@ -534,6 +534,8 @@ def test_two_bundles_are_compared_on_the_same_images(line: Line, tmp_path: Path)
     flips = sum(rows[0][uri]["is_anomalous"] != rows[1][uri]["is_anomalous"] for uri in rows[0])
     assert found["alarms_only_a"] + found["alarms_only_b"] == flips
     assert len(found["movers"]) == 3
+    assert len(found["flips"]) == min(3, flips)
+    assert all(row["is_anomalous_a"] != row["is_anomalous_b"] for row in found["flips"])
     assert f"Spearman correlation {expected:.4f}" in said
     with Image.open(sorted(pictures.iterdir())[0]) as shown:
         assert shown.size == (3 * SIZE[1], SIZE[0])
