@@ -62,3 +62,17 @@ def test_nominal_evidence_leaves_the_picture_untouched_and_anomalous_evidence_co
     assert shown.shape == (20, 40, 3)
     assert (shown[:, :25] == 90).all()
     assert shown[10, 38, 0] > 120
+
+
+def test_many_maps_decode_as_each_does_alone() -> None:
+    maps = np.random.default_rng(0).gamma(2, size=(50, 7, 9)).astype(np.float32)
+    maps[3] = 1.5
+    encoded = heatmap.encode_each(maps)
+    np.testing.assert_array_equal(heatmap.decode_each(encoded), np.stack([heatmap.decode(each) for each in encoded]))
+    assert heatmap.decode_each([]).shape == (0, 0, 0)
+    with pytest.raises(ValueError, match="one shape"):
+        heatmap.decode_each([*encoded, heatmap.encode(np.ones((3, 3), np.float32))])
+    with pytest.raises(ValueError, match="of version 1 and shape"):
+        heatmap.decode_each([*encoded, heatmap.encode(np.ones((9, 7), np.float32))])
+    with pytest.raises(ValueError, match="of version 1 and shape"):
+        heatmap.decode_each([*encoded, b"\2" + encoded[0][1:]])

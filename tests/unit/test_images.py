@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 
 from fcdd import images
 from fcdd.datasets import LabelledImage
@@ -34,6 +34,10 @@ def test_every_allowed_format_decodes_to_the_same_picture(kind: str) -> None:
     assert (decoded.width, decoded.height) == (64, 48)
     assert decoded.brightness == pytest.approx(GRADIENT.mean(), abs=1)
     assert decoded.contrast == pytest.approx(GRADIENT.std(), abs=1)
+    # Along a row each pixel is 255 / 63 brighter than the one before, along a column none.
+    assert decoded.sharpness == pytest.approx(255 / 63 / 2, abs=0.2)
+    assert decoded.format == kind
+    assert decoded.hash == b"\xff" * 32
 
 
 def test_sixteen_bit_grey_is_scaled_not_saturated() -> None:
@@ -142,3 +146,22 @@ def test_damaged_bytes_give_pixels_or_a_reason_and_nothing_else(data: bytes, edi
     except ImageError as error:
         outcome = error.reason
     assert outcome in ((48, 64, 3), *REASONS)
+
+
+def test_a_blurred_image_is_less_sharp_and_nearly_as_bright() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64)).astype(np.uint8))
+    sharp, blurred = (decode(encoded(each)) for each in (noise, noise.filter(ImageFilter.GaussianBlur(1.5))))
+    assert blurred.sharpness < sharp.sharpness / 3
+    assert blurred.brightness == pytest.approx(sharp.brightness, abs=2)
+
+
+def test_an_image_of_one_pixel_has_no_sharpness() -> None:
+    assert decode(encoded(Image.new("RGB", (5, 5))), size=(1, 1)).sharpness == 0
+
+
+def test_a_jpeg_of_several_pictures_is_a_jpeg() -> None:
+    pictures = [Image.fromarray(GRADIENT).convert("RGB"), Image.new("RGB", (64, 48))]
+    sink = io.BytesIO()
+    pictures[0].save(sink, "MPO", save_all=True, append_images=pictures[1:])
+    decoded = decode(sink.getvalue())
+    assert (decoded.format, decoded.frames) == ("JPEG", 2)

@@ -68,6 +68,8 @@ def test_what_comes_back_is_what_decoding_here_gives() -> None:
         assert (result.width, result.height, result.frames) == (60, 40, 1)
         assert result.brightness == np.float32(here.brightness)
         assert result.contrast == np.float32(here.contrast)
+        assert result.sharpness == np.float32(here.sharpness)
+        assert (result.format, result.hash) == (here.format, here.hash) == ("PNG", result.hash)
 
 
 @pytest.mark.parametrize("position", range(5))
