@@ -14,6 +14,7 @@ from fcdd.protocols import PROTOCOLS
 from jobs import cli
 from jobs._reproduce import ProtocolSettings
 from jobs._settings import JobSettings
+from jobs._train_settings import TrainSettings
 from jobs.audit import AuditSettings
 from jobs.calibrate import CalibrateSettings
 from jobs.compare import CompareSettings
@@ -21,7 +22,6 @@ from jobs.evaluate import EvaluateSettings
 from jobs.nightly import NightlySettings
 from jobs.query import QuerySettings
 from jobs.score import ScoreSettings
-from jobs.train import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -27,7 +27,7 @@ from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.splits import is_held_out
 from fcdd.training import TrainOptions
-from jobs import _images, _listing, _train_loop, train
+from jobs import _images, _listing, _train_loop, _train_settings, train
 from jobs._checkpoints import Checkpoints
 from jobs._train_loop import Alone, LoopConfig
 
@@ -367,8 +367,12 @@ def test_known_anomalies_among_the_nominal_images_are_not_trained_on_as_nominal(
 
 
 def test_checkpoints_of_another_training_are_not_continued(few: str, tmp_path: Path, capsys: Any) -> None:
-    settings = train.TrainSettings.parse(["--images", few, "--bundle", str(tmp_path / "b"), *SMALL, "--workers", "0"])
-    loop = make(few, f"file://{tmp_path}/b/_checkpoints", conditions={"data": "x", **train._recorded(settings)})
+    settings = _train_settings.TrainSettings.parse(
+        ["--images", few, "--bundle", str(tmp_path / "b"), *SMALL, "--workers", "0"]
+    )
+    loop = make(
+        few, f"file://{tmp_path}/b/_checkpoints", conditions={"data": "x", **_train_settings.recorded(settings)}
+    )
     interrupt(loop, 1)
     assert run(few, tmp_path / "b") == 2
     assert "checkpoints of an unfinished training" in capsys.readouterr().err
@@ -386,11 +390,11 @@ def test_resume_without_a_checkpoint_starts_and_ends_like_any_training(few: str,
 
 def test_a_preset_is_the_published_recipe_where_no_option_says_otherwise(tmp_path: Path) -> None:
     arguments = ["--images", "x", "--bundle", "y", "--preset", "cifar10", "--epochs", "7"]
-    settings = train._with_preset(train.TrainSettings.parse(arguments))
+    settings = _train_settings.with_preset(_train_settings.TrainSettings.parse(arguments))
     assert (settings.network, settings.image_size, settings.optimizer) == ("cnn32_lw3k", "32x32", "adam")
     assert (settings.epochs, settings.batch_size, settings.milestones) == (7, 200, [400, 500])
     assert (settings.schedule, settings.decay, settings.weight_decay) == ("milestones", 0.1, 1e-6)
-    options = train._options(settings)
+    options = _train_settings.options_of(settings)
     assert (options.gaussian_std, options.loss, options.milestones) == (1.2, "image", (400, 500))
 
 

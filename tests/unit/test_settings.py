@@ -5,8 +5,8 @@ import pytest
 
 from fcdd.errors import ConfigError
 from jobs._settings import height_and_width
+from jobs._train_settings import TrainSettings
 from jobs.score import ScoreSettings
-from jobs.train import TrainSettings
 
 REQUIRED = ["--images", "in", "--bundle", "out"]
 
