@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 # Of 256 bits, and of the maps' correlation. On ELPV one in 13,000 pairs of different defective cells passes both, and
-# 83 % of pictures shifted by 3 pixels (benchmarks/results/2026-11-25-decisions.md).
+# 93 % of pictures shifted by 3 pixels (benchmarks/results/2026-11-25-decisions.md).
 MAX_DISTANCE, MIN_CORRELATION = 40, 0.7
 
 
