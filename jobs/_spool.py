@@ -6,7 +6,6 @@ DuckDB sorts and joins with bounded memory, however many there are.
 import io
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -15,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fcdd import storage
-from fcdd.errors import TRANSIENT_REASONS, ConfigError
+from fcdd.errors import TRANSIENT_REASONS
 from fcdd.storage import ObjectInfo
-from jobs import _runs
+from jobs import _runs, _views
 from schemas import IDENTITY, MANIFEST, Layout, RunRecord
 from schemas.runs import Intent
 
@@ -32,6 +31,7 @@ _SPOOLED = pa.schema([*(MANIFEST.field(name) for name in IDENTITY), pa.field("ch
 
 
 # What an empty view selects, so that questions can be asked of it.
+_UNREADABLE = "what was published or listed before cannot be read"
 _NO_IMAGE = "'' image_uri"
 _NO_ROW = "'' image_uri, '' image_etag, '' run_id, '' model_digest, '' stage, '' reason, now() scored_at"
 
@@ -82,7 +82,7 @@ class Spool:
         with self._lock:
             self._write()
             self._writer.close()
-        return Database(_runs.connect(results), self._folder, self._file)
+        return Database(_views.connect(results), self._folder, self._file)
 
 
 class Database:
@@ -123,16 +123,16 @@ class Database:
         superseded.
         """
         seen = _runs.current(history)
-        rows = _runs.part_paths(results, [part for record in seen for part in (*record.scores, *record.quarantine)])
+        rows = _views.part_paths(results, [part for record in seen for part in (*record.scores, *record.quarantine)])
         self._view("known", rows, _NO_ROW)
         if "reason" not in self._connection.table("known").columns:  # not one image was ever quarantined
             question = "CREATE OR REPLACE VIEW known AS SELECT *, NULL stage, NULL reason FROM known_parts"
             self._connection.execute(question)
-        deleted = _runs.part_paths(results, [part for record in history for part in record.deleted])
+        deleted = _views.part_paths(results, [part for record in history for part in record.deleted])
         self._view("gone", deleted, _NO_ROW)
 
     def _view(self, name: str, paths: list[str], nothing: str) -> None:
-        with _readable():
+        with _views.readable(_UNREADABLE):
             if paths:
                 self._connection.read_parquet(paths, union_by_name=True).create_view(f"{name}_parts", replace=True)
                 self._connection.execute(f"CREATE OR REPLACE VIEW {name} AS FROM {name}_parts")
@@ -148,7 +148,7 @@ class Database:
             f"SELECT {', '.join(_SPOOLED.names[:-1])} FROM spool WHERE chosen AND image_uri NOT IN (SELECT image_uri "
             f"FROM sealed) AND (image_uri, image_etag) NOT IN ({_SCORED}) ORDER BY image_uri"
         )
-        with _readable():
+        with _views.readable(_UNREADABLE):
             reader = self._connection.sql(question, params=_scored_by(digest)).to_arrow_reader(_BATCH_ROWS)
             for batch in reader:
                 yield [ObjectInfo(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
@@ -160,7 +160,7 @@ class Database:
             "SELECT count(*), coalesce(sum(greatest(image_bytes, 0)), 0), "
             f"count(*) FILTER ((image_uri, image_etag) IN ({_SCORED})) FROM listed"
         )
-        with _readable():
+        with _views.readable(_UNREADABLE):
             row = self._connection.execute(question, _scored_by(digest)).fetchone()
         assert row is not None
         return Found(*map(int, row))
@@ -176,7 +176,7 @@ class Database:
             "(image_uri) WHERE since IS NULL OR last_seen > since ORDER BY image_uri"
         )
         values = {f"p{index}": f"{prefix}/" for index, prefix in enumerate(prefixes)}
-        with _readable():
+        with _views.readable(_UNREADABLE):
             table = self._connection.sql(question, params=values).to_arrow_table()
         if table.num_rows:
             sink = io.BytesIO()
@@ -195,11 +195,3 @@ _SCORED = (
 
 def _scored_by(digest: str | None) -> dict[str, object]:
     return {"digest": digest, "again": list(WORTH_ANOTHER_NIGHT)}
-
-
-@contextmanager
-def _readable() -> Iterator[None]:
-    try:
-        yield
-    except duckdb.Error as error:
-        raise ConfigError(f"what was published or listed before cannot be read: {error}") from error

@@ -22,7 +22,7 @@ from fcdd.errors import ConfigError, ImageError
 from fcdd.evidence import Evidence
 from fcdd.images import DecodedImage
 from fcdd.storage import ObjectInfo
-from jobs import _console, _images, _labels, _pictures, _runs
+from jobs import _console, _images, _labels, _pictures, _runs, _views
 from jobs._settings import JobSettings, Night
 from schemas import IDENTITY
 
@@ -56,10 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _console.run(lambda: audit(AuditSettings.parse(argv)))
 
 
+@_views.readable()
 def audit(settings: AuditSettings) -> None:
     """Measure, print, draw."""
     folder = _pictures.folder(settings.pictures) if settings.pictures else None
-    records = _runs.committed(settings.results, settings.collection, settings.date)
+    records = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
     record = records[-1]
     others = [each.run_id for each in records if each.bundle_digest != record.bundle_digest]
     if others:
@@ -69,8 +70,8 @@ def audit(settings: AuditSettings) -> None:
     if spec.digest != record.bundle_digest:
         raise ConfigError(f"the bundle at {record.bundle} is not the one that run {record.run_id} used")
     labels = _labels.read(settings.labels) if settings.labels else None
-    connection = _runs.connect(settings.results)
-    _runs.view_scores(connection, settings.results, records)
+    connection = _views.connect(settings.results)
+    _views.scores(connection, settings.results, records)
     kind = "is_anomalous"
     if labels is not None:
         connection.register("labels", labels)

@@ -17,7 +17,7 @@ from fcdd.bundle import BundleSpec
 from fcdd.calibration import STATISTICS, Calibration, Nominal, conformal_threshold
 from fcdd.errors import BundleError, ConfigError
 from fcdd.storage import ObjectInfo
-from jobs import _console, _labels, _listing, _runs
+from jobs import _console, _labels, _listing, _runs, _views
 from jobs._settings import JobSettings, Night
 from schemas import RunRecord
 
@@ -133,19 +133,20 @@ def _sampled(infos: list[ObjectInfo], limit: int) -> list[ObjectInfo]:
     return sorted(chosen, key=lambda info: info.uri)
 
 
+@_views.readable()
 def _from_run(settings: CalibrateSettings, spec: BundleSpec, pattern: str | None) -> tuple[str, Nominal]:
     """The images of committed runs whose alarms were all looked at, without those that are anomalous."""
     if not settings.results or not settings.collection:
         raise ConfigError("--reviewed needs --results and --collection: where the reviewed run is")
-    records = _runs.committed(settings.results, settings.collection, settings.date)
+    records = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
     for record in records:
         if record.bundle_digest != spec.digest and not _has_weights(record, spec):
             raise ConfigError(
                 f"run {record.run_id} was scored with another bundle ({record.bundle_digest[:12]}): its scores say "
                 "nothing about this one; choose its --date, or its bundle"
             )
-    connection = _runs.connect(settings.results)
-    _runs.view_scores(connection, settings.results, records)
+    connection = _views.connect(settings.results)
+    _views.scores(connection, settings.results, records)
     connection.register("labels", _labels.read(settings.reviewed or ""))
     latest = "QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY date DESC) = 1"
     connection.sql(f"SELECT * FROM scores LEFT JOIN labels USING (image_uri) {latest}").create_view("reviewed")

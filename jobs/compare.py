@@ -19,7 +19,7 @@ from scipy import stats
 
 from fcdd import storage
 from fcdd.errors import ConfigError
-from jobs import _console, _pictures, _records, _runs
+from jobs import _console, _pictures, _records, _views
 from jobs._settings import JobSettings
 from schemas import IDENTITY, Layout, RunRecord
 
@@ -66,7 +66,7 @@ def show(settings: CompareSettings) -> None:
     """Print the comparison; save pictures if asked."""
     folder = _pictures.folder(settings.pictures) if settings.pictures else None
     layout = Layout(storage.normalize(settings.results))
-    a, b = (_record(layout, run_id) for run_id in (settings.run_a, settings.run_b))
+    a, b = (_records.named(layout, run_id) for run_id in (settings.run_a, settings.run_b))
     found = compare(settings, a, b)
     maps = {
         id(row): (row.pop("heatmap_a"), row.pop("heatmap_b")) for rows in (found.flips, found.movers) for row in rows
@@ -87,18 +87,12 @@ def show(settings: CompareSettings) -> None:
                 print(f"picture {rank:2d}  {path}", file=out)
 
 
-def _record(layout: Layout, run_id: str) -> RunRecord:
-    if record := _records.read(layout, run_id):
-        return record
-    known = [record.run_id for record in _runs.records(layout)][-20:]
-    raise ConfigError(f"there is no committed run {run_id!r} under {layout.results}; there are: {', '.join(known)}")
-
-
+@_views.readable()
 def compare(settings: CompareSettings, a: RunRecord, b: RunRecord) -> Comparison:
     """Join on name and ETag, and measure. Raises ConfigError when the runs have fewer than two images in common."""
-    connection = _runs.connect(settings.results)
+    connection = _views.connect(settings.results)
     for name, record in (("a", a), ("b", b)):
-        _runs.view_scores(connection, settings.results, [record], name)
+        _views.scores(connection, settings.results, [record], name)
     columns = ", ".join(f"{t}.{c} AS {c}_{t}" for t in "ab" for c in ("anomaly_score", "p_value", "is_anomalous"))
     ranks = ", ".join(f"rank() OVER (ORDER BY {t}.anomaly_score DESC) AS rank_{t}" for t in "ab")
     identity = ", ".join(f"a.{name}" for name in IDENTITY)

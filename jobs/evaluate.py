@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fcdd.errors import ConfigError
 from fcdd.metrics import ImageMetrics, ThresholdMetrics, image_metrics, threshold_metrics
-from jobs import _console, _labels, _runs
+from jobs import _console, _labels, _runs, _views
 from jobs._settings import JobSettings, Night
 
 SCORES = ("anomaly_score", "score_mean", "score_max", "score_top1pct")
@@ -59,11 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _console.run(lambda: show(EvaluateSettings.parse(argv)))
 
 
+@_views.readable()
 def evaluate(settings: EvaluateSettings) -> Evaluation:
     """Join scores with labels and measure."""
-    records = _runs.committed(settings.results, settings.collection, settings.date)
-    connection = _runs.connect(settings.results)
-    _runs.view_scores(connection, settings.results, records)
+    records = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
+    connection = _views.connect(settings.results)
+    _views.scores(connection, settings.results, records)
     labels = _labels.read(settings.labels)
     connection.register("labels", labels)
     joined = connection.sql(

@@ -1,70 +1,59 @@
-"""`fcdd query`: the most anomalous images of committed runs, as a table and as pictures.
+"""`fcdd query`: ready questions about committed runs, and SQL of your own, over their Parquet files with DuckDB."""
 
-Near-duplicates (the same part photographed thirty times) are one line, with how many they are.
-"""
-
-import json
 import logging
-import sys
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
-import duckdb
 import pyarrow as pa
 from pydantic import Field
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from pydantic_settings import CliPositionalArg
 
-from fcdd import duplicates, heatmap
 from fcdd.errors import ConfigError
-from jobs import _console, _pictures, _runs
+from jobs import _console, _questions, _tabular, _views, results
+from jobs._questions import MAX_COMPARED, TOP_COLUMNS, Question
 from jobs._settings import JobSettings, Night
-from schemas import IDENTITY, RunRecord
-
-# With its identity an image is read for a picture only if it is still the one that was scored.
-COLUMNS = (
-    *IDENTITY,
-    "anomaly_score",
-    "score_max",
-    "image_group",
-    "p_value",
-    "is_anomalous",
-    "len(regions) AS num_regions",
-    "date",
-    "run_id",
-)
-_HIDDEN = ("heatmap", "model_digest", "image_hash")
-# Of so many images, the most anomalous first, near-duplicates are found.
-MAX_COMPARED = 2_000
-
+from jobs._tabular import Format
+from jobs.results import Results
 
 log = logging.getLogger(__name__)
 
 
 class QuerySettings(JobSettings):
-    """Show the most anomalous images of a night (or of all nights) of a collection.
+    """Ask committed runs. The questions:
 
-    Reads committed runs only, with DuckDB, directly from the results location.
+    top         the most anomalous images; near-duplicates are one line, with how many they are
+    history     one image, night by night (--uri)
+    alarms      images, alarms and unreadable images, per night and camera
+    quarantine  why images were not scored
+    changes     what is different in the last night, of the images that the night before had too
+    runs        the commit records
+    sql         a SELECT of your own (--sql) over scores, quarantine, deleted, drift, labels, runs
+
+    Of every night only the run that counts is read; nothing is ever written, and no other file can be read.
     """
 
     verb: ClassVar[str] = "query"
 
-    results: str = Field(description="location of the results")
-    collection: str = Field(description="name of the image collection")
-    date: Night | None = Field(None, description="night, YYYY-MM-DD; default: all nights")
-    top: int = Field(10, ge=1, le=10_000, description="how many images")
-    alarms: bool = Field(False, description="only images that are anomalous")
-    alpha: float | None = Field(None, gt=0, lt=1, description="only images with a p-value of at most this")
-    discoveries: bool = Field(False, description="only images on their run's list at its false-discovery rate")
-    group: str | None = Field(None, description="only images of this camera or folder")
-    duplicates: bool = Field(False, description="show near-duplicates too, not only the worst of each")
-    output: Literal["table", "json"] = Field("table", description="what to print")
-    pictures: str | None = Field(
-        None, description="local folder for pictures, original beside heatmap overlay; needs images and bundle in place"
+    question: CliPositionalArg[Literal["top", "history", "alarms", "quarantine", "changes", "runs", "sql"]] = Field(
+        "top", description="which question"
     )
+    results: str = Field(description="location of the results")
+    collection: str | None = Field(None, description="only this image collection")
+    date: Night | None = Field(None, description="only this night, YYYY-MM-DD")
+    since: Night | None = Field(None, description="only from this night on")
+    until: Night | None = Field(None, description="only until this night, which is one of them")
+    top: int = Field(10, ge=1, le=10_000, description="top: how many images")
+    alarms: bool = Field(False, description="top: only images that are anomalous")
+    alpha: float | None = Field(None, gt=0, lt=1, description="top: only images with a p-value of at most this")
+    discoveries: bool = Field(False, description="top: only images on their run's list at its false-discovery rate")
+    group: str | None = Field(None, description="top: only images of this camera or folder")
+    duplicates: bool = Field(False, description="top: show near-duplicates too, not only the worst of each")
+    uri: str | None = Field(None, description="history: the image, as other questions show it")
+    by: Literal["group", "folder", "night"] = Field("group", description="alarms: per camera, folder, or whole night")
+    sql: str | None = Field(None, description="one SELECT; implies the question sql")
+    explain: bool = Field(False, description="show how it is answered instead: files, row groups and bytes read")
+    output: Format = Field("table", description="table for people; csv, json, parquet, arrow for programs")
+    to: str | None = Field(None, description="write the answer into this file or object")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,100 +62,106 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def query(settings: QuerySettings) -> None:
-    """Print the top images and, if asked, save their pictures."""
-    folder = _pictures.folder(settings.pictures) if settings.pictures else None
-    records = _runs.committed(settings.results, settings.collection, settings.date)
-    rows, more = _found(settings, records)
-    if settings.output == "json":
-        shown = [{name: value for name, value in row.items() if name not in _HIDDEN} for row in rows]
-        print(json.dumps(shown, indent=1, default=str))
+    """Ask, and print or write the answer."""
+    if settings.date and (settings.since or settings.until):
+        raise ConfigError("--date is one night, --since and --until are a range; give one or the other")
+    kind = "sql" if settings.sql is not None else settings.question
+    found = results.open(
+        settings.results,
+        collection=settings.collection,
+        since=settings.date or settings.since,
+        until=settings.date or settings.until,
+    )
+    question = _question(kind, settings, found)
+    if settings.explain:
+        print("\n".join(explained(found.explain(*question))))
+    elif kind == "top" and not settings.duplicates:
+        _tabular.write(_top(settings, found, question), settings.output, settings.to, _title(settings))
     else:
-        _print_table(rows, settings)
-    if more:
-        limit = max(MAX_COMPARED, settings.top)
-        log.warning("near-duplicates were looked for among the %d most anomalous of %d images", limit, more)
-    if folder:
-        _save_pictures(settings, rows, records, folder)
+        title = _title(settings) if kind == "top" else ""
+        if kind == "changes" and settings.output == "table":
+            _tabular.show(_questions.run_totals(found).to_reader())
+            title = f"changed, of the {_questions.num_common(found)} images that both nights have"
+        with _views.readable():
+            _tabular.write(found.sql(*question).to_arrow_reader(), settings.output, settings.to, title)
 
 
-def _found(settings: QuerySettings, records: list[RunRecord]) -> tuple[list[dict[str, Any]], int]:
-    """The rows to show; and how many match, if that is more than are looked at for near-duplicates."""
-    connection = _runs.connect(settings.results)
-    _runs.view_scores(connection, settings.results, records)
-    # By the night: rows that a run took over from another one have the other one's id.
-    lists = pa.table(
-        {"date": [r.day for r in records], "fdr_p_value": [r.fdr_p_value for r in records]},
-        pa.schema([("date", pa.date32()), ("fdr_p_value", pa.float64())]),
-    )
-    connection.register("lists", lists)
-    if settings.group is not None:
-        _check_group(connection, settings.group)
-    conditions = ["is_anomalous"] * settings.alarms + ["p_value <= fdr_p_value"] * settings.discoveries
-    conditions += ["p_value <= $alpha"] * (settings.alpha is not None)
-    conditions += ["image_group = $group"] * (settings.group is not None)
-    given = {"alpha": settings.alpha, "group": settings.group}
-    matching = connection.sql(
-        f"SELECT {', '.join(COLUMNS)}, {', '.join(_HIDDEN)} FROM scores JOIN lists USING (date) "
-        f"WHERE {' AND '.join(conditions) or 'true'}",
-        params={name: value for name, value in given.items() if value is not None},
-    )
-    limit = settings.top if settings.duplicates else max(MAX_COMPARED, settings.top)
-    relation = matching.order("anomaly_score DESC, image_uri").limit(limit)
-    rows = [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
-    if settings.duplicates:
-        return rows, 0
-    more = matching.count("*").fetchall()[0][0] if len(rows) == limit else 0
-    return _without_duplicates(rows)[: settings.top], more if more > limit else 0
+def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
+    if kind == "top":
+        if settings.group is not None:
+            _check_group(found, settings.group)
+        return _questions.top(
+            count=settings.top if settings.duplicates else max(MAX_COMPARED, settings.top),
+            columns=TOP_COLUMNS if settings.duplicates else f"{TOP_COLUMNS}, image_hash, heatmap",
+            alarms=settings.alarms,
+            alpha=settings.alpha,
+            discoveries=settings.discoveries,
+            group=settings.group,
+        )
+    if kind == "history":
+        if settings.uri is None:
+            raise ConfigError("whose history? add --uri, as `fcdd query top` shows it")
+        return _questions.history(settings.uri)
+    if kind == "sql":
+        if settings.sql is None:
+            raise ConfigError("which question? add --sql 'SELECT ...'")
+        return Question(settings.sql, {})
+    if kind == "alarms":
+        return _questions.alarms(settings.by)
+    if kind == "changes":
+        return _questions.changes(found)
+    return _questions.quarantine() if kind == "quarantine" else Question("FROM runs", {})
 
 
-def _check_group(connection: duckdb.DuckDBPyConnection, group: str) -> None:
-    known = [row[0] for row in connection.sql("SELECT DISTINCT image_group FROM scores ORDER BY 1 LIMIT 30").fetchall()]
-    if connection.execute("SELECT count(*) FROM scores WHERE image_group = ?", [group]).fetchall()[0][0] == 0:
-        there = ", ".join(repr(each) for each in known)
+def _top(settings: QuerySettings, found: Results, question: Question) -> pa.RecordBatchReader:
+    """The worst of each group of near-duplicates; a warning where not all could be compared."""
+    with _views.readable():
+        rows = found.sql(*question).to_arrow_table()
+    if rows.num_rows == max(MAX_COMPARED, settings.top):
+        log.warning("near-duplicates were looked for among the %d most anomalous images", rows.num_rows)
+    table = _questions.without_duplicates(rows, settings.top)
+    return table.drop_columns(["image_hash", "heatmap"]).to_reader()
+
+
+def _check_group(found: Results, group: str) -> None:
+    known = [name for (name,) in found.sql("SELECT DISTINCT image_group FROM scores ORDER BY 1").fetchall()]
+    if group not in known:
+        there = ", ".join(map(repr, known[:30])) + (", ..." if len(known) > 30 else "")
         raise ConfigError(f"there is no image of the group {group!r}; there are: {there or 'no images'}")
 
 
-def _without_duplicates(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The worst row of each group of near-duplicates, with `num_alike`, the size of the group."""
-    maps = [heatmap.decode(row["heatmap"]) for row in rows]
-    first = duplicates.group([row["image_hash"] for row in rows], maps)
-    sizes = Counter(first.tolist())
-    return [row | {"num_alike": sizes[index]} for index, row in enumerate(rows) if first[index] == index]
+def _title(settings: QuerySettings) -> str:
+    nights = str(settings.date or "") or " to ".join(str(day) for day in (settings.since, settings.until) if day)
+    return f"{settings.collection or 'all collections'}, {nights or 'all nights'}: top by anomaly score"
 
 
-def _print_table(rows: list[dict[str, Any]], settings: QuerySettings) -> None:
-    night = settings.date or "all nights"
-    table = Table(title=f"{settings.collection}, {night}: top {len(rows)} by anomaly score", box=box.SIMPLE_HEAD)
-    for name, justify in (("rank", "right"), ("image", "left"), ("score", "right"), ("max", "right")):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    names = ("p-value", "anomalous", "regions") if settings.duplicates else ("p-value", "anomalous", "regions", "alike")
-    for name in names:
-        table.add_column(name, justify="right")
-    for rank, row in enumerate(rows, start=1):
-        table.add_row(
-            str(rank),
-            _console.printable(row["image_uri"]),
-            f"{row['anomaly_score']:.4g}",
-            f"{row['score_max']:.4g}",
-            f"{row['p_value']:.4f}",
-            "yes" if row["is_anomalous"] else "no",
-            str(row["num_regions"]),
-            *([] if settings.duplicates else [str(row["num_alike"])]),
-        )
-    # Without a terminal nothing may be cut: a URI is there to be copied.
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+def explained(profile: dict[str, Any]) -> Iterator[str]:
+    """The plan that DuckDB went through, each read with its files, row groups and bytes, and what it read in all."""
+    yield from (line for root in profile["operator"] for line in _operator(root, 0))
+    total, query = profile["io"], profile["query"]
+    yield (
+        f"read {total['total_bytes_read'] / 1e6:.2f} MB in {total['total_read_operations']} requests, "
+        f"{query['total_row_groups_scanned']} of {query['total_row_groups_to_scan']} row groups; "
+        f"{query['total_time']:.3f} s"
+    )
 
 
-def _save_pictures(settings: QuerySettings, rows: list[dict[str, Any]], records: list[RunRecord], folder: Path) -> None:
-    """One PNG per row, original beside heatmap overlay."""
-    overlay, out = _pictures.Overlays(), sys.stderr if settings.output == "json" else sys.stdout
-    by_model = {record.bundle_digest: record for record in records}
-    for rank, row in enumerate(rows, start=1):
-        if picture := _pictures.original(row):
-            shown = overlay(picture, row["heatmap"], by_model[row["model_digest"]])
-            path = folder / _pictures.file_name(rank, len(rows), row["image_uri"])
-            _pictures.side_by_side([picture, shown]).save(path)
-            print(f"picture {rank:2d}  {path}", file=out)
+def _operator(node: dict[str, Any], depth: int) -> Iterator[str]:
+    info = node["extra_info"]
+    if node["name"] not in ("RESULT_COLLECTOR", "EXPLAIN_ANALYZE"):
+        read = ""
+        if "Total Files Read" in info:
+            files = info.get("Scanning Files", f"{info['Total Files Read']}/{info['Total Files Read']}").split("/")
+            read = f"files {info['Total Files Read']} of {files[1]}, row groups {node['row_groups_scanned']} of "
+            read += f"{node['total_row_groups_to_scan']}, "
+        yield f"{'  ' * depth}{node['name']}  {read}{node['intermediate_rows']} rows, {1e3 * node['timing']:.1f} ms"
+        for name in ("Projections", "File Filters", "Filters", "Order By", "Groups", "Conditions"):
+            if name in info:
+                value = info[name] if isinstance(info[name], str) else ", ".join(info[name])
+                yield f"{'  ' * depth}    {name.lower()}: {_console.printable(value)}"
+        depth += 1
+    for child in node.get("children", ()):
+        yield from _operator(child, depth)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def retry(settings: RetrySettings) -> RunRecord:
     """
     layout = Layout(storage.normalize(settings.results))
     with _lease.hold(layout.lease(settings.collection, settings.date), "retry-quarantine") as lease:
-        [before] = _runs.committed(settings.results, settings.collection, settings.date)
+        [before] = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
         if not before.num_quarantined:
             raise ConfigError(f"run {before.run_id} has no quarantined images; there is nothing to try again")
         job = _scoring.prepare(_score_settings(settings, before))

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def show(settings: VerifySettings) -> None:
     """Verify, and say what was checked."""
-    [record] = _runs.committed(settings.results, settings.collection, settings.date)
+    [record] = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
     checked = verify(settings, record)
     print(f"run        {record.run_id}  ({record.collection}, {record.day})")
     print(f"parts      {checked.parts} files are whole, by size and sha256")

@@ -2,14 +2,27 @@
 
 from schemas.layout import Layout
 from schemas.runs import Drift, Part, RunRecord
-from schemas.tables import DELETED, DRIFT, IDENTITY, MANIFEST, QUARANTINE, SCHEMA_VERSION, SCORES, conform
+from schemas.tables import (
+    DELETED,
+    DRIFT,
+    IDENTITY,
+    LABELS,
+    MANIFEST,
+    QUARANTINE,
+    RUNS,
+    SCHEMA_VERSION,
+    SCORES,
+    conform,
+)
 
 __all__ = [
     "DELETED",
     "DRIFT",
     "IDENTITY",
+    "LABELS",
     "MANIFEST",
     "QUARANTINE",
+    "RUNS",
     "SCHEMA_VERSION",
     "SCORES",
     "Drift",

@@ -42,6 +42,18 @@ class Layout:
         """There once somebody has been told of the run in this way."""
         return f"{self.runs()}/{run_id}/notified-{way}"
 
+    def report(self, run_id: str) -> str:
+        """The report of a run, beside its record."""
+        return f"{self.runs()}/{run_id}/report.html"
+
+    def labels(self, collection: str) -> str:
+        """What people said of the images of a collection."""
+        return f"{self.results}/labels/collection={collection}/labels.parquet"
+
+    def mask(self, collection: str, name: str) -> str:
+        """A mask that somebody drew."""
+        return f"{self.results}/labels/collection={collection}/masks/{name}.png"
+
     def all_staging(self) -> str:
         """Folder of all uncommitted runs."""
         return f"{self.results}/_staging"

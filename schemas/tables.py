@@ -136,6 +136,67 @@ DRIFT = _schema(
 )
 
 
+BOX = pa.struct(
+    [
+        _field("x0", pa.int32(), "left edge, inclusive", "pixel of the original image"),
+        _field("y0", pa.int32(), "upper edge, inclusive", "pixel of the original image"),
+        _field("x1", pa.int32(), "right edge, exclusive", "pixel of the original image"),
+        _field("y1", pa.int32(), "lower edge, exclusive", "pixel of the original image"),
+    ]
+)
+
+# What people say of images: one row per image, the latest word. `label` and `mask_uri` are what training, calibration
+# and evaluation read.
+LABELS = _schema(
+    "labels",
+    [
+        _field("image_uri", pa.string(), "image that was looked at"),
+        _field("image_etag", pa.string(), "entity tag of what was looked at; empty if there is none"),
+        _field("label", pa.int8(), "1: a real defect, anomalous; 0: a false alarm, nominal; -1: a bad image, neither"),
+        _field("boxes", pa.list_(pa.field("element", BOX, nullable=False)), "boxes that were drawn around defects"),
+        _field("mask_uri", pa.string(), "PNG of the image's size, 255 where it was marked; empty if nothing was drawn"),
+        _field("collection", pa.string(), "image collection of the run"),
+        _field("date", pa.date32(), "night of the run in which it was looked at"),
+        _field("run_id", pa.string(), "that run"),
+        _field("anomaly_score", pa.float32(), "its score in that run"),
+        _field("p_value", pa.float64(), "its p-value in that run"),
+        _field("reviewer", pa.string(), "who looked; empty if nobody said"),
+        _field("reviewed_at", _TIME, "when the label was given"),
+    ],
+)
+
+# The commit records as a table, for questions in SQL.
+RUNS = _schema(
+    "runs",
+    [
+        _field("run_id", pa.string(), "id of the run"),
+        _field("collection", pa.string(), "image collection"),
+        _field("date", pa.date32(), "night the run stands for"),
+        _field("bundle", pa.string(), "location of the bundle"),
+        _field("model_digest", pa.string(), "digest of the bundle"),
+        _field("started_at", _TIME, "when the run started"),
+        _field("committed_at", _TIME, "when it became visible"),
+        _field("num_listed", pa.int64(), "images it accounts for"),
+        _field("num_scored", pa.int64(), "images with a score"),
+        _field("num_quarantined", pa.int64(), "images that could not be scored"),
+        _field("num_anomalous", pa.int64(), "alarms"),
+        _field("num_discoveries", pa.int64(), "images on its list at the false-discovery rate"),
+        _field("num_deleted", pa.int64(), "images scored before that are gone"),
+        _field("num_bytes", pa.int64(), "encoded size of the images", "byte"),
+        _field("alpha", pa.float64(), "promised false-alarm rate of the alarms"),
+        _field("threshold", pa.float64(), "scores above it are anomalous, except in groups of their own"),
+        _field("map_threshold", pa.float64(), "map values above it make a region"),
+        _field("fdr", pa.float64(), "promised false-discovery rate of the list"),
+        _field("fdr_p_value", pa.float64(), "the list's largest p-value; 0 for an empty list"),
+        _field("drift_verdict", pa.string(), "ok, watch or drifted"),
+        _field("drift_reasons", pa.list_(pa.field("element", pa.string(), nullable=False)), "why"),
+        _field("images_per_second", pa.float64(), "rate of the run"),
+        _field("quarantine_reasons", pa.map_(pa.string(), pa.int64()), "quarantined images by reason"),
+        _field("stage_seconds", pa.map_(pa.string(), pa.float64()), "time by stage", "second"),
+    ],
+)
+
+
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with exactly this schema, columns in its order; what the readers rely on is checked here.
 

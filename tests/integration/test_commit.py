@@ -12,7 +12,7 @@ import pytest
 from fcdd import heatmap, storage
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError, FCDDError
-from jobs import _commit, _manifest, _parts, _records, _runs, _staging
+from jobs import _commit, _manifest, _parts, _records, _runs, _staging, _views
 from jobs._console import TooManyBadImages
 from jobs._listing import Selection
 from jobs._manifest import Listing, Source
@@ -258,8 +258,8 @@ def test_readers_see_the_latest_run_of_a_night_and_survive_what_else_lies_there(
 def test_a_run_without_a_single_score_can_be_read(layout: Layout, plan: Plan, detector: Detector) -> None:
     stage(layout, plan, [], range(20))
     record = commit(layout, plan, detector)
-    connection = _runs.connect(layout.results)
-    _runs.view_scores(connection, layout.results, [record])
+    connection = _views.connect(layout.results)
+    _views.scores(connection, layout.results, [record])
     assert connection.sql("SELECT count(*), max(anomaly_score) FROM scores").fetchall() == [(0, None)]
 
 

@@ -1,0 +1,134 @@
+"""The ready questions about results, as SQL over the views of `jobs.results`, and the answer about near-duplicates."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from fcdd import duplicates, heatmap
+from fcdd.errors import ConfigError
+from jobs.results import Results
+
+# Of so many images, the most anomalous first, near-duplicates are found.
+MAX_COMPARED = 2_000
+TOP_COLUMNS = (
+    "image_uri, anomaly_score, score_max, p_value, is_anomalous, len(regions) AS num_regions, image_group, date, run_id"
+)
+
+
+class Question(NamedTuple):
+    """One SELECT and the values in it."""
+
+    sql: str
+    params: dict[str, Any]
+
+
+def top(
+    *,
+    count: int,
+    columns: str = TOP_COLUMNS,
+    alarms: bool = False,
+    alpha: float | None = None,
+    discoveries: bool = False,
+    group: str | None = None,
+) -> Question:
+    """The most anomalous images among those that a person wants to see."""
+    conditions = ["is_anomalous"] * alarms
+    conditions += ["p_value <= $alpha"] * (alpha is not None) + ["image_group = $group"] * (group is not None)
+    # By the night: rows that a run took over from another one have the other one's id.
+    lists = "JOIN (SELECT collection, date, fdr_p_value FROM runs) USING (collection, date)" if discoveries else ""
+    conditions += ["p_value <= fdr_p_value"] * discoveries
+    given = {"alpha": alpha, "group": group}
+    return Question(
+        f"SELECT {columns} FROM scores {lists} WHERE {' AND '.join(conditions) or 'true'} "
+        f"ORDER BY anomaly_score DESC, image_uri LIMIT {count}",
+        {name: value for name, value in given.items() if value is not None},
+    )
+
+
+def alike(rows: pa.Table) -> npt.NDArray[np.int64]:
+    """For each row the index of the first that it is a near-duplicate of; needs `image_hash` and `heatmap`."""
+    maps = [heatmap.decode(each) for each in rows["heatmap"].to_pylist()]
+    return duplicates.group(rows["image_hash"].to_pylist(), maps)
+
+
+def without_duplicates(rows: pa.Table, count: int) -> pa.Table:
+    """The first `count` rows that are near-duplicates of none before them, with `num_alike`, how many are like each."""
+    first = alike(rows)
+    leaders, sizes = np.unique(first, return_counts=True)
+    return rows.take(leaders[:count]).append_column("num_alike", pa.array(sizes[:count], pa.int64()))
+
+
+def history(uri: str) -> Question:
+    """One image, night by night: its scores, or why it had none, or that it was gone."""
+    return Question(
+        "SELECT date, run_id, 'scored' AS state, anomaly_score, p_value, is_anomalous, '' AS reason, image_etag, "
+        "collection FROM scores WHERE image_uri = $uri "
+        "UNION ALL SELECT date, run_id, 'quarantined', NULL, NULL, NULL, reason || ': ' || detail, image_etag, "
+        "collection FROM quarantine WHERE image_uri = $uri "
+        "UNION ALL SELECT date, run_id, 'deleted', NULL, NULL, NULL, '', image_etag, collection FROM deleted "
+        "WHERE image_uri = $uri ORDER BY collection, date, state DESC",
+        {"uri": uri},
+    )
+
+
+def alarms(by: str) -> Question:
+    """Images, alarms and unreadable images per night and camera, folder or collection."""
+    what = {"group": "image_group", "folder": "regexp_extract(image_uri, '^(.*)/', 1)", "night": "''"}[by]
+    return Question(
+        f"SELECT date, collection, prefix, sum(scored)::BIGINT AS scored, sum(alarms)::BIGINT AS alarms, "
+        "round(sum(alarms) / nullif(sum(scored), 0), 5) AS share, sum(quarantined)::BIGINT AS quarantined FROM ("
+        f"SELECT date, collection, {what} AS prefix, count(*) AS scored, count_if(is_anomalous) AS alarms, "
+        "0 AS quarantined FROM scores GROUP BY ALL UNION ALL "
+        f"SELECT date, collection, {what}, 0, 0, count(*) FROM quarantine GROUP BY ALL"
+        ") GROUP BY ALL ORDER BY date, collection, prefix",
+        {},
+    )
+
+
+def quarantine() -> Question:
+    """Why images were not scored: how many, with an example of each reason."""
+    return Question(
+        "SELECT date, collection, stage, reason, count(*) AS images, min(image_uri) AS example, "
+        "arg_min(detail, image_uri) AS detail FROM quarantine GROUP BY ALL ORDER BY date, collection, images DESC",
+        {},
+    )
+
+
+def changes(results: Results) -> Question:
+    """What is different in the last of the nights, of the images that the one before had too."""
+    if len({record.collection for record in results.records}) > 1:
+        raise ConfigError("changes are those of one collection; add --collection")
+    if len(results.records) < 2:
+        raise ConfigError("there is one night, so nothing can have changed; choose nights with --since and --until")
+    before, now = results.records[-2].day, results.records[-1].day
+    state = (
+        "SELECT image_uri, any_value(state) AS state, max(score) AS score FROM ("
+        "SELECT image_uri, if(is_anomalous, 'alarm', 'no alarm') AS state, anomaly_score AS score FROM scores "
+        "WHERE date = {night} UNION ALL SELECT image_uri, 'quarantined', NULL FROM quarantine WHERE date = {night} "
+        "UNION ALL SELECT image_uri, 'deleted', NULL FROM deleted WHERE date = {night}) GROUP BY image_uri"
+    )
+    return Question(
+        f"WITH a AS ({state.format(night='$before')}), b AS ({state.format(night='$now')}) "
+        "SELECT image_uri, a.state AS before, b.state AS now, a.score AS score_before, b.score AS score_now "
+        "FROM a JOIN b USING (image_uri) WHERE a.state != b.state "
+        "ORDER BY b.state, greatest(coalesce(a.score, 0), coalesce(b.score, 0)) DESC, image_uri",
+        {"before": before, "now": now},
+    )
+
+
+def num_common(results: Results) -> int:
+    """How many images the last two nights both account for."""
+    nights = {"before": results.records[-2].day, "now": results.records[-1].day}
+    images = (
+        "(SELECT image_uri FROM scores WHERE date = {0} UNION ALL SELECT image_uri FROM quarantine WHERE date = {0})"
+    )
+    question = f"SELECT count(*) FROM {images.format('$before')} SEMI JOIN {images.format('$now')} b USING (image_uri)"
+    return int(results.sql(question, nights).fetchall()[0][0])
+
+
+def run_totals(results: Results) -> pa.Table:
+    """The last two nights side by side."""
+    names = ["date", "run_id", "num_listed", "num_scored", "num_anomalous", "num_quarantined", "drift_verdict"]
+    return results.runs().select(names).slice(max(0, len(results.records) - 2))

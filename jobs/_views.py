@@ -1,0 +1,79 @@
+"""Published parts as DuckDB views; what is not named by a commit record is never read."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import duckdb
+import pyarrow as pa
+
+from fcdd import storage
+from fcdd.errors import ConfigError
+from schemas import SCORES, Part, RunRecord
+
+# Of the folders of a part, read from its path: filters on them leave out files without opening them.
+_FOLDERS = "hive_partitioning = true, hive_types = {'collection': VARCHAR, 'date': DATE, 'run': VARCHAR}"
+
+
+def connect(results: str) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection that reads the results location with the environment's credentials.
+
+    DuckDB's own httpfs is an extension it downloads; obstore needs no network but the store's.
+    """
+    connection = duckdb.connect()
+    scheme, _, _ = storage.normalize(results).partition("://")
+    if scheme in storage.CLOUD_SCHEMES:
+        connection.register_filesystem(storage.filesystem(scheme))
+    return connection
+
+
+def part_paths(results: str, parts: Iterable[Part]) -> list[str]:
+    """Published parts as DuckDB reads them, each once."""
+    root = storage.normalize(results).removeprefix("file://")
+    return list(dict.fromkeys(f"{root}/{part.path}" for part in parts))
+
+
+def scores(
+    connection: duckdb.DuckDBPyConnection, results: str, records: Iterable[RunRecord], name: str = "scores"
+) -> None:
+    """The published scores of runs as a view, which may be empty."""
+    view(connection, name, part_paths(results, (part for record in records for part in record.scores)), SCORES)
+
+
+def view(connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[str], schema: pa.Schema) -> None:
+    """Files of one table as a view `name`; with none it is empty. Raises ConfigError when one cannot be read."""
+    if not paths:
+        connection.register(name, schema.empty_table())
+        return
+    # The files of a drift table lie beside their record, not in folders of values.
+    folders = _FOLDERS if "/collection=" in paths[0] else "hive_partitioning = false"
+    columns = ", ".join(f'"{column}"' for column in schema.names)
+    files = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+    with readable(f"a published part of {name} is missing or damaged"):
+        connection.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM read_parquet([{files}], {folders})")
+
+
+def lock(connection: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> None:
+    """From now on only these files can be read, and no variable of the process."""
+    connection.execute("SET allowed_paths = $paths", {"paths": list(paths)})
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET enable_external_access = false")
+
+
+def lock_settings(connection: duckdb.DuckDBPyConnection) -> None:
+    """No setting can be changed any more."""
+    connection.execute("SET lock_configuration = true")
+
+
+@contextmanager
+def readable(otherwise: str = "a published part is missing or damaged") -> Iterator[None]:
+    """DuckDB's errors as one sentence."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise ConfigError(f"{otherwise}: {sentence(error)}") from error
+
+
+def sentence(error: duckdb.Error) -> str:
+    """What went wrong, on one line, without the drawing of where."""
+    return " ".join(str(error).split("\nLINE ")[0].split())[:500]

@@ -1,0 +1,261 @@
+"""Committed results from Python: tables, SQL, and images with their anomaly maps.
+
+    from jobs import results
+
+    night = results.open("s3://factory/results", collection="line-4", date="2026-11-24")
+    night.sql("SELECT image_group, count(*) FROM scores WHERE is_anomalous GROUP BY ALL").df()
+    night.dataset().to_table(columns=["image_uri", "anomaly_score"], filter=...)
+    for image in night.images("is_anomalous"):
+        image.image_uri, image.heatmap.max()
+
+Of every night only the run that counts is seen, and of it only what its commit record names. Nothing is ever written.
+Loads neither torch nor Ray.
+"""
+
+import datetime as dt
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from fcdd import heatmap, storage
+from fcdd.errors import ConfigError
+from fcdd.regions import Region
+from jobs import _records, _runs, _views
+from schemas import DELETED, DRIFT, LABELS, QUARANTINE, RUNS, SCORES, Layout, Part, RunRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+TABLES = {
+    "scores": SCORES,
+    "quarantine": QUARANTINE,
+    "deleted": DELETED,
+    "drift": DRIFT,
+    "labels": LABELS,
+    "runs": RUNS,
+}
+_ROWS_AT_ONCE = 1_000
+_NO_ANSWER = "the question cannot be answered"
+
+
+def open(
+    location: str,
+    *,
+    collection: str | None = None,
+    date: dt.date | str | None = None,
+    since: dt.date | str | None = None,
+    until: dt.date | str | None = None,
+) -> "Results":
+    """The committed runs of a results location: of one collection, one night or a range of nights (both ends in).
+
+    Raises ConfigError when there is no such run, or the location cannot be read.
+    """
+    first, last = (_day(date or since), _day(date or until))
+    records = _runs.committed(location, collection, first=first, last=last)
+    return Results(storage.normalize(location), tuple(records))
+
+
+def open_run(location: str, run_id: str) -> "Results":
+    """One run by its id, superseded ones too. Raises ConfigError when it is not committed."""
+    return Results(storage.normalize(location), (_records.named(Layout(storage.normalize(location)), run_id),))
+
+
+def _day(value: dt.date | str | None) -> dt.date | None:
+    try:
+        return dt.date.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ConfigError(f"expected a date like 2026-11-24, got {value!r}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredImage:
+    """A row of the scores table; the anomaly map is decoded when it is asked for. Units: see `schemas.SCORES`."""
+
+    row_id: int
+    image_uri: str
+    image_etag: str
+    image_bytes: int
+    image_last_modified: dt.datetime
+    image_group: str
+    width: int
+    height: int
+    num_frames: int
+    image_format: str
+    image_hash: bytes
+    anomaly_score: float
+    score_mean: float
+    score_max: float
+    score_top1pct: float
+    p_value: float
+    is_anomalous: bool
+    encoded_heatmap: bytes
+    heatmap_height: int
+    heatmap_width: int
+    regions: tuple[Region, ...]
+    brightness: float
+    contrast: float
+    sharpness: float
+    collection: str
+    date: dt.date
+    run_id: str
+    model_digest: str
+    scored_at: dt.datetime
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "ScoredImage":
+        """From a row with all columns of the scores table."""
+        regions = tuple(Region(**region) for region in row["regions"])
+        others = {name: value for name, value in row.items() if name not in ("heatmap", "regions")}
+        return cls(**others, encoded_heatmap=row["heatmap"], regions=regions)
+
+    @property
+    def heatmap(self) -> npt.NDArray[np.float32]:
+        """The low-resolution anomaly map (U,V). Raises ValueError when its bytes are damaged."""
+        return heatmap.decode(self.encoded_heatmap)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Committed runs of one location, oldest night first: at most one per night and collection."""
+
+    location: str
+    records: tuple[RunRecord, ...]
+
+    def paths(self, table: str = "scores") -> list[str]:
+        """URIs of the Parquet files of a table, for any engine. Raises ConfigError for a table that has none."""
+        return [f"{self.location}/{part.path}" for part in self._parts(table)] + self._label_files(table)
+
+    def dataset(self, table: str = "scores") -> ds.Dataset:
+        """A table as a pyarrow dataset, which reads only the columns and row groups that it needs."""
+        schema, paths = _schema(table), self.paths(table) if table != "runs" else []
+        if not paths:
+            return ds.dataset(self.runs() if table == "runs" else schema.empty_table())
+        scheme, _, _ = self.location.partition("://")
+        if scheme == "file":
+            return ds.dataset([path.removeprefix("file://") for path in paths], schema=schema, format="parquet")
+        return ds.dataset(paths, schema=schema, format="parquet", filesystem=storage.filesystem(scheme))
+
+    def runs(self) -> pa.Table:
+        """The commit records as a table (`schemas.RUNS`)."""
+        return pa.Table.from_pylist([_row(record) for record in self.records], RUNS)
+
+    def sql(self, query: str, params: Mapping[str, Any] | None = None) -> duckdb.DuckDBPyRelation:
+        """The answer to one SELECT over the views of `TABLES`; `$name` in it stands for a parameter.
+
+        The relation becomes what you need: `.df()`, `.pl()`, `.to_arrow_table()`, `.to_arrow_reader()`, `.fetchall()`.
+        Raises ConfigError for anything but one SELECT, and for one that fails; files other than the published ones, and
+        all of the network, are out of its reach.
+        """
+        with _views.readable(_NO_ANSWER):
+            return self._connection.sql(select_only(query), params=dict(params or {}))
+
+    def explain(self, query: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """How a SELECT was answered: DuckDB's profile, with the files, row groups and bytes that were read."""
+        with _views.readable(_NO_ANSWER):
+            asked = f"EXPLAIN (ANALYZE, FORMAT JSON) {select_only(query)}"
+            [(_, profile)] = self._connection.execute(asked, dict(params or {})).fetchall()
+        return dict(json.loads(profile))
+
+    def pandas(self, table: str = "scores", columns: Sequence[str] | None = None) -> "pd.DataFrame":
+        """A table, or some columns of it, as a pandas frame."""
+        return self._table(table, columns).df()
+
+    def polars(self, table: str = "scores", columns: Sequence[str] | None = None) -> "pl.DataFrame":
+        """A table, or some columns of it, as a polars frame; needs `pip install polars`."""
+        return self._table(table, columns).pl()
+
+    def images(self, where: str = "true", params: Mapping[str, Any] | None = None) -> Iterator[ScoredImage]:
+        """Scored images for which a SQL condition holds, the most anomalous first; memory is that of their rows.
+
+        Raises ConfigError as `sql` does.
+        """
+        question = f"SELECT * FROM scores WHERE {where} ORDER BY anomaly_score DESC, image_uri"
+        for row in self.rows(question, params):
+            yield ScoredImage.of(row)
+
+    def rows(self, query: str, params: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of a SELECT as dictionaries, a thousand in memory at a time."""
+        with _views.readable(_NO_ANSWER):
+            for batch in self.sql(query, params).to_arrow_reader(_ROWS_AT_ONCE):
+                yield from batch.to_pylist()
+
+    def record_of(self, model_digest: str) -> RunRecord:
+        """A run that was scored with this bundle."""
+        return next(record for record in reversed(self.records) if record.bundle_digest == model_digest)
+
+    def _table(self, table: str, columns: Sequence[str] | None) -> duckdb.DuckDBPyRelation:
+        schema = _schema(table)
+        if unknown := set(columns or ()) - set(schema.names):
+            raise ConfigError(f"{table} has no columns {sorted(unknown)}; it has: {', '.join(schema.names)}")
+        return self.sql(f"SELECT {', '.join(columns or schema.names)} FROM {table}")
+
+    def _parts(self, table: str) -> list[Part]:
+        parts = {
+            "scores": lambda record: record.scores,
+            "quarantine": lambda record: record.quarantine,
+            "deleted": lambda record: record.deleted,
+            "drift": lambda record: (record.drift.part,) if record.drift.part else (),
+        }.get(table, lambda record: ())
+        if table == "runs":
+            raise ConfigError("the table runs is made of the commit records, which are JSON; ask for `runs()`")
+        _schema(table)
+        return list({part.path: part for record in self.records for part in parts(record)}.values())
+
+    def _label_files(self, table: str) -> list[str]:
+        if table != "labels":
+            return []
+        places = [Layout(self.location).labels(name) for name in sorted({r.collection for r in self.records})]
+        return [place for place in places if storage.exists(place)]
+
+    @functools.cached_property
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """All views, and nothing else within reach: no other file, no extension, no variable of this process."""
+        connection = _views.connect(self.location)
+        paths = {
+            table: [path.removeprefix("file://") for path in self.paths(table)] for table in TABLES if table != "runs"
+        }
+        _views.lock(connection, [path for each in paths.values() for path in each])
+        for table, files in paths.items():
+            _views.view(connection, table, files, TABLES[table])
+        connection.register("runs", self.runs())
+        _views.lock_settings(connection)
+        return connection
+
+
+def select_only(query: str) -> str:
+    """The query, if it is one SELECT. Raises ConfigError for anything else: it might write."""
+    try:
+        statements = duckdb.extract_statements(query)
+    except duckdb.Error as error:
+        raise ConfigError(f"this is not SQL: {_views.sentence(error)}") from error
+    kinds = [statement.type.name for statement in statements]
+    if kinds != ["SELECT"]:
+        raise ConfigError(f"expected one SELECT, got {' and '.join(kinds) or 'nothing'}: results are only read")
+    return str(statements[0].query).rstrip().rstrip(";")
+
+
+def _schema(table: str) -> pa.Schema:
+    if table not in TABLES:
+        raise ConfigError(f"there is no table {table!r}; there are: {', '.join(TABLES)}")
+    return TABLES[table]
+
+
+def _row(record: RunRecord) -> dict[str, Any]:
+    renamed = {
+        "date": record.day,
+        "model_digest": record.bundle_digest,
+        "drift_verdict": record.drift.verdict,
+        "drift_reasons": list(record.drift.reasons),
+        "quarantine_reasons": list(record.quarantine_reasons.items()),
+        "stage_seconds": list(record.stage_seconds.items()),
+    }
+    return {name: renamed[name] if name in renamed else getattr(record, name) for name in RUNS.names}
