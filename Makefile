@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos lint format clean
+.PHONY: help demo demo-shell test test-slow chaos lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -13,6 +13,9 @@ help:  ## list the targets
 demo:  ## set everything up and run the whole job on real images (about 5 minutes)
 	@started=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/demo.installed && \
 	DEMO_STARTED=$$started $(BIN)/python -m cluster.demo
+
+demo-shell:  ## a shell beside what the demo left, with its S3 server: ask, look, review
+	@$(BIN)/python -m cluster.demo --shell
 
 test: $(VENV)/test.installed  ## set everything up and run the tests (about 15 minutes)
 	$(BIN)/python -m pytest -m "not slow and not chaos"

@@ -1,12 +1,13 @@
 """`make demo`: the whole job on real images, with a real S3 server and a local Ray, on one machine.
 
-    upload -> train -> two nights, the second of which drifts -> query with pictures -> evaluate
+    upload -> train -> two nights, the second of which drifts -> query, heatmaps -> evaluate
 
 On the first night almost all cells are nominal, as in a factory; on the second most are defective. Every step after the
-upload is a command of its own, printed before it runs. Results, bundle and pictures are copied to `demo-output/` before
-the server stops.
+upload is a command of its own, printed before it runs. Results and bundle are copied to `demo-output/` before the
+server stops; what it held stays there too, and `make demo-shell` opens a shell in which it runs again.
 """
 
+import argparse
 import ctypes
 import os
 import shlex
@@ -37,6 +38,14 @@ FIRST_NIGHT_SHARE = 0.002
 # `fcdd nightly`: fine, drifted.
 FINE, DRIFTED = 0, 4
 SAMPLE_SECONDS = 1.0
+# What the server holds.
+DATA = OUTPUT / "s3"
+HINTS = """the demo's S3 server runs until you leave this shell; some things to do:
+  fcdd query                                          the most anomalous images of both nights
+  fcdd heatmap --date 2026-11-02                      pictures of them, in heatmaps/
+  fcdd query --sql "FROM scores LIMIT 3"              SQL of your own
+  fcdd report --date 2026-11-02                       report.html, for a browser
+  fcdd review --date 2026-11-01                       label its most anomalous images, in a browser"""
 # Linux: processes whose parent died become our children instead of init's, so that none is lost sight of.
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -92,7 +101,26 @@ def _pss(process: psutil.Process) -> int:
 
 
 def main() -> int:
-    """Run the demonstration; the exit code of the first step that fails."""
+    """Run the demonstration, or a shell beside what it left; the exit code of the first step that fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shell", action="store_true", help="a shell in which the server of the last demo runs")
+    return shell() if parser.parse_args().shell else demonstrate()
+
+
+def shell() -> int:
+    """The user's shell with the server, its credentials and the configuration; 2 if there was no demo."""
+    if not DATA.exists():
+        print("error: there is nothing of a demo here; run `make demo` first", file=sys.stderr)
+        return 2
+    with local_s3.serve("demo", DATA) as server:
+        found = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        found |= {"FCDD_CONFIG": str(CONFIG.absolute()), **server.environment()}
+        print(HINTS, flush=True)
+        return subprocess.run([os.environ.get("SHELL", "/bin/sh")], env=os.environ | found).returncode
+
+
+def demonstrate() -> int:
+    """The demonstration."""
     # SIGINT too: a shell starts background jobs with it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -104,13 +132,15 @@ def main() -> int:
     processes.start()
     shutil.rmtree(OUTPUT, ignore_errors=True)
     try:
-        with local_s3.serve("demo") as server:
+        with local_s3.serve("demo", DATA) as server:
             os.environ.update(server.environment())
             print(f"S3 server at {server.endpoint}, bucket s3://{server.bucket}")
             _run_steps(watch)
             with watch.measure("copy results"):
                 for folder in ("results", "bundle"):
                     _download(f"s3://demo/{folder}", OUTPUT / folder)
+                [page] = (OUTPUT / "results" / "runs").glob(f"{NIGHTS[1].replace('-', '')}-*/report.html")
+                shutil.copy(page, OUTPUT)
     except subprocess.CalledProcessError as error:
         print(f"\nthe step ended with exit code {error.returncode}, which it should not", file=sys.stderr)
         return error.returncode or 1
@@ -126,18 +156,18 @@ def main() -> int:
 def _run_steps(watch: Stopwatch) -> None:
     with watch.measure("upload images"):
         upload("s3://demo")
-    run = ("--results", "s3://demo/results")
     with watch.measure("train"):
         _fcdd("train", "--images", "s3://demo/images/nominal", "--bundle", "s3://demo/bundle")
     for night, expected in zip(NIGHTS, (FINE, DRIFTED), strict=True):
         with watch.measure("two nights"):
-            where = ("--bundle", "s3://demo/bundle", "--images", "s3://demo/images/{date}", *run)
+            where = ("--bundle", "s3://demo/bundle", "--images", "s3://demo/images/{date}")
             _fcdd("nightly", *where, "--date", night, expected=expected)
     with watch.measure("runs, query and pictures"):
-        _fcdd("runs", *run)
-        _fcdd("query", *run, "--date", NIGHTS[1], "--pictures", str(OUTPUT / "pictures"))
+        _fcdd("runs")
+        _fcdd("query", "--date", NIGHTS[1])
+        _fcdd("heatmap", "--date", NIGHTS[1], "--output", str(OUTPUT / "pictures"))
     with watch.measure("evaluate"):
-        _fcdd("evaluate", *run, "--labels", "s3://demo/labels.csv")
+        _fcdd("evaluate", "--labels", "s3://demo/labels.csv")
 
 
 def _fcdd(verb: str, *arguments: str, expected: int = FINE) -> None:
@@ -202,8 +232,9 @@ def _summary(watch: Stopwatch, peak_bytes: int) -> None:
     print(f"  {sum(watch.seconds.values()):7.1f} s  in all")
     print(f"peak memory  {peak_bytes / 1e9:.2f} GB")
     print(f"pictures     {OUTPUT / 'pictures'}")
-    print(f"results      {OUTPUT / 'results'}   (query them again:")
-    print(f"             .venv/bin/fcdd query --results {OUTPUT / 'results'} --collection solar-cells)")
+    print(f"report       {OUTPUT / 'report.html'}")
+    print(f"results      {OUTPUT / 'results'}")
+    print("go on        make demo-shell   (the server with images, results and bundle; ask, look, review)")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

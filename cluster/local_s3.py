@@ -1,4 +1,4 @@
-"""A real S3 server for demonstrations and tests: SeaweedFS on free loopback ports and a temporary folder.
+"""A real S3 server for demonstrations and tests: SeaweedFS on free loopback ports.
 
 python -m cluster.local_s3        prints the environment to export, serves until Ctrl-C
 """
@@ -25,7 +25,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 START_TIMEOUT_S = 60.0
-# Open connections can hold its shutdown up; the data is thrown away anyway.
+# Open connections can hold its shutdown up.
 STOP_TIMEOUT_S = 5.0
 
 
@@ -49,10 +49,11 @@ class LocalS3:
 
 
 @contextmanager
-def serve(bucket: str) -> Iterator[LocalS3]:
+def serve(bucket: str, folder: Path | None = None) -> Iterator[LocalS3]:
     """Start a server with `bucket`, wait until it answers, and stop it on leaving, also by Ctrl-C.
 
-    Raises RuntimeError with the server's last lines when it does not come up.
+    What it holds is kept in `folder` for the next server, or thrown away. Raises RuntimeError with the server's last
+    lines when it does not come up.
     """
     names = ("master", "volume", "filer", "s3", "admin")
     ports = _free_ports(2 * len(names))
@@ -65,14 +66,19 @@ def serve(bucket: str) -> Iterator[LocalS3]:
         bucket=bucket,
     )
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="local-s3-", ignore_cleanup_errors=True)))
-        log = stack.enter_context((folder / "server.log").open("w+b"))
+        # Sockets have short names only, so they are never in a folder of the caller's.
+        temporary = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="local-s3-", ignore_cleanup_errors=True))
+        )
+        data = temporary / "data" if folder is None else folder.absolute()
+        data.mkdir(parents=True, exist_ok=True)
+        log = stack.enter_context((temporary / "server.log").open("w+b"))
         process = subprocess.Popen(
             [
                 str(Path(sysconfig.get_path("scripts"), "weed")),
-                *("mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+                *("mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
                 *("-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.autoCreateBucket=false"),
-                *(f"-s3.localSocket={folder / 's3.sock'}", f"-filer.localSocket={folder / 'filer.sock'}"),
+                *(f"-s3.localSocket={temporary / 's3.sock'}", f"-filer.localSocket={temporary / 'filer.sock'}"),
                 *("-s3.port.iceberg=0", "-s3.port.lance=0", *flags),
             ],
             # Go keeps freed memory unless told otherwise; a demonstration needs little.

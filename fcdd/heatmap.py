@@ -19,7 +19,7 @@ VERSION = 1
 _HEADER = struct.Struct("<BHHff")
 _HEADER_FIELDS = np.dtype([("version", "u1"), ("shape", "<u2", 2), ("low", "<f4"), ("high", "<f4")])
 _LEVELS = 255
-# The three anchors of a dark-red-yellow scale that stays ordered for colour-blind eyes and in grey.
+# The three anchors of the colour scale.
 _COLD, _WARM, _HOT = "#1b0c41", "#cf4446", "#fcffa4"
 
 
@@ -93,12 +93,37 @@ def display_scale(values: npt.NDArray[np.float32], threshold: float) -> npt.NDAr
     return scaled
 
 
-def overlay(image: Image.Image, heatmap_hw: npt.NDArray[np.float32], threshold: float) -> Image.Image:
-    """RGB picture of `image` with the heatmap over it, transparent where the evidence is nominal."""
-    scaled = display_scale(heatmap_hw, threshold)
-    grey = Image.fromarray((scaled * 255).round().astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
-    colours = ImageOps.colorize(grey, black=_COLD, mid=_WARM, white=_HOT, midpoint=150)
+def at_size(heatmap_hw: npt.NDArray[np.float32], width: int, height: int) -> npt.NDArray[np.float32]:
+    """The heatmap (H,W) at another size, (height,width), in the map's units."""
+    resized = Image.fromarray(heatmap_hw).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized, np.float32)
+
+
+def layer(heatmap_hw: npt.NDArray[np.float32], threshold: float) -> Image.Image:
+    """The heatmap in colours as an RGBA picture to lay over the image, transparent where the evidence is nominal.
+
+    The scale is dark, red, yellow: ordered also for colour-blind eyes and in grey.
+    """
+    grey = Image.fromarray((display_scale(heatmap_hw, threshold) * 255).round().astype(np.uint8))
+    shown = ImageOps.colorize(grey, black=_COLD, mid=_WARM, white=_HOT, midpoint=150)
     # Invisible up to a quarter of the threshold (0.2 on the scale), then ever more opaque up to 60 % at
     # 2.3 times the threshold (0.7), so that the defect under it stays visible.
-    alpha = grey.point([round(255 * 0.6 * min(max((v / 255 - 0.2) / 0.5, 0), 1)) for v in range(256)])
-    return Image.composite(colours, image.convert("RGB"), alpha)
+    shown.putalpha(grey.point([round(255 * 0.6 * min(max((v / 255 - 0.2) / 0.5, 0), 1)) for v in range(256)]))
+    return shown
+
+
+def overlay(image: Image.Image, heatmap_hw: npt.NDArray[np.float32], threshold: float) -> Image.Image:
+    """RGB picture of `image` with the heatmap, resized to it, over it."""
+    over = layer(at_size(heatmap_hw, *image.size), threshold)
+    return Image.composite(over.convert("RGB"), image.convert("RGB"), over.getchannel("A"))
+
+
+def to_16bit(heatmap_hw: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.uint16]:
+    """The display scale in 65,536 steps: 0 is no evidence, 32,768 the threshold; v = t * x / (65535 - x) inverts it."""
+    return (display_scale(heatmap_hw, threshold) * np.float32(65535)).round().astype(np.uint16)
+
+
+def colours(count: int) -> Image.Image:
+    """The colours of the scale from 0 to 1, opaque, as a picture of `count` x 1 pixels."""
+    grey = Image.fromarray(np.linspace(0, 255, count).round().astype(np.uint8)[None])
+    return ImageOps.colorize(grey, black=_COLD, mid=_WARM, white=_HOT, midpoint=150)

@@ -81,10 +81,13 @@ def decode(data: bytes, *, size: tuple[int, int], channels: int, limits: Limits 
         return _decode(data, size, channels, limits)
 
 
-def decode_full(data: bytes, *, limits: Limits = Limits()) -> Image.Image:
-    """The whole picture as RGB, by the same rules and with the same errors as `decode`: to be looked at."""
+def decode_full(data: bytes, *, limits: Limits = Limits(), at_least: tuple[int, int] | None = None) -> Image.Image:
+    """The whole picture as RGB, by the same rules and with the same errors as `decode`: to be looked at.
+
+    With `at_least` (width, height), a JPEG may come smaller, but not than that: several times as fast.
+    """
     with _reasons(data, limits):
-        return _load(data, "RGB", limits, None).image
+        return _load(data, "RGB", limits, at_least).image
 
 
 def check_size(encoded_bytes: int, limits: Limits) -> None:

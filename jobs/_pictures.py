@@ -1,19 +1,26 @@
-"""Pictures of scored images: the original, and the heatmap of a run over it. Only overlays load a bundle, and torch."""
+"""Pictures of scored images: the original, and the heatmap of a run over it. Only heatmaps load a bundle, and torch."""
 
 import functools
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
 
 from fcdd import heatmap, images, storage
+from fcdd.bundle import BundleSpec
 from fcdd.errors import ConfigError, ImageError
 from fcdd.storage import ObjectInfo
 from jobs import _console
 from schemas import IDENTITY, RunRecord
+
+if TYPE_CHECKING:
+    from fcdd.detector import Detector
 
 log = logging.getLogger(__name__)
 
@@ -36,30 +43,77 @@ def file_name(rank: int, of: int, uri: str) -> str:
     return f"{rank:0{width}d}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.png"
 
 
-def original(row: Mapping[str, Any]) -> Image.Image | None:
-    """The picture that a row of scores is about; None, and a word in the log, if it is not as it was."""
+def original(row: Mapping[str, Any], at_least: tuple[int, int] | None = None) -> Image.Image:
+    """The picture that a row of scores is about. Raises ImageError when it is not as, or where, it was scored.
+
+    With `at_least` (width, height) a JPEG may come smaller, but not than that.
+    """
     info = ObjectInfo(*(row[name] for name in IDENTITY))
+    return images.decode_full(storage.read_checked(info), at_least=at_least)
+
+
+def original_or_warn(row: Mapping[str, Any]) -> Image.Image | None:
+    """`original`; None, and a word in the log, when there is none."""
     try:
-        return images.decode_full(storage.read_checked(info))
+        return original(row)
     except ImageError as error:
-        log.warning("no picture of %s: %s", _console.printable(info.uri), error)
+        log.warning("no picture of %s: %s", _console.printable(row["image_uri"]), error)
         return None
 
 
-class Overlays:
-    """Heatmaps over originals; each bundle is loaded once."""
+class Heatmaps:
+    """Full-resolution heatmaps of stored anomaly maps; each bundle is loaded once."""
 
-    def __init__(self) -> None:
+    def __init__(self, loaded: Mapping[str, tuple[BundleSpec, bytes]] = MappingProxyType({})) -> None:
+        """`loaded`: bundles, by location, that need not be read again."""
+        self._loaded = loaded
+        self._detector = functools.cache(self._load)
+
+    def _load(self, uri: str) -> "Detector":
         from fcdd.detector import Detector
 
-        self._load = functools.cache(Detector.load)
+        return Detector(*self._loaded[uri]) if uri in self._loaded else Detector.load(uri)
 
-    def __call__(self, picture: Image.Image, encoded: bytes, record: RunRecord) -> Image.Image:
-        """The heatmap that a run stored, on the scale of its map threshold. Raises ConfigError for another bundle."""
-        detector = self._load(record.bundle)
+    def __call__(self, encoded: bytes, record: RunRecord) -> npt.NDArray[np.float32]:
+        """The heatmap (H,W) of the network's input, in the map's units.
+
+        Raises ConfigError, or BundleError, when the bundle is not there as the run used it.
+        """
+        detector = self._detector(record.bundle)
         if detector.spec.digest != record.bundle_digest:
             raise ConfigError(f"the bundle at {record.bundle} is not the one that run {record.run_id} used")
-        return heatmap.overlay(picture, detector.heatmap(heatmap.decode(encoded)), record.map_threshold)
+        return detector.heatmap(heatmap.decode(encoded))
+
+
+def boxed(picture: Image.Image, regions: Iterable[Mapping[str, Any]]) -> Image.Image:
+    """A copy with a box around each region, dark and light so that it is seen on any ground."""
+    boxed = picture.copy()
+    draw = ImageDraw.Draw(boxed)
+    line = max(1, round(max(picture.size) / 400))
+    for region in regions:
+        box = (region["x0"], region["y0"], max(region["x1"] - 1, region["x0"]), max(region["y1"] - 1, region["y0"]))
+        draw.rectangle(box, outline="black", width=2 * line)
+        draw.rectangle(box, outline="white", width=line)
+    return boxed
+
+
+def captioned(picture: Image.Image, text: str, threshold: float) -> Image.Image:
+    """The picture above a strip with a line of text and the colour scale: its middle is the threshold."""
+    size = max(12, min(28, picture.width // 40))
+    font, pad = ImageFont.load_default(size), size // 2
+    words, bar = round(font.getlength(text)), 8 * size
+    width = max(picture.width, words + bar + 9 * size)
+    shown = Image.new("RGB", (width, picture.height + size + 2 * pad), "white")
+    shown.paste(picture, (0, 0))
+    draw, top = ImageDraw.Draw(shown), picture.height + pad
+    draw.text((pad, top - size // 8), text, "black", font)
+    left = width - bar - 5 * size
+    shown.paste(heatmap.colours(bar).resize((bar, size)), (left, top))
+    draw.line((left + bar // 2, top, left + bar // 2, top + size), "white", 1)
+    draw.text((left - pad, top - size // 8), "0", "black", font, anchor="ra")
+    draw.text((left + bar // 2 + 2, top + size // 8), f"{threshold:.3g}", "white", ImageFont.load_default(size * 0.8))
+    draw.text((left + bar + pad, top - size // 8), "infinite", "black", font)
+    return shown
 
 
 def side_by_side(pictures: Iterable[Image.Image]) -> Image.Image:

@@ -229,7 +229,7 @@ def receipts(job: Job, intent: Intent, shards: list[Shard], workers: int) -> Ite
     export = _progress.exporter()
     with _ray.one_sentence():
         for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for receipt in block.to_pylist():  # type: ignore[union-attr]
+            for receipt in block.to_pylist():  # type: ignore[union-attr, operator]
                 export(receipt)
                 yield receipt
 

@@ -69,7 +69,7 @@ def audit(settings: AuditSettings) -> None:
     spec, _ = bundle.load(record.bundle)
     if spec.digest != record.bundle_digest:
         raise ConfigError(f"the bundle at {record.bundle} is not the one that run {record.run_id} used")
-    labels = _labels.read(settings.labels) if settings.labels else None
+    labels = _labels.read_decided(settings.labels) if settings.labels else None
     connection = _views.connect(settings.results)
     _views.scores(connection, settings.results, records)
     kind = "is_anomalous"
@@ -166,7 +166,7 @@ def _print(
         print(f"            fewer than {evidence.MIN_IMAGES} images say nothing: {', '.join(few)}")
     if flags:
         print(
-            f"verdict     {flags} suspicious: look at the pictures (`fcdd query --pictures`); if the model looks at "
+            f"verdict     {flags} suspicious: look at the pictures (`fcdd heatmap`); if the model looks at "
             "what is not the product, crop or mask it before training"
         )
     else:

@@ -162,7 +162,7 @@ def _from_run(settings: CalibrateSettings, spec: BundleSpec, pattern: str | None
         )
     columns = ("image_uri", "anomaly_score", "score_max", "image_format", "image_group", "heatmap", *STATISTICS)
     table = connection.sql(
-        f"SELECT {', '.join(columns)} FROM reviewed WHERE label IS DISTINCT FROM 1 "
+        f"SELECT {', '.join(columns)} FROM reviewed WHERE coalesce(label, 0) = 0 "
         f"ORDER BY md5(image_uri) LIMIT {settings.max_images}"
     ).to_arrow_table()
     if not table.num_rows:

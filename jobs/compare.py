@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from fcdd import storage
+from fcdd import heatmap, storage
 from fcdd.errors import ConfigError
 from jobs import _console, _pictures, _records, _views
 from jobs._settings import JobSettings
@@ -76,12 +76,12 @@ def show(settings: CompareSettings) -> None:
     else:
         _print(found, a, b)
     if folder:
-        overlay, out = _pictures.Overlays(), sys.stderr if settings.output == "json" else sys.stdout
+        heatmaps, out = _pictures.Heatmaps(), sys.stderr if settings.output == "json" else sys.stdout
         drawn = found.movers or found.flips  # another calibration moves nothing, and flips alarms
         for rank, row in enumerate(drawn, start=1):
-            if picture := _pictures.original(row):
-                heatmaps = zip(maps[id(row)], (a, b), strict=True)
-                shown = [overlay(picture, each, record) for each, record in heatmaps]
+            if picture := _pictures.original_or_warn(row):
+                both = zip(maps[id(row)], (a, b), strict=True)
+                shown = [heatmap.overlay(picture, heatmaps(each, run), run.map_threshold) for each, run in both]
                 path = folder / _pictures.file_name(rank, len(drawn), row["image_uri"])
                 _pictures.side_by_side([picture, *shown]).save(path)
                 print(f"picture {rank:2d}  {path}", file=out)

@@ -65,7 +65,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     records = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
     connection = _views.connect(settings.results)
     _views.scores(connection, settings.results, records)
-    labels = _labels.read(settings.labels)
+    labels = _labels.read_decided(settings.labels)
     connection.register("labels", labels)
     joined = connection.sql(
         f"SELECT label, is_anomalous, {', '.join(SCORES)} FROM labels JOIN scores USING (image_uri) "

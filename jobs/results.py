@@ -167,11 +167,13 @@ class Results:
 
     def pandas(self, table: str = "scores", columns: Sequence[str] | None = None) -> "pd.DataFrame":
         """A table, or some columns of it, as a pandas frame."""
-        return self._table(table, columns).df()
+        frame: pd.DataFrame = self._table(table, columns).df()
+        return frame
 
     def polars(self, table: str = "scores", columns: Sequence[str] | None = None) -> "pl.DataFrame":
         """A table, or some columns of it, as a polars frame; needs `pip install polars`."""
-        return self._table(table, columns).pl()
+        frame: pl.DataFrame = self._table(table, columns).pl()
+        return frame
 
     def images(self, where: str = "true", params: Mapping[str, Any] | None = None) -> Iterator[ScoredImage]:
         """Scored images for which a SQL condition holds, the most anomalous first; memory is that of their rows.

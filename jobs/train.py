@@ -99,7 +99,7 @@ def _labelled(settings: TrainSettings) -> list[LabelledInfo]:
         return []
     from jobs import _labels
 
-    table = _labels.read(settings.labels)
+    table = _labels.read_decided(settings.labels)
     try:
         infos = [storage.stat(uri) for uri in table["image_uri"].to_pylist()]
     except FileNotFoundError as error:

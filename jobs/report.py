@@ -1,0 +1,50 @@
+"""`fcdd report`: what a night brought, as one HTML file to open, mail or print."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field
+
+from fcdd import storage
+from fcdd.errors import ConfigError
+from jobs import _console, _report, results
+from jobs._settings import JobSettings, Night
+
+
+class ReportSettings(JobSettings):
+    """Write the report of a run: counts, verdict, the worst images with heatmaps, quarantine, drift, model card.
+
+    One file that needs no server and no network. Images that are no longer where they were scored are missing from it.
+    """
+
+    verb: ClassVar[str] = "report"
+
+    results: str = Field(description="location of the results")
+    collection: str | None = Field(None, description="image collection; needed where there are several")
+    date: Night | None = Field(None, description="night, YYYY-MM-DD; default: the latest")
+    run: str | None = Field(None, description="id of a run instead, as `fcdd runs` lists them, superseded ones too")
+    images: int = Field(50, ge=0, le=1000, description="how many of the most anomalous images")
+    output: str = Field("report.html", description="file or object to write")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _console.run(lambda: report(ReportSettings.parse(argv)))
+
+
+def report(settings: ReportSettings) -> None:
+    """Write the report, and say where it is."""
+    if settings.run:
+        found = results.open_run(settings.results, settings.run)
+    else:
+        found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
+    if len(collections := {record.collection for record in found.records}) > 1:
+        raise ConfigError(f"a report is of one collection; choose --collection: {', '.join(sorted(collections))}")
+    record = found.records[-1]
+    page = _report.build(found.location, record, images=settings.images)
+    storage.write(storage.normalize(settings.output), page)
+    print(f"report      {settings.output}  ({record.collection}, {record.day}; {len(page) / 1e6:.2f} MB)")
+
+
+if __name__ == "__main__":
+    _console.leave(main())
