@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import io
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,9 @@ from schemas import IDENTITY, RunRecord
 
 if TYPE_CHECKING:
     from fcdd.detector import Detector
+
+# What is painted in a review.
+_PAINT = "#ff2d55"
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +54,19 @@ def original(row: Mapping[str, Any], at_least: tuple[int, int] | None = None) ->
     """
     info = ObjectInfo(*(row[name] for name in IDENTITY))
     return images.decode_full(storage.read_checked(info), at_least=at_least)
+
+
+def drawn(mask_uri: str) -> bytes:
+    """A mask as it lies over the image: red where it is set, else transparent. Raises ConfigError, ImageError."""
+    try:
+        mask = images.decode_full(storage.read(mask_uri)).convert("L")
+    except FileNotFoundError as error:
+        raise ConfigError(f"the mask {mask_uri} is gone") from error
+    painted = Image.new("RGBA", mask.size, _PAINT)
+    painted.putalpha(mask)
+    sink = io.BytesIO()
+    painted.save(sink, "PNG")
+    return sink.getvalue()
 
 
 def original_or_warn(row: Mapping[str, Any]) -> Image.Image | None:

@@ -6,15 +6,13 @@ Only counts, the worst images and a sample of the quarantine are ever in memory,
 """
 
 import base64
-import hashlib
 import io
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
@@ -24,7 +22,7 @@ from fcdd import bundle, drift, heatmap
 from fcdd.bundle import BundleSpec
 from fcdd.drift import AlarmLaw
 from fcdd.errors import FCDDError, ImageError
-from jobs import _console, _pictures, _questions, _runs
+from jobs import _pages, _pictures, _questions, _runs
 from jobs._questions import MAX_COMPARED
 from jobs.results import Results
 from schemas import IDENTITY, Layout, RunRecord
@@ -88,7 +86,7 @@ def build(results: str, record: RunRecord, *, images: int) -> bytes:
         "without_bundle": without,
         "scale": _data_uri(heatmap.colours(128), "PNG"),
     }
-    return _render(context)
+    return _pages.report(context).encode()
 
 
 _BY_GROUP = (
@@ -171,7 +169,7 @@ def _nights(records: Sequence[RunRecord]) -> dict[str, Any]:
     """The share of alarms of each night as bars of a 640 x 120 drawing."""
     shares = [record.num_anomalous / max(1, record.num_scored) for record in records]
     top = max([*shares, *(2 * record.alpha for record in records)], default=1.0)
-    width = 640 / max(1, NIGHTS)
+    width = 640 / max(1, len(records))
     bars = [
         Bar(
             x=index * width + 1,
@@ -263,34 +261,3 @@ def _stages(record: RunRecord) -> list[Bar]:
         Bar(0, 22 * index, 400 * value / longest, 16, f"{name.replace('_', ' ')}  {value:,.1f} s")
         for index, (name, value) in enumerate(sorted(seconds.items(), key=lambda item: -item[1]))
     ]
-
-
-def environment() -> jinja2.Environment:
-    """Templates in which everything is escaped, and control characters of keys are replaced."""
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("jobs"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: _console.printable(value) if type(value) is str else value,
-    )
-    made.globals["hashes"] = hashes
-    return made
-
-
-def hashes(texts: Iterable[str]) -> str:
-    """Sources of a Content-Security-Policy that allow these inline texts, and no other."""
-    return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in texts)
-
-
-def source(name: str) -> Markup:
-    """A style sheet or script of ours, as it is."""
-    loader = jinja2.PackageLoader("jobs")
-    return Markup(loader.get_source(jinja2.Environment(autoescape=True), name)[0])
-
-
-def _render(context: dict[str, Any]) -> bytes:
-    style, script = source("report.css"), source("report.js")
-    page = environment().get_template("report.html.j2")
-    return page.render(style=style, script=script, **context).encode()

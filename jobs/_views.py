@@ -44,8 +44,8 @@ def view(connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[str],
     if not paths:
         connection.register(name, schema.empty_table())
         return
-    # The files of a drift table lie beside their record, not in folders of values.
-    folders = _FOLDERS if "/collection=" in paths[0] else "hive_partitioning = false"
+    # Only parts lie in folders of all three; drift tables and labels are as good without.
+    folders = _FOLDERS if "/run=" in paths[0] else "hive_partitioning = false"
     columns = ", ".join(f'"{column}"' for column in schema.names)
     files = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
     with readable(f"a published part of {name} is missing or damaged"):

@@ -72,7 +72,9 @@ def _run_of(uri: str, layout: Layout) -> str | None:
 
 
 def _is_mark(uri: str) -> bool:
-    return uri.rsplit("/", 1)[1].startswith("notified-")
+    """What lies beside a record without being named in it: who was told, and the report."""
+    name = uri.rsplit("/", 1)[1]
+    return name.startswith("notified-") or name == "report.html"
 
 
 def _remove_run(

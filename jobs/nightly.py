@@ -22,6 +22,7 @@ from jobs._settings import strict_date
 from schemas import Layout, RunRecord
 
 PLACEHOLDER = "{date}"
+REPORT_IMAGES = 50
 # So few alarms are never too many.
 FEW_ALARMS = 10
 # So far back missed nights are caught up, and runs that nobody could be told of are told.
@@ -64,6 +65,7 @@ class NightlySettings(ScoreSettings):
         0.1, ge=0, le=1, description=f"share of alarms above which the exit code is 5; {FEW_ALARMS} are never too many"
     )
     max_alarms: int | None = Field(None, ge=0, description="the same as a number; without the allowance")
+    report: bool = Field(True, description="write the report of the run beside its record, as `fcdd report` does")
     webhook: SecretStr | None = Field(None, description="address that gets the run record as a JSON POST")
     command: SecretStr | None = Field(
         None,
@@ -105,6 +107,7 @@ def nightly(settings: NightlySettings) -> int:
         if why:
             print(f"exit code {code}: {why}")
         codes.append(code)
+        failures += _report_once(settings, layout, record)
         failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
     for record in _waiting(settings, layout, nights):
         code, _ = verdict(settings, record)
@@ -112,6 +115,22 @@ def nightly(settings: NightlySettings) -> int:
     if failures:
         raise NotTold(f"{'; '.join(failures)}; the same command tries again")
     return min((code for code in codes if code), default=_console.DONE)
+
+
+def _report_once(settings: NightlySettings, layout: Layout, record: RunRecord) -> list[str]:
+    """The report of a run, unless it is there; why it could not be written. The same command tries again."""
+    uri = layout.report(record.run_id)
+    if not settings.report or storage.exists(uri):
+        return []
+    from jobs import _report  # it loads torch, to draw
+
+    try:
+        storage.write(uri, _report.build(layout.results, record, images=REPORT_IMAGES))
+    except Exception as error:  # whatever is wrong with a picture or a page: the run is committed, and must be told of
+        log.exception("the report of run %s could not be written", record.run_id)
+        return [f"run {record.run_id} is committed, but its report could not be written: {type(error).__name__}"]
+    print(f"report       {uri}")
+    return []
 
 
 def verdict(settings: NightlySettings, record: RunRecord) -> tuple[int, str]:

@@ -6,7 +6,6 @@ from typing import ClassVar
 from pydantic import Field
 
 from fcdd import storage
-from fcdd.errors import ConfigError
 from jobs import _console, _report, results
 from jobs._settings import JobSettings, Night
 
@@ -38,9 +37,7 @@ def report(settings: ReportSettings) -> None:
         found = results.open_run(settings.results, settings.run)
     else:
         found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
-    if len(collections := {record.collection for record in found.records}) > 1:
-        raise ConfigError(f"a report is of one collection; choose --collection: {', '.join(sorted(collections))}")
-    record = found.records[-1]
+    record = found.only_collection().records[-1]
     page = _report.build(found.location, record, images=settings.images)
     storage.write(storage.normalize(settings.output), page)
     print(f"report      {settings.output}  ({record.collection}, {record.day}; {len(page) / 1e6:.2f} MB)")

@@ -190,6 +190,13 @@ class Results:
             for batch in self.sql(query, params).to_arrow_reader(_ROWS_AT_ONCE):
                 yield from batch.to_pylist()
 
+    def only_collection(self) -> "Results":
+        """Itself. Raises ConfigError when the runs are of several collections."""
+        names = sorted({record.collection for record in self.records})
+        if len(names) > 1:
+            raise ConfigError(f"there are several collections; choose one with --collection: {', '.join(names)}")
+        return self
+
     def record_of(self, model_digest: str) -> RunRecord:
         """A run that was scored with this bundle."""
         return next(record for record in reversed(self.records) if record.bundle_digest == model_digest)

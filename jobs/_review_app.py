@@ -1,0 +1,201 @@
+"""The review page and its few answers: images and heatmaps out, labels in. Starlette; no page but ours may use it."""
+
+import datetime as dt
+import hmac
+import io
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from PIL import Image
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fcdd import heatmap
+from fcdd.errors import FCDDError, ImageError
+from jobs import _console, _pages, _pictures
+from jobs._pictures import Heatmaps
+from jobs._reviewing import MAX_MASK_CHARACTERS, BadDrawing, Labels, Verdict
+from schemas import RunRecord
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LONG_SIDE, _LAYER_SIDE = 1600, 400
+_COOKIE = "fcdd_token"
+_MAX_BODY = MAX_MASK_CHARACTERS + 100_000
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+Records = Callable[[Mapping[str, Any]], RunRecord]
+
+
+class Review:
+    """What there is to review. `rows` are of the scores table; images go by their number in it, never by their key."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], record_of: Records, labels: Labels, reviewer: str) -> None:
+        self._rows, self._record_of, self._labels, self._reviewer = rows, record_of, labels, reviewer
+        self._heatmaps = Heatmaps()
+
+    def warm(self) -> None:
+        """Load the bundle before the first heatmap is asked for; what is wrong with it, each heatmap will say."""
+        with suppress(FCDDError):
+            self._heatmaps(self._rows[0]["heatmap"], self._record_of(self._rows[0]))
+
+    async def page(self, request: Request) -> Response:
+        """The page itself."""
+        text, policy = _pages.review()
+        return HTMLResponse(text, headers={"Content-Security-Policy": policy})
+
+    async def items(self, request: Request) -> Response:
+        """Everything but pictures, by number."""
+        return JSONResponse([self._item(index) for index in range(len(self._rows))])
+
+    def picture(self, request: Request) -> Response:
+        """The original, at most 1600 pixels long."""
+        row = self._row(request)
+        if row is None:
+            return PlainTextResponse("there is no such image", 404)
+        try:
+            picture = _pictures.original(row, (_LONG_SIDE, _LONG_SIDE))
+        except ImageError as error:
+            return PlainTextResponse(f"not as, or where, it was scored: {error}", 410)
+        picture.thumbnail((_LONG_SIDE, _LONG_SIDE))
+        return _image(picture, quality=90)
+
+    def layer(self, request: Request) -> Response:
+        """The heatmap, to lie over the original."""
+        row = self._row(request)
+        if row is None:
+            return PlainTextResponse("there is no such image", 404)
+        try:
+            record = self._record_of(row)
+            values = self._heatmaps(row["heatmap"], record)
+        except FCDDError as error:
+            return PlainTextResponse(f"no heatmap: {error}", 410)
+        scale = _LAYER_SIDE / max(row["width"], row["height"])
+        size = (max(1, round(row["width"] * scale)), max(1, round(row["height"] * scale)))
+        return _image(heatmap.layer(heatmap.at_size(values, *size), record.map_threshold), quality=80)
+
+    def mask(self, request: Request) -> Response:
+        """What was painted before."""
+        row = self._row(request)
+        label = self._labels.of(row["image_uri"]) if row else None
+        if not label or not label["mask_uri"]:
+            return PlainTextResponse("nothing was painted", 404)
+        try:
+            return Response(_pictures.drawn(label["mask_uri"]), media_type="image/png")
+        except FCDDError as error:
+            return PlainTextResponse(str(error), 410)
+
+    async def label(self, request: Request) -> Response:
+        """Keep a verdict; the image as it is now."""
+        row = self._row(request)
+        if row is None:
+            return PlainTextResponse("there is no such image", 404)
+        origin = request.headers.get("origin")
+        if origin is not None and origin != f"{request.url.scheme}://{request.headers.get('host')}":
+            return PlainTextResponse("labels are taken from our own page only", 403)
+        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+            return PlainTextResponse("expected application/json", 415)
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > _MAX_BODY:
+                return PlainTextResponse(f"expected at most {_MAX_BODY} bytes", 413)
+        try:
+            verdict = Verdict.model_validate_json(bytes(body))
+            now = dt.datetime.now(dt.UTC)
+            await run_in_threadpool(self._labels.say, row, verdict, reviewer=self._reviewer, now=now)
+        except (ValidationError, BadDrawing) as error:
+            return PlainTextResponse(f"not a verdict: {str(error).splitlines()[0]}", 422)
+        except FCDDError as error:
+            return PlainTextResponse(f"it could not be kept: {error}", 503)
+        return JSONResponse(self._item(request.path_params["index"]))
+
+    def _row(self, request: Request) -> Mapping[str, Any] | None:
+        index = request.path_params["index"]
+        return self._rows[index] if 0 <= index < len(self._rows) else None
+
+    def _item(self, index: int) -> dict[str, Any]:
+        row = self._rows[index]
+        label = self._labels.of(row["image_uri"])
+        return {
+            "name": _console.printable(row["image_uri"]),
+            "group": _console.printable(row["image_group"]),
+            "date": row["date"].isoformat(),
+            "score": row["anomaly_score"],
+            "p_value": row["p_value"],
+            "is_anomalous": row["is_anomalous"],
+            "width": row["width"],
+            "height": row["height"],
+            "regions": row["regions"],
+            "label": label["label"] if label else None,
+            "boxes": label["boxes"] if label else [],
+            "mask": bool(label and label["mask_uri"]),
+            "changed": bool(label and label["image_etag"] != row["image_etag"]),
+        }
+
+
+def application(review: Review, *, hosts: Sequence[str], token: str | None) -> Starlette:
+    """The whole server: for these names only, and for whoever has the token, if there is one."""
+    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(_Guard, token=token)]
+    return Starlette(
+        routes=[
+            Route("/", review.page),
+            Route("/items", review.items),
+            Route("/picture/{index:int}", review.picture),
+            Route("/layer/{index:int}", review.layer),
+            Route("/mask/{index:int}", review.mask),
+            Route("/label/{index:int}", review.label, methods=["POST"]),
+        ],
+        middleware=guards,
+    )
+
+
+class _Guard:
+    """Headers of every answer; and the token, once in the address, from then on in a cookie."""
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self._app, self._token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += [(k.lower().encode(), v.encode()) for k, v in _HEADERS.items()]
+            await send(message)
+
+        answer = self._refusal(Request(scope))
+        await (answer or self._app)(scope, receive, with_headers)
+
+    def _refusal(self, request: Request) -> Callable[[Scope, Receive, Send], Awaitable[None]] | None:
+        if self._token is None or _same(request.cookies.get(_COOKIE), self._token):
+            return None
+        if request.method == "GET" and _same(request.query_params.get("token"), self._token):
+            answer = RedirectResponse("/", 303)
+            answer.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict")
+            return answer
+        return PlainTextResponse("open the address that `fcdd review` printed, with its token", 401)
+
+
+def _same(given: str | None, token: str) -> bool:
+    return given is not None and hmac.compare_digest(given.encode(), token.encode())
+
+
+def _image(picture: Image.Image, **options: Any) -> Response:
+    sink = io.BytesIO()
+    picture.save(sink, "WEBP", **options)
+    return Response(sink.getvalue(), media_type="image/webp")

@@ -1,0 +1,124 @@
+"""`fcdd review`: a local page to go through the alarms of a night fast, with the labels kept beside the results."""
+
+import logging
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, ClassVar
+
+import uvicorn
+from pydantic import Field
+
+from fcdd.errors import ConfigError
+from jobs import _console, _labels, _lease, _questions, _review_app, _reviewing, _views, results
+from jobs._settings import JobSettings, Night
+from jobs.results import Results
+from schemas import IDENTITY, Layout
+
+# More alarms of a night are not gone through by hand.
+MAX_IMAGES = 5_000
+_COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "p_value", "is_anomalous", "regions", "image_group", "date"))
+_COLUMNS += ", run_id, width, height, heatmap, model_digest"
+_WORDS = {_labels.ANOMALOUS: "real defects", _labels.NOMINAL: "false alarms", _labels.NEITHER: "bad images"}
+
+log = logging.getLogger(__name__)
+
+
+class ReviewSettings(JobSettings):
+    """Serve a page on this machine to label alarms: real defect, false alarm, bad image; boxes and masks by mouse.
+
+    Every label is written at once, to labels.parquet beside the results, for `fcdd calibrate --reviewed`,
+    `fcdd train --anomalous` and `fcdd evaluate --labels`. Images and scores are never written. Ctrl-C ends it.
+    """
+
+    verb: ClassVar[str] = "review"
+
+    results: str = Field(description="location of the results")
+    collection: str | None = Field(None, description="image collection; needed where there are several")
+    date: Night | None = Field(None, description="night, YYYY-MM-DD; default: the latest")
+    images: int = Field(
+        50, ge=1, le=MAX_IMAGES, description="all alarms are shown; if they are fewer, so many of the most anomalous"
+    )
+    reviewer: str = Field("", description="who labels, for the record")
+    host: str = Field("127.0.0.1", description="address to listen on; others than this machine need the printed token")
+    port: int = Field(8765, ge=0, le=65535, description="port to listen on; 0: any that is free")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _console.run(lambda: review(ReviewSettings.parse(argv)))
+
+
+def review(settings: ReviewSettings) -> None:
+    """Serve until interrupted; then say what was labelled and what to do with it."""
+    found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
+    record = found.only_collection().records[-1]
+    night = Results(found.location, (record,))
+    rows = chosen(night, settings.images)
+    if not rows:
+        raise ConfigError(f"run {record.run_id} scored no image, so there is nothing to review")
+    layout = Layout(found.location)
+    with _lease.hold(f"{layout.leases()}/labels/collection={record.collection}", "review"):
+        labels = _reviewing.Labels(layout, record.collection)
+        page = _review_app.Review(rows, lambda row: night.record_of(row["model_digest"]), labels, settings.reviewer)
+        page.warm()
+        loopback = settings.host in _review_app.LOOPBACK
+        token = None if loopback else secrets.token_urlsafe(24)
+        application = _review_app.application(page, hosts=_review_app.LOOPBACK if loopback else ["*"], token=token)
+        with _listening(settings.host, settings.port) as listener:
+            port = listener.getsockname()[1]
+            host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            print(f"{record.collection}, {record.day}: {_count(rows)}")
+            print(f"open        http://{host}:{port}/" + (f"?token={token}" if token else ""))
+            print(f"labels      {labels.uri}  (Ctrl-C ends the review)", flush=True)
+            server = uvicorn.Server(uvicorn.Config(application, log_level="warning", access_log=False))
+            with suppress(KeyboardInterrupt):  # how a review ends
+                server.run(sockets=[listener])
+    said = Counter(label["label"] for row in rows if (label := labels.of(row["image_uri"])))
+    print(f"labelled    {sum(said.values())} of {len(rows)}: " + ", ".join(f"{said[n]} {_WORDS[n]}" for n in _WORDS))
+    unseen = sum(row["is_anomalous"] and labels.of(row["image_uri"]) is None for row in rows)
+    if unseen:
+        print(f"next        {unseen} alarms have no label yet: the same command goes on")
+    else:
+        print(
+            f"next        fcdd calibrate --bundle {record.bundle} --reviewed {labels.uri} --results {found.location} "
+            f"--collection {record.collection} --date {record.day} --output NEW_BUNDLE"
+        )
+
+
+def chosen(night: Results, at_least: int) -> list[dict[str, Any]]:
+    """The alarms, and the most anomalous others up to `at_least` images; the most anomalous first."""
+    with _views.readable():
+        rows = list(night.rows(*_questions.top(count=MAX_IMAGES, columns=_COLUMNS, alarms=True)))
+        if len(rows) == MAX_IMAGES:
+            log.warning("only the %d most anomalous alarms are shown", MAX_IMAGES)
+        if len(rows) >= at_least:
+            return rows
+        # Groups with thresholds of their own: some alarms have lower scores than images that are none.
+        others = night.rows(*_questions.top(count=at_least, columns=_COLUMNS))
+        alarms = {row["image_uri"] for row in rows}
+        rows += [row for row in others if row["image_uri"] not in alarms][: at_least - len(rows)]
+    return sorted(rows, key=lambda row: (-row["anomaly_score"], row["image_uri"]))
+
+
+def _count(rows: Sequence[dict[str, Any]]) -> str:
+    alarms = sum(row["is_anomalous"] for row in rows)
+    others = f", and the {len(rows) - alarms} most anomalous other images" if len(rows) > alarms else ""
+    return f"{alarms} alarms{others}"
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ConfigError when the address cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port, or 0 for any"
+        ) from error
+
+
+if __name__ == "__main__":
+    _console.leave(main())
