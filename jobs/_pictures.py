@@ -47,13 +47,17 @@ def file_name(rank: int, of: int, uri: str) -> str:
     return f"{rank:0{width}d}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.png"
 
 
+def info(row: Mapping[str, Any]) -> ObjectInfo:
+    """The object that a row of scores is about, as it was listed."""
+    return ObjectInfo(*(row[name] for name in IDENTITY))
+
+
 def original(row: Mapping[str, Any], at_least: tuple[int, int] | None = None) -> Image.Image:
     """The picture that a row of scores is about. Raises ImageError when it is not as, or where, it was scored.
 
     With `at_least` (width, height) a JPEG may come smaller, but not than that.
     """
-    info = ObjectInfo(*(row[name] for name in IDENTITY))
-    return images.decode_full(storage.read_checked(info), at_least=at_least)
+    return images.decode_full(storage.read_checked(info(row)), at_least=at_least)
 
 
 def drawn(mask_uri: str) -> bytes:

@@ -1,0 +1,209 @@
+"""`fcdd export`: a run for the tools that people look at images with, a bundle for the runtimes of other programs."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TextIO
+
+from PIL import Image
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from fcdd import heatmap, storage
+from fcdd.errors import ConfigError, ImageError
+from jobs import _console, _pictures, _views, results
+from jobs._settings import JobSettings, Night
+from jobs.results import Results
+from schemas import IDENTITY
+
+_COLUMNS = ", ".join((*IDENTITY, "image_group", "width", "height", "date", "anomaly_score", "score_mean", "score_max"))
+_COLUMNS += ", p_value, is_anomalous, regions, heatmap, model_digest"
+
+log = logging.getLogger(__name__)
+
+
+class ExportSettings(JobSettings):
+    """Write a run, or a bundle, in the format of another tool.
+
+    coco      regions as annotations of a COCO file, with peaks as scores; images by their locations
+    fiftyone  a folder for fiftyone.Dataset.from_dir(DIR, fiftyone.types.FiftyOneDataset): images, scores, regions, maps
+    onnx      a bundle as one ONNX model, pixels to anomaly map and scores, checked against the original to 1e-4
+    """
+
+    verb: ClassVar[str] = "export"
+
+    format: CliPositionalArg[Literal["coco", "fiftyone", "onnx"]] = Field(description="format to write")
+    results: str | None = Field(None, description="coco, fiftyone: location of the results")
+    collection: str | None = Field(None, description="coco, fiftyone: only this image collection")
+    date: Night | None = Field(None, description="coco, fiftyone: night, YYYY-MM-DD; default: all nights")
+    all: bool = Field(False, description="coco, fiftyone: all scored images, not only alarms")
+    bundle: str | None = Field(None, description="onnx: location of the bundle")
+    output: str = Field(description="file to write (coco, onnx), or folder (fiftyone)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _console.run(lambda: export(ExportSettings.parse(argv)))
+
+
+def export(settings: ExportSettings) -> None:
+    """Write it, and say what."""
+    if settings.format == "onnx":
+        _onnx(settings)
+        return
+    if settings.results is None:
+        raise ConfigError("--results is missing: the location of the results")
+    found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
+    with _views.readable():
+        (_coco if settings.format == "coco" else _fiftyone)(found, settings)
+
+
+def _rows(found: Results, settings: ExportSettings) -> Iterator[dict[str, Any]]:
+    which = "" if settings.all else "WHERE is_anomalous"
+    return found.rows(f"SELECT {_COLUMNS} FROM scores {which} ORDER BY date, image_uri")
+
+
+def _coco(found: Results, settings: ExportSettings) -> None:
+    """Two passes over the rows, so that none has to be kept: images, then their regions."""
+    path, images, regions = _local(settings.output), 0, 0
+    with path.open("w", encoding="utf-8") as file:
+        info = {"description": "regions of anomaly maps above the map threshold", "version": "1.0"}
+        info["runs"] = ", ".join(record.run_id for record in found.records)
+        categories = [{"id": 1, "name": "anomaly", "supercategory": "anomaly"}]
+        file.write(f'{{"info": {json.dumps(info)},\n"licenses": [],\n"categories": {json.dumps(categories)},\n')
+        file.write('"images": [')
+        for images, row in enumerate(_rows(found, settings), start=1):
+            _append(file, images, _coco_image(images, row))
+        file.write('],\n"annotations": [')
+        for image_id, row in enumerate(_rows(found, settings), start=1):
+            for region in row["regions"]:
+                regions += 1
+                _append(file, regions, _coco_region(regions, image_id, region))
+        file.write("]}\n")
+    print(f"coco        {path}  ({images} images, {regions} regions)")
+
+
+def _append(file: TextIO, number: int, item: dict[str, Any]) -> None:
+    file.write(("\n" if number == 1 else ",\n") + json.dumps(item))
+
+
+def _coco_image(image_id: int, row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": image_id,
+        "file_name": row["image_uri"],
+        "width": row["width"],
+        "height": row["height"],
+        "date_captured": row["date"].isoformat(),
+        "anomaly_score": row["anomaly_score"],
+        "p_value": row["p_value"],
+        "is_anomalous": row["is_anomalous"],
+    }
+
+
+def _coco_region(number: int, image_id: int, region: dict[str, Any]) -> dict[str, Any]:
+    width, height = region["x1"] - region["x0"], region["y1"] - region["y0"]
+    x0, y0, x1, y1 = (region[name] for name in ("x0", "y0", "x1", "y1"))
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": 1,
+        "bbox": [x0, y0, width, height],
+        "area": width * height,
+        "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
+        "iscrowd": 0,
+        "score": region["peak"],
+    }
+
+
+def _fiftyone(found: Results, settings: ExportSettings) -> None:
+    """Images are copied, since FiftyOne opens local files; heatmaps lie beside them, on the display scale."""
+    root = _pictures.folder(settings.output)
+    if any(root.iterdir()):
+        raise ConfigError(f"{root} is not empty; choose another --output")
+    for name in ("data", "fields/heatmap"):
+        (root / name).mkdir(parents=True)
+    heatmaps, samples, failed = _pictures.Heatmaps(), 0, 0
+    name = f"fcdd-{'-'.join(dict.fromkeys(record.collection for record in found.records))}"
+    about = {"name": name, "media_type": "image", "info": {"runs": [record.run_id for record in found.records]}}
+    (root / "metadata.json").write_text(json.dumps(about))
+    with (root / "samples.json").open("w", encoding="utf-8") as file:
+        file.write('{"samples": [')
+        for row in _rows(found, settings):
+            try:
+                data = storage.read_checked(_pictures.info(row))
+            except ImageError as error:
+                log.warning("left out %s: %s", _console.printable(row["image_uri"]), error)
+                failed += 1
+                continue
+            samples += 1
+            name = _pictures.file_name(samples, 10**6, row["image_uri"])
+            suffix = Path(row["image_uri"]).suffix.lower()
+            image = f"data/{Path(name).stem}{suffix}"
+            (root / image).write_bytes(data)
+            record = found.record_of(row["model_digest"])
+            values = heatmap.display_scale(heatmaps(row["heatmap"], record), record.map_threshold)
+            Image.fromarray((values * 255).round().astype("uint8")).save(root / f"fields/heatmap/{name}")
+            _append(file, samples, _fiftyone_sample(row, image, f"fields/heatmap/{name}", record.map_threshold))
+        file.write("]}\n")
+    left_out = f", {failed} left out" if failed else ""
+    print(f"fiftyone    {root}  ({samples} images{left_out})")
+    print(f"open        fiftyone.Dataset.from_dir({str(root)!r}, dataset_type=fiftyone.types.FiftyOneDataset)")
+
+
+def _fiftyone_sample(row: dict[str, Any], image: str, heatmap_path: str, threshold: float) -> dict[str, Any]:
+    width, height = row["width"], row["height"]
+    regions = [
+        {
+            "_cls": "Detection",
+            "label": "anomaly",
+            "bounding_box": [
+                region["x0"] / width,
+                region["y0"] / height,
+                (region["x1"] - region["x0"]) / width,
+                (region["y1"] - region["y0"]) / height,
+            ],
+            # On the scale of the heatmap, as FiftyOne wants it: 0.5 is the threshold.
+            "confidence": region["peak"] / (region["peak"] + threshold),
+            "tags": [],
+            "attributes": {},
+        }
+        for region in row["regions"]
+    ]
+    return {
+        "filepath": image,
+        "tags": ["alarm"] if row["is_anomalous"] else [],
+        "image_uri": row["image_uri"],
+        "image_group": row["image_group"],
+        "night": row["date"].isoformat(),
+        "anomaly_score": row["anomaly_score"],
+        "p_value": row["p_value"],
+        "regions": {"_cls": "Detections", "detections": regions},
+        "heatmap": {"_cls": "Heatmap", "tags": [], "map_path": heatmap_path, "range": [0, 255]},
+    }
+
+
+def _onnx(settings: ExportSettings) -> None:
+    if settings.bundle is None:
+        raise ConfigError("--bundle is missing: the location of the bundle")
+    from fcdd import onnx_export
+    from fcdd.detector import Detector
+
+    for name in ("onnxscript", "onnx_ir"):  # they tell of every initializer
+        logging.getLogger(name).setLevel(logging.WARNING)
+    found = onnx_export.export(Detector.load(settings.bundle))
+    storage.write(storage.normalize(settings.output), found.model)
+    print(f"onnx        {settings.output}  ({len(found.model) / 1e6:.1f} MB)")
+    print(f"checked     outputs differ by at most {found.largest_difference:.1e} of the largest map value")
+
+
+def _local(location: str) -> Path:
+    if "://" in location:
+        raise ConfigError(f"expected a local file, got {location!r}")
+    path = Path(location).expanduser()
+    _pictures.folder(str(path.parent))
+    return path
+
+
+if __name__ == "__main__":
+    _console.leave(main())
