@@ -144,7 +144,7 @@ def generate(results: str, *, nights: int, images: int, cells: int = 28) -> list
         found = [each for task, each in placed if task[1] == day]
         quarantine = _quarantine(layout, day, run_id, images)
         records.append(_record(day, run_id, found, quarantine))
-        storage.write(layout.record(run_id), records[-1].model_dump_json(indent=1).encode())
+        storage.write(layout.record(run_id), f"{records[-1].model_dump_json()}\n".encode())
     return records
 
 

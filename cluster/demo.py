@@ -139,7 +139,7 @@ def demonstrate() -> int:
             with watch.measure("copy results"):
                 for folder in ("results", "bundle"):
                     _download(f"s3://demo/{folder}", OUTPUT / folder)
-                [page] = (OUTPUT / "results" / "runs").glob(f"{NIGHTS[1].replace('-', '')}-*/report.html")
+                [page] = (OUTPUT / "results" / "reports").glob(f"*/date={NIGHTS[1]}/*/report.html")
                 shutil.copy(page, OUTPUT)
     except subprocess.CalledProcessError as error:
         print(f"\nthe step ended with exit code {error.returncode}, which it should not", file=sys.stderr)

@@ -132,7 +132,8 @@ def commit(
     if record.num_scored + record.num_quarantined != record.num_listed:
         raise IncompleteRun(f"{record.num_listed} listed, but {record.num_scored} + {record.num_quarantined} published")
     try:
-        storage.create(layout.record(intent.run_id), record.model_dump_json(indent=1).encode())
+        # One line: the JSON tables of Athena, Trino and Spark have a record on each.
+        storage.create(layout.record(intent.run_id), f"{record.model_dump_json()}\n".encode())
     except FileExistsError:
         log.warning("run %s was committed by another process meanwhile; its record stands", intent.run_id)
         clean_up(layout, intent.run_id)

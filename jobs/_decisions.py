@@ -168,7 +168,7 @@ def _drift(layout: Layout, intent: Intent, fitted: Calibration, counts: Counts) 
     if counts.has_too_many_groups:
         reasons.append(f"more than {_MAX_GROUPS} groups: not told apart; --group-pattern names cameras, not lots")
     rows = pa.Table.from_pylist([_row(scope, scopes, fitted, intent.alpha) for scope in scopes], _without_run(DRIFT))
-    path = layout.drift(intent.run_id, "drift-{}.parquet")
+    path = layout.part("drift", intent.collection, intent.day, intent.run_id, "part-00000-{}.parquet")
     part = _parts.place(layout, path, conform(_parts.with_run(rows, intent), DRIFT))
     return Drift(verdict=drift.worst([finding.verdict for _, finding in found]), reasons=_shortened(reasons), part=part)
 

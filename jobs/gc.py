@@ -18,7 +18,7 @@ from jobs._console import LeaseHeld
 from jobs._settings import JobSettings
 from schemas import Layout
 
-TABLES = ("scores", "quarantine", "deleted")
+TABLES = ("scores", "quarantine", "deleted", "drift")
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ def collect(settings: GcSettings) -> None:
     layout = Layout(storage.normalize(settings.results))
     before = datetime.now(UTC) - timedelta(days=settings.older_than_days)
     parts = [info for table in TABLES for info in _objects(f"{layout.results}/{table}")]
-    parts += [info for info in _objects(layout.runs()) if _run_of(info.uri, layout) and not _is_mark(info.uri)]
     staged = {run_id: _objects(layout.staging(run_id)) for run_id in _runs.staged(layout)}
     records = _runs.records(layout)
     committed = {record.run_id for record in records}
@@ -51,10 +50,10 @@ def collect(settings: GcSettings) -> None:
     removed: list[ObjectInfo] = []
     for run_id, objects in staged.items():
         if run_id in committed or all(info.last_modified < before for info in objects):
-            leftovers = [info for info in parts if _run_of(info.uri, layout) == run_id and info.uri not in named]
+            leftovers = [info for info in parts if _run_of(info.uri) == run_id and info.uri not in named]
             removed += _remove_run(layout, run_id, objects, leftovers, settings.dry_run)
     for info in parts:
-        if info.uri not in named and _run_of(info.uri, layout) not in staged and info.last_modified < before:
+        if info.uri not in named and _run_of(info.uri) not in staged and info.last_modified < before:
             removed += _remove([info], f"part that no record names: {info.uri}", settings.dry_run)
     for folder in sorted({info.uri.rsplit("/", 1)[0] for info in _objects(layout.leases())}):
         if _lease.state(folder, now=datetime.now(UTC)) is None:
@@ -63,18 +62,9 @@ def collect(settings: GcSettings) -> None:
     print(f"{'would remove' if settings.dry_run else 'removed'} {_size(removed)}")
 
 
-def _run_of(uri: str, layout: Layout) -> str | None:
-    """The run that a part or a drift table belongs to; None for what belongs to none, as a record."""
-    if uri.startswith(f"{layout.runs()}/"):
-        run_id, slash, _ = uri.removeprefix(f"{layout.runs()}/").partition("/")
-        return run_id if slash else None
+def _run_of(uri: str) -> str:
+    """The run that a part belongs to."""
     return uri.split("/run=")[-1].split("/")[0]
-
-
-def _is_mark(uri: str) -> bool:
-    """What lies beside a record without being named in it: who was told, and the report."""
-    name = uri.rsplit("/", 1)[1]
-    return name.startswith("notified-") or name == "report.html"
 
 
 def _remove_run(

@@ -119,7 +119,7 @@ def nightly(settings: NightlySettings) -> int:
 
 def _report_once(settings: NightlySettings, layout: Layout, record: RunRecord) -> list[str]:
     """The report of a run, unless it is there; why it could not be written. The same command tries again."""
-    uri = layout.report(record.run_id)
+    uri = layout.report(record.collection, record.day, record.run_id)
     if not settings.report or storage.exists(uri):
         return []
     from jobs import _report  # it loads torch, to draw

@@ -19,7 +19,7 @@ class Layout:
     results: str
 
     def part(self, table: str, collection: str, day: date, run_id: str, name: str) -> str:
-        """A published part of `table` ("scores", "quarantine", "deleted"), relative to the results location."""
+        """A published part of `table` ("scores", "quarantine", "deleted", "drift"), relative to the results."""
         return f"{self.folder(table, collection, day, run_id)}/{name}"
 
     def folder(self, table: str, collection: str, day: date, run_id: str) -> str:
@@ -34,17 +34,13 @@ class Layout:
         """The commit record: the run exists for readers if and only if this object exists."""
         return f"{self.runs()}/{run_id}.json"
 
-    def drift(self, run_id: str, name: str) -> str:
-        """The drift table of a run, beside its record, relative to the results location."""
-        return f"runs/{run_id}/{name}"
-
     def notified(self, run_id: str, way: str) -> str:
         """There once somebody has been told of the run in this way."""
         return f"{self.runs()}/{run_id}/notified-{way}"
 
-    def report(self, run_id: str) -> str:
-        """The report of a run, beside its record."""
-        return f"{self.runs()}/{run_id}/report.html"
+    def report(self, collection: str, day: date, run_id: str) -> str:
+        """The report of a run."""
+        return f"{self.results}/{self.folder('reports', collection, day, run_id)}/report.html"
 
     def labels(self, collection: str) -> str:
         """What people said of the images of a collection."""

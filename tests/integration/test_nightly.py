@@ -161,15 +161,17 @@ def re_run_verbs(line: Line) -> list[str]:
     return [run["drift"] for run in json.loads(here("runs", "--results", line.results, "--output", "json").stdout)]
 
 
-def test_the_drift_table_lies_beside_the_record_and_any_engine_reads_it(line: Line) -> None:
+def test_the_drift_table_lies_beside_the_scores_and_any_engine_reads_it(line: Line) -> None:
     line.upload("nights/2026-11-01", seed=1, brighter=25)
     line.nightly()
     [record] = line.records()
     assert record.drift.part is not None
-    assert record.drift.part.path.startswith(f"runs/{record.run_id}/drift-")
+    assert record.drift.part.path.startswith(
+        f"drift/collection={record.collection}/date={record.day}/run={record.run_id}/part-00000-"
+    )
     found = duckdb.sql(
         "SELECT scope, image_group, num_images, num_calibration, num_alarms, verdict, findings, average_map "
-        f"FROM '{line.results}/runs/*/drift-*.parquet' ORDER BY image_group"
+        f"FROM '{line.results}/drift/**/*.parquet' ORDER BY image_group"
     ).fetchall()
     assert [row[:4] for row in found] == [
         ("collection", "", 60, 200),
@@ -371,13 +373,16 @@ def test_drift_tables_and_marks_stay_and_what_no_record_names_goes(line: Line, r
     [record] = line.records()
     assert (record.num_scored, record.supersedes) == (5, first.run_id)
     assert "canary-secret" not in record.model_dump_json()
-    stray = f"{line.results}/runs/{record.run_id}/drift-0123456789abcdef.parquet"
+    stray = f"{line.results}/drift/collection=c/date=2026-11-02/run={record.run_id}/part-00000-0123456789abcdef.parquet"
     storage.write(stray, b"of a dead attempt")
-    storage.write(f"{line.results}/runs/20261102-dead/drift-0123456789abcdef.parquet", b"of a dead run")
+    storage.write(
+        f"{line.results}/drift/collection=c/date=2026-11-02/run=20261102-dead/part-00000-0123456789abcdef.parquet",
+        b"of a dead run",
+    )
     before = {str(path) for path in Path(line.results).rglob("*") if path.is_file()}
     here("gc", "--results", line.results, "--older-than-days", "0")
     after = {str(path) for path in Path(line.results).rglob("*") if path.is_file()}
-    assert {path.rsplit("/", 2)[1] for path in before - after} == {record.run_id, "20261102-dead"}
+    assert {path.rsplit("/run=", 1)[1].split("/")[0] for path in before - after} == {record.run_id, "20261102-dead"}
     assert len(before - after) == 2
     assert any("notified-webhook" in path for path in after)
 
