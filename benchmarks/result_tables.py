@@ -8,8 +8,10 @@ The columns that readers select by are drawn anew for every image; anomaly maps 
 import argparse
 import datetime as dt
 import functools
+import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pyarrow as pa
@@ -127,7 +129,7 @@ def _quarantine(layout: Layout, night: dt.date, run_id: str, images: int) -> Par
     return _parts.place(layout, path, pa.Table.from_pylist(found, QUARANTINE))
 
 
-def generate(results: str, *, nights: int, images: int, cells: int = 28) -> list[RunRecord]:
+def generate(results: str, *, nights: int, images: int, cells: int = 28, processes: int = 1) -> list[RunRecord]:
     """Commit so many nights of so many scored images each."""
     layout = Layout(storage.normalize(results))
     days = [FIRST_NIGHT + dt.timedelta(days=index) for index in range(nights)]
@@ -136,8 +138,12 @@ def generate(results: str, *, nights: int, images: int, cells: int = 28) -> list
         for day in days
         for start in range(0, images, PART_ROWS)
     ]
-    with ProcessPoolExecutor(2) as pool:
-        placed = list(zip(tasks, pool.map(_place, tasks), strict=True))
+    with ExitStack() as stack:
+        run = map
+        if processes > 1:  # forked ones would inherit the locks of the storage client's threads
+            context = multiprocessing.get_context("spawn")
+            run = stack.enter_context(ProcessPoolExecutor(processes, context)).map  # type: ignore[assignment]
+        placed = list(zip(tasks, run(_place, tasks), strict=True))
     records = []
     for day in days:
         run_id = f"{day:%Y%m%d}-generated"
@@ -200,7 +206,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=333_334, help="of each night")
     parser.add_argument("--cells", type=int, default=28, help="side of the anomaly maps")
     given = parser.parse_args()
-    records = generate(given.folder, nights=given.nights, images=given.images, cells=given.cells)
+    records = generate(given.folder, nights=given.nights, images=given.images, cells=given.cells, processes=2)
     size = sum(part.bytes for record in records for part in record.parts())
     print(f"{len(records)} nights, {sum(r.num_scored for r in records)} images, {size / 1e9:.2f} GB in {given.folder}")
 

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from fcdd.receptive_field import ReceptiveField
 
@@ -34,6 +33,8 @@ def find(
     Cells that touch by an edge or a corner belong together. A cell covers `stride` network-input pixels
     around its centre, scaled to the original image.
     """
+    from scipy import ndimage  # late: who reads regions that were found needs none of it
+
     labels, count = ndimage.label(map_uv > threshold, structure=np.ones((3, 3)))
     found = []
     for index, box in enumerate(ndimage.find_objects(labels), start=1):

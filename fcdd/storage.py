@@ -113,6 +113,8 @@ def _checked(read: Callable[[], T]) -> T:
         raise ImageError("vanished", "deleted since it was listed") from error
     except _STORE_ERRORS as error:
         raise ImageError("forbidden" if _is_refusal(error) else "fetch_failed", _first_line(error)) from error
+    except ValueError as error:  # a key that the client does not take
+        raise ImageError("fetch_failed", _first_line(error)) from error
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -52,7 +52,7 @@ class Verdict(BaseModel):
     mask: str | None = Field(None, max_length=MAX_MASK_CHARACTERS)
 
 
-class BadDrawing(ValueError):
+class BadDrawing(Exception):
     """A box or mask that is none."""
 
 
@@ -158,4 +158,4 @@ def _decoded(mask: str) -> Image.Image:
                 raise BadDrawing(f"expected a mask of at most {_MAX_MASK_PIXELS} pixels, got {image.size}")
             return image.convert("RGBA").getchannel("A").point([255 if alpha >= 128 else 0 for alpha in range(256)])
     except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise BadDrawing(f"the mask is no PNG in base64: {error}") from error
+        raise BadDrawing("the mask is no PNG in base64") from error

@@ -119,12 +119,14 @@ def nightly(settings: NightlySettings) -> int:
 
 def _report_once(settings: NightlySettings, layout: Layout, record: RunRecord) -> list[str]:
     """The report of a run, unless it is there; why it could not be written. The same command tries again."""
-    uri = layout.report(record.collection, record.day, record.run_id)
-    if not settings.report or storage.exists(uri):
+    if not settings.report:
         return []
     from jobs import _report  # it loads torch, to draw
 
+    uri = layout.report(record.collection, record.day, record.run_id)
     try:
+        if storage.exists(uri):
+            return []
         storage.write(uri, _report.build(layout.results, record, images=REPORT_IMAGES))
     except Exception as error:  # whatever is wrong with a picture or a page: the run is committed, and must be told of
         log.exception("the report of run %s could not be written", record.run_id)

@@ -205,6 +205,8 @@ $("erase").addEventListener("click", erase);
 for (const [id, kind] of [["heat", "heat"], ["boxes", "boxes"]])
   $(id).addEventListener("change", () => stage.classList.toggle(kind, $(id).checked));
 for (const radio of document.querySelectorAll("[name=tool]")) radio.addEventListener("change", () => choose(radio.value));
+// Once the brush has its width, the keys are for the images again.
+$("size").addEventListener("change", () => $("size").blur());
 window.addEventListener("resize", () => { if (items.length) fit(); });
 
 const KEYS = {
@@ -214,7 +216,7 @@ const KEYS = {
   x: () => choose(tool === "box" ? "none" : "box"), m: () => choose(tool === "brush" ? "none" : "brush"),
 };
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.altKey || event.metaKey || event.target.matches("input[type=range]")) return;
+  if (event.ctrlKey || event.altKey || event.metaKey) return;
   const act = KEYS[event.key];
   if (act && items.length) { event.preventDefault(); act(); }
 });

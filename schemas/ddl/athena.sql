@@ -118,16 +118,24 @@ WHERE place = 1;
 
 CREATE OR REPLACE VIEW fcdd_scores AS
 SELECT * FROM fcdd_scores_parts
-WHERE "$path" IN (SELECT concat('s3://factory/results/', part.path) FROM fcdd_current_runs CROSS JOIN UNNEST(scores) AS t(part));
+WHERE regexp_extract("$path", 'scores/collection=.*$') IN (
+    SELECT t.path FROM fcdd_current_runs CROSS JOIN UNNEST(scores) AS t(path)
+);
 
 CREATE OR REPLACE VIEW fcdd_quarantine AS
 SELECT * FROM fcdd_quarantine_parts
-WHERE "$path" IN (SELECT concat('s3://factory/results/', part.path) FROM fcdd_current_runs CROSS JOIN UNNEST(quarantine) AS t(part));
+WHERE regexp_extract("$path", 'quarantine/collection=.*$') IN (
+    SELECT t.path FROM fcdd_current_runs CROSS JOIN UNNEST(quarantine) AS t(path)
+);
 
 CREATE OR REPLACE VIEW fcdd_deleted AS
 SELECT * FROM fcdd_deleted_parts
-WHERE "$path" IN (SELECT concat('s3://factory/results/', part.path) FROM fcdd_current_runs CROSS JOIN UNNEST(deleted) AS t(part));
+WHERE regexp_extract("$path", 'deleted/collection=.*$') IN (
+    SELECT t.path FROM fcdd_current_runs CROSS JOIN UNNEST(deleted) AS t(path)
+);
 
 CREATE OR REPLACE VIEW fcdd_drift AS
 SELECT * FROM fcdd_drift_parts
-WHERE "$path" IN (SELECT concat('s3://factory/results/', drift.part.path) FROM fcdd_current_runs WHERE drift.part IS NOT NULL);
+WHERE regexp_extract("$path", 'drift/collection=.*$') IN (
+    SELECT drift.part.path FROM fcdd_current_runs WHERE drift.part IS NOT NULL
+);

@@ -1,4 +1,4 @@
--- Spark SQL: replace s3a://factory/results, run once per session, or with USING ... in a metastore; then, after each night:
+-- Spark SQL: replace s3a://factory/results, run once (with a metastore) or once per session; then, after each night:
 --   MSCK REPAIR TABLE fcdd_scores_parts;   and the same for the other tables of parts
 -- Ask the views fcdd_scores, fcdd_quarantine, fcdd_deleted, fcdd_drift: they show what the commit records name, of every
 -- night only the run that counts. The tables of parts also hold superseded and unfinished runs.
@@ -130,16 +130,24 @@ WHERE place = 1;
 
 CREATE OR REPLACE VIEW fcdd_scores AS
 SELECT * FROM fcdd_scores_parts
-WHERE _metadata.file_path IN (SELECT concat('s3a://factory/results/', part.path) FROM fcdd_current_runs LATERAL VIEW explode(scores) AS part);
+WHERE regexp_extract(_metadata.file_path, '(scores/collection=.*)$', 1) IN (
+    SELECT part.path FROM fcdd_current_runs LATERAL VIEW explode(scores) AS part
+);
 
 CREATE OR REPLACE VIEW fcdd_quarantine AS
 SELECT * FROM fcdd_quarantine_parts
-WHERE _metadata.file_path IN (SELECT concat('s3a://factory/results/', part.path) FROM fcdd_current_runs LATERAL VIEW explode(quarantine) AS part);
+WHERE regexp_extract(_metadata.file_path, '(quarantine/collection=.*)$', 1) IN (
+    SELECT part.path FROM fcdd_current_runs LATERAL VIEW explode(quarantine) AS part
+);
 
 CREATE OR REPLACE VIEW fcdd_deleted AS
 SELECT * FROM fcdd_deleted_parts
-WHERE _metadata.file_path IN (SELECT concat('s3a://factory/results/', part.path) FROM fcdd_current_runs LATERAL VIEW explode(deleted) AS part);
+WHERE regexp_extract(_metadata.file_path, '(deleted/collection=.*)$', 1) IN (
+    SELECT part.path FROM fcdd_current_runs LATERAL VIEW explode(deleted) AS part
+);
 
 CREATE OR REPLACE VIEW fcdd_drift AS
 SELECT * FROM fcdd_drift_parts
-WHERE _metadata.file_path IN (SELECT concat('s3a://factory/results/', drift.part.path) FROM fcdd_current_runs WHERE drift.part IS NOT NULL);
+WHERE regexp_extract(_metadata.file_path, '(drift/collection=.*)$', 1) IN (
+    SELECT drift.part.path FROM fcdd_current_runs WHERE drift.part IS NOT NULL
+);

@@ -1,7 +1,7 @@
--- Trino with the Hive connector: replace s3://factory/results and the schema hive.fcdd, run once; then, after each night:
+-- Trino, Hive connector: replace s3://factory/results and the schema hive.fcdd, run once; then, after each night:
 --   CALL hive.system.sync_partition_metadata('fcdd', 'scores_parts', 'ADD');   and the same for the other tables
 -- Ask the views scores, quarantine, deleted, drift: they show what the commit records name, of every night only the run
--- that counts. The tables of parts also hold superseded and unfinished runs. `run` is a folder, `run_id` who wrote the row.
+-- that counts. The tables of parts also hold superseded and unfinished runs.
 
 CREATE TABLE hive.fcdd.runs (
     run_id varchar,
@@ -137,16 +137,24 @@ WHERE place = 1;
 
 CREATE OR REPLACE VIEW hive.fcdd.scores AS
 SELECT * FROM hive.fcdd.scores_parts
-WHERE "$path" IN (SELECT concat('s3://factory/results/', part.path) FROM hive.fcdd.current_runs CROSS JOIN UNNEST(scores) AS t(part));
+WHERE regexp_extract("$path", 'scores/collection=.*$') IN (
+    SELECT t.path FROM hive.fcdd.current_runs CROSS JOIN UNNEST(scores) AS t(path)
+);
 
 CREATE OR REPLACE VIEW hive.fcdd.quarantine AS
 SELECT * FROM hive.fcdd.quarantine_parts
-WHERE "$path" IN (SELECT concat('s3://factory/results/', part.path) FROM hive.fcdd.current_runs CROSS JOIN UNNEST(quarantine) AS t(part));
+WHERE regexp_extract("$path", 'quarantine/collection=.*$') IN (
+    SELECT t.path FROM hive.fcdd.current_runs CROSS JOIN UNNEST(quarantine) AS t(path)
+);
 
 CREATE OR REPLACE VIEW hive.fcdd.deleted AS
 SELECT * FROM hive.fcdd.deleted_parts
-WHERE "$path" IN (SELECT concat('s3://factory/results/', part.path) FROM hive.fcdd.current_runs CROSS JOIN UNNEST(deleted) AS t(part));
+WHERE regexp_extract("$path", 'deleted/collection=.*$') IN (
+    SELECT t.path FROM hive.fcdd.current_runs CROSS JOIN UNNEST(deleted) AS t(path)
+);
 
 CREATE OR REPLACE VIEW hive.fcdd.drift AS
 SELECT * FROM hive.fcdd.drift_parts
-WHERE "$path" IN (SELECT concat('s3://factory/results/', drift.part.path) FROM hive.fcdd.current_runs WHERE drift.part IS NOT NULL);
+WHERE regexp_extract("$path", 'drift/collection=.*$') IN (
+    SELECT drift.part.path FROM hive.fcdd.current_runs WHERE drift.part IS NOT NULL
+);

@@ -4,6 +4,7 @@ import io
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import skimage.data
@@ -11,10 +12,12 @@ from PIL import Image
 
 from cluster import demo
 from cluster.local_s3 import LocalS3
-from fcdd import storage
+from fcdd import bundle, storage
 from fcdd.datasets import LabelledImage
 from jobs import _runs
 from schemas import RunRecord
+from tests.line import NUM_CALIBRATION, Line, here
+from tests.unit.test_detector import make
 
 Fcdd = Callable[..., subprocess.CompletedProcess[str]]
 COLLECTION, NIGHT = "cells", "2026-11-01"
@@ -110,3 +113,23 @@ def night(
     done = fcdd(*night.arguments())
     [record] = _runs.committed(results, COLLECTION)
     return Night(trained.bundle, images, results, f"{root}/labels.csv", uploaded, broken, done.stdout, record)
+
+
+@pytest.fixture(scope="session")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The bundle of all lines, made by `fcdd calibrate`."""
+    line = Line(str(tmp_path_factory.mktemp("line")))
+    make(score="maximum").save(f"{line.root}/raw")
+    line.upload("good", NUM_CALIBRATION, seed=9)
+    here(
+        "calibrate", "--bundle", f"{line.root}/raw", "--images", f"{line.root}/good", "--output", f"{line.root}/bundle"
+    )
+    return f"{line.root}/bundle"
+
+
+@pytest.fixture
+def line(tmp_path: Path, calibrated: str) -> Line:
+    line = Line(str(tmp_path))
+    for name in bundle.FILES:
+        storage.write(f"{line.root}/bundle/{name}", storage.read(f"{calibrated}/{name}"))
+    return line

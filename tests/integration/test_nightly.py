@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -24,82 +23,12 @@ from PIL import Image
 
 from fcdd import bundle, calibration, heatmap, storage
 from fcdd.detector import Detector
-from jobs import _parts, _runs
+from jobs import _parts
 from schemas import DRIFT, Layout, RunRecord
-from tests.integration.test_scoring import here, number
+from tests.integration.test_scoring import number
+from tests.line import NUM_CALIBRATION, NUM_IMAGES, SIZE, Line, here, picture
 from tests.nominal import nominal
 from tests.unit.test_detector import make
-
-NUM_CALIBRATION, NUM_IMAGES = 200, 60
-SIZE = (40, 56)
-
-
-def picture(seed: int, *, brighter: float = 0.0, defect: bool = False) -> bytes:
-    """A noisy gradient; a defect is a red block at a place of its own."""
-    generator = np.random.default_rng(seed)
-    pixels = 90 + 60 * np.linspace(0, 1, SIZE[1])[None, :, None] + generator.normal(0, 12, (*SIZE, 3)) + brighter
-    pixels += generator.normal(0, 6)
-    if defect:
-        top, left = generator.integers(0, 25), generator.integers(0, 40)
-        pixels[top : top + 14, left : left + 14] = [255, 0, 0]
-    sink = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(sink, "PNG")
-    return sink.getvalue()
-
-
-@dataclass
-class Line:
-    """A production line: a calibrated bundle, and folders of nights, on a disk."""
-
-    root: str
-
-    @property
-    def results(self) -> str:
-        return f"{self.root}/results"
-
-    def upload(
-        self, folder: str, count: int = NUM_IMAGES, *, seed: int, brighter: float = 0.0, defects: int = 0
-    ) -> None:
-        for index in range(count):
-            data = picture(seed * 1000 + index, brighter=brighter, defect=index < defects)
-            storage.write(f"{self.root}/{folder}/cam-{index % 2}/{index:03d}.png", data)
-
-    def nightly(self, *options: str, day: int = 1, check: bool = False) -> "subprocess.CompletedProcess[str]":
-        where = ["--bundle", f"{self.root}/bundle", "--results", self.results, "--collection", "c"]
-        images = [] if "--images" in options else ["--images", f"{self.root}/nights/{{date}}"]
-        night = () if "--date" in options else ("--date", f"2026-11-{day:02d}")
-        return here("nightly", *where, *images, *night, "--workers", "0", *options, check=check)
-
-    def around(self, verb: str, *options: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-        return here(verb, "--results", self.results, "--collection", "c", *options, check=check)
-
-    def rows(self, *options: str) -> list[dict[str, Any]]:
-        every = ("--top", "1000", "--duplicates", "--output", "json")
-        found: list[dict[str, Any]] = json.loads(self.around("query", *every, *options).stdout)
-        return found
-
-    def records(self) -> list[RunRecord]:
-        return _runs.current(_runs.records(Layout(f"file://{self.results}"), "c"))
-
-
-@pytest.fixture(scope="module")
-def calibrated(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The bundle of all lines, made by `fcdd calibrate`."""
-    line = Line(str(tmp_path_factory.mktemp("line")))
-    make(score="maximum").save(f"{line.root}/raw")
-    line.upload("good", NUM_CALIBRATION, seed=9)
-    here(
-        "calibrate", "--bundle", f"{line.root}/raw", "--images", f"{line.root}/good", "--output", f"{line.root}/bundle"
-    )
-    return f"{line.root}/bundle"
-
-
-@pytest.fixture
-def line(tmp_path: Path, calibrated: str) -> Line:
-    line = Line(str(tmp_path))
-    for name in bundle.FILES:
-        storage.write(f"{line.root}/bundle/{name}", storage.read(f"{calibrated}/{name}"))
-    return line
 
 
 class Receiver(http.server.ThreadingHTTPServer):

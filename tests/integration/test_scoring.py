@@ -1,13 +1,8 @@
 """What `fcdd score` and the commands around it promise, by the real commands; without Ray where it changes nothing."""
 
-import contextlib
-import importlib
-import io
 import json
-import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -27,6 +22,7 @@ from jobs import _parts, _runs
 from schemas import Layout, RunRecord
 from tests.conftest import Fcdd
 from tests.faults.harness import encoded
+from tests.line import here
 from tests.unit.test_detector import make
 
 pytestmark = pytest.mark.s3
@@ -35,25 +31,6 @@ NUM_IMAGES = 12
 
 def picture(seed: int) -> bytes:
     return encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 56, 3)).astype(np.uint8)))
-
-
-def here(*arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-    """`fcdd <verb> ...` in this process, which has torch already: what needs no process of its own is tested so."""
-    verb, *argv = arguments
-    out, err = io.StringIO(), io.StringIO()
-    handler, root, terminate = logging.StreamHandler(err), logging.getLogger(), signal.getsignal(signal.SIGTERM)
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = importlib.import_module(f"jobs.{verb.replace('-', '_')}").main(argv)
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
-        signal.signal(signal.SIGTERM, terminate)
-    assert not check or code == 0, f"{arguments} exited {code}:\n{out.getvalue()}{err.getvalue()}"
-    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
 
 
 class Place:

@@ -1,0 +1,462 @@
+"""The report and the review page in a real browser: every control used, no error, nothing asked of the network."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from fcdd import heatmap, storage
+from jobs import _reviewing, results
+from schemas import LABELS, Layout
+from tests.integration.test_results import HOSTILE, hostile, nights  # noqa: F401
+from tests.line import Line, here
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
+needs_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: install Debian's package chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A page, and what it complained of and asked for."""
+
+    def __init__(self, browser: Browser, **options: Any) -> None:
+        self.page: Page = browser.new_context(**options).new_page()
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}"))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+
+    def screenshot(self, name: str) -> None:
+        if SCREENSHOTS:
+            self.page.screenshot(path=f"{SCREENSHOTS}/{name}.png", full_page=True)
+
+    def asked(self) -> set[str]:
+        """Everything but what is within the page."""
+        return {url for url in self.requests if not url.startswith("data:")}
+
+
+@pytest.fixture(scope="module")
+def report(nights: Line, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    here("report", "--results", nights.results, "--date", "2026-11-02", "--images", "12", "--output", str(path))
+    return path
+
+
+def opacity(page: Page, selector: str) -> float:
+    page.wait_for_timeout(250)  # it fades
+    return float(page.locator(selector).first.evaluate("element => getComputedStyle(element).opacity"))
+
+
+@needs_a_browser
+def test_the_report_works_by_mouse_and_by_keyboard(browser: Browser, report: Path, nights: Line) -> None:  # noqa: F811
+    watched = Watched(browser)
+    page = watched.page
+    page.goto(report.as_uri())
+    watched.screenshot("report-light")
+    record = nights.records()[1]
+    cards = page.locator(".card b").all_inner_texts()
+    assert cards[:4] == [str(n) for n in (record.num_anomalous, record.num_discoveries, record.num_scored, 2)]
+    assert page.locator("h1 .verdict").inner_text() == record.drift.verdict
+    figures = page.locator("figure.worst")
+    expect(figures).to_have_count(12)
+    worst = [image.image_uri for image in results.open_run(nights.results, record.run_id).images()]
+    assert figures.first.locator("p.uri").text_content() == worst[0]
+    broken = "images => images.filter(image => !image.complete || !image.naturalWidth).length"
+    assert page.locator("img").evaluate_all(broken) == 0
+
+    layer, one = "figure.worst img.over", page.locator("figure.worst .view").first
+    assert opacity(page, layer) == 1
+    one.click()
+    assert opacity(page, layer) == 0  # this one is switched
+    assert opacity(page, "#image-2 img.over") == 1  # and no other
+    one.click()
+    page.locator("#heat").click()
+    assert opacity(page, layer) == 0
+    page.keyboard.press("h")
+    assert opacity(page, layer) == 1
+    assert opacity(page, "figure.worst svg.over") == 0
+    page.keyboard.press("b")
+    assert opacity(page, "figure.worst svg.over") == 1
+    page.locator("#boxes").click()
+    assert opacity(page, "figure.worst svg.over") == 0
+
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.id") == "image-3"  # the first was clicked
+    page.keyboard.press("Enter")
+    large = page.locator("#large")
+    expect(large).to_be_visible()
+    expect(large).to_contain_text(re.compile(r"^\s*3\s"))
+    page.keyboard.press("ArrowRight")
+    expect(large).to_contain_text(re.compile(r"^\s*4\s"))
+    large.locator(".view").click()
+    assert page.locator("#image-4 .one").is_checked()  # the small one follows
+    page.keyboard.press("Escape")
+    expect(large).to_be_hidden()
+    page.locator("figure.worst a[href^='#alike-']").first.click()
+    expect(page.locator("tr[id^=alike-]").first).to_be_in_viewport()
+    for summary in page.locator("summary:visible").all():
+        summary.click()
+    page.locator("#drift ~ details summary").first.click()  # it was open
+    assert [
+        page.locator(f"#{part}").count() for part in ("scores", "nights", "drift", "quarantine", "time", "model")
+    ] == [1] * 6
+    assert page.locator("#drift ~ details .maps img").count() >= 3
+    expect(page.locator("pre")).to_contain_text("Fully Convolutional Data Description")
+    expect(page.get_by_text("not_an_image").first).to_be_visible()
+    assert watched.complaints == []
+    assert watched.asked() == {report.as_uri()}
+
+
+@needs_a_browser
+def test_the_report_is_whole_without_scripts_in_the_dark_and_on_paper(
+    browser: Browser, report: Path, tmp_path: Path
+) -> None:
+    watched = Watched(browser, java_script_enabled=False, color_scheme="dark")
+    watched.page.goto(report.as_uri())
+    watched.screenshot("report-dark")
+    assert watched.page.locator("figure.worst").count() == 12
+    watched.page.locator("figure.worst .view").first.click()
+    expect(watched.page.locator(".one").first).to_be_checked()
+    watched.page.locator("#boxes").click()
+    watched.page.locator("summary").first.click()
+    dark = Watched(browser, color_scheme="dark")
+    dark.page.goto(report.as_uri())
+    channels = re.findall(r"\d+", dark.page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert max(map(int, channels[:3])) < 60
+    dark.page.pdf(path=str(tmp_path / "report.pdf"))
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+    dark.page.emulate_media(media="print")
+    expect(dark.page.locator(".controls")).to_be_hidden()
+    assert watched.complaints == dark.complaints == []
+
+
+@needs_a_browser
+def test_hostile_names_are_text_in_the_report(browser: Browser, hostile: str, tmp_path: Path) -> None:  # noqa: F811
+    """Its images and its bundle are out of reach, too: the report says so and is written all the same."""
+    path = tmp_path / "report.html"
+    here("report", "--results", hostile, "--images", "8", "--output", str(path))
+    watched = Watched(browser)
+    watched.page.goto(path.as_uri())
+    watched.screenshot("report-hostile")
+    names = watched.page.locator("figure.worst p.uri").all_text_contents()
+    printable = [re.sub(r"[\n\r\u202e\u200b]", "\N{REPLACEMENT CHARACTER}", name) for name in HOSTILE]
+    assert names[: len(HOSTILE)] == printable
+    assert watched.page.locator("script").count() == 1
+    text = watched.page.locator("body").inner_text()
+    assert "8 of them cannot be shown" in text
+    assert "There are no heatmaps and no calibration in this report" in text
+    assert "=HYPERLINK(1)" in text
+    assert "=cmd|' /C calc'!A0" in watched.page.locator("#quarantine ~ details td.uri").all_text_contents()
+    assert watched.complaints == []
+    assert watched.asked() == {path.as_uri()}
+
+
+@needs_a_browser
+def test_a_script_that_got_into_a_report_would_not_run(browser: Browser, report: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(
+        report.read_text().replace("<h1>", "<img src=x onerror='window.bad=1'><script>window.bad=1</script><h1>")
+    )
+    watched = Watched(browser)
+    watched.page.goto(path.as_uri())
+    assert watched.page.evaluate("window.bad") is None
+    assert any("Content Security Policy" in each for each in watched.complaints)
+
+
+def test_a_report_of_200_images_is_below_10_megabytes_whatever_they_show(tmp_path: Path, calibrated: str) -> None:
+    """Noise is what a codec can do least about."""
+    line = Line(str(tmp_path))
+    random = np.random.default_rng(0)
+    for index in range(200):
+        noise = Image.fromarray(random.integers(0, 256, (360, 480, 3)).astype(np.uint8))
+        path = Path(line.root, f"images/{index:03d}.bmp")
+        path.parent.mkdir(exist_ok=True)
+        noise.save(path)
+    line.around(
+        *("score", "--bundle", calibrated, "--images", f"{line.root}/images", "--workers", "0", "--date", "2026-11-01")
+    )
+    here("report", "--results", line.results, "--images", "200", "--output", f"{line.root}/report.html")
+    text = Path(line.root, "report.html").read_text()
+    assert (
+        text.count('<figure class="worst"') + sum(map(int, re.findall(r'class="n">(\d+)</td><td><details', text)))
+        == 200
+    )
+    assert len(text) < 10_000_000
+
+
+def test_nightly_writes_the_report_once_and_a_failure_is_tried_again(tmp_path: Path, calibrated: str) -> None:
+    line = Line(str(tmp_path))
+    for page in storage.pages(calibrated):
+        for info in page:
+            storage.write(f"{line.root}/bundle/{info.uri.rsplit('/', 1)[1]}", storage.read(info.uri))
+    line.upload("nights/2026-11-01", 20, seed=1)
+    folder = Path(line.results, "reports")
+    folder.mkdir(parents=True)
+    (folder / "collection=c").write_text("in the way")
+    failed = line.nightly()
+    assert failed.returncode == 1
+    assert "is committed, but its report could not be written" in failed.stderr
+    (folder / "collection=c").unlink()
+    assert "report       file://" in line.nightly(check=True).stdout
+    [record] = line.records()
+    uri = Layout(f"file://{line.results}").report("c", record.day, record.run_id)
+    written = storage.stat(uri)
+    line.nightly(check=True)
+    assert storage.stat(uri) == written
+    assert record.run_id.encode() in storage.read(uri)
+    line.upload("nights/2026-11-02", 20, seed=2)
+    line.nightly("--no-report", day=2, check=True)
+    assert len(list(folder.rglob("*.html"))) == 1
+
+
+@contextlib.contextmanager
+def reviewing(line: Line, *options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """`fcdd review`, until it is left; its address."""
+    command = ["review", "--results", line.results, "--date", "2026-11-02", "--port", "0", *options]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        for text in process.stdout:
+            if text.startswith("open "):
+                break
+        else:
+            raise AssertionError(process.communicate())
+        yield text.split()[1], process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def labels(line: Line) -> dict[str, dict[str, Any]]:
+    path = f"{line.results}/labels/collection=c/labels.parquet"
+    table = pq.read_table(path, partitioning=None)
+    assert table.schema.equals(LABELS, check_metadata=True)
+    return {row["image_uri"]: row for row in table.to_pylist()}
+
+
+@needs_a_browser
+def test_the_review_page_labels_every_image_in_every_way(browser: Browser, nights: Line) -> None:  # noqa: F811
+    scores = {p: p.read_bytes() for p in Path(nights.root).rglob("*") if p.is_file() and "labels" not in p.parts}
+    with reviewing(nights, "--images", "12", "--reviewer", "ann") as (address, process):
+        watched = Watched(browser, viewport={"width": 1200, "height": 800})
+        page = watched.page
+        page.goto(address)
+        uris = [image.image_uri for image in results.open(nights.results, date="2026-11-02").images()]
+        expect(page.locator("#name")).to_have_text(uris[0])
+        expect(page.locator("#picture")).to_have_js_property("naturalWidth", 56)
+        page.wait_for_function("document.getElementById('layer').naturalWidth > 0")
+        watched.screenshot("review")
+
+        page.keyboard.press("h")
+        assert opacity(page, "#layer") == 0
+        page.locator("#heat").click()
+        assert opacity(page, "#layer") == 1
+        page.keyboard.press("r")
+        assert opacity(page, "#regions") == 0
+        page.locator("#boxes").click()
+
+        page.locator("#false").click()
+        expect(page.locator("#name")).to_have_text(uris[1])  # and on
+        page.keyboard.press("b")
+        expect(page.locator("#name")).to_have_text(uris[2])
+        page.keyboard.press("d")
+        expect(page.locator("#name")).to_have_text(uris[3])
+        found = labels(nights)
+        assert [found[uri]["label"] for uri in uris[:3]] == [0, -1, 1]
+        assert found[uris[2]]["mask_uri"] == ""
+        assert found[uris[2]]["reviewer"] == "ann"
+
+        # A box and a stroke: whoever draws says that there is a defect.
+        stage = page.locator("#stage").bounding_box()
+        assert stage is not None
+
+        def drag(x0: float, y0: float, x1: float, y1: float) -> None:
+            page.mouse.move(stage["x"] + x0 * stage["width"], stage["y"] + y0 * stage["height"])
+            page.mouse.down()
+            page.mouse.move(stage["x"] + x1 * stage["width"], stage["y"] + y1 * stage["height"], steps=4)
+            page.mouse.up()
+
+        page.keyboard.press("x")
+        drag(0.25, 0.25, 0.5, 0.5)
+        expect(page.locator("#state")).to_have_text("real defect")
+        page.locator("#tool-brush").click()
+        page.locator("#size").fill("10")
+        drag(0.75, 0.75, 0.9, 0.9)
+        page.keyboard.press("m")
+        # Gone before the answer came: nothing of the drawing may be lost.
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#name")).to_have_text(uris[4])
+        page.keyboard.press("ArrowLeft")
+        expect(page.locator("#state")).to_have_text("real defect")
+        page.wait_for_timeout(300)
+        row = labels(nights)[uris[3]]
+        [box] = row["boxes"]
+        assert [box[name] for name in ("x0", "y0", "x1", "y1")] == pytest.approx([14, 10, 28, 20], abs=1)
+        mask = np.asarray(Image.open(row["mask_uri"].removeprefix("file://")))
+        assert (mask.shape, set(np.unique(mask))) == ((40, 56), {0, 255})
+        assert (mask[box["y0"] : box["y1"], box["x0"] : box["x1"]] == 255).all()
+        assert mask[33, 46] == 255
+        assert mask[5, 50] == 0
+        watched.screenshot("review-drawn")
+
+        # Said again, the drawing stays; cleared, it goes; taken back, all goes.
+        page.keyboard.press("d")
+        page.wait_for_timeout(300)
+        assert labels(nights)[uris[3]]["mask_uri"] == row["mask_uri"]
+        page.keyboard.press("k")
+        page.locator("#previous").click()
+        page.locator("#next").click()
+        page.keyboard.press("j")
+        while page.locator("#name").text_content() != uris[3]:
+            page.keyboard.press("ArrowLeft")
+        page.keyboard.press("c")
+        page.wait_for_timeout(300)
+        assert (labels(nights)[uris[3]]["boxes"], labels(nights)[uris[3]]["mask_uri"]) == ([], "")
+        page.locator("#erase").click()
+        page.keyboard.press("u")
+        expect(page.locator("#state")).to_have_text("")
+        assert uris[3] not in labels(nights)
+        page.locator("#unlabelled").click()
+        while "12 of 12" not in (page.locator("#progress").text_content() or ""):
+            before = page.locator("#progress").text_content()
+            page.keyboard.press("f")
+            expect(page.locator("#progress")).not_to_have_text(before or "")
+        expect(page.locator("#message")).to_have_text("every image here has a label")
+        assert watched.complaints == []
+        assert all(url.startswith(address) for url in watched.asked())
+        process.send_signal(signal.SIGINT)
+        said, complained = process.communicate(timeout=20)
+    assert process.returncode == 0, complained
+    assert "labelled    12 of 12: 1 real defects, 10 false alarms, 1 bad images" in said
+    assert "next        fcdd calibrate --bundle" in said
+    after = {p: p.read_bytes() for p in Path(nights.root).rglob("*") if p.is_file() and "labels" not in p.parts}
+    assert {p: b for p, b in after.items() if "_leases" not in p.parts} == scores
+    with reviewing(nights, "--images", "12") as (address, _):  # labels are there again
+        page = Watched(browser).page
+        page.goto(address)
+        expect(page.locator("#progress")).to_have_text("12 of 12 labelled")
+    found = results.open(nights.results).sql("SELECT label, count(*) FROM labels GROUP BY ALL ORDER BY ALL").fetchall()
+    assert found == [(-1, 1), (0, 10), (1, 1)]
+
+
+def ask(address: str, path: str, *, body: bytes | None = None, **headers: str) -> tuple[int, str]:
+    request = urllib.request.Request(
+        address.rstrip("/") + path, body, {k.replace("_", "-"): v for k, v in headers.items()}
+    )
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as answer:
+            return answer.status, answer.read().decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_only_our_own_page_may_label(nights: Line) -> None:  # noqa: F811
+    json_type = {"Content_Type": "application/json"}
+    with reviewing(nights) as (address, _):
+        assert ask(address, "/items")[0] == 200
+        assert ask(address, "/items", Host="evil.example")[0] == 400  # another name that was made to point here
+        verdict = b'{"label": 0}'
+        assert ask(address, "/label/0", body=verdict, Origin="http://evil.example", **json_type)[0] == 403
+        assert ask(address, "/label/0", body=verdict, Content_Type="text/plain")[0] == 415
+        assert ask(address, "/label/0", body=b'{"label": 7}', **json_type)[0] == 422
+        assert ask(address, "/label/0", body=b'{"label": 1, "extra": 1}', **json_type)[0] == 422
+        code, why = ask(address, "/label/0", body=b'{"label": 1, "mask": "bm8gcG5n"}', **json_type)
+        assert (code, why) == (422, "not a verdict: the mask is no PNG in base64")
+        outside = b'{"label": 1, "boxes": [{"x0": 100, "y0": 0, "x1": 120, "y1": 9}]}'
+        assert "expected a box within 56 x 40 pixels" in ask(address, "/label/0", body=outside, **json_type)[1]
+        big = b'{"label": 1, "mask": "' + b"A" * (_reviewing.MAX_MASK_CHARACTERS + 200_000) + b'"}'
+        with contextlib.suppress(OSError):  # it may hang up while we are still sending
+            assert ask(address, "/label/0", body=big, **json_type)[0] == 413
+        for path in ("/picture/99999", "/layer/99999", "/mask/99999"):
+            assert ask(address, path)[0] == 404
+        assert ask(address, "/../../etc/passwd")[0] == 404
+        assert ask(address, "/")[0] == 200
+
+
+def test_beyond_this_machine_a_token_is_asked_for(nights: Line) -> None:  # noqa: F811
+    with reviewing(nights, "--host", "0.0.0.0") as (printed, _):
+        address, token = printed.split("?token=")
+        address = address.replace("0.0.0.0", "127.0.0.1")
+        assert len(token) >= 32
+        assert ask(address, "/items")[0] == 401
+        assert ask(address, "/items?token=wrong")[0] == 401
+        assert ask(address, "/label/0?token=" + token, body=b'{"label": 0}', Content_Type="application/json")[0] == 401
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPCookieProcessor())
+        with opener.open(f"{address}?token={token}", timeout=20) as answer:
+            assert "token" not in answer.url  # it is in a cookie from now on
+        with opener.open(f"{address}items", timeout=20) as answer:
+            assert answer.status == 200
+
+
+def test_one_review_of_a_collection_at_a_time(nights: Line) -> None:  # noqa: F811
+    with reviewing(nights):
+        second = here("review", "--results", nights.results, "--port", "0", check=False)
+        assert second.returncode == 6
+        assert "review" in second.stderr
+
+
+def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path: Path) -> None:  # noqa: F811
+    """As `fcdd review` keeps them: alarms that are real and false, a bad image, one with a mask."""
+    line = Line(str(tmp_path))
+    for name in ("results", "bundle", "images"):
+        shutil.copytree(f"{nights.root}/{name}", f"{line.root}/{name}")
+    shutil.rmtree(f"{line.results}/labels", ignore_errors=True)
+    night = results.open(line.results, date="2026-11-02")
+    layout = Layout(night.location)
+    said = _reviewing.Labels(layout, "c")
+    now = night.records[0].committed_at
+    rows = list(night.rows("SELECT * FROM scores ORDER BY anomaly_score DESC, image_uri"))
+    alarms = [row for row in rows if row["is_anomalous"]]
+    assert len(alarms) >= 6
+    box = _reviewing.Box(x0=3, y0=4, x1=13, y1=20)
+    for index, row in enumerate(alarms):
+        verdict = _reviewing.Verdict(label=1, boxes=(box,)) if index % 3 else _reviewing.Verdict(label=0)
+        said.say(row, verdict, reviewer="", now=now)
+    said.say(alarms[0], _reviewing.Verdict(label=-1), reviewer="", now=now)
+    uri = layout.labels("c")
+    real = [row for row in alarms if said.of(row["image_uri"])["label"] == 1]  # type: ignore[index]
+    recalibrated = line.around(
+        *("calibrate", "--bundle", f"{line.root}/bundle", "--reviewed", uri, "--date", "2026-11-02"),
+        *("--alpha", "0.05", "--output", f"{line.root}/again"),
+    ).stdout
+    # Neither the real defects nor the bad image are nominal.
+    assert f"images      {len(rows) - len(real) - 1} nominal ones" in recalibrated
+    evaluated = line.around("evaluate", "--labels", uri, "--date", "2026-11-02").stdout
+    assert f"{len(alarms) - len(real) - 1} nominal, {len(real)} anomalous" in evaluated
+    from jobs import _labels
+
+    listed = _labels.read_anomalies(uri)
+    assert [image for image, _ in listed] == sorted(row["image_uri"] for row in real)
+    masks = [np.asarray(Image.open(mask.removeprefix("file://"))) for _, mask in listed if mask]
+    assert len(masks) == len(real)
+    assert all((mask > 0).sum() == 160 for mask in masks)
+    assert heatmap.VERSION == 1

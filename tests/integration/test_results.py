@@ -1,0 +1,543 @@
+"""What people and programs get from committed results: questions, SQL, the Python API, other engines, files."""
+
+import csv
+import datetime as dt
+import io
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from benchmarks import result_tables
+from fcdd import heatmap, images, storage
+from fcdd.detector import Detector
+from fcdd.errors import ConfigError
+from jobs import results
+from jobs.results import Results
+from schemas import LABELS, QUARANTINE, SCORES, Layout
+from tests.integration.test_nightly import Line
+from tests.line import NUM_IMAGES, here, picture
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = [
+    "s3://b/<script>alert(1)</script>.png",
+    "s3://b/\"quoted\" & 'apostrophe'; DROP TABLE scores--.png",
+    "s3://b/line\nbreak\r\n=1+1.png",
+    "=cmd|' /C calc'!A0",
+    "s3://b/\N{RIGHT-TO-LEFT OVERRIDE}gnp.exe\N{ZERO WIDTH SPACE}.png",
+]
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory, calibrated: str) -> Line:
+    """Two nights: the second has defects, the first night's images again, near-duplicates and broken files."""
+    line = Line(str(tmp_path_factory.mktemp("nights")))
+    for page in storage.pages(calibrated):
+        for info in page:
+            storage.write(f"{line.root}/bundle/{info.uri.rsplit('/', 1)[1]}", storage.read(info.uri))
+    line.upload("images", seed=1)
+    common = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/images", "--workers", "0")
+    line.around("score", *common, "--date", "2026-11-01")
+    for index in range(6):
+        storage.write(f"{line.root}/images/cam-0/{index:03d}.png", picture(1000 + index, defect=True))
+    for copy in range(4):
+        storage.write(f"{line.root}/images/cam-1/copy-{copy}.png", picture(1000, defect=True))
+    storage.write(f"{line.root}/images/cam-1/broken.png", b"not an image")
+    storage.write(f"{line.root}/images/cam-1/001.png", b"")
+    line.around("score", *common, "--date", "2026-11-02")
+    return line
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A night whose most anomalous images, and whose quarantine, have names that are meant to do harm."""
+    root = str(tmp_path_factory.mktemp("hostile"))
+    [record] = result_tables.generate(root, nights=1, images=100, cells=6)
+    for name, parts in (("scores", record.scores), ("quarantine", record.quarantine)):
+        path = f"{root}/{parts[0].path}"
+        rows = pq.read_table(path, partitioning=None)
+        uris = HOSTILE + rows["image_uri"].to_pylist()[len(HOSTILE) :]
+        rows = rows.set_column(rows.column_names.index("image_uri"), rows.schema.field("image_uri"), pa.array(uris))
+        groups = pa.array(["=HYPERLINK(1)"] * len(HOSTILE) + ["camera"] * (rows.num_rows - len(HOSTILE)))
+        rows = rows.set_column(rows.column_names.index("image_group"), rows.schema.field("image_group"), groups)
+        if name == "scores":
+            scores = np.concatenate([np.linspace(90, 80, len(HOSTILE)), np.linspace(0.4, 0.1, 95)]).astype(np.float32)
+            index = rows.column_names.index("anomaly_score")
+            rows = rows.set_column(index, rows.schema.field("anomaly_score"), pa.array(scores))
+        pq.write_table(rows, path)
+    return root
+
+
+def ask(line: Line, *options: str) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(
+        here("query", "--results", line.results, *options, "--output", "json").stdout
+    )
+    return found
+
+
+def test_the_top_is_by_score_with_near_duplicates_as_one_line(nights: Line) -> None:
+    every = ask(nights, "--top", "200", "--duplicates", "--date", "2026-11-02")
+    scores = [row["anomaly_score"] for row in every]
+    assert scores == sorted(scores, reverse=True)  # type: ignore[type-var]
+    top = ask(nights, "--top", "5", "--date", "2026-11-02")
+    assert len(top) == 5
+    assert max(int(str(row["num_alike"])) for row in top) >= 5  # one defect and its four copies
+    assert {row["image_uri"] for row in ask(nights, "--alarms", "--duplicates", "--top", "99")} == {
+        row["image_uri"] for row in ask(nights, "sql", "--sql", "SELECT image_uri FROM scores WHERE is_anomalous")
+    }
+
+
+def test_history_follows_one_image_also_into_the_quarantine(nights: Line) -> None:
+    uri = f"file://{nights.root}/images/cam-1/001.png"
+    states = [(row["date"], row["state"], row["reason"]) for row in ask(nights, "history", "--uri", uri)]
+    assert states == [("2026-11-01", "scored", ""), ("2026-11-02", "quarantined", "empty: the object has 0 bytes")]
+    assert ask(nights, "history", "--uri", "s3://never/seen.png") == []
+
+
+def test_alarms_are_counted_per_night_and_camera(nights: Line) -> None:
+    rows = ask(nights, "alarms")
+    assert [(row["date"], row["prefix"]) for row in rows] == [
+        (f"2026-11-0{day}", f"cam-{camera}") for day in (1, 2) for camera in (0, 1)
+    ]
+    first, second = nights.records()
+    for record, counted in ((first, rows[:2]), (second, rows[2:])):
+        for name, total in (
+            ("scored", record.num_scored),
+            ("alarms", record.num_anomalous),
+            ("quarantined", record.num_quarantined),
+        ):
+            assert sum(int(str(row[name])) for row in counted) == total
+    folders = {row["prefix"] for row in ask(nights, "alarms", "--by", "folder")}
+    assert folders == {f"file://{nights.root}/images/cam-{camera}" for camera in (0, 1)}
+    assert {row["prefix"] for row in ask(nights, "alarms", "--by", "night")} == {""}
+
+
+def test_quarantine_says_why_with_an_example(nights: Line) -> None:
+    rows = {str(row["reason"]): row for row in ask(nights, "quarantine")}
+    assert {reason: row["images"] for reason, row in rows.items()} == {"empty": 1, "not_an_image": 1}
+    assert str(rows["not_an_image"]["example"]).endswith("/cam-1/broken.png")
+
+
+def test_changes_are_those_of_images_that_both_nights_have(nights: Line) -> None:
+    changed = {
+        str(row["image_uri"]).split("/images/")[1]: (row["before"], row["now"]) for row in ask(nights, "changes")
+    }
+    assert changed["cam-1/001.png"] == ("no alarm", "quarantined")
+    assert {name for name, (_, now) in changed.items() if now == "alarm"} == {f"cam-0/00{n}.png" for n in (0, 2, 4)}
+    table = here("query", "changes", "--results", nights.results).stdout
+    assert f"of the {NUM_IMAGES} images that both nights have" in " ".join(table.split())
+    assert "drifted" in table
+    with pytest.raises(AssertionError, match="there is one night, so nothing can have changed"):
+        here("query", "changes", "--results", nights.results, "--date", "2026-11-01")
+
+
+def test_only_runs_that_count_are_seen(nights: Line, tmp_path: Path) -> None:
+    again = Line(nights.root)
+    before = nights.records()[0]
+    count = "SELECT date, count(*) AS n FROM scores GROUP BY ALL ORDER BY ALL"
+    seen = ask(nights, "--sql", count)
+    stray = Layout(nights.results).part("scores", "c", dt.date(2026, 11, 1), "dead", "part-00000-00.parquet")
+    path = Path(nights.results, stray)
+    path.parent.mkdir(parents=True)
+    pq.write_table(results.open(nights.results).dataset().to_table(), path)
+    assert ask(again, "--sql", count) == seen
+    assert {row["run_id"] for row in ask(nights, "runs")} == {record.run_id for record in nights.records()}
+    assert before.num_scored == seen[0]["n"]
+
+
+FORBIDDEN = {
+    "a file of the system": ("SELECT * FROM read_text('/etc/passwd')", "Cannot access file"),
+    "a file as a table": ("SELECT * FROM '/etc/passwd'", "does not exist"),
+    "another file as CSV": ("FROM read_csv('/etc/hostname')", "Cannot access file"),
+    "a listing": ("FROM glob('/*')", "Cannot access"),
+    "the environment": ("FROM read_blob('/proc/self/environ')", "Cannot access file"),
+    "a file beside the results": ("FROM read_text('{results}/../secret.txt')", "Cannot access file"),
+    "a record": ("FROM read_text('{results}/runs/*.json')", "Cannot access file"),
+    "secrets": ("FROM duckdb_secrets()", "Cannot access"),
+    "the network": ("FROM 'https://example.com/x.parquet'", "cannot be answered"),
+    "a variable of the process": ("FROM paths", "does not exist"),
+    "writing a file": ("COPY (SELECT 1) TO '{results}/x.csv'", "expected one SELECT, got COPY"),
+    "writing under another name": ("EXPLAIN ANALYZE COPY (SELECT 1) TO '{results}/x.csv'", "got EXPLAIN"),
+    "writing a part": ("COPY scores TO '{part}'", "got COPY"),
+    "exporting": ("EXPORT DATABASE '{results}/x'", "got EXPORT"),
+    "another database": ("ATTACH '{results}/x.db'", "got ATTACH"),
+    "an extension": ("INSTALL httpfs", "got "),
+    "a setting": ("SET enable_external_access = true", "got SET"),
+    "a table": ("CREATE TABLE x AS SELECT 1", "got CREATE"),
+    "two statements": ("SELECT 1; COPY (SELECT 1) TO '{results}/x.csv'", "got SELECT and COPY"),
+    "nothing": (" ", "got nothing"),
+    "no SQL": ("what is anomalous?", "not SQL"),
+    "an unknown column": ("SELECT nonsense FROM scores", "cannot be answered"),
+}
+
+
+@pytest.mark.parametrize("case", FORBIDDEN)
+def test_sql_of_ones_own_reads_the_results_and_nothing_else(nights: Line, case: str) -> None:
+    Path(nights.root, "secret.txt").write_text("canary")
+    query, message = FORBIDDEN[case]
+    found = results.open(nights.results)
+    query = query.format(results=nights.results, part=found.paths()[0].removeprefix("file://"))
+    before = {path: path.stat().st_mtime_ns for path in Path(nights.root).rglob("*")}
+    done = here("query", "--results", nights.results, "--sql", query, check=False)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert "canary" not in done.stdout + done.stderr
+    assert {path: path.stat().st_mtime_ns for path in Path(nights.root).rglob("*")} == before
+
+
+def test_explain_shows_that_other_nights_and_row_groups_are_left_out(tmp_path: Path) -> None:
+    """20 nights of 12,000 images: three row groups each."""
+    result_tables.generate(str(tmp_path), nights=5, images=12_000, cells=4)
+    uri = result_tables.image_uri(result_tables.FIRST_NIGHT, 7_777)
+    query = f"SELECT * FROM scores WHERE date = '{result_tables.FIRST_NIGHT}' AND image_uri = '{uri}'"
+    common = ("query", "--results", str(tmp_path), "--sql", query)
+    assert [row["row_id"] for row in json.loads(here(*common, "--output", "json").stdout)] == [7_777]
+    plan = here(*common, "--explain").stdout
+    assert "files 1 of 5, row groups 1 of 3, 1 rows" in plan
+    assert re.search(r"read \d+\.\d\d MB in \d+ requests, 1 of 3 row groups", plan)
+    assert "file filters: (date = '2026-10-01'::DATE)" in plan
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet", "arrow"])
+def test_answers_are_the_same_in_every_format(nights: Line, tmp_path: Path, kind: str) -> None:
+    query = "SELECT image_uri, anomaly_score, is_anomalous, date, regions, heatmap FROM scores ORDER BY image_uri, date"
+    path = tmp_path / f"x.{kind}"
+    here("query", "--results", nights.results, "--sql", query, "--output", kind, "--to", str(path))
+    wanted = results.open(nights.results).sql(query).to_arrow_table()
+    if kind == "parquet":
+        assert pq.read_table(path).equals(wanted)
+    elif kind == "arrow":
+        assert pa.ipc.open_stream(path).read_all().equals(wanted)
+    elif kind == "json":
+        rows = json.loads(path.read_text())
+        assert [row["image_uri"] for row in rows] == wanted["image_uri"].to_pylist()
+        assert rows[0]["regions"] == wanted["regions"][0].as_py()
+    else:
+        frame = pd.read_csv(path)
+        assert frame["anomaly_score"].to_list() == pytest.approx(wanted["anomaly_score"].to_pylist())
+        assert frame["is_anomalous"].to_list() == wanted["is_anomalous"].to_pylist()
+    refused = here("query", "--results", nights.results, "--to", str(tmp_path / "y"), check=False)
+    assert "a table is for the screen" in refused.stderr
+
+
+def test_hostile_names_are_text_in_every_answer(hostile: str) -> None:
+    common = ("query", "--results", hostile, "--top", "5", "--duplicates")
+    table = here(*common).stdout
+    assert "<script>alert(1)</script>" in table
+    assert not {"\N{RIGHT-TO-LEFT OVERRIDE}", "\r", "\x1b"} & set(table)
+    assert json.loads(here(*common, "--output", "json").stdout)[2]["image_uri"] == HOSTILE[2]
+    cells = list(csv.reader(io.StringIO(here(*common, "--output", "csv").stdout, newline="")))
+    named = [dict(zip(cells[0], row, strict=True)) for row in cells[1:]]
+    assert [row["image_uri"] for row in named] == [*HOSTILE[:3], f"'{HOSTILE[3]}", HOSTILE[4]]
+    assert not [cell for row in cells for cell in row if cell[:1] in ("=", "+", "-", "@", "\t", "\r")]
+    assert all(row["image_group"] == "'=HYPERLINK(1)" for row in named)
+    shown = here("query", "quarantine", "--results", hostile).stdout
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in shown
+
+
+def test_a_question_starts_without_torch_and_ray(nights: Line) -> None:
+    """And they need not be installed: importing them is made impossible."""
+    code = textwrap.dedent(f"""
+        import sys
+        for name in ("torch", "ray", "torchvision", "sklearn", "scipy", "starlette", "uvicorn"):
+            sys.modules[name] = None
+        from jobs import cli, results
+        night = results.open({nights.results!r}, date="2026-11-02")
+        image = next(night.images("is_anomalous"))
+        print(image.heatmap.shape, len(night.pandas()), night.dataset().count_rows())
+        sys.argv = ["fcdd", "query", "--results", {nights.results!r}, "--top", "1", "--output", "json"]
+        sys.exit(cli.main())
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shape, answer = done.stdout.split("\n", 1)
+    scored = nights.records()[1].num_scored
+    assert shape == f"(8, 12) {scored} {scored}"
+    assert len(json.loads(answer)) == 1
+
+
+def test_the_python_api_gives_the_same_rows_in_every_form(nights: Line) -> None:
+    night = results.open(nights.results, collection="c", date="2026-11-02")
+    wanted = sorted(row["image_uri"] for row in night.rows("SELECT image_uri FROM scores"))
+    assert sorted(night.pandas(columns=["image_uri"])["image_uri"]) == wanted
+    assert sorted(night.polars(columns=["image_uri"])["image_uri"]) == wanted
+    assert sorted(night.dataset().to_table(columns=["image_uri"])["image_uri"].to_pylist()) == wanted
+    assert sorted(image.image_uri for image in night.images()) == wanted
+    assert night.dataset("runs").to_table().equals(night.runs())
+    assert night.dataset("labels").schema == LABELS
+    assert night.dataset().schema == SCORES
+    assert night.pandas("quarantine").shape == (2, len(QUARANTINE.names))
+    detector = Detector.load(f"{nights.root}/bundle")
+    for image in night.images("anomaly_score > $least", {"least": 0}):
+        scored = detector.score([storage.read(image.image_uri)])
+        step = (scored.maps.max() - scored.maps.min()) / 255
+        np.testing.assert_allclose(image.heatmap, scored.maps[0], atol=step)
+        assert image.anomaly_score == pytest.approx(float(scored.maximum[0]))
+        break
+    whole = results.open(nights.results)
+    assert [record.day.day for record in whole.records] == [1, 2]
+    assert [record.day.day for record in results.open(nights.results, until="2026-11-01").records] == [1]
+    assert results.open_run(nights.results, whole.records[0].run_id).records == whole.records[:1]
+
+
+def test_what_is_not_there_is_one_sentence(nights: Line) -> None:
+    for call, message in (
+        (lambda: results.open(nights.results, collection="x"), "no committed run of 'x'.*there are: c 2026-11-01"),
+        (lambda: results.open(nights.results, date="2026-12-24"), "no committed run on 2026-12-24"),
+        (lambda: results.open(nights.results, since="2026-12-01"), "no committed run from 2026-12-01"),
+        (lambda: results.open(nights.results, date="yesterday"), "expected a date like 2026-11-24, got 'yesterday'"),
+        (lambda: results.open_run(nights.results, "x"), "there is no committed run 'x'"),
+        (lambda: results.open(nights.results).dataset("x"), "there is no table 'x'; there are: scores, "),
+        (lambda: results.open(nights.results).pandas(columns=["x"]), r"scores has no columns \['x'\]"),
+        (lambda: results.open(nights.results).paths("runs"), "made of the commit records"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()
+
+
+@pytest.mark.s3
+def test_results_in_a_bucket_are_read_with_the_environments_credentials(nights: Line, prefix: str) -> None:
+    for page in storage.pages(nights.results):
+        for info in page:
+            storage.write(info.uri.replace(f"file://{nights.results}", f"{prefix}/results"), storage.read(info.uri))
+    there = results.open(f"{prefix}/results", date="2026-11-02")
+    assert there.dataset().count_rows() == there.records[0].num_scored
+    assert there.sql("SELECT count(*) FROM quarantine").fetchall() == [(2,)]
+    plan = here(
+        "query", "--results", f"{prefix}/results", "--sql", "SELECT max(p_value) FROM scores", "--explain"
+    ).stdout
+    assert re.search(r"read 0\.\d\d MB in \d+ requests", plan)
+    refused = here("query", "--results", f"{prefix}/results", "--sql", f"FROM read_text('{prefix}/x')", check=False)
+    assert "Cannot access file" in refused.stderr
+    refused = here("query", "--results", f"{prefix}/results", "--sql", "FROM read_text('/etc/passwd')", check=False)
+    assert "Cannot access file" in refused.stderr
+
+
+@pytest.mark.ray
+def test_other_engines_read_what_the_documentation_says(
+    nights: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every example of docs/results.md is run as it stands, on the results of this test."""
+    monkeypatch.chdir(tmp_path)
+    Path("results").symlink_to(nights.results)
+    text = (ROOT / "docs/results.md").read_text().replace("line-4", "c").replace("2026-11-24", "2026-11-02")
+    namespace: dict[str, object] = {}
+    blocks = re.findall(r"```(python|sql)\n(.*?)```", text, re.DOTALL)
+    assert [kind for kind, _ in blocks].count("python") == 6
+    for kind, code in blocks:
+        if kind == "sql":
+            connection = duckdb.connect()
+            for statement in code.split(";"):
+                if statement.strip():
+                    namespace["duckdb"] = connection.execute(statement).fetchall()
+        else:
+            exec(code, namespace)
+    whole = results.open(nights.results)
+    second = results.open(nights.results, date="2026-11-02")
+    alarms = [image.image_uri for image in second.images("is_anomalous")]
+    assert [row[0] for row in namespace["duckdb"]] == alarms[:10]  # type: ignore[attr-defined]
+    every = sorted(whole.images("is_anomalous"), key=lambda image: -image.anomaly_score)
+    assert list(namespace["worst"]["anomaly_score"]) == [image.anomaly_score for image in every[:10]]  # type: ignore[index]
+    assert len(namespace["frame"]) == whole.dataset().count_rows()  # type: ignore[arg-type]
+    assert sorted(namespace["hottest"]) == sorted(set(alarms))  # type: ignore[call-overload]
+    assert namespace["alarms"].num_rows == len(every)  # type: ignore[attr-defined]
+    assert namespace["by_camera"]["count()"].sum() == whole.dataset().count_rows()  # type: ignore[index]
+    namespace["ray"].shutdown()  # type: ignore[attr-defined]
+
+
+def test_a_heatmap_is_decoded_without_this_package(nights: Line) -> None:
+    """By the Python function of schemas/heatmap.md, and by DuckDB with schemas/heatmap.sql."""
+    [function] = re.findall(r"```python\n(.*?)```", (ROOT / "schemas/heatmap.md").read_text(), re.DOTALL)
+    assert len([line for line in function.splitlines() if line.strip()]) <= 20
+    namespace: dict[str, object] = {}
+    exec(function, namespace)
+    connection = duckdb.connect()
+    connection.execute((ROOT / "schemas/heatmap.sql").read_text())
+    connection.execute("CREATE TABLE encoded (heatmap BLOB)")
+    encoded = [image.encoded_heatmap for image in results.open(nights.results, date="2026-11-02").images()][:20]
+    encoded.append(heatmap.encode(np.zeros((3, 5), np.float32)))
+    encoded.append(heatmap.encode(np.float32([[1e-40, 3e38], [0, 1]])))
+    for each in encoded:
+        wanted = heatmap.decode(each)
+        np.testing.assert_array_equal(namespace["decode_heatmap"](each), wanted)  # type: ignore[operator]
+        connection.execute("DELETE FROM encoded")
+        connection.execute("INSERT INTO encoded VALUES (?)", [each])
+        [(rows, low, high)] = connection.execute(
+            "SELECT heatmap_decode(heatmap), heatmap_low(heatmap), heatmap_high(heatmap) FROM encoded"
+        ).fetchall()
+        np.testing.assert_allclose(np.array(rows), wanted, rtol=1e-6, atol=1e-30 + 2e-7 * float(wanted.max()))
+        assert (low, high) == (wanted.min(), wanted.max())
+    with pytest.raises(ValueError, match="not a heatmap of version 1"):
+        namespace["decode_heatmap"](b"\2" + encoded[0][1:])  # type: ignore[operator]
+
+
+def test_heatmap_draws_the_worst_images_with_an_index(nights: Line, tmp_path: Path) -> None:
+    folder = tmp_path / "worst"
+    said = here(
+        "heatmap", "--results", nights.results, "--date", "2026-11-02", "--top", "3", "--output", str(folder)
+    ).stdout
+    index = pd.read_csv(folder / "index.csv")
+    assert [path.name for path in sorted(folder.glob("*.png"))] == list(index["file"])
+    top = ask(nights, "--top", "3", "--date", "2026-11-02")
+    assert list(index["image_uri"]) == [row["image_uri"] for row in top]
+    assert all(str(row["image_uri"]) in said for row in top)
+    shown = Image.open(folder / index["file"][0])
+    assert shown.text["image_uri"] == top[0]["image_uri"]  # type: ignore[attr-defined]
+    width, height = 56, 40
+    assert shown.width >= 2 * width
+    assert shown.height > height  # the caption is below the pictures
+    original = np.asarray(images.decode_full(storage.read(str(top[0]["image_uri"]))))
+    np.testing.assert_array_equal(np.asarray(shown)[:height, :width], original)
+
+
+def test_heatmap_of_one_image_in_every_style(nights: Line, tmp_path: Path) -> None:
+    [row] = ask(nights, "--top", "1", "--date", "2026-11-02")
+    record = nights.records()[1]
+    common = ("heatmap", "--results", nights.results, "--date", "2026-11-02", "--uri", str(row["image_uri"]))
+    made = {}
+    for style in ("overlay", "16-bit", "numpy"):
+        folder = tmp_path / style
+        here(*common, "--style", style, "--no-caption", "--no-regions", "--output", str(folder))
+        [made[style]] = folder.glob("01-*")
+    values = np.load(made["numpy"])
+    assert (values.dtype, values.shape) == (np.float32, (40, 56))
+    levels = np.asarray(Image.open(made["16-bit"])).astype(np.float64)
+    threshold = record.map_threshold
+    np.testing.assert_allclose(threshold * levels / (65535 - levels), values, rtol=2e-3, atol=1e-3)
+    image = next(results.open_run(nights.results, record.run_id).images())
+    full = Detector.load(record.bundle).heatmap(image.heatmap)
+    assert values.max() == pytest.approx(full.max(), rel=0.05)
+    overlay = np.asarray(Image.open(made["overlay"])).astype(int)
+    original = np.asarray(images.decode_full(storage.read(image.image_uri))).astype(int)
+    cold, hot = values < 0.2 * threshold, values > 1.5 * threshold
+    assert hot.any()
+    if cold.any():
+        assert np.abs(overlay - original)[cold].max() <= 1
+    assert np.abs(overlay - original)[hot].max(1).mean() > 20
+
+
+def test_heatmap_takes_a_list_and_refuses_what_was_not_scored(nights: Line, tmp_path: Path) -> None:
+    wanted = [str(row["image_uri"]) for row in ask(nights, "--top", "4", "--date", "2026-11-01")]
+    listed = tmp_path / "list.csv"
+    listed.write_text("image_uri\n" + "\n".join(wanted))
+    common = ("heatmap", "--results", nights.results, "--output", str(tmp_path / "h"))
+    here(*common, "--uris", str(listed))
+    assert sorted(pd.read_csv(tmp_path / "h/index.csv")["image_uri"]) == sorted(wanted)
+    refused = here(*common, "--uri", "s3://no/such.png", check=False)
+    assert refused.returncode == 2
+    assert "1 of 1 images were not scored in these runs, the first is 's3://no/such.png'" in refused.stderr
+
+
+def test_heatmap_of_images_that_are_gone_says_so(hostile: str, tmp_path: Path) -> None:
+    done = here("heatmap", "--results", hostile, "--top", "2", "--output", str(tmp_path / "h"), check=False)
+    assert done.returncode == 2
+    assert "not one picture could be made" in done.stderr
+
+
+def test_regions_are_coco_annotations(nights: Line, tmp_path: Path) -> None:
+    path = tmp_path / "regions.json"
+    here("export", "coco", "--results", nights.results, "--date", "2026-11-02", "--output", str(path))
+    alarms = list(results.open(nights.results, date="2026-11-02").images("is_anomalous"))
+    coco = COCO(str(path))
+    assert {image["file_name"] for image in coco.dataset["images"]} == {image.image_uri for image in alarms}
+    assert len(coco.dataset["annotations"]) == sum(len(image.regions) for image in alarms)
+    by_name = {image["file_name"]: image["id"] for image in coco.dataset["images"]}
+    worst = alarms[0]
+    boxes = [each["bbox"] for each in coco.loadAnns(coco.getAnnIds(imgIds=by_name[worst.image_uri]))]
+    assert boxes == [[r.x0, r.y0, r.x1 - r.x0, r.y1 - r.y0] for r in worst.regions]
+    here("export", "coco", "--results", nights.results, "--all", "--output", str(path))
+    assert len(json.loads(path.read_text())["images"]) == sum(record.num_scored for record in nights.records())
+
+
+def test_an_export_for_fiftyone_is_whole(nights: Line, tmp_path: Path) -> None:
+    """The layout of FiftyOne's importer of a FiftyOneDataset without a version; its own reader was run by hand."""
+    folder = tmp_path / "fiftyone"
+    where = ("--results", nights.results, "--date", "2026-11-02", "--output", str(folder))
+    here("export", "fiftyone", *where)
+    samples = json.loads((folder / "samples.json").read_text())["samples"]
+    alarms = {
+        image.image_uri: image for image in results.open(nights.results, date="2026-11-02").images("is_anomalous")
+    }
+    assert {sample["image_uri"] for sample in samples} == set(alarms)
+    assert "version" not in json.loads((folder / "metadata.json").read_text())
+    for sample in samples:
+        image = alarms[sample["image_uri"]]
+        assert (folder / sample["filepath"]).read_bytes() == storage.read(image.image_uri)
+        heat = np.asarray(Image.open(folder / sample["heatmap"]["map_path"]))
+        assert sample["heatmap"]["range"] == [0, 255]
+        assert heat.shape == (32, 48)
+        assert len(sample["regions"]["detections"]) == len(image.regions)
+        for found in sample["regions"]["detections"]:
+            assert 0.5 <= found["confidence"] < 1
+            assert all(0 <= value <= 1 for value in found["bounding_box"])
+    refused = here("export", "fiftyone", *where, check=False)
+    assert "is not empty; choose another --output" in refused.stderr
+
+
+def test_a_bundle_as_onnx_agrees_with_the_detector(nights: Line, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    said = here("export", "onnx", "--bundle", f"{nights.root}/bundle", "--output", str(path)).stdout
+    assert float(re.findall(r"at most (\S+) of", said)[0]) <= 1e-4
+    detector = Detector.load(f"{nights.root}/bundle")
+    pixels = np.stack([images.decode(picture(seed), size=(32, 48), channels=3).pixels for seed in range(5)])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    maps, mean, maximum, top = session.run(None, {"images": pixels})
+    wanted = detector.score(pixels)
+    for found, expected in ((maps, wanted.maps), (mean, wanted.mean), (maximum, wanted.maximum), (top, wanted.top1pct)):
+        np.testing.assert_allclose(found, expected, atol=1e-4 * wanted.maps.max())
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["digest"] == detector.spec.digest
+    assert (about["score"], float(about["threshold"])) == ("score_max", detector.spec.calibration.threshold)
+
+
+WRONG = {
+    "a history of nothing": (["query", "history"], "whose history? add --uri"),
+    "no SQL": (["query", "sql"], "which question? add --sql"),
+    "a night and a range": (["query", "--date", "2026-11-01", "--since", "2026-11-01"], "give one or the other"),
+    "a group that is none": (
+        ["query", "--group", "cam-9"],
+        "no image of the group 'cam-9'; there are: 'cam-0', 'cam-1'",
+    ),
+    "another question": (["query", "why"], "question: Input should be 'top', 'history'"),
+    "pictures into a file": (
+        ["heatmap", "--output", "/dev/null/x"],
+        "cannot create the folder /dev/null/x for pictures",
+    ),
+    "pictures into a bucket": (["heatmap", "--output", "s3://b/x"], "expected a local folder for pictures"),
+    "a report of no run": (["report", "--run", "x"], "there is no committed run 'x'"),
+    "an export without results": (["export", "onnx", "--output", "x"], "--bundle is missing"),
+    "an export to a bucket": (["export", "coco", "--output", "s3://b/x"], "expected a local file"),
+    "a port that is taken": (["review", "--port", "1", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1:1"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_work_is_one_sentence(nights: Line, case: str) -> None:
+    arguments, message = WRONG[case]
+    done = here(arguments[0], *arguments[1:], "--results", nights.results, check=False)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_results_of_several_collections_are_told_apart(nights: Line, tmp_path: Path) -> None:
+    for page in storage.pages(nights.results):
+        for info in page:
+            storage.write(info.uri.replace(f"file://{nights.results}", str(tmp_path)), storage.read(info.uri))
+    result_tables.generate(str(tmp_path), nights=1, images=50, cells=4)
+    assert isinstance(results.open(str(tmp_path)), Results)
+    assert len(results.open(str(tmp_path), collection="generated").records) == 1
+    done = here("report", "--results", str(tmp_path), check=False)
+    assert "there are several collections; choose one with --collection: c, generated" in done.stderr
