@@ -74,7 +74,7 @@ def _read(location: str, what: str) -> tuple[str, pa.Table]:
         data = io.BytesIO(storage.read(uri))
         return uri, pq.read_table(data) if uri.endswith(".parquet") else pyarrow.csv.read_csv(data)
     except FileNotFoundError as error:
-        raise ConfigError(f"{what} {uri} does not exist") from error
+        raise ConfigError(f"{what} {uri} cannot be found") from error
     except pa.ArrowException as error:
         raise ConfigError(f"{what} {uri} cannot be read as CSV or Parquet: {error}") from error
 

@@ -75,7 +75,9 @@ class Line:
         where = ["--bundle", f"{self.root}/bundle", "--results", self.results, "--collection", "c"]
         images = [] if "--images" in options else ["--images", f"{self.root}/nights/{{date}}"]
         night = () if "--date" in options else ("--date", f"2026-11-{day:02d}")
-        return here("nightly", *where, *images, *night, "--workers", "0", *options, check=check)
+        # The report costs seconds; those tests that are about it ask for it.
+        report = () if "--report" in options else ("--no-report",)
+        return here("nightly", *where, *images, *night, "--workers", "0", *report, *options, check=check)
 
     def around(self, verb: str, *options: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         return here(verb, "--results", self.results, "--collection", "c", *options, check=check)

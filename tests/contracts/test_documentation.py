@@ -19,15 +19,24 @@ from jobs.audit import AuditSettings
 from jobs.calibrate import CalibrateSettings
 from jobs.compare import CompareSettings
 from jobs.evaluate import EvaluateSettings
+from jobs.export import ExportSettings
+from jobs.gc import GcSettings
+from jobs.heatmap import HeatmapSettings
 from jobs.nightly import NightlySettings
 from jobs.query import QuerySettings
+from jobs.report import ReportSettings
+from jobs.retry_quarantine import RetrySettings
+from jobs.review import ReviewSettings
+from jobs.runs import RunsSettings
 from jobs.score import ScoreSettings
+from jobs.verify import VerifySettings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 JOBS: list[type[JobSettings]] = [
     *(TrainSettings, ScoreSettings, NightlySettings, CalibrateSettings),
-    *(QuerySettings, CompareSettings, AuditSettings, EvaluateSettings),
+    *(QuerySettings, HeatmapSettings, ReportSettings, ReviewSettings, ExportSettings),
+    *(CompareSettings, AuditSettings, EvaluateSettings, RunsSettings, VerifySettings, GcSettings, RetrySettings),
 ]
 
 
@@ -72,7 +81,9 @@ def test_the_demo_configuration_holds_known_options_only() -> None:
         assert set(table) <= known[verb], verb
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/decisions.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/decisions.md", "docs/results.md", "benchmarks/README.md"]
+)
 def test_files_and_targets_named_in_the_documentation_exist(page: str) -> None:
     text, makefile = (ROOT / page).read_text(), (ROOT / "Makefile").read_text()
     for target in re.findall(r"`make ([a-z-]+)`", text):

@@ -16,7 +16,23 @@ MAY_IMPORT = {
     "jobs": {"jobs", "fcdd", "schemas"},
     "cluster": {"cluster", "fcdd"},
 }
-VERBS = ("train", "score", "nightly", "calibrate", "query", "compare", "audit", "evaluate", "runs", "verify", "gc")
+VERBS = (
+    "train",
+    "score",
+    "nightly",
+    "calibrate",
+    "query",
+    "heatmap",
+    "report",
+    "review",
+    "export",
+    "compare",
+    "audit",
+    "evaluate",
+    "runs",
+    "verify",
+    "gc",
+)
 ENTRIES = {*(f"jobs.{verb}" for verb in (*VERBS, "retry_quarantine", "cli")), "cluster.demo"}
 FORBIDDEN = {
     "fcdd": {"ray", "pyarrow", "duckdb", "boto3"},
@@ -82,7 +98,19 @@ def test_no_pickle_is_ever_read_from_storage() -> None:
             assert not {"cloudpickle", "joblib"} & set(imports(path)), path
 
 
-@pytest.mark.parametrize("module", ["fcdd.storage", "fcdd.heatmap", "schemas", "jobs.query", "jobs.evaluate"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "fcdd.storage",
+        "fcdd.heatmap",
+        "schemas",
+        "jobs.query",
+        "jobs.results",
+        "jobs.report",
+        "jobs.review",
+        "jobs.evaluate",
+    ],
+)
 def test_light_modules_load_neither_torch_nor_ray(module: str) -> None:
     code = f"import {module}, sys; print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

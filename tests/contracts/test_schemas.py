@@ -2,17 +2,29 @@
 
 import hashlib
 import io
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sqlglot
+from sqlglot import expressions
 
 import schemas
 from fcdd.errors import REASONS
-from schemas import DELETED, DRIFT, MANIFEST, QUARANTINE, SCHEMA_VERSION, SCORES
+from schemas import DELETED, DRIFT, LABELS, MANIFEST, QUARANTINE, RUNS, SCHEMA_VERSION, SCORES
 from schemas.layout import is_name
+from schemas.runs import RunRecord
 
-TABLES = {"manifest": MANIFEST, "scores": SCORES, "quarantine": QUARANTINE, "deleted": DELETED, "drift": DRIFT}
+TABLES = {
+    "manifest": MANIFEST,
+    "scores": SCORES,
+    "quarantine": QUARANTINE,
+    "deleted": DELETED,
+    "drift": DRIFT,
+    "labels": LABELS,
+    "runs": RUNS,
+}
 # version -> table -> sha256 of names, types and nullability. Add a version, never edit one that was released.
 FINGERPRINTS = {
     1: {"manifest": "98a0a6aea4ad8181", "scores": "1bc8f4ba5406cec1", "quarantine": "947224b0b3b19505"},
@@ -29,8 +41,17 @@ FINGERPRINTS = {
         "quarantine": "cb670ac193611ef8",
         "deleted": "61192730d5c14570",
         "drift": "1b8c49a3fdbdde3d",
+        "labels": "0d5400cc65682f6d",
+        "runs": "53d09e377ef056ff",
     },
 }
+
+
+# What other engines call the types of our fields.
+HIVE = {"int64": "BIGINT", "int32": "INT", "string": "TEXT", "bool": "BOOLEAN", "float": "FLOAT", "double": "DOUBLE"}
+TRINO = HIVE | {"string": "VARCHAR", "float": "REAL"}
+DIALECTS = {"athena": HIVE, "trino": TRINO, "spark": HIVE}
+DDL = Path(schemas.__file__).parent / "ddl"
 
 
 def fingerprint(schema: pa.Schema) -> str:
@@ -91,3 +112,55 @@ def test_good_collection_names(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "Line", "a/b", "../x", "a=b", "_x", "-x", "a b", "x" * 64, "a\n"])
 def test_names_that_could_be_paths_or_partitions_are_refused(name: str) -> None:
     assert not is_name(name)
+
+
+def _type(kind: pa.DataType, dialect: str) -> str:
+    """As the dialect's parser spells it."""
+    if pa.types.is_list(kind):
+        return f"ARRAY<{_type(kind.value_type, dialect)}>"
+    if pa.types.is_struct(kind):
+        return f"STRUCT<{', '.join(f'{field.name} {_type(field.type, dialect)}' for field in kind)}>"
+    if pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return "VARBINARY" if dialect == "trino" else "BINARY"
+    if pa.types.is_timestamp(kind):
+        return "TIMESTAMP(6)" if dialect == "trino" else "TIMESTAMP"
+    return "DATE" if pa.types.is_date(kind) else DIALECTS[dialect][str(kind)]
+
+
+def _columns(table: expressions.Create, dialect: str) -> dict[str, str]:
+    """Column -> type, one spelling for all dialects."""
+    found = {}
+    for column in table.find_all(expressions.ColumnDef):
+        if column.find_ancestor(expressions.DataType) is None:  # not a field of a struct
+            text = column.args["kind"].sql("duckdb")
+            found[column.name] = text
+    return found
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("table", ["scores", "quarantine", "deleted", "drift"])
+def test_tables_of_other_engines_have_the_columns_and_types_of_the_schema(dialect: str, table: str) -> None:
+    statements = [each for each in sqlglot.parse((DDL / f"{dialect}.sql").read_text(), dialect=dialect) if each]
+    named = {each.find(expressions.Table).name: each for each in statements}  # type: ignore[union-attr]
+    created = named[f"{table}_parts" if dialect == "trino" else f"fcdd_{table}_parts"]
+    assert isinstance(created, expressions.Create)
+    wanted = sqlglot.parse_one(
+        f"CREATE TABLE x ({', '.join(f'{field.name} {_type(field.type, dialect)}' for field in TABLES[table])})",
+        dialect="hive" if dialect == "athena" else dialect,
+    )
+    found = _columns(created, dialect)
+    assert found.pop("run") == "TEXT"
+    assert found == _columns(wanted, dialect)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_other_engines_see_what_the_records_name(dialect: str) -> None:
+    text = (DDL / f"{dialect}.sql").read_text()
+    statements = [each for each in sqlglot.parse(text, dialect=dialect) if each]
+    assert all(isinstance(each, expressions.Create) for each in statements)
+    prefix = "" if dialect == "trino" else "fcdd_"
+    names = [each.find(expressions.Table).name for each in statements]  # type: ignore[union-attr]
+    views = ["current_runs", "scores", "quarantine", "deleted", "drift"]
+    assert names == [f"{prefix}{name}" for name in ("runs", *(f"{t}_parts" for t in views[1:]), *views)]
+    runs = {field for field in RunRecord.model_fields if f"\n    {field} " in text.split("_parts (")[0]}
+    assert {"run_id", "collection", "day", "committed_at", "supersedes", "scores", "drift"} <= runs

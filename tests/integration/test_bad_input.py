@@ -82,19 +82,15 @@ CASES = {
     ),
     "missing labels": (
         ["evaluate", "--results", "{results}", "--collection", "cells", "--labels", "{prefix}/none.csv"],
-        "the labels {prefix}/none.csv do not exist",
+        "the labels {prefix}/none.csv cannot be found",
     ),
     "labels of other images": (
         ["evaluate", "--results", "{results}", "--collection", "cells", "--labels", "{prefix}/other.csv"],
         "none of the 1 labels is of an image scored in 'cells'",
     ),
-    "pictures into a file": (
-        ["query", "--results", "{results}", "--collection", "cells", "--pictures", "/dev/null/x"],
-        "cannot create the folder /dev/null/x for pictures: Not a directory",
-    ),
     "wrong labels": (
         ["evaluate", "--results", "{results}", "--collection", "cells", "--labels", "{prefix}/wrong.csv"],
-        "expected labels 0 (nominal) and 1 (anomalous) in {prefix}/wrong.csv, got [7]",
+        "expected labels 0 (nominal), 1 (anomalous) and -1 (a bad image) in {prefix}/wrong.csv, got [7]",
     ),
 }
 

@@ -220,19 +220,19 @@ def test_nightly_writes_the_report_once_and_a_failure_is_tried_again(tmp_path: P
     folder = Path(line.results, "reports")
     folder.mkdir(parents=True)
     (folder / "collection=c").write_text("in the way")
-    failed = line.nightly()
+    failed = line.nightly("--report")
     assert failed.returncode == 1
     assert "is committed, but its report could not be written" in failed.stderr
     (folder / "collection=c").unlink()
-    assert "report       file://" in line.nightly(check=True).stdout
+    assert "report       file://" in line.nightly("--report", check=True).stdout
     [record] = line.records()
     uri = Layout(f"file://{line.results}").report("c", record.day, record.run_id)
     written = storage.stat(uri)
-    line.nightly(check=True)
+    line.nightly("--report", check=True)
     assert storage.stat(uri) == written
     assert record.run_id.encode() in storage.read(uri)
     line.upload("nights/2026-11-02", 20, seed=2)
-    line.nightly("--no-report", day=2, check=True)
+    line.nightly(day=2, check=True)
     assert len(list(folder.rglob("*.html"))) == 1
 
 
