@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shell test test-slow chaos lint format clean
+.PHONY: help demo demo-shell browser test test-slow chaos lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -17,10 +17,17 @@ demo:  ## set everything up and run the whole job on real images (about 5 minute
 demo-shell:  ## a shell beside what the demo left, with its S3 server: ask, look, review
 	@$(BIN)/python -m cluster.demo --shell
 
-test: $(VENV)/test.installed  ## set everything up and run the tests (about 15 minutes)
+# Pages are tested in a real browser. Where there is none and we may install one, Debian's is.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing chromium, for the tests of our pages" && \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	echo "note: there is no chromium, so the tests in a browser are skipped; install Debian's package chromium to run them"
+
+test: browser $(VENV)/test.installed  ## set everything up and run the tests (about 15 minutes)
 	$(BIN)/python -m pytest -m "not slow and not chaos"
 
-test-slow: $(VENV)/test.installed  ## the tests that `make test` leaves out
+test-slow: browser $(VENV)/test.installed  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
 
 chaos: $(VENV)/test.installed  ## every request of a run failed once with every fault (about 20 minutes)

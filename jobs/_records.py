@@ -15,13 +15,6 @@ def read(layout: Layout, run_id: str) -> RunRecord | None:
         return None
 
 
-def named(layout: Layout, run_id: str) -> RunRecord:
-    """The commit record of a run that somebody named. Raises ConfigError when there is none."""
-    if record := read(layout, run_id):
-        return record
-    raise ConfigError(f"there is no committed run {run_id!r} under {layout.results}; `fcdd runs` lists them")
-
-
 def parse(uri: str) -> RunRecord:
     """The commit record at `uri`. Raises FileNotFoundError, or ConfigError when it is not a record."""
     try:

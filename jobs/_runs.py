@@ -63,6 +63,15 @@ def committed(
     return latest
 
 
+def named(layout: Layout, run_id: str) -> RunRecord:
+    """The commit record of a run that somebody named, superseded ones too. Raises ConfigError when there is none."""
+    if record := _records.read(layout, run_id):
+        return record
+    known = [record.run_id for record in records(layout)][-_NAMED:]
+    there = f"there are: {', '.join(known)}" if known else "score a collection with `fcdd score` first"
+    raise ConfigError(f"there is no committed run {run_id!r} under {layout.results}; {there}")
+
+
 def _nights(first: date | None, last: date | None) -> str:
     if first == last:
         return f" on {first}" if first else ""

@@ -19,7 +19,7 @@ from scipy import stats
 
 from fcdd import heatmap, storage
 from fcdd.errors import ConfigError
-from jobs import _console, _pictures, _records, _views
+from jobs import _console, _pictures, _runs, _views
 from jobs._settings import JobSettings
 from schemas import IDENTITY, Layout, RunRecord
 
@@ -66,7 +66,7 @@ def show(settings: CompareSettings) -> None:
     """Print the comparison; save pictures if asked."""
     folder = _pictures.folder(settings.pictures) if settings.pictures else None
     layout = Layout(storage.normalize(settings.results))
-    a, b = (_records.named(layout, run_id) for run_id in (settings.run_a, settings.run_b))
+    a, b = (_runs.named(layout, run_id) for run_id in (settings.run_a, settings.run_b))
     found = compare(settings, a, b)
     maps = {
         id(row): (row.pop("heatmap_a"), row.pop("heatmap_b")) for rows in (found.flips, found.movers) for row in rows

@@ -28,7 +28,7 @@ import pyarrow.dataset as ds
 from fcdd import heatmap, storage
 from fcdd.errors import ConfigError
 from fcdd.regions import Region
-from jobs import _records, _runs, _views
+from jobs import _runs, _views
 from schemas import DELETED, DRIFT, LABELS, QUARANTINE, RUNS, SCORES, Layout, Part, RunRecord
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def open(
 
 def open_run(location: str, run_id: str) -> "Results":
     """One run by its id, superseded ones too. Raises ConfigError when it is not committed."""
-    return Results(storage.normalize(location), (_records.named(Layout(storage.normalize(location)), run_id),))
+    return Results(storage.normalize(location), (_runs.named(Layout(storage.normalize(location)), run_id),))
 
 
 def _day(value: dt.date | str | None) -> dt.date | None:

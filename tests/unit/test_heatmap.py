@@ -76,3 +76,39 @@ def test_many_maps_decode_as_each_does_alone() -> None:
         heatmap.decode_each([*encoded, heatmap.encode(np.ones((9, 7), np.float32))])
     with pytest.raises(ValueError, match="of version 1 and shape"):
         heatmap.decode_each([*encoded, b"\2" + encoded[0][1:]])
+
+
+def test_sixteen_bits_are_the_display_scale_and_can_be_turned_back() -> None:
+    values = np.array([[0, 0.5, 2, 1e6]], np.float32)
+    levels = heatmap.to_16bit(values, threshold=2.0)
+    assert levels.dtype == np.uint16
+    assert levels[0, 0] == 0
+    assert levels[0, 2] == 32768
+    finite = levels[0, :3].astype(np.float64)
+    np.testing.assert_allclose(2.0 * finite / (65535 - finite), values[0, :3], rtol=1e-4)
+
+
+def test_a_layer_is_clear_where_nominal_and_never_hides_the_image() -> None:
+    values = np.linspace(0, 10, 50, dtype=np.float32)[None]
+    alpha = np.asarray(heatmap.layer(values, threshold=1.0).getchannel("A"))[0]
+    assert (alpha[values[0] <= 0.2] == 0).all()
+    assert (np.diff(alpha.astype(int)) >= 0).all()
+    assert alpha.max() == round(255 * 0.6)
+
+
+def test_the_scale_is_ordered_in_grey_and_for_colour_blind_eyes() -> None:
+    """Lightness rises along it, also as a deuteranope sees it (Vienot, Brettel and Mollon, 1999)."""
+    rgb = (np.asarray(heatmap.colours(64))[0] / 255.0) ** 2.2
+    grey = rgb @ [0.2126, 0.7152, 0.0722]
+    deuteranope = rgb @ np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]]).T
+    for lightness in (grey, deuteranope @ [0.2126, 0.7152, 0.0722]):
+        assert (np.diff(lightness) > 0).all()
+
+
+def test_a_heatmap_at_another_size_keeps_its_units_and_place() -> None:
+    values = np.zeros((10, 20), np.float32)
+    values[2:4, 14:18] = 8
+    large = heatmap.at_size(values, 100, 40)
+    assert large.shape == (40, 100)
+    assert large[11, 80] == pytest.approx(8, abs=0.5)
+    assert large[30, 20] == 0
