@@ -188,7 +188,7 @@ def _nights(records: Sequence[RunRecord]) -> dict[str, Any]:
 def _histogram(run: Results, record: RunRecord, spec: BundleSpec | None) -> dict[str, Any] | None:
     """Shares of images by score, of the run as bars and of the calibration as a line, on a logarithmic scale."""
     [(lowest, usual, highest)] = run.sql(
-        "SELECT min(anomaly_score), quantile_cont(anomaly_score, 0.999), max(anomaly_score) FROM scores"
+        "SELECT min(anomaly_score), approx_quantile(anomaly_score, 0.999), max(anomaly_score) FROM scores"
     ).fetchall()
     if lowest is None:
         return None

@@ -8,8 +8,11 @@ import base64
 import csv
 import io
 import json
+import os
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import IO, Any, Literal
 
 import pyarrow as pa
@@ -37,14 +40,33 @@ def write(reader: pa.RecordBatchReader, kind: Format, to: str | None, title: str
         show(reader, title)
         return
     if to:
-        sink = io.BytesIO()
-        _encode(reader, kind, sink)
-        storage.write(storage.normalize(to), sink.getvalue())
+        _save(reader, kind, storage.normalize(to))
         return
     if kind in ("parquet", "arrow") and sys.stdout.isatty():
         raise ConfigError(f"{kind} is no text; add --to FILE, or send the output into a file")
     _encode(reader, kind, sys.stdout.buffer)
     sys.stdout.buffer.flush()
+
+
+def _save(reader: pa.RecordBatchReader, kind: Format, uri: str) -> None:
+    """A local file is written as the rows come, and has its name when it is whole; an object is sent in one piece."""
+    scheme, _, path = uri.partition("://")
+    if scheme != "file":
+        sink = io.BytesIO()
+        _encode(reader, kind, sink)
+        storage.write(uri, sink.getvalue())
+        return
+    try:
+        unfinished = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with open(unfinished, "wb") as file:
+                _encode(reader, kind, file)
+            os.replace(unfinished, path)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(unfinished)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; check --to") from error
 
 
 def _encode(reader: pa.RecordBatchReader, kind: Format, sink: IO[bytes]) -> None:

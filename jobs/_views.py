@@ -11,6 +11,8 @@ from fcdd.errors import ConfigError
 from schemas import SCORES, Part, RunRecord
 
 # Of the folders of a part, read from its path: filters on them leave out files without opening them.
+# Of a question: it must not take the machine that others work on.
+_MEMORY = "2GB"
 _FOLDERS = "hive_partitioning = true, hive_types = {'collection': VARCHAR, 'date': DATE, 'run': VARCHAR}"
 
 
@@ -52,9 +54,14 @@ def view(connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[str],
         connection.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM read_parquet([{files}], {folders})")
 
 
-def lock(connection: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> None:
-    """From now on only these files can be read, and no variable of the process."""
+def lock(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], spill: str) -> None:
+    """From now on only these files can be read, and no variable of the process.
+
+    What does not fit into memory is sorted in the folder `spill`.
+    """
     connection.execute("SET allowed_paths = $paths", {"paths": list(paths)})
+    connection.execute("SET temp_directory = $spill", {"spill": spill})
+    connection.execute(f"SET memory_limit = '{_MEMORY}'")
     connection.execute("SET python_enable_replacements = false")
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET enable_external_access = false")

@@ -15,6 +15,7 @@ Loads neither torch nor Ray.
 import datetime as dt
 import functools
 import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -226,13 +227,18 @@ class Results:
         return [place for place in places if storage.exists(place)]
 
     @functools.cached_property
+    def _spill(self) -> tempfile.TemporaryDirectory[str]:
+        """Removed with these results, or at the end of the process: DuckDB's own would lie in the current folder."""
+        return tempfile.TemporaryDirectory(prefix="fcdd-query-", ignore_cleanup_errors=True)
+
+    @functools.cached_property
     def _connection(self) -> duckdb.DuckDBPyConnection:
         """All views, and nothing else within reach: no other file, no extension, no variable of this process."""
         connection = _views.connect(self.location)
         paths = {
             table: [path.removeprefix("file://") for path in self.paths(table)] for table in TABLES if table != "runs"
         }
-        _views.lock(connection, [path for each in paths.values() for path in each])
+        _views.lock(connection, [path for each in paths.values() for path in each], self._spill.name)
         for table, files in paths.items():
             _views.view(connection, table, files, TABLES[table])
         connection.register("runs", self.runs())

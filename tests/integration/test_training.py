@@ -117,7 +117,13 @@ def together(size: int, loop: LoopConfig, folder: Path) -> None:
     assert [worker.exitcode for worker in workers] == size * [0]
 
 
-@pytest.mark.parametrize(("name", "size"), [("cnn32_s", SIZE), ("whitened:efficientnet_lite0:stage3+stage2", (64, 64))])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param("cnn32_s", SIZE, marks=pytest.mark.slow),
+        ("whitened:efficientnet_lite0:stage3+stage2", (64, 64)),
+    ],
+)
 def test_the_result_does_not_depend_on_the_number_of_workers(
     name: str, size: tuple[int, int], few: str, tmp_path: Path
 ) -> None:

@@ -88,6 +88,7 @@ def test_a_killed_driver_is_continued_by_the_same_command_with_resume(
     _equal(f"{prefix}/b", undisturbed)
 
 
+@pytest.mark.slow  # half a minute
 def test_ctrl_c_names_the_last_checkpoint(trained: Trained, prefix: str) -> None:
     process = _start(trained, f"{prefix}/b")
     _wait_for_checkpoint(process, f"{prefix}/b")
