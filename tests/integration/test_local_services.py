@@ -1,16 +1,23 @@
 """The embedded S3 server and the demo leave nothing behind, however they end."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
 
-from cluster import local_s3
+from benchmarks import result_tables
+from cluster import demo, local_s3
+from fcdd import storage
+
+ROOT = str(Path(__file__).parents[2])
 
 pytestmark = pytest.mark.s3
 
@@ -42,6 +49,28 @@ def test_the_server_prints_what_to_export_and_stops_when_interrupted(
 def test_two_servers_live_side_by_side() -> None:
     with local_s3.serve("one") as first, local_s3.serve("two") as second:
         assert first.endpoint != second.endpoint
+
+
+def test_the_demo_shell_goes_on_with_what_the_demo_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server of another day, with its objects, and commands that are set up to use it."""
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "cluster.demo", "--shell"]
+    nothing = subprocess.run(command, capture_output=True, text=True)
+    assert (nothing.returncode, nothing.stderr) == (
+        2,
+        "error: there is nothing of a demo here; run `make demo` first\n",
+    )
+    with local_s3.serve("demo", demo.DATA) as server, mock.patch.dict(os.environ, server.environment()):
+        storage._store.cache_clear()
+        result_tables.generate("s3://demo/results", nights=1, images=5, cells=4)
+    storage._store.cache_clear()
+    ask = "python -m jobs.cli query --top 3 --output json"
+    done = subprocess.run(
+        command, input=ask, capture_output=True, text=True, env=os.environ | {"SHELL": "/bin/sh", "PYTHONPATH": ROOT}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fcdd review" in done.stdout
+    assert len(re.findall("image_uri", done.stdout)) == 3
 
 
 def test_an_interrupted_demo_stops_everything_it_started(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
