@@ -112,6 +112,15 @@ def layer(heatmap_hw: npt.NDArray[np.float32], threshold: float) -> Image.Image:
     return shown
 
 
+def small_layer(
+    heatmap_hw: npt.NDArray[np.float32], threshold: float, *, size: tuple[int, int], long_side: int
+) -> Image.Image:
+    """`layer` in the shape of an image of `size` (width, height), its long side `long_side` pixels."""
+    scale = long_side / max(size)
+    width, height = (max(1, round(side * scale)) for side in size)
+    return layer(at_size(heatmap_hw, width, height), threshold)
+
+
 def overlay(image: Image.Image, heatmap_hw: npt.NDArray[np.float32], threshold: float) -> Image.Image:
     """RGB picture of `image` with the heatmap, resized to it, over it."""
     over = layer(at_size(heatmap_hw, *image.size), threshold)

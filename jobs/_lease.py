@@ -132,9 +132,9 @@ class Lease:
 
 
 @contextmanager
-def hold(folder: str, run_id: str) -> Iterator[Lease]:
-    """Hold the lease at `folder`. Raises LeaseHeld when another process does and may be alive."""
-    lease = _acquire(folder, Owner.me(run_id))
+def hold(folder: str, run_id: str, *, doing: str = "scoring this night as run") -> Iterator[Lease]:
+    """Hold the lease at `folder`. Raises LeaseHeld when another process does and may be alive, and is `doing` that."""
+    lease = _acquire(folder, Owner.me(run_id), doing)
     lease.start()
     try:
         yield lease
@@ -159,11 +159,11 @@ class _Found(NamedTuple):
     age: float
 
 
-def _acquire(folder: str, owner: Owner) -> Lease:
+def _acquire(folder: str, owner: Owner, doing: str) -> Lease:
     found = _look(folder)
     if found.owner:
         raise LeaseHeld(
-            f"{found.owner} is scoring this night as run {found.owner.run_id} (last sign of life {found.age:.0f} s "
+            f"{found.owner} is {doing} {found.owner.run_id} (last sign of life {found.age:.0f} s "
             "ago); wait for it or stop it. If it is dead, the same command takes over "
             f"{max(0, TTL_S - found.age):.0f} s from now"
         )
@@ -171,7 +171,7 @@ def _acquire(folder: str, owner: Owner) -> Lease:
     try:
         storage.create(_uri(folder, number), owner.model_dump_json().encode())
     except FileExistsError as error:
-        raise LeaseHeld("another process has just begun to score this night; wait for it or stop it") from error
+        raise LeaseHeld("another process has just begun the same work; wait for it or stop it") from error
     if found.number:
         log.info("took over from a run that died")
         with suppress(FCDDError):

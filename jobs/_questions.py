@@ -75,7 +75,7 @@ def history(uri: str) -> Question:
 
 def alarms(by: str) -> Question:
     """Images, alarms and unreadable images per night and camera, folder or collection."""
-    what = {"group": "image_group", "folder": "regexp_extract(image_uri, '^(.*)/', 1)", "night": "''"}[by]
+    what = {"group": "image_group", "folder": "regexp_extract(image_uri, '^(.*)/', 1, 's')", "night": "''"}[by]
     return Question(
         f"SELECT date, collection, prefix, sum(scored)::BIGINT AS scored, sum(alarms)::BIGINT AS alarms, "
         "round(sum(alarms) / nullif(sum(scored), 0), 5) AS share, sum(quarantined)::BIGINT AS quarantined FROM ("

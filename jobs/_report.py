@@ -33,7 +33,8 @@ _EXAMPLES, _GROUPS = 20, 50
 # Long sides; and the bytes of one picture, so that 200 of them stay below 10 MB in base64.
 _THUMBNAIL, _LAYER, _PICTURE_BYTES = 320, 120, 30_000
 _QUALITIES = (80, 60, 40, 20)
-_READS_IN_FLIGHT = 8
+# Pictures that are decoded at once: of the largest, 1 GB.
+_READS_IN_FLIGHT = 4
 _COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "score_mean", "score_max", "p_value", "is_anomalous", "regions"))
 _COLUMNS += ", image_group, width, height, image_hash, heatmap, model_digest"
 
@@ -79,7 +80,8 @@ def build(results: str, record: RunRecord, *, images: int) -> bytes:
         "why_missing": missing[0] if missing else "",
         "alike": [each for each in worst if each["alike"]],
         "quarantine": list(run.rows(f"FROM quarantine ORDER BY reason, image_uri LIMIT {_EXAMPLES}")),
-        "drift": [_scope(row) for row in run.rows("FROM drift ORDER BY scope, image_group")],
+        "drift": [_scope(row) for row in run.rows(_SCOPES)],
+        "max_scopes": _GROUPS,
         "stages": _stages(record),
         "spec": spec,
         "card": Markup(Markup.escape(bundle.model_card(spec))) if spec else "",
@@ -92,6 +94,13 @@ def build(results: str, record: RunRecord, *, images: int) -> bytes:
 _BY_GROUP = (
     "SELECT image_group, count(*) AS images, count_if(is_anomalous) AS alarms, avg(anomaly_score) AS mean, "
     f"max(anomaly_score) AS worst FROM scores GROUP BY ALL ORDER BY alarms / images DESC, image_group LIMIT {_GROUPS}"
+)
+
+
+# The collection first, then the gravest.
+_SCOPES = (
+    "FROM drift ORDER BY scope != 'collection', list_position(['drifted', 'watch', 'ok'], verdict), image_group "
+    f"LIMIT {_GROUPS}"
 )
 
 
@@ -154,9 +163,8 @@ def _thumbnail(row: dict[str, Any]) -> str | ImageError:
 
 def _layer(values: npt.NDArray[np.float32], row: dict[str, Any], threshold: float) -> str:
     """The heatmap of the image's shape, to lie over the thumbnail."""
-    scale = _LAYER / max(row["width"], row["height"])
-    size = (max(1, round(row["width"] * scale)), max(1, round(row["height"] * scale)))
-    return _data_uri(heatmap.layer(heatmap.at_size(values, *size), threshold), "WEBP", quality=60)
+    size = (row["width"], row["height"])
+    return _data_uri(heatmap.small_layer(values, threshold, size=size, long_side=_LAYER), "WEBP", quality=60)
 
 
 def _data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
@@ -196,7 +204,8 @@ def _histogram(run: Results, record: RunRecord, spec: BundleSpec | None) -> dict
     low = min([lowest, *nominal[:1].tolist()])
     # What is beyond counts in the last bar, so that one monster does not press all others together.
     high = min(highest, max(usual, 3 * record.threshold)) if record.threshold > 0 else highest
-    high = max([high, *nominal[-1:].tolist(), math.nextafter(low, math.inf)])
+    high = max([high, *nominal[-1:].tolist(), record.threshold])
+    high = max(high, low + max(1e-6, 1e-6 * abs(low)))  # scores that are all the same are a chart, too
     width = (high - low) / _BINS
     question = (
         f"SELECT greatest(least(floor((anomaly_score - $low) / $width), {_BINS - 1}), 0)::INT AS bin, count(*) "

@@ -1,18 +1,19 @@
 """The review page and its few answers: images and heatmaps out, labels in. Starlette; no page but ours may use it."""
 
 import datetime as dt
+import hashlib
 import hmac
 import io
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from PIL import Image
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -22,12 +23,11 @@ from fcdd import heatmap
 from fcdd.errors import FCDDError, ImageError
 from jobs import _console, _pages, _pictures
 from jobs._pictures import Heatmaps
-from jobs._reviewing import MAX_MASK_CHARACTERS, BadDrawing, Labels, Verdict
+from jobs._reviewing import MAX_MASK_CHARACTERS, BadDrawing, Labels, Outdated, Verdict
 from schemas import RunRecord
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LONG_SIDE, _LAYER_SIDE = 1600, 400
-_COOKIE = "fcdd_token"
 _MAX_BODY = MAX_MASK_CHARACTERS + 100_000
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -82,14 +82,14 @@ class Review:
             values = self._heatmaps(row["heatmap"], record)
         except FCDDError as error:
             return PlainTextResponse(f"no heatmap: {error}", 410)
-        scale = _LAYER_SIDE / max(row["width"], row["height"])
-        size = (max(1, round(row["width"] * scale)), max(1, round(row["height"] * scale)))
-        return _image(heatmap.layer(heatmap.at_size(values, *size), record.map_threshold), quality=80)
+        size = (row["width"], row["height"])
+        layer = heatmap.small_layer(values, record.map_threshold, size=size, long_side=_LAYER_SIDE)
+        return _image(layer, quality=80)
 
     def mask(self, request: Request) -> Response:
         """What was painted before."""
         row = self._row(request)
-        label = self._labels.of(row["image_uri"]) if row else None
+        label = self._labels.of(row) if row else None
         if not label or not label["mask_uri"]:
             return PlainTextResponse("nothing was painted", 404)
         try:
@@ -116,8 +116,13 @@ class Review:
             verdict = Verdict.model_validate_json(bytes(body))
             now = dt.datetime.now(dt.UTC)
             await run_in_threadpool(self._labels.say, row, verdict, reviewer=self._reviewer, now=now)
-        except (ValidationError, BadDrawing) as error:
-            return PlainTextResponse(f"not a verdict: {str(error).splitlines()[0]}", 422)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            return PlainTextResponse(f"not a verdict: {'.'.join(map(str, first['loc']))}: {first['msg']}", 422)
+        except BadDrawing as error:
+            return PlainTextResponse(f"not a verdict: {error}", 422)
+        except Outdated:
+            return JSONResponse(self._item(request.path_params["index"]), 409)
         except FCDDError as error:
             return PlainTextResponse(f"it could not be kept: {error}", 503)
         return JSONResponse(self._item(request.path_params["index"]))
@@ -128,7 +133,7 @@ class Review:
 
     def _item(self, index: int) -> dict[str, Any]:
         row = self._rows[index]
-        label = self._labels.of(row["image_uri"])
+        label, said = self._labels.of(row), self._labels.last_said(row["image_uri"])
         return {
             "name": _console.printable(row["image_uri"]),
             "group": _console.printable(row["image_group"]),
@@ -142,13 +147,13 @@ class Review:
             "label": label["label"] if label else None,
             "boxes": label["boxes"] if label else [],
             "mask": bool(label and label["mask_uri"]),
-            "changed": bool(label and label["image_etag"] != row["image_etag"]),
+            "seen": said.isoformat() if said else None,
+            "replaced": said is not None and label is None,
         }
 
 
-def application(review: Review, *, hosts: Sequence[str], token: str | None) -> Starlette:
-    """The whole server: for these names only, and for whoever has the token, if there is one."""
-    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(_Guard, token=token)]
+def application(review: Review, *, hosts: Sequence[str] | None, token: str | None) -> Starlette:
+    """The whole server: under these names only (any, if None), and for whoever has the token, if there is one."""
     return Starlette(
         routes=[
             Route("/", review.page),
@@ -158,15 +163,17 @@ def application(review: Review, *, hosts: Sequence[str], token: str | None) -> S
             Route("/mask/{index:int}", review.mask),
             Route("/label/{index:int}", review.label, methods=["POST"]),
         ],
-        middleware=guards,
+        middleware=[Middleware(_Guard, hosts=hosts, token=token)],
     )
 
 
 class _Guard:
-    """Headers of every answer; and the token, once in the address, from then on in a cookie."""
+    """Headers of every answer; the names that we go by; and the token, once in the address, then in a cookie."""
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self._app, self._token = app, token
+    def __init__(self, app: ASGIApp, hosts: Sequence[str] | None, token: str | None) -> None:
+        self._app, self._hosts, self._token = app, hosts, token
+        # Cookies do not know ports: each review has one of its own.
+        self._cookie = f"fcdd_{hashlib.sha256((token or '').encode()).hexdigest()[:12]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -182,13 +189,23 @@ class _Guard:
         await (answer or self._app)(scope, receive, with_headers)
 
     def _refusal(self, request: Request) -> Callable[[Scope, Receive, Send], Awaitable[None]] | None:
-        if self._token is None or _same(request.cookies.get(_COOKIE), self._token):
+        if self._hosts is not None and _host_name(request) not in self._hosts:
+            # Another name that was made to point to this machine: a page of somebody else would be asking.
+            return PlainTextResponse("not a name of this machine", 400)
+        if self._token is None or _same(request.cookies.get(self._cookie), self._token):
             return None
         if request.method == "GET" and _same(request.query_params.get("token"), self._token):
             answer = RedirectResponse("/", 303)
-            answer.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict")
+            answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict")
             return answer
         return PlainTextResponse("open the address that `fcdd review` printed, with its token", 401)
+
+
+def _host_name(request: Request) -> str | None:
+    try:
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname
+    except ValueError:
+        return None
 
 
 def _same(given: str | None, token: str) -> bool:

@@ -8,18 +8,18 @@ import binascii
 import hashlib
 import io
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageDraw, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from fcdd import storage
 from fcdd.errors import ConfigError
-from jobs import _labels, _parts
+from jobs import _parts
 from schemas import LABELS, Layout, conform
 
 MAX_BOXES, MAX_MASK_CHARACTERS = 200, 8_000_000
@@ -41,8 +41,9 @@ class Box(BaseModel):
 class Verdict(BaseModel):
     """What somebody said of one image: 1 a real defect, 0 a false alarm, -1 a bad image; None takes it back.
 
-    A drawing counts for defects only: boxes, and `mask`, a PNG in base64 of any size, opaque where it was painted. With
-    neither, what was drawn before stays.
+    A drawing is all boxes, and paint that is added to what was painted before: a PNG in base64 of any size, opaque
+    where it was painted. With neither, what was drawn stays; with `clear`, it goes first. `seen` is the time of the
+    label that the page showed, so that nobody overwrites what they have not seen.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,18 +51,27 @@ class Verdict(BaseModel):
     label: Literal[-1, 0, 1] | None
     boxes: tuple[Box, ...] | None = Field(None, max_length=MAX_BOXES)
     mask: str | None = Field(None, max_length=MAX_MASK_CHARACTERS)
+    clear: bool = False
+    seen: datetime | None = None
 
 
 class BadDrawing(Exception):
     """A box or mask that is none."""
 
 
+class Outdated(Exception):
+    """Another page has said something else meanwhile."""
+
+
 class Labels:
     """The labels of one collection. Every change is written at once; a process that dies loses nothing."""
 
-    def __init__(self, layout: Layout, collection: str) -> None:
-        """Reads what was said before. Raises ConfigError when that cannot be read."""
-        self._layout, self._collection, self._lock = layout, collection, threading.Lock()
+    def __init__(self, layout: Layout, collection: str, *, check: Callable[[], None] = lambda: None) -> None:
+        """Reads what was said before; `check` raises FCDDError when another process has taken over.
+
+        Raises ConfigError when the labels cannot be read.
+        """
+        self._layout, self._collection, self._check, self._lock = layout, collection, check, threading.Lock()
         self.uri = layout.labels(collection)
         try:
             table = conform(pq.read_table(pa.BufferReader(storage.read(self.uri)), partitioning=None), LABELS)
@@ -71,76 +81,85 @@ class Labels:
             raise ConfigError(f"{self.uri} does not hold labels of this version: {error}; move it away") from error
         self._rows: dict[str, dict[str, Any]] = {row["image_uri"]: row for row in table.to_pylist()}
 
-    def __len__(self) -> int:
-        """Number of labelled images."""
-        return len(self._rows)
+    def last_said(self, uri: str) -> datetime | None:
+        """When something was said of an image, also of an earlier one of that name."""
+        row = self._rows.get(uri)
+        return row["reviewed_at"] if row else None
 
-    def of(self, uri: str) -> dict[str, Any] | None:
-        """The label of an image, a row of LABELS."""
-        return self._rows.get(uri)
+    def of(self, image: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What was said of an image (a row of scores): a row of LABELS, None for an image that was replaced since."""
+        row = self._rows.get(image["image_uri"])
+        return row if row and row["image_etag"] == image["image_etag"] else None
 
-    def say(self, image: Mapping[str, Any], verdict: Verdict, *, reviewer: str, now: datetime) -> dict[str, Any] | None:
-        """Keep a verdict on a row of scores; the row that is kept, None if it was taken back.
+    def masks(self) -> set[str]:
+        """The masks that labels name."""
+        return {row["mask_uri"] for row in self._rows.values()} - {""}
 
-        Raises BadDrawing when a box or the mask is none.
+    def say(self, image: Mapping[str, Any], verdict: Verdict, *, reviewer: str, now: datetime) -> None:
+        """Keep a verdict on a row of scores.
+
+        Raises BadDrawing when a box or the mask is none, Outdated when the page has not seen the latest label.
         """
         uri = image["image_uri"]
         with self._lock:
-            if verdict.label is None:
-                rows = {key: row for key, row in self._rows.items() if key != uri}
-            else:
+            if self.last_said(uri) != verdict.seen:
+                raise Outdated(f"something else was said of {uri} meanwhile")
+            self._check()
+            rows = {key: row for key, row in self._rows.items() if key != uri}
+            if verdict.label is not None:
                 boxes, mask_uri = self._drawing(image, verdict)
-                rows = self._rows | {
-                    uri: {
-                        "image_uri": uri,
-                        "image_etag": image["image_etag"],
-                        "label": verdict.label,
-                        "boxes": boxes,
-                        "mask_uri": mask_uri,
-                        "collection": self._collection,
-                        "date": image["date"],
-                        "run_id": image["run_id"],
-                        "anomaly_score": image["anomaly_score"],
-                        "p_value": image["p_value"],
-                        "reviewer": reviewer,
-                        "reviewed_at": now,
-                    }
+                rows[uri] = {
+                    "image_uri": uri,
+                    "image_etag": image["image_etag"],
+                    "label": verdict.label,
+                    "boxes": boxes,
+                    "mask_uri": mask_uri,
+                    "collection": self._collection,
+                    "date": image["date"],
+                    "run_id": image["run_id"],
+                    "anomaly_score": image["anomaly_score"],
+                    "p_value": image["p_value"],
+                    "reviewer": reviewer,
+                    "reviewed_at": now,
                 }
-            self._write(rows)
+            table = pa.Table.from_pylist([rows[key] for key in sorted(rows)], LABELS)
+            storage.write(self.uri, _parts.to_parquet(conform(table, LABELS)))
             self._rows = rows
-        return self.of(uri)
-
-    def _write(self, rows: Mapping[str, dict[str, Any]]) -> None:
-        table = pa.Table.from_pylist([rows[uri] for uri in sorted(rows)], LABELS)
-        storage.write(self.uri, _parts.to_parquet(conform(table, LABELS)))
 
     def _drawing(self, image: Mapping[str, Any], verdict: Verdict) -> tuple[list[dict[str, int]], str]:
-        """Boxes, and where the mask is kept."""
-        before = self._rows.get(image["image_uri"])
-        if verdict.label != _labels.ANOMALOUS:
-            return [], ""
+        """All boxes, and where the mask of all that was ever drawn is kept; empty if there is none."""
+        before = None if verdict.clear else self.of(image)
+        boxes, mask_uri = (before["boxes"], before["mask_uri"]) if before else ([], "")
         if verdict.boxes is None and verdict.mask is None:
-            return (before["boxes"], before["mask_uri"]) if before else ([], "")
-        boxes = [_clipped(box, image["width"], image["height"]) for box in verdict.boxes or ()]
-        return boxes, self._mask(image, boxes, verdict.mask)
-
-    def _mask(self, image: Mapping[str, Any], boxes: Sequence[dict[str, int]], paint: str | None) -> str:
-        """Boxes and paint as one PNG of the image's size, named by its content; empty if there is neither."""
-        painted = _decoded(paint) if paint else None
-        if painted is None and not boxes:
-            return ""
+            return boxes, mask_uri
+        if verdict.boxes is not None:
+            boxes = [_clipped(box, image["width"], image["height"]) for box in verdict.boxes]
         size = (image["width"], image["height"])
-        mask = painted.resize(size, Image.Resampling.NEAREST) if painted else Image.new("L", size)
+        mask = _stored(mask_uri, size) if mask_uri else Image.new("L", size)
+        if verdict.mask is not None:
+            mask = ImageChops.lighter(mask, _decoded(verdict.mask).resize(size, Image.Resampling.NEAREST))
         draw = ImageDraw.Draw(mask)
         for box in boxes:
             draw.rectangle((box["x0"], box["y0"], box["x1"] - 1, box["y1"] - 1), fill=255)
         if not mask.getbbox():
-            return ""
+            return boxes, ""
         sink = io.BytesIO()
         mask.save(sink, "PNG")
-        uri = self._layout.mask(self._collection, hashlib.sha256(sink.getvalue()).hexdigest()[:32])
+        name = f"{hashlib.sha256(sink.getvalue()).hexdigest()[:32]}.png"
+        uri = storage.join(self._layout.masks(self._collection), name)
         storage.write(uri, sink.getvalue())
-        return uri
+        return boxes, uri
+
+
+def _stored(mask_uri: str, size: tuple[int, int]) -> Image.Image:
+    """The mask that was kept before. Raises ConfigError when it is gone or another one."""
+    try:
+        mask = Image.open(io.BytesIO(storage.read(mask_uri)), formats=("PNG",)).convert("L")
+    except (FileNotFoundError, OSError) as error:
+        raise ConfigError(f"the mask {mask_uri} is gone or damaged; clear the drawing and draw again") from error
+    if mask.size != size:
+        raise ConfigError(f"the mask {mask_uri} is not of its image's size; clear the drawing and draw again")
+    return mask
 
 
 def _clipped(box: Box, width: int, height: int) -> dict[str, int]:
@@ -157,5 +176,12 @@ def _decoded(mask: str) -> Image.Image:
             if image.width * image.height > _MAX_MASK_PIXELS:
                 raise BadDrawing(f"expected a mask of at most {_MAX_MASK_PIXELS} pixels, got {image.size}")
             return image.convert("RGBA").getchannel("A").point([255 if alpha >= 128 else 0 for alpha in range(256)])
-    except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (
+        binascii.Error,
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
         raise BadDrawing("the mask is no PNG in base64") from error

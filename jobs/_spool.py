@@ -27,11 +27,11 @@ SORT_MEMORY = "400MB"
 # Quarantined while it was listed or fetched for what is no fault of the image: an incremental run tries it again.
 WORTH_ANOTHER_NIGHT = ("vanished", "changed", *TRANSIENT_REASONS)
 
+_UNREADABLE = "what was published or listed before cannot be read"
 _SPOOLED = pa.schema([*(MANIFEST.field(name) for name in IDENTITY), pa.field("chosen", pa.bool_())])
 
 
 # What an empty view selects, so that questions can be asked of it.
-_UNREADABLE = "what was published or listed before cannot be read"
 _NO_IMAGE = "'' image_uri"
 _NO_ROW = "'' image_uri, '' image_etag, '' run_id, '' model_digest, '' stage, '' reason, now() scored_at"
 

@@ -6,13 +6,12 @@ gets an apostrophe before it.
 
 import base64
 import csv
+import decimal
 import io
+import itertools
 import json
-import os
 import sys
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import IO, Any, Literal
 
 import pyarrow as pa
@@ -23,7 +22,7 @@ from rich.table import Table
 
 from fcdd import storage
 from fcdd.errors import ConfigError
-from jobs import _console
+from jobs import _console, _files
 
 Format = Literal["table", "csv", "json", "parquet", "arrow"]
 # Beyond it a table helps nobody.
@@ -32,8 +31,29 @@ _WIDTH_WITHOUT_TERMINAL = 200
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def write(reader: pa.RecordBatchReader, kind: Format, to: str | None, title: str = "") -> None:
-    """All rows, to the output or to a file (a local one or an object). Raises ConfigError where they cannot go."""
+def write(answer: pa.RecordBatchReader, kind: Format, to: str | None, title: str = "") -> None:
+    """All rows, to the output or to a file (a local one or an object).
+
+    Raises ConfigError where they cannot go, or for a value that the format has no words for.
+    """
+    reader = _unique(answer)
+    try:
+        _write(reader, kind, to, title)
+    except (OverflowError, pa.ArrowException) as error:
+        raise ConfigError(f"the answer holds a value that {kind} cannot have: {error}") from error
+
+
+def _unique(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
+    """Columns of the same name are told apart: a, a_1, a_2."""
+    names: list[str] = []
+    for name in reader.schema.names:
+        numbered = (f"{name}_{number}" for number in itertools.count(1))
+        names.append(next(each for each in itertools.chain([name], numbered) if each not in names))
+    schema = pa.schema([field.with_name(name) for field, name in zip(reader.schema, names, strict=True)])
+    return pa.RecordBatchReader.from_batches(schema, (batch.rename_columns(names) for batch in reader))
+
+
+def _write(reader: pa.RecordBatchReader, kind: Format, to: str | None, title: str) -> None:
     if kind == "table":
         if to:
             raise ConfigError("a table is for the screen; with --to choose --output csv, json, parquet or arrow")
@@ -56,17 +76,8 @@ def _save(reader: pa.RecordBatchReader, kind: Format, uri: str) -> None:
         _encode(reader, kind, sink)
         storage.write(uri, sink.getvalue())
         return
-    try:
-        unfinished = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-        try:
-            with open(unfinished, "wb") as file:
-                _encode(reader, kind, file)
-            os.replace(unfinished, path)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(unfinished)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; check --to") from error
+    with _files.appearing(path) as unfinished, unfinished.open("wb") as file:
+        _encode(reader, kind, file)
 
 
 def _encode(reader: pa.RecordBatchReader, kind: Format, sink: IO[bytes]) -> None:
@@ -95,7 +106,7 @@ def _encode(reader: pa.RecordBatchReader, kind: Format, sink: IO[bytes]) -> None
 
 def _rows(reader: pa.RecordBatchReader) -> Iterator[dict[str, Any]]:
     for batch in reader:
-        yield from batch.to_pylist(maps_as_pydicts="lossy")
+        yield from batch.to_pylist()
 
 
 def _cell(value: Any) -> Any:
@@ -109,11 +120,16 @@ def _cell(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it: bytes in base64, times in ISO 8601, NaN and infinity as null."""
+    """A value as JSON has it: bytes in base64, times in ISO 8601, NaN and infinity null, maps as objects or pairs."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list) and value and all(isinstance(each, tuple) for each in value):
+        pairs = [(_plain(key), _plain(each)) for key, each in value]
+        return dict(pairs) if all(isinstance(key, str) for key, _ in pairs) else [list(pair) for pair in pairs]
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
+    if isinstance(value, decimal.Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, float):

@@ -12,7 +12,7 @@ from schemas import SCORES, Part, RunRecord
 
 # Of the folders of a part, read from its path: filters on them leave out files without opening them.
 # Of a question: it must not take the machine that others work on.
-_MEMORY = "2GB"
+_MEMORY, _SPILL = "2GB", "20GB"
 _FOLDERS = "hive_partitioning = true, hive_types = {'collection': VARCHAR, 'date': DATE, 'run': VARCHAR}"
 
 
@@ -22,7 +22,9 @@ def connect(results: str) -> duckdb.DuckDBPyConnection:
     DuckDB's own httpfs is an extension it downloads; obstore needs no network but the store's.
     """
     connection = duckdb.connect()
-    scheme, _, _ = storage.normalize(results).partition("://")
+    scheme, _, path = storage.normalize(results).partition("://")
+    if wild := set(path) & set("*?["):
+        raise ConfigError(f"{results} holds {' '.join(sorted(wild))}, which DuckDB takes for a pattern; rename it")
     if scheme in storage.CLOUD_SCHEMES:
         connection.register_filesystem(storage.filesystem(scheme))
     return connection
@@ -42,33 +44,43 @@ def scores(
 
 
 def view(connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[str], schema: pa.Schema) -> None:
-    """Files of one table as a view `name`; with none it is empty. Raises ConfigError when one cannot be read."""
+    """Files of one table as a view `name`; with none an empty table. Raises ConfigError when one cannot be read."""
     if not paths:
-        connection.register(name, schema.empty_table())
+        table(connection, name, schema.empty_table())
         return
-    # Only parts lie in folders of all three; drift tables and labels are as good without.
-    folders = _FOLDERS if "/run=" in paths[0] else "hive_partitioning = false"
     columns = ", ".join(f'"{column}"' for column in schema.names)
     files = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-    with readable(f"a published part of {name} is missing or damaged"):
-        connection.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM read_parquet([{files}], {folders})")
+    with readable(f"a file of {name} is missing or damaged"):
+        connection.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM read_parquet([{files}], {_folders(paths[0])})")
+
+
+def _folders(path: str) -> str:
+    """Whether values are read from the folders of a part: not of drift or label files that lie elsewhere, nor where the
+    location itself has folders that look like values.
+    """
+    named = [folder.partition("=")[0] for folder in path.split("/")[:-1] if "=" in folder]
+    return _FOLDERS if named == ["collection", "date", "run"] else "hive_partitioning = false"
+
+
+def table(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
+    """Rows of ours as a table that all cursors see."""
+    connection.register(f"{name}_rows", rows)
+    connection.execute(f"CREATE TABLE {name} AS FROM {name}_rows")
+    connection.unregister(f"{name}_rows")
 
 
 def lock(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], spill: str) -> None:
-    """From now on only these files can be read, and no variable of the process.
+    """From now on only these files can be read, no variable of the process, and no setting can be changed.
 
-    What does not fit into memory is sorted in the folder `spill`.
+    What does not fit into memory is sorted in the folder `spill`. All of it holds for every cursor of the connection.
     """
     connection.execute("SET allowed_paths = $paths", {"paths": list(paths)})
     connection.execute("SET temp_directory = $spill", {"spill": spill})
+    connection.execute(f"SET max_temp_directory_size = '{_SPILL}'")
     connection.execute(f"SET memory_limit = '{_MEMORY}'")
-    connection.execute("SET python_enable_replacements = false")
-    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET GLOBAL TimeZone = 'UTC'")
+    connection.execute("SET GLOBAL python_enable_replacements = false")
     connection.execute("SET enable_external_access = false")
-
-
-def lock_settings(connection: duckdb.DuckDBPyConnection) -> None:
-    """No setting can be changed any more."""
     connection.execute("SET lock_configuration = true")
 
 

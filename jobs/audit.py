@@ -75,9 +75,9 @@ def audit(settings: AuditSettings) -> None:
     kind = "is_anomalous"
     if labels is not None:
         connection.register("labels", labels)
-        connection.sql("SELECT scores.*, label = 1 AS labelled FROM scores JOIN labels USING (image_uri)").create_view(
-            "q"
-        )
+        connection.sql(
+            f"SELECT s.*, l.label = 1 AS labelled FROM scores s JOIN labels l ON {_labels.IS_OF}"
+        ).create_view("q")
         kind = "labelled"
     source = "scores" if labels is None else "q"
     names = ("anomalous", "nominal") if labels is not None else ("alarms", "others")

@@ -149,7 +149,8 @@ def _from_run(settings: CalibrateSettings, spec: BundleSpec, pattern: str | None
     _views.scores(connection, settings.results, records)
     connection.register("labels", _labels.read(settings.reviewed or ""))
     latest = "QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY date DESC) = 1"
-    connection.sql(f"SELECT * FROM scores LEFT JOIN labels USING (image_uri) {latest}").create_view("reviewed")
+    labelled = f"SELECT s.*, l.label FROM scores s LEFT JOIN labels l ON {_labels.IS_OF}"
+    connection.sql(f"SELECT * FROM ({labelled}) {latest}").create_view("reviewed")
     [(unseen, known)] = connection.sql(
         "SELECT count(*) FILTER (is_anomalous AND label IS NULL), count(label) FROM reviewed"
     ).fetchall()

@@ -68,8 +68,8 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     labels = _labels.read_decided(settings.labels)
     connection.register("labels", labels)
     joined = connection.sql(
-        f"SELECT label, is_anomalous, {', '.join(SCORES)} FROM labels JOIN scores USING (image_uri) "
-        "QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY date DESC) = 1"  # the latest night of an image
+        f"SELECT label, is_anomalous, {', '.join(SCORES)} FROM labels l JOIN scores s ON {_labels.IS_OF} "
+        "QUALIFY row_number() OVER (PARTITION BY s.image_uri ORDER BY date DESC) = 1"  # the latest night of an image
     ).fetchnumpy()
     truth = np.asarray(joined["label"])
     if not len(truth):

@@ -6,19 +6,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TextIO
 
+import numpy as np
 from PIL import Image
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from fcdd import heatmap, storage
 from fcdd.errors import ConfigError, ImageError
-from jobs import _console, _pictures, _views, results
+from jobs import _console, _files, _pictures, _views, results
 from jobs._settings import JobSettings, Night
 from jobs.results import Results
 from schemas import IDENTITY
 
-_COLUMNS = ", ".join((*IDENTITY, "image_group", "width", "height", "date", "anomaly_score", "score_mean", "score_max"))
-_COLUMNS += ", p_value, is_anomalous, regions, heatmap, model_digest"
+_COLUMNS = ", ".join((*IDENTITY, "image_group", "width", "height", "collection", "date", "anomaly_score", "p_value"))
+_COLUMNS += ", is_anomalous, regions, heatmap, model_digest"
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +62,13 @@ def export(settings: ExportSettings) -> None:
 
 def _rows(found: Results, settings: ExportSettings) -> Iterator[dict[str, Any]]:
     which = "" if settings.all else "WHERE is_anomalous"
-    return found.rows(f"SELECT {_COLUMNS} FROM scores {which} ORDER BY date, image_uri")
+    return found.rows(f"SELECT {_COLUMNS} FROM scores {which} ORDER BY collection, date, image_uri")
 
 
 def _coco(found: Results, settings: ExportSettings) -> None:
     """Two passes over the rows, so that none has to be kept: images, then their regions."""
-    path, images, regions = _local(settings.output), 0, 0
-    with path.open("w", encoding="utf-8") as file:
+    images = regions = 0
+    with _files.appearing(settings.output) as path, path.open("w", encoding="utf-8") as file:
         info = {"description": "regions of anomaly maps above the map threshold", "version": "1.0"}
         info["runs"] = ", ".join(record.run_id for record in found.records)
         categories = [{"id": 1, "name": "anomaly", "supercategory": "anomaly"}]
@@ -81,7 +82,7 @@ def _coco(found: Results, settings: ExportSettings) -> None:
                 regions += 1
                 _append(file, regions, _coco_region(regions, image_id, region))
         file.write("]}\n")
-    print(f"coco        {path}  ({images} images, {regions} regions)")
+    print(f"coco        {settings.output}  ({images} images, {regions} regions)")
 
 
 def _append(file: TextIO, number: int, item: dict[str, Any]) -> None:
@@ -95,6 +96,7 @@ def _coco_image(image_id: int, row: dict[str, Any]) -> dict[str, Any]:
         "width": row["width"],
         "height": row["height"],
         "date_captured": row["date"].isoformat(),
+        "collection": row["collection"],
         "anomaly_score": row["anomaly_score"],
         "p_value": row["p_value"],
         "is_anomalous": row["is_anomalous"],
@@ -118,37 +120,36 @@ def _coco_region(number: int, image_id: int, region: dict[str, Any]) -> dict[str
 
 def _fiftyone(found: Results, settings: ExportSettings) -> None:
     """Images are copied, since FiftyOne opens local files; heatmaps lie beside them, on the display scale."""
-    root = _pictures.folder(settings.output)
-    if any(root.iterdir()):
-        raise ConfigError(f"{root} is not empty; choose another --output")
-    for name in ("data", "fields/heatmap"):
-        (root / name).mkdir(parents=True)
-    heatmaps, samples, failed = _pictures.Heatmaps(), 0, 0
+    samples = failed = 0
+    heatmaps = _pictures.Heatmaps()
     name = f"fcdd-{'-'.join(dict.fromkeys(record.collection for record in found.records))}"
     about = {"name": name, "media_type": "image", "info": {"runs": [record.run_id for record in found.records]}}
-    (root / "metadata.json").write_text(json.dumps(about))
-    with (root / "samples.json").open("w", encoding="utf-8") as file:
-        file.write('{"samples": [')
-        for row in _rows(found, settings):
-            try:
-                data = storage.read_checked(_pictures.info(row))
-            except ImageError as error:
-                log.warning("left out %s: %s", _console.printable(row["image_uri"]), error)
-                failed += 1
-                continue
-            samples += 1
-            name = _pictures.file_name(samples, 10**6, row["image_uri"])
-            suffix = Path(row["image_uri"]).suffix.lower()
-            image = f"data/{Path(name).stem}{suffix}"
-            (root / image).write_bytes(data)
-            record = found.record_of(row["model_digest"])
-            values = heatmap.display_scale(heatmaps(row["heatmap"], record), record.map_threshold)
-            Image.fromarray((values * 255).round().astype("uint8")).save(root / f"fields/heatmap/{name}")
-            _append(file, samples, _fiftyone_sample(row, image, f"fields/heatmap/{name}", record.map_threshold))
-        file.write("]}\n")
+    with _files.appearing(settings.output) as root:
+        for folder in ("data", "fields/heatmap"):
+            (root / folder).mkdir(parents=True)
+        (root / "metadata.json").write_text(json.dumps(about))
+        with (root / "samples.json").open("w", encoding="utf-8") as file:
+            file.write('{"samples": [')
+            for row in _rows(found, settings):
+                try:
+                    data = storage.read_checked(_pictures.info(row))
+                except ImageError as error:
+                    log.warning("left out %s: %s", _console.printable(row["image_uri"]), error)
+                    failed += 1
+                    continue
+                samples += 1
+                stem = Path(_pictures.file_name(samples, 10**6, row["image_uri"])).stem
+                image, picture = f"data/{stem}{Path(row['image_uri']).suffix.lower()}", f"fields/heatmap/{stem}.png"
+                (root / image).write_bytes(data)
+                threshold = found.record_of(row["model_digest"]).map_threshold
+                values = heatmaps(row["heatmap"], found.record_of(row["model_digest"]))
+                scaled = heatmap.display_scale(values, threshold)
+                Image.fromarray((scaled * 255).round().astype(np.uint8)).save(root / picture)
+                _append(file, samples, _fiftyone_sample(row, image, picture, threshold))
+            file.write("]}\n")
     left_out = f", {failed} left out" if failed else ""
-    print(f"fiftyone    {root}  ({samples} images{left_out})")
-    print(f"open        fiftyone.Dataset.from_dir({str(root)!r}, dataset_type=fiftyone.types.FiftyOneDataset)")
+    print(f"fiftyone    {settings.output}  ({samples} images{left_out})")
+    print(f"open        fiftyone.Dataset.from_dir({settings.output!r}, dataset_type=fiftyone.types.FiftyOneDataset)")
 
 
 def _fiftyone_sample(row: dict[str, Any], image: str, heatmap_path: str, threshold: float) -> dict[str, Any]:
@@ -175,6 +176,7 @@ def _fiftyone_sample(row: dict[str, Any], image: str, heatmap_path: str, thresho
         "tags": ["alarm"] if row["is_anomalous"] else [],
         "image_uri": row["image_uri"],
         "image_group": row["image_group"],
+        "collection": row["collection"],
         "night": row["date"].isoformat(),
         "anomaly_score": row["anomaly_score"],
         "p_value": row["p_value"],
@@ -195,14 +197,6 @@ def _onnx(settings: ExportSettings) -> None:
     storage.write(storage.normalize(settings.output), found.model)
     print(f"onnx        {settings.output}  ({len(found.model) / 1e6:.1f} MB)")
     print(f"checked     outputs differ by at most {found.largest_difference:.1e} of the largest map value")
-
-
-def _local(location: str) -> Path:
-    if "://" in location:
-        raise ConfigError(f"expected a local file, got {location!r}")
-    path = Path(location).expanduser()
-    _pictures.folder(str(path.parent))
-    return path
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from fcdd import storage
 from fcdd.storage import ObjectInfo
-from jobs import _console, _lease, _plans, _runs
+from jobs import _console, _lease, _plans, _reviewing, _runs
 from jobs._console import LeaseHeld
 from jobs._settings import JobSettings
 from schemas import Layout
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class GcSettings(JobSettings):
-    """Remove the staging of runs that nobody finished, and published parts that no commit record names."""
+    """Remove the staging of runs that nobody finished, parts that no commit record names, masks that no label names."""
 
     verb: ClassVar[str] = "gc"
 
@@ -55,11 +55,22 @@ def collect(settings: GcSettings) -> None:
     for info in parts:
         if info.uri not in named and _run_of(info.uri) not in staged and info.last_modified < before:
             removed += _remove([info], f"part that no record names: {info.uri}", settings.dry_run)
+    removed += _remove(_unused_masks(layout, before), "masks that no label names", settings.dry_run)
     for folder in sorted({info.uri.rsplit("/", 1)[0] for info in _objects(layout.leases())}):
         if _lease.state(folder, now=datetime.now(UTC)) is None:
             old = [info for info in _objects(folder) if info.last_modified < before]
             removed += _remove(old, f"lease of nobody: {folder}", settings.dry_run)
     print(f"{'would remove' if settings.dry_run else 'removed'} {_size(removed)}")
+
+
+def _unused_masks(layout: Layout, before: datetime) -> list[ObjectInfo]:
+    """Drawings that were replaced, or taken back."""
+    unused = []
+    for collection in sorted({record.collection for record in _runs.records(layout)}):
+        kept = _reviewing.Labels(layout, collection).masks()
+        drawn = _objects(layout.masks(collection))
+        unused += [info for info in drawn if info.uri not in kept and info.last_modified < before]
+    return unused
 
 
 def _run_of(uri: str) -> str:

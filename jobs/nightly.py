@@ -97,7 +97,7 @@ def nightly(settings: NightlySettings) -> int:
             else:
                 _score_run.dry_run(_of_night(settings, night), any_bundle=True, may_be_empty=_dated(settings, night))
         return _console.DONE
-    codes, failures = [], []
+    codes, failures, unwritten = [], [], []
     for night in nights:
         record = _committed(settings, layout, night) or _score_run.score(
             _of_night(settings, night), any_bundle=True, may_be_empty=_dated(settings, night)
@@ -107,30 +107,33 @@ def nightly(settings: NightlySettings) -> int:
         if why:
             print(f"exit code {code}: {why}")
         codes.append(code)
-        failures += _report_once(settings, layout, record)
         failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
+        unwritten += _report_once(settings, layout, record)
     for record in _waiting(settings, layout, nights):
         code, _ = verdict(settings, record)
         failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
     if failures:
         raise NotTold(f"{'; '.join(failures)}; the same command tries again")
-    return min((code for code in codes if code), default=_console.DONE)
+    return min((code for code in codes if code), default=_console.FAILED if unwritten else _console.DONE)
 
 
 def _report_once(settings: NightlySettings, layout: Layout, record: RunRecord) -> list[str]:
-    """The report of a run, unless it is there; why it could not be written. The same command tries again."""
+    """The report of a run, unless it is there; the run, if it could not be written: the same command tries again.
+
+    Others have been told by now: whatever happens to a report, they know of the run.
+    """
     if not settings.report:
         return []
-    from jobs import _report  # it loads torch, to draw
-
     uri = layout.report(record.collection, record.day, record.run_id)
     try:
+        from jobs import _report  # it loads torch, to draw
+
         if storage.exists(uri):
             return []
         storage.write(uri, _report.build(layout.results, record, images=REPORT_IMAGES))
-    except Exception as error:  # whatever is wrong with a picture or a page: the run is committed, and must be told of
-        log.exception("the report of run %s could not be written", record.run_id)
-        return [f"run {record.run_id} is committed, but its report could not be written: {type(error).__name__}"]
+    except Exception as error:  # whatever is wrong with a picture or a page, the verdict stands
+        log.error("run %s is committed, but its report could not be written: %s", record.run_id, error, exc_info=True)
+        return [record.run_id]
     print(f"report       {uri}")
     return []
 

@@ -65,6 +65,8 @@ def query(settings: QuerySettings) -> None:
     """Ask, and print or write the answer."""
     if settings.date and (settings.since or settings.until):
         raise ConfigError("--date is one night, --since and --until are a range; give one or the other")
+    if settings.explain and (settings.to or settings.output != "table"):
+        raise ConfigError("--explain prints how a question is answered, not the answer; leave out --output and --to")
     kind = "sql" if settings.sql is not None else settings.question
     found = results.open(
         settings.results,
@@ -82,7 +84,7 @@ def query(settings: QuerySettings) -> None:
         if kind == "changes" and settings.output == "table":
             _tabular.show(_questions.run_totals(found).to_reader())
             title = f"changed, of the {_questions.num_common(found)} images that both nights have"
-        with _views.readable():
+        with _views.readable("the question cannot be answered"):
             _tabular.write(found.sql(*question).to_arrow_reader(), settings.output, settings.to, title)
 
 

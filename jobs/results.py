@@ -15,7 +15,9 @@ Loads neither torch nor Ray.
 import datetime as dt
 import functools
 import json
+import re
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,6 +62,8 @@ def open(
 
     Raises ConfigError when there is no such run, or the location cannot be read.
     """
+    if date and (since or until):
+        raise ConfigError("a date is one night, since and until are a range; give one or the other")
     first, last = (_day(date or since), _day(date or until))
     records = _runs.committed(location, collection, first=first, last=last)
     return Results(storage.normalize(location), tuple(records))
@@ -72,7 +76,8 @@ def open_run(location: str, run_id: str) -> "Results":
 
 def _day(value: dt.date | str | None) -> dt.date | None:
     try:
-        return dt.date.fromisoformat(value) if isinstance(value, str) else value
+        value = dt.date.fromisoformat(value) if isinstance(value, str) else value
+        return value.date() if isinstance(value, dt.datetime) else value
     except ValueError as error:
         raise ConfigError(f"expected a date like 2026-11-24, got {value!r}") from error
 
@@ -153,17 +158,19 @@ class Results:
         """The answer to one SELECT over the views of `TABLES`; `$name` in it stands for a parameter.
 
         The relation becomes what you need: `.df()`, `.pl()`, `.to_arrow_table()`, `.to_arrow_reader()`, `.fetchall()`.
-        Raises ConfigError for anything but one SELECT, and for one that fails; files other than the published ones, and
-        all of the network, are out of its reach.
+        Raises ConfigError for anything but one SELECT, and for one that makes no sense; what fails while rows are
+        fetched is an error of DuckDB. Files other than the published ones, and the network, are out of its reach.
         """
+        question = select_only(query)
         with _views.readable(_NO_ANSWER):
-            return self._connection.sql(select_only(query), params=dict(params or {}))
+            return self._database.cursor(question).sql(question, params=dict(params or {}))
 
     def explain(self, query: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """How a SELECT was answered: DuckDB's profile, with the files, row groups and bytes that were read."""
+        question = select_only(query)
         with _views.readable(_NO_ANSWER):
-            asked = f"EXPLAIN (ANALYZE, FORMAT JSON) {select_only(query)}"
-            [(_, profile)] = self._connection.execute(asked, dict(params or {})).fetchall()
+            cursor = self._database.cursor(question)
+            [(_, profile)] = cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {question}", dict(params or {})).fetchall()
         return dict(json.loads(profile))
 
     def pandas(self, table: str = "scores", columns: Sequence[str] | None = None) -> "pd.DataFrame":
@@ -181,7 +188,7 @@ class Results:
 
         Raises ConfigError as `sql` does.
         """
-        question = f"SELECT * FROM scores WHERE {where} ORDER BY anomaly_score DESC, image_uri"
+        question = f"SELECT * FROM scores WHERE ({where}\n) ORDER BY anomaly_score DESC, image_uri"
         for row in self.rows(question, params):
             yield ScoredImage.of(row)
 
@@ -227,23 +234,33 @@ class Results:
         return [place for place in places if storage.exists(place)]
 
     @functools.cached_property
-    def _spill(self) -> tempfile.TemporaryDirectory[str]:
-        """Removed with these results, or at the end of the process: DuckDB's own would lie in the current folder."""
-        return tempfile.TemporaryDirectory(prefix="fcdd-query-", ignore_cleanup_errors=True)
+    def _database(self) -> "_Database":
+        return _Database(self)
 
-    @functools.cached_property
-    def _connection(self) -> duckdb.DuckDBPyConnection:
-        """All views, and nothing else within reach: no other file, no extension, no variable of this process."""
-        connection = _views.connect(self.location)
-        paths = {
-            table: [path.removeprefix("file://") for path in self.paths(table)] for table in TABLES if table != "runs"
-        }
-        _views.lock(connection, [path for each in paths.values() for path in each], self._spill.name)
-        for table, files in paths.items():
-            _views.view(connection, table, files, TABLES[table])
-        connection.register("runs", self.runs())
-        _views.lock_settings(connection)
-        return connection
+
+class _Database:
+    """A database with nothing within reach but the files of some results: no other file, no extension, no variable.
+
+    A view is made when a question names it, so that a damaged file is in the way of those only that need it.
+    """
+
+    def __init__(self, of: Results) -> None:
+        # Removed with these results, or at the end of the process: DuckDB's own would lie in the current folder.
+        self._spill = tempfile.TemporaryDirectory(prefix="fcdd-query-", ignore_cleanup_errors=True)
+        self._connection, self._made = _views.connect(of.location), threading.Lock()
+        names = [name for name in TABLES if name != "runs"]
+        self._paths = {name: [path.removeprefix("file://") for path in of.paths(name)] for name in names}
+        self._missing = set(self._paths)
+        _views.table(self._connection, "runs", of.runs())
+        _views.lock(self._connection, [path for paths in self._paths.values() for path in paths], self._spill.name)
+
+    def cursor(self, query: str) -> duckdb.DuckDBPyConnection:
+        """A cursor of its own for one question: several may be read at the same time."""
+        with self._made:
+            for name in [name for name in self._missing if re.search(rf"\b{name}\b", query, re.IGNORECASE)]:
+                _views.view(self._connection, name, self._paths[name], TABLES[name])
+                self._missing.remove(name)
+        return self._connection.cursor()
 
 
 def select_only(query: str) -> str:

@@ -60,13 +60,14 @@ def review(settings: ReviewSettings) -> None:
     if not rows:
         raise ConfigError(f"run {record.run_id} scored no image, so there is nothing to review")
     layout = Layout(found.location)
-    with _lease.hold(f"{layout.leases()}/labels/collection={record.collection}", "review"):
-        labels = _reviewing.Labels(layout, record.collection)
+    place = f"{layout.leases()}/labels/collection={record.collection}"
+    with _lease.hold(place, "review", doing="at work on the labels of this collection as") as lease:
+        labels = _reviewing.Labels(layout, record.collection, check=lease.check)
         page = _review_app.Review(rows, lambda row: night.record_of(row["model_digest"]), labels, settings.reviewer)
         page.warm()
         loopback = settings.host in _review_app.LOOPBACK
         token = None if loopback else secrets.token_urlsafe(24)
-        application = _review_app.application(page, hosts=_review_app.LOOPBACK if loopback else ["*"], token=token)
+        application = _review_app.application(page, hosts=_review_app.LOOPBACK if loopback else None, token=token)
         with _listening(settings.host, settings.port) as listener:
             port = listener.getsockname()[1]
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -76,9 +77,9 @@ def review(settings: ReviewSettings) -> None:
             server = uvicorn.Server(uvicorn.Config(application, log_level="warning", access_log=False))
             with suppress(KeyboardInterrupt):  # how a review ends
                 server.run(sockets=[listener])
-    said = Counter(label["label"] for row in rows if (label := labels.of(row["image_uri"])))
+    said = Counter(label["label"] for row in rows if (label := labels.of(row)))
     print(f"labelled    {sum(said.values())} of {len(rows)}: " + ", ".join(f"{said[n]} {_WORDS[n]}" for n in _WORDS))
-    unseen = sum(row["is_anomalous"] and labels.of(row["image_uri"]) is None for row in rows)
+    unseen = sum(row["is_anomalous"] and labels.of(row) is None for row in rows)
     if unseen:
         print(f"next        {unseen} alarms have no label yet: the same command goes on")
     else:

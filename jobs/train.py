@@ -3,6 +3,7 @@
 list -> split (training / calibration) -> train, with checkpoints -> calibrate -> bundle, written and read back
 """
 
+import itertools
 import logging
 import platform
 import tempfile
@@ -212,9 +213,14 @@ def _masked(settings: TrainSettings) -> list[tuple[ObjectInfo, ObjectInfo | None
 
         listed = _labels.read_anomalies(settings.anomalous)
         try:
-            return [(storage.stat(image), storage.stat(mask) if mask else None) for image, mask in listed]
+            looked = [(storage.stat(each.image), storage.stat(each.mask) if each.mask else None) for each in listed]
         except FileNotFoundError as error:
             raise ConfigError(f"{error} does not exist; correct {settings.anomalous}") from error
+        same = [each.etag in ("", image.etag) for each, (image, _) in zip(listed, looked, strict=True)]
+        if not all(same):
+            changed = listed[same.index(False)].image
+            log.warning("left out %d images that changed since they were labelled: %s", same.count(False), changed)
+        return list(itertools.compress(looked, same))
     root = storage.normalize(settings.anomalous)
     found = _listing.list_images(root)
     if not settings.masks:

@@ -3,7 +3,8 @@
 --   duckdb> .read schemas/heatmap.sql
 --   duckdb> SELECT image_uri, heatmap_decode(heatmap) FROM scores ORDER BY anomaly_score DESC LIMIT 10;
 --
--- heatmap_decode is a list of rows of DOUBLE; heatmap_low and heatmap_high are the smallest and largest value.
+-- heatmap_decode is a list of rows of DOUBLE, NULL for bytes that are no heatmap of version 1; heatmap_low and
+-- heatmap_high are the smallest and largest value.
 
 CREATE OR REPLACE MACRO heatmap_byte(h, i) AS ('0x' || substr(h, 2 * i + 1, 2))::INTEGER;
 
@@ -22,9 +23,14 @@ CREATE OR REPLACE MACRO heatmap_low(heatmap) AS heatmap_f32(hex(heatmap), 5);
 CREATE OR REPLACE MACRO heatmap_high(heatmap) AS heatmap_f32(hex(heatmap), 9);
 
 -- Cells are zigzag-coded differences (0, 1, 2, 3, ... stand for 0, -1, 1, -2, ...): summed along rows, then columns.
+CREATE OR REPLACE MACRO heatmap_hex(heatmap) AS CASE
+    WHEN octet_length(heatmap) >= 13 AND heatmap_byte(hex(heatmap), 0) = 1
+     AND octet_length(heatmap) = 13 + heatmap_u16(hex(heatmap), 1) * heatmap_u16(hex(heatmap), 3)
+    THEN hex(heatmap) END;
+
 CREATE OR REPLACE MACRO heatmap_decode(heatmap) AS (
     WITH header AS (
-        SELECT hex(heatmap) AS h, heatmap_u16(h, 1) AS height, heatmap_u16(h, 3) AS width,
+        SELECT heatmap_hex(heatmap) AS h, heatmap_u16(h, 1) AS height, heatmap_u16(h, 3) AS width,
                heatmap_f32(h, 5) AS low, heatmap_f32(h, 9) AS high),
     cells AS (
         SELECT y, x, low, high,

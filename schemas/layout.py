@@ -46,9 +46,9 @@ class Layout:
         """What people said of the images of a collection."""
         return f"{self.results}/labels/collection={collection}/labels.parquet"
 
-    def mask(self, collection: str, name: str) -> str:
-        """A mask that somebody drew."""
-        return f"{self.results}/labels/collection={collection}/masks/{name}.png"
+    def masks(self, collection: str) -> str:
+        """Folder of the masks that somebody drew."""
+        return f"{self.results}/labels/collection={collection}/masks"
 
     def all_staging(self) -> str:
         """Folder of all uncommitted runs."""

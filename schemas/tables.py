@@ -153,8 +153,16 @@ LABELS = _schema(
         _field("image_uri", pa.string(), "image that was looked at"),
         _field("image_etag", pa.string(), "entity tag of what was looked at; empty if there is none"),
         _field("label", pa.int8(), "1: a real defect, anomalous; 0: a false alarm, nominal; -1: a bad image, neither"),
-        _field("boxes", pa.list_(pa.field("element", BOX, nullable=False)), "boxes that were drawn around defects"),
-        _field("mask_uri", pa.string(), "PNG of the image's size, 255 where it was marked; empty if nothing was drawn"),
+        _field(
+            "boxes",
+            pa.list_(pa.field("element", BOX, nullable=False)),
+            "boxes that were drawn around defects; they count where label is 1",
+        ),
+        _field(
+            "mask_uri",
+            pa.string(),
+            "PNG of the image's size, 255 where it was marked; empty if nothing was drawn; counts where label is 1",
+        ),
         _field("collection", pa.string(), "image collection of the run"),
         _field("date", pa.date32(), "night of the run in which it was looked at"),
         _field("run_id", pa.string(), "that run"),

@@ -3,12 +3,15 @@
 const $ = (id) => document.getElementById(id);
 const WORDS = { "1": "real defect", "0": "false alarm", "-1": "bad image" };
 const LONG_SIDE = 1600;
-let items = [], at = 0, tool = "none", drag = null, busy = Promise.resolve();
-// What is drawn on the image at hand: boxes in its own pixels, and whether anything is painted.
-let boxes = [], painted = false, loaded = true;
+// Verdicts that could not be kept (number of the image -> message to the server), and how many are on their way.
+const unsaved = new Map();
+const sending = new Map();
+let items = [], at = 0, tool = "none", drag = null, queue = Promise.resolve();
+// The drawing on the image at hand: all its boxes (in its pixels), new paint, and whether the old one was cleared.
+let boxes = [], painted = false, cleared = false, changed = false, drawnHere = false;
 
-const stage = $("stage"), picture = $("picture"), layer = $("layer"), paint = $("paint"), regions = $("regions");
-const pen = paint.getContext("2d", { willReadFrequently: true });
+const stage = $("stage"), picture = $("picture"), layer = $("layer"), mask = $("mask"), paint = $("paint");
+const regions = $("regions"), pen = paint.getContext("2d", { willReadFrequently: true });
 
 async function start() {
   const answer = await fetch("items");
@@ -21,34 +24,41 @@ async function start() {
 function show(index) {
   if (!items.length) return;
   at = Math.max(0, Math.min(items.length - 1, index));
-  const item = items[at];
+  const item = items[at], kept = unsaved.get(at);
+  drag = null;
   $("problem").hidden = true;
   // Never an image under the heatmap, or the facts, of another one.
-  for (const image of [picture, layer]) image.removeAttribute("src");
+  for (const image of [picture, layer, mask]) image.removeAttribute("src");
   picture.src = `picture/${at}`;
   layer.src = `layer/${at}`;
-  drag = null;
   const scale = Math.min(1, LONG_SIDE / Math.max(item.width, item.height));
   paint.width = Math.max(1, Math.round(item.width * scale));
   paint.height = Math.max(1, Math.round(item.height * scale));
   regions.setAttribute("viewBox", `0 0 ${item.width} ${item.height}`);
-  boxes = item.boxes.slice();
-  painted = false;
-  loaded = !item.mask;
-  if (item.mask) repaint(at);
+  boxes = (kept?.boxes ?? item.boxes).slice();
+  painted = changed = drawnHere = false;
+  cleared = Boolean(kept?.clear);
+  if (kept?.mask) repaint(at, kept.mask);
+  showMask();
   fit();
   describe();
   // The next one is fetched while this one is looked at.
   if (at + 1 < items.length) { new Image().src = `picture/${at + 1}`; new Image().src = `layer/${at + 1}`; }
 }
 
-async function repaint(index) {
+function showMask() {
+  const item = items[at];
+  if (item.mask && !cleared) mask.src = `mask/${at}?${encodeURIComponent(item.seen)}`;
+  else mask.removeAttribute("src");
+}
+
+async function repaint(index, png) {
   const before = new Image();
-  before.src = `mask/${index}?${Date.now()}`;
-  try { await before.decode(); } catch { say("the mask of this image cannot be shown; it stays as it is"); return; }
+  before.src = `data:image/png;base64,${png}`;
+  await before.decode();
   if (index !== at) return;
-  pen.drawImage(before, 0, 0, paint.width, paint.height);
-  painted = loaded = true;
+  pen.drawImage(before, 0, 0);
+  painted = true;
 }
 
 function fit() {
@@ -59,19 +69,25 @@ function fit() {
 }
 
 function describe() {
-  const item = items[at], done = items.filter((each) => each.label !== null).length;
-  $("progress").textContent = `${done} of ${items.length} labelled`;
+  const item = items[at], kept = (each, index) => each.label !== null && !unsaved.has(index) && !sending.has(index);
+  const done = items.filter(kept).length;
+  $("progress").textContent = `${done} of ${items.length} labelled${done === items.length ? ": that is all" : ""}`;
   $("bar").value = done; $("bar").max = items.length;
   $("rank").textContent = `${at + 1} of ${items.length}`;
   $("state").textContent = item.label === null ? "" : WORDS[item.label];
   $("state").className = `l${item.label}`;
-  const changed = item.changed ? " \u00b7 the label is of an earlier version of this image" : "";
+  const replaced = item.replaced ? " \u00b7 labelled before, but the image was replaced since" : "";
   $("facts").textContent = `score ${item.score.toPrecision(4)} \u00b7 p ${item.p_value.toPrecision(3)} \u00b7 ` +
     `${item.is_anomalous ? "alarm" : "no alarm"} \u00b7 ${item.date}${item.group ? ` \u00b7 ${item.group}` : ""} \u00b7 ` +
-    `${item.width} x ${item.height}${changed}`;
+    `${item.width} x ${item.height}${replaced}`;
   $("name").textContent = item.name;
   for (const button of document.querySelectorAll("[data-label]"))
     button.classList.toggle("on", item.label !== null && button.dataset.label === String(item.label));
+  $("unsaved").hidden = !unsaved.size;
+  if (unsaved.size) {
+    const numbers = [...unsaved.keys()].map((index) => index + 1).sort((a, b) => a - b);
+    $("retry").textContent = `${unsaved.size} not kept (${numbers.slice(0, 8).join(", ")}): try again`;
+  }
   outline();
 }
 
@@ -86,49 +102,90 @@ function outline() {
   }));
 }
 
-// Verdicts are sent one after the other, in the order they were given.
+// A verdict is of the image that is shown at this moment, and moves on at once; it is sent after those before it.
 function verdict(label, move) {
-  const index = at, body = { label };
-  // Without a drawing in the message the server keeps the one it has.
-  if (label === 1 && loaded) {
-    body.boxes = boxes.slice();
-    if (painted) body.mask = paint.toDataURL("image/png").split(",")[1];
+  if (drag) return;
+  const index = at, message = { ...unsaved.get(index), label };
+  if (label === null) { delete message.boxes; delete message.mask; message.clear = true; wipe(); }
+  else if (changed) {
+    message.boxes = boxes.slice();
+    if (painted) message.mask = paint.toDataURL("image/png").split(",")[1];
+    if (cleared) message.clear = true;
+    items[index].boxes = message.boxes;
   }
-  busy = busy.then(() => send(index, body)).then((kept) => {
-    if (kept && move && index === at) onwards();
+  changed = false;
+  items[index].label = label;
+  post(index, message);
+  if (move) onwards(); else describe();
+}
+
+function post(index, message) {
+  unsaved.delete(index);
+  sending.set(index, (sending.get(index) ?? 0) + 1);
+  queue = queue.then(() => send(index, message)).finally(() => {
+    sending.set(index, sending.get(index) - 1);
+    if (!sending.get(index)) sending.delete(index);
+    describe();
   });
 }
 
-async function send(index, body) {
-  let answer;
+async function send(index, latest) {
+  // One that failed meanwhile may hold a drawing.
+  const message = { ...unsaved.get(index), ...latest };
+  unsaved.delete(index);
+  let answer, why;
   try {
     answer = await fetch(`label/${index}`, {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+      method: "POST", headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ ...message, seen: items[index].seen }),
     });
-  } catch { say("the review has ended, or is out of reach: nothing was kept"); return false; }
-  if (!answer.ok) { say(await answer.text()); return false; }
-  say("");
-  items[index] = await answer.json();
-  if (index === at && body.label !== 1) wipe();
-  if (index === at) describe();
-  return true;
+    if (answer.ok || answer.status === 409) {
+      const said = await answer.json(), { label } = items[index];
+      // A later verdict of ours on the same image is still on its way: it stays on the screen.
+      items[index] = answer.ok && label !== message.label ? { ...said, label } : said;
+      if (answer.status === 409) {
+        if (index === at) show(at);
+        say(`image ${index + 1}: somebody else labelled it meanwhile; this is what they said, label it again to change it`);
+      } else {
+        if (!unsaved.size) say("");
+        // Come back before it was kept: the drawing is shown as it is now.
+        if (index === at && !drawnHere) { boxes = items[at].boxes.slice(); showMask(); }
+      }
+      return;
+    }
+    why = await answer.text();
+  } catch { why = "the review has ended, or is out of reach"; }
+  unsaved.set(index, message);
+  say(`image ${index + 1} is not kept: ${why}`);
+}
+
+function retry() {
+  for (const [index, message] of [...unsaved]) post(index, message);
 }
 
 function onwards() {
   const open = items.findIndex((item, index) => index > at && item.label === null);
+  const earlier = items.findIndex((item) => item.label === null);
   if (open >= 0) show(open);
-  else {
-    const earlier = items.findIndex((item) => item.label === null);
-    if (earlier >= 0) show(earlier); else say("every image here has a label");
-  }
+  else if (earlier >= 0) show(earlier);
+  else describe();
 }
 
 function say(text) { $("message").textContent = text; }
 
-function wipe() { boxes = []; painted = false; loaded = true; pen.clearRect(0, 0, paint.width, paint.height); outline(); }
+function wipe() {
+  boxes = [];
+  painted = false;
+  cleared = true;
+  pen.clearRect(0, 0, paint.width, paint.height);
+  showMask();
+  outline();
+}
 
 function erase() {
+  if (drag) return;
   wipe();
+  changed = true;
   if (items[at].label === 1) verdict(1, false);
 }
 
@@ -144,32 +201,38 @@ function place(event) {
   return [inside((event.clientX - frame.left) / frame.width), inside((event.clientY - frame.top) / frame.height)];
 }
 
+// The pixels between two places along one side: at least one of them.
+function span(a, b, size) {
+  const from = Math.min(Math.floor(Math.min(a, b) * size), size - 1);
+  return [from, Math.max(Math.ceil(Math.max(a, b) * size), from + 1)];
+}
+
 stage.addEventListener("pointerdown", (event) => {
   if (tool === "none" || event.button || !items.length) return;
   event.preventDefault();
   stage.setPointerCapture(event.pointerId);
   drag = { from: place(event), last: place(event), box: null };
+  drawnHere = true;
   if (tool === "brush") stroke(event);
 });
 stage.addEventListener("pointermove", (event) => {
   if (!drag) return;
   if (tool === "brush") { stroke(event); return; }
   const item = items[at], [x, y] = place(event), [a, b] = drag.from;
-  const box = {
-    x0: Math.floor(Math.min(a, x) * item.width), y0: Math.floor(Math.min(b, y) * item.height),
-    x1: Math.ceil(Math.max(a, x) * item.width), y1: Math.ceil(Math.max(b, y) * item.height),
-  };
+  const [x0, x1] = span(a, x, item.width), [y0, y1] = span(b, y, item.height);
   if (drag.box) boxes.pop();
-  drag.box = box;
-  boxes.push(box);
+  drag.box = { x0, y0, x1, y1 };
+  boxes.push(drag.box);
   outline();
 });
 for (const name of ["pointerup", "pointercancel"]) stage.addEventListener(name, () => {
   if (!drag) return;
   const drawn = tool === "brush" || drag.box;
   drag = null;
+  if (!drawn) return;
+  changed = true;
   // Whoever marks a defect says that there is one.
-  if (drawn) verdict(1, false);
+  verdict(1, false);
 });
 
 function stroke(event) {
@@ -186,12 +249,14 @@ function stroke(event) {
 }
 
 picture.addEventListener("error", async () => {
+  if (!picture.hasAttribute("src")) return;
   const index = at, answer = await fetch(`picture/${index}`).catch(() => null);
   if (index !== at || (answer && answer.ok)) return;
   $("problem").textContent = answer ? await answer.text() : "the review has ended, or is out of reach";
   $("problem").hidden = false;
 });
 layer.addEventListener("error", async () => {
+  if (!layer.hasAttribute("src")) return;
   const index = at, answer = await fetch(`layer/${index}`).catch(() => null);
   if (index === at && answer && !answer.ok) say(await answer.text());
 });
@@ -202,12 +267,14 @@ $("previous").addEventListener("click", () => show(at - 1));
 $("next").addEventListener("click", () => show(at + 1));
 $("unlabelled").addEventListener("click", onwards);
 $("erase").addEventListener("click", erase);
+$("retry").addEventListener("click", retry);
 for (const [id, kind] of [["heat", "heat"], ["boxes", "boxes"]])
   $(id).addEventListener("change", () => stage.classList.toggle(kind, $(id).checked));
 for (const radio of document.querySelectorAll("[name=tool]")) radio.addEventListener("change", () => choose(radio.value));
 // Once the brush has its width, the keys are for the images again.
 $("size").addEventListener("change", () => $("size").blur());
 window.addEventListener("resize", () => { if (items.length) fit(); });
+window.addEventListener("beforeunload", (event) => { if (unsaved.size || sending.size) event.preventDefault(); });
 
 const KEYS = {
   d: () => $("defect").click(), f: () => $("false").click(), b: () => $("bad").click(), u: () => $("clear").click(),

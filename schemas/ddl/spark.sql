@@ -131,19 +131,19 @@ WHERE place = 1;
 CREATE OR REPLACE VIEW fcdd_scores AS
 SELECT * FROM fcdd_scores_parts
 WHERE regexp_extract(_metadata.file_path, '(scores/collection=.*)$', 1) IN (
-    SELECT part.path FROM fcdd_current_runs LATERAL VIEW explode(scores) AS part
+    SELECT part.path FROM fcdd_current_runs LATERAL VIEW explode(scores) t AS part
 );
 
 CREATE OR REPLACE VIEW fcdd_quarantine AS
 SELECT * FROM fcdd_quarantine_parts
 WHERE regexp_extract(_metadata.file_path, '(quarantine/collection=.*)$', 1) IN (
-    SELECT part.path FROM fcdd_current_runs LATERAL VIEW explode(quarantine) AS part
+    SELECT part.path FROM fcdd_current_runs LATERAL VIEW explode(quarantine) t AS part
 );
 
 CREATE OR REPLACE VIEW fcdd_deleted AS
 SELECT * FROM fcdd_deleted_parts
 WHERE regexp_extract(_metadata.file_path, '(deleted/collection=.*)$', 1) IN (
-    SELECT part.path FROM fcdd_current_runs LATERAL VIEW explode(deleted) AS part
+    SELECT part.path FROM fcdd_current_runs LATERAL VIEW explode(deleted) t AS part
 );
 
 CREATE OR REPLACE VIEW fcdd_drift AS

@@ -2,12 +2,16 @@
 
 import csv
 import datetime as dt
+import gc
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -24,7 +28,7 @@ from benchmarks import result_tables
 from fcdd import heatmap, images, storage
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError
-from jobs import results
+from jobs import _views, results
 from jobs.results import Results
 from schemas import LABELS, QUARANTINE, SCORES, Layout
 from tests.integration.test_nightly import Line
@@ -297,6 +301,7 @@ def test_what_is_not_there_is_one_sentence(nights: Line) -> None:
         (lambda: results.open(nights.results, collection="x"), "no committed run of 'x'.*there are: c 2026-11-01"),
         (lambda: results.open(nights.results, date="2026-12-24"), "no committed run on 2026-12-24"),
         (lambda: results.open(nights.results, since="2026-12-01"), "no committed run from 2026-12-01"),
+        (lambda: results.open(nights.results, date="2026-11-01", until="2026-11-02"), "give one or the other"),
         (lambda: results.open(nights.results, date="yesterday"), "expected a date like 2026-11-24, got 'yesterday'"),
         (lambda: results.open_run(nights.results, "x"), "there is no committed run 'x'"),
         (lambda: results.open(nights.results).dataset("x"), "there is no table 'x'; there are: scores, "),
@@ -379,6 +384,9 @@ def test_a_heatmap_is_decoded_without_this_package(nights: Line) -> None:
         ).fetchall()
         np.testing.assert_allclose(np.array(rows), wanted, rtol=1e-6, atol=1e-30 + 2e-7 * float(wanted.max()))
         assert (low, high) == (wanted.min(), wanted.max())
+    for damaged in (b"\2" + encoded[0][1:], encoded[0][:-1], b"", b"\1"):
+        query = "SELECT heatmap_decode(heatmap) FROM (SELECT ?::BLOB AS heatmap)"
+        assert connection.execute(query, [damaged]).fetchall() == [(None,)]
     with pytest.raises(ValueError, match="not a heatmap of version 1"):
         namespace["decode_heatmap"](b"\2" + encoded[0][1:])  # type: ignore[operator]
 
@@ -483,7 +491,8 @@ def test_an_export_for_fiftyone_is_whole(nights: Line, tmp_path: Path) -> None:
             assert 0.5 <= found["confidence"] < 1
             assert all(0 <= value <= 1 for value in found["bounding_box"])
     refused = here("export", "fiftyone", *where, check=False)
-    assert "is not empty; choose another --output" in refused.stderr
+    assert "cannot write" in refused.stderr
+    assert "Directory not empty; choose another place" in refused.stderr
 
 
 def test_a_bundle_as_onnx_agrees_with_the_detector(nights: Line, tmp_path: Path) -> None:
@@ -502,9 +511,94 @@ def test_a_bundle_as_onnx_agrees_with_the_detector(nights: Line, tmp_path: Path)
     assert (about["score"], float(about["threshold"])) == ("score_max", detector.spec.calibration.threshold)
 
 
+def test_several_answers_are_read_at_the_same_time(nights: Line) -> None:
+    """One within another, one left unfinished, and by threads."""
+    whole = results.open(nights.results)
+    scored = whole.dataset().count_rows()
+    count = "SELECT count(*) FROM scores"
+    next(whole.images())  # and no more of it
+    for _, image in zip(range(3), whole.images(), strict=False):
+        assert whole.sql(count).fetchall() == [(scored,)]
+        assert len(whole.pandas(columns=["image_uri"])) == scored
+        assert image.heatmap.shape == (8, 12)
+    first, second = whole.sql(count), whole.sql("SELECT count(*) FROM quarantine")
+    assert (first.fetchall(), second.fetchall()) == ([(scored,)], [(2,)])
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: whole.sql(count).fetchall()[0][0], range(32))) == {scored}
+    assert whole.sql("SELECT current_setting('TimeZone')").fetchall() == [("UTC",)]
+
+
+def test_what_does_not_fit_into_memory_is_sorted_in_a_folder_that_goes_away(
+    nights: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_views, "_MEMORY", "150MB")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spill"))
+    (tmp_path / "spill").mkdir()
+    whole = results.open(nights.results)
+    large = "SELECT count(*) FROM (SELECT DISTINCT hash(i)::VARCHAR || 'abcdefghij' FROM range(4_000_000) t(i))"
+    assert whole.sql(large).fetchall() == [(4_000_000,)]
+    assert {path.name for path in tmp_path.iterdir()} == {"spill"}
+    del whole
+    gc.collect()
+    assert list((tmp_path / "spill").iterdir()) == []
+
+
+def test_a_damaged_file_is_in_the_way_of_those_only_that_need_it(nights: Line, tmp_path: Path) -> None:
+    shutil.copytree(nights.results, tmp_path / "results")
+    there = str(tmp_path / "results")
+    labels = Path(Layout(there).labels("c"))
+    labels.parent.mkdir(parents=True, exist_ok=True)
+    labels.write_bytes(b"junk")
+    assert results.open(there).sql("SELECT count(*) FROM runs").fetchall() == [(2,)]
+    broken = here("query", "--results", there, "--sql", "FROM labels", check=False)
+    assert broken.returncode == 2
+    assert "a file of labels is missing or damaged" in broken.stderr
+
+
+def test_a_location_that_looks_like_a_partition_gives_the_same_answers(nights: Line, tmp_path: Path) -> None:
+    there = tmp_path / "collection=zz/date=2020-01-01"
+    shutil.copytree(nights.results, there)
+    question = "SELECT DISTINCT collection, date::VARCHAR FROM scores ORDER BY ALL"
+    assert results.open(str(there)).sql(question).fetchall() == [("c", "2026-11-01"), ("c", "2026-11-02")]
+    wild = tmp_path / "a*b"
+    shutil.copytree(nights.results, wild)
+    with pytest.raises(ConfigError, match="which DuckDB takes for a pattern; rename it"):
+        results.open(str(wild)).sql("FROM scores")
+
+
+def test_columns_of_one_name_and_values_of_any_kind_come_out_whole(nights: Line) -> None:
+    query = (
+        "SELECT 1 AS a, 2 AS a, 3 AS b, MAP {'x': 1} AS m, MAP {DATE '2026-01-01': 1} AS n, MAP {{'k': 1}: [2]} AS o, "
+        "12345678901234567890::HUGEINT AS h, sum(num_scored) AS s, 1.50::DECIMAL(4, 2) AS d, 'nan'::DOUBLE AS f, "
+        "[NULL, {'y': '\\x01'::BLOB}] AS l, INTERVAL 90 MINUTE AS i, TIME '01:02:03' AS t FROM runs"
+    )
+    common = ("query", "--results", nights.results, "--sql", query)
+    scored = sum(record.num_scored for record in nights.records())
+    [row] = json.loads(here(*common, "--output", "json").stdout)
+    assert (row["a"], row["a_1"], row["b"]) == (1, 2, 3)
+    assert (row["m"], row["n"], row["o"]) == ({"x": 1}, {"2026-01-01": 1}, [[{"k": 1}, [2]]])
+    assert (row["h"], row["s"], row["d"], row["f"]) == (12345678901234567890, scored, 1.5, None)
+    assert row["l"] == [None, {"y": "AQ=="}]
+    [names, values] = list(csv.reader(io.StringIO(here(*common, "--output", "csv").stdout)))
+    assert names[:3] == ["a", "a_1", "b"]
+    assert values[:3] == ["1", "2", "3"]
+    assert "a_1" in here(*common).stdout
+    nothing = ("query", "--results", nights.results, "--sql", "SELECT 1 AS a WHERE false")
+    assert json.loads(here(*nothing, "--output", "json").stdout) == []
+    assert here(*nothing, "--output", "csv").stdout == "a\n"
+
+
+def test_a_condition_of_ones_own_does_not_undo_the_order(nights: Line) -> None:
+    scores = [image.anomaly_score for image in results.open(nights.results).images("true -- all of them")]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) > 100
+
+
 WRONG = {
     "a history of nothing": (["query", "history"], "whose history? add --uri"),
     "no SQL": (["query", "sql"], "which question? add --sql"),
+    "an answer that is no answer": (["query", "--explain", "--output", "json"], "leave out --output and --to"),
     "a night and a range": (["query", "--date", "2026-11-01", "--since", "2026-11-01"], "give one or the other"),
     "a group that is none": (
         ["query", "--group", "cam-9"],
@@ -518,7 +612,7 @@ WRONG = {
     "pictures into a bucket": (["heatmap", "--output", "s3://b/x"], "expected a local folder for pictures"),
     "a report of no run": (["report", "--run", "x"], "there is no committed run 'x'"),
     "an export without results": (["export", "onnx", "--output", "x"], "--bundle is missing"),
-    "an export to a bucket": (["export", "coco", "--output", "s3://b/x"], "expected a local file"),
+    "an export to a bucket": (["export", "coco", "--output", "s3://b/x"], "expected a local path"),
     "a port that is taken": (["review", "--port", "1", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1:1"),
 }
 

@@ -108,7 +108,7 @@ def test_of_many_that_take_over_one_wins(folder: str) -> None:
 
     def race(_: int) -> bool:
         try:
-            _lease._acquire(folder, Owner.me("r"))
+            _lease._acquire(folder, Owner.me("r"), "at it as")
         except LeaseHeld:
             return False
         return True

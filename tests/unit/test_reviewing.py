@@ -3,6 +3,9 @@
 import base64
 import datetime as dt
 import io
+import itertools
+import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,12 @@ from PIL import Image
 
 from fcdd.errors import ConfigError
 from jobs import _labels
-from jobs._reviewing import BadDrawing, Box, Labels, Verdict
+from jobs._lease import LeaseLost
+from jobs._reviewing import BadDrawing, Box, Labels, Outdated, Verdict
 from schemas import LABELS, Layout
 
 NOW = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
+CLOCK = (NOW + dt.timedelta(seconds=n) for n in itertools.count())
 
 
 def image(number: int, size: tuple[int, int] = (56, 40)) -> dict[str, Any]:
@@ -40,6 +45,12 @@ def painted(size: tuple[int, int], box: tuple[int, int, int, int]) -> str:
     return base64.b64encode(sink.getvalue()).decode()
 
 
+def _bomb() -> bytes:
+    """A PNG that says it has 30,000 x 30,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 6, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
 def mask_of(row: dict[str, Any] | None) -> np.ndarray:
     assert row is not None
     return np.asarray(Image.open(row["mask_uri"].removeprefix("file://")))
@@ -50,68 +61,108 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(f"file://{tmp_path}")
 
 
+def say(labels: Labels, row: dict[str, Any], verdict: Verdict, reviewer: str = "") -> dict[str, Any] | None:
+    """As a page does that has seen the latest label."""
+    seen = verdict.model_copy(update={"seen": labels.last_said(row["image_uri"])})
+    labels.say(row, seen, reviewer=reviewer, now=next(CLOCK))
+    return labels.of(row)
+
+
 def test_verdicts_of_many_threads_are_all_kept(layout: Layout) -> None:
     labels = Labels(layout, "c")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: labels.say(image(n), Verdict(label=n % 3 - 1), reviewer="ann", now=NOW), range(60)))
     again = Labels(layout, "c")
-    assert len(again) == 60
-    assert all(again.of(f"s3://b/{n:03d}.png")["label"] == n % 3 - 1 for n in range(60))  # type: ignore[index]
+    assert all(again.of(image(n))["label"] == n % 3 - 1 for n in range(60))  # type: ignore[index]
     table = pq.read_table(labels.uri.removeprefix("file://"), partitioning=None)
     assert table.schema.equals(LABELS, check_metadata=True)
-    assert table["image_uri"].to_pylist() == sorted(table["image_uri"].to_pylist())
+    assert table["image_uri"].to_pylist() == [f"s3://b/{n:03d}.png" for n in range(60)]
 
 
 def test_the_latest_verdict_counts_and_can_be_taken_back(layout: Layout) -> None:
     labels = Labels(layout, "c")
-    labels.say(image(1), Verdict(label=1), reviewer="ann", now=NOW)
-    labels.say(image(1), Verdict(label=0), reviewer="bob", now=NOW)
-    assert [labels.of("s3://b/001.png")[name] for name in ("label", "reviewer")] == [0, "bob"]  # type: ignore[index]
-    assert labels.say(image(1), Verdict(label=None), reviewer="bob", now=NOW) is None
-    assert len(Labels(layout, "c")) == 0
+    say(labels, image(1), Verdict(label=1), "ann")
+    row = say(labels, image(1), Verdict(label=0), "bob")
+    assert row is not None
+    assert (row["label"], row["reviewer"]) == (0, "bob")
+    assert say(labels, image(1), Verdict(label=None)) is None
+    assert Labels(layout, "c").of(image(1)) is None
+
+
+def test_nobody_overwrites_what_they_have_not_seen(layout: Layout) -> None:
+    labels = Labels(layout, "c")
+    say(labels, image(1), Verdict(label=1, boxes=(Box(x0=1, y0=2, x1=3, y1=4),)))
+    with pytest.raises(Outdated):
+        labels.say(image(1), Verdict(label=0), reviewer="", now=NOW)
+    row = labels.of(image(1))
+    assert row is not None
+    assert (row["label"], len(row["boxes"])) == (1, 1)
+
+
+def test_a_label_is_of_the_image_that_was_looked_at(layout: Layout) -> None:
+    """The next night's image of the same name is another one."""
+    labels = Labels(layout, "c")
+    say(labels, image(1), Verdict(label=1, boxes=(Box(x0=1, y0=2, x1=3, y1=4),)))
+    replaced = image(1) | {"image_etag": "another"}
+    assert labels.of(replaced) is None
+    row = say(labels, replaced, Verdict(label=1))
+    assert row is not None
+    assert (row["boxes"], row["mask_uri"]) == ([], "")  # nor is the drawing
+
+
+def test_a_review_that_was_taken_over_writes_nothing(layout: Layout) -> None:
+    def lost() -> None:
+        raise LeaseLost("another process took over")
+
+    labels = Labels(layout, "c", check=lost)
+    with pytest.raises(LeaseLost):
+        labels.say(image(1), Verdict(label=1), reviewer="", now=NOW)
+    assert not Path(labels.uri.removeprefix("file://")).exists()
 
 
 def test_boxes_and_paint_become_one_mask_of_the_images_size(layout: Layout) -> None:
     labels = Labels(layout, "c")
     box = Box(x0=100, y0=50, x1=140, y1=80)
     verdict = Verdict(label=1, boxes=(box,), mask=painted((400, 300), (10, 20, 30, 40)))
-    mask = mask_of(labels.say(image(1, (800, 600)), verdict, reviewer="", now=NOW))
     wanted = np.zeros((600, 800), np.uint8)
     wanted[50:80, 100:140] = 255
     wanted[40:80, 20:60] = 255  # twice as large as it was painted
-    np.testing.assert_array_equal(mask, wanted)
+    np.testing.assert_array_equal(mask_of(say(labels, image(1, (800, 600)), verdict)), wanted)
+    # More paint is added; what was there before stays exactly as it was.
+    say(labels, image(1, (800, 600)), Verdict(label=1, mask=painted((80, 60), (70, 50, 71, 51))))
+    wanted[500:510, 700:710] = 255
+    np.testing.assert_array_equal(mask_of(labels.of(image(1))), wanted)
 
 
-def test_a_verdict_without_a_drawing_keeps_the_one_there_is_and_an_empty_one_removes_it(layout: Layout) -> None:
+def test_a_drawing_stays_until_it_is_cleared(layout: Layout) -> None:
+    """Also when it counts for nothing meanwhile, since a slip of the hand must not cost it."""
     labels = Labels(layout, "c")
     box = Box(x0=1, y0=2, x1=3, y1=4)
-    first = labels.say(image(1), Verdict(label=1, boxes=(box,)), reviewer="", now=NOW)
-    again = labels.say(image(1), Verdict(label=1), reviewer="", now=NOW)
+    first = say(labels, image(1), Verdict(label=1, boxes=(box,)))
+    say(labels, image(1), Verdict(label=0))
+    again = say(labels, image(1), Verdict(label=1))
     assert first is not None
     assert again is not None
     assert (again["boxes"], again["mask_uri"]) == (first["boxes"], first["mask_uri"])
-    cleared = labels.say(image(1), Verdict(label=1, boxes=()), reviewer="", now=NOW)
+    cleared = say(labels, image(1), Verdict(label=1, clear=True))
     assert cleared is not None
     assert (cleared["boxes"], cleared["mask_uri"]) == ([], "")
-    labels.say(image(1), Verdict(label=1, boxes=(box,)), reviewer="", now=NOW)
-    false_alarm = labels.say(image(1), Verdict(label=0, boxes=(box,)), reviewer="", now=NOW)
-    assert false_alarm is not None
-    assert (false_alarm["boxes"], false_alarm["mask_uri"]) == ([], "")
 
 
 def test_a_drawing_that_is_none_is_refused_and_nothing_changes(layout: Layout) -> None:
     labels = Labels(layout, "c")
-    labels.say(image(1), Verdict(label=0), reviewer="", now=NOW)
+    say(labels, image(1), Verdict(label=0))
     for verdict, message in (
         (Verdict(label=1, boxes=(Box(x0=60, y0=0, x1=70, y1=5),)), "expected a box within 56 x 40 pixels"),
         (Verdict(label=1, boxes=(Box(x0=5, y0=5, x1=5, y1=9),)), "expected a box within 56 x 40 pixels"),
         (Verdict(label=1, mask="%%%"), "no PNG in base64"),
         (Verdict(label=1, mask=base64.b64encode(b"GIF89a").decode()), "no PNG in base64"),
+        (Verdict(label=1, mask=base64.b64encode(_bomb()).decode()), "no PNG in base64"),
         (Verdict(label=1, mask=painted((2100, 2000), (0, 0, 1, 1))), "at most 4000000 pixels"),
     ):
         with pytest.raises(BadDrawing, match=message):
-            labels.say(image(1), verdict, reviewer="", now=NOW)
-    assert Labels(layout, "c").of("s3://b/001.png")["label"] == 0  # type: ignore[index]
+            say(labels, image(1), verdict)
+    assert Labels(layout, "c").of(image(1))["label"] == 0  # type: ignore[index]
 
 
 def test_a_file_that_holds_no_labels_is_not_overwritten(layout: Layout, tmp_path: Path) -> None:
@@ -130,5 +181,5 @@ def test_bad_images_are_neither_for_every_reader(layout: Layout) -> None:
         labels.say(image(number), Verdict(label=label), reviewer="", now=NOW)  # type: ignore[arg-type]
     assert _labels.read(labels.uri)["label"].to_pylist() == [1, 0, -1]
     assert _labels.read_decided(labels.uri)["label"].to_pylist() == [1, 0]
-    assert _labels.read_anomalies(labels.uri) == [("s3://b/000.png", None)]
+    assert _labels.read_anomalies(labels.uri) == [("s3://b/000.png", None, f"{0:032x}")]
     assert _labels.read_uris(labels.uri) == [f"s3://b/00{n}.png" for n in range(3)]

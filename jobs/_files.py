@@ -1,0 +1,32 @@
+"""Local files and folders that people asked for: there whole, or not at all."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fcdd.errors import ConfigError
+
+
+@contextmanager
+def appearing(location: str) -> Iterator[Path]:
+    """A path to write a file or a folder to, which gets its name when all is written; nothing is left of a failure.
+
+    Raises ConfigError when it is no local path, or cannot be written; a folder must not be there, or be empty.
+    """
+    if "://" in location:
+        raise ConfigError(f"expected a local path, got {location!r}")
+    path = Path(location).expanduser()
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with suppress(OSError):
+            unfinished.unlink()
