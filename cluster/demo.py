@@ -45,7 +45,9 @@ HINTS = """the demo's S3 server runs until you leave this shell; some things to 
   fcdd heatmap --date 2026-11-02                      pictures of them, in heatmaps/
   fcdd query --sql "FROM scores LIMIT 3"              SQL of your own
   fcdd report --date 2026-11-02                       report.html, for a browser
-  fcdd review --date 2026-11-01                       label its most anomalous images, in a browser"""
+  fcdd review --date 2026-11-01                       label its most anomalous images, in a browser
+  fcdd calibrate --reviewed FILE --date 2026-11-01 --output s3://demo/bundle-2    FILE: as `fcdd review` says at its end
+  exit"""
 # Linux: processes whose parent died become our children instead of init's, so that none is lost sight of.
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -160,8 +162,7 @@ def _run_steps(watch: Stopwatch) -> None:
         _fcdd("train", "--images", "s3://demo/images/nominal", "--bundle", "s3://demo/bundle")
     for night, expected in zip(NIGHTS, (FINE, DRIFTED), strict=True):
         with watch.measure("two nights"):
-            where = ("--bundle", "s3://demo/bundle", "--images", "s3://demo/images/{date}")
-            _fcdd("nightly", *where, "--date", night, expected=expected)
+            _fcdd("nightly", "--date", night, expected=expected)
     with watch.measure("runs, query and pictures"):
         _fcdd("runs")
         _fcdd("query", "--date", NIGHTS[1])

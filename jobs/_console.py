@@ -55,7 +55,7 @@ def leave(code: int) -> NoReturn:
     "terminate called without an active exception"): a scheduler would take a committed run for one that crashed.
     """
     atexit._run_exitfuncs()
-    with suppress(OSError):  # whoever read our output may be gone
+    with suppress(OSError, ValueError):  # whoever read our output may be gone
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
@@ -77,6 +77,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def printable(text: str) -> str:
     """Keys are data: their control characters must not reach a terminal."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def number(count: int, what: str) -> str:
+    """1 region, 2 regions."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def plain(value: Any) -> Any:

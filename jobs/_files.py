@@ -19,6 +19,8 @@ def appearing(location: str) -> Iterator[Path]:
     if "://" in location:
         raise ConfigError(f"expected a local path, got {location!r}")
     path = Path(location).expanduser()
+    if path.is_dir() and any(path.iterdir()):
+        raise ConfigError(f"{path} is there and not empty; choose another place")
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

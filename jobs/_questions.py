@@ -73,27 +73,36 @@ def history(uri: str) -> Question:
     )
 
 
-def alarms(by: str) -> Question:
+def alarms(by: str, group: str | None = None) -> Question:
     """Images, alarms and unreadable images per night and camera, folder or collection."""
-    what = {"group": "image_group", "folder": "regexp_extract(image_uri, '^(.*)/', 1, 's')", "night": "''"}[by]
+    what = {"group": "image_group", "folder": "regexp_extract(image_uri, '^(.*)/', 1, 's')"}
+    named = f', {what[by]} AS "{by}"' if by in what else ""
+    shown = f', "{by}"' if by in what else ""
+    counted = "count(*) AS scored, count_if(is_anomalous) AS alarms, 0 AS quarantined"
+    where, params = _of(group)
     return Question(
-        f"SELECT date, collection, prefix, sum(scored)::BIGINT AS scored, sum(alarms)::BIGINT AS alarms, "
+        f"SELECT date, collection{shown}, sum(scored)::BIGINT AS scored, sum(alarms)::BIGINT AS alarms, "
         "round(sum(alarms) / nullif(sum(scored), 0), 5) AS share, sum(quarantined)::BIGINT AS quarantined FROM ("
-        f"SELECT date, collection, {what} AS prefix, count(*) AS scored, count_if(is_anomalous) AS alarms, "
-        "0 AS quarantined FROM scores GROUP BY ALL UNION ALL "
-        f"SELECT date, collection, {what}, 0, 0, count(*) FROM quarantine GROUP BY ALL"
-        ") GROUP BY ALL ORDER BY date, collection, prefix",
-        {},
+        f"SELECT date, collection{named}, {counted} FROM scores {where} GROUP BY ALL UNION ALL "
+        f"SELECT date, collection{named}, 0, 0, count(*) FROM quarantine {where} GROUP BY ALL"
+        ") GROUP BY ALL ORDER BY ALL",
+        params,
     )
 
 
-def quarantine() -> Question:
+def quarantine(group: str | None = None) -> Question:
     """Why images were not scored: how many, with an example of each reason."""
+    where, params = _of(group)
     return Question(
         "SELECT date, collection, stage, reason, count(*) AS images, min(image_uri) AS example, "
-        "arg_min(detail, image_uri) AS detail FROM quarantine GROUP BY ALL ORDER BY date, collection, images DESC",
-        {},
+        f"arg_min(detail, image_uri) AS detail FROM quarantine {where} GROUP BY ALL "
+        "ORDER BY date, collection, images DESC",
+        params,
     )
+
+
+def _of(group: str | None) -> tuple[str, dict[str, Any]]:
+    return ("", {}) if group is None else ("WHERE image_group = $group", {"group": group})
 
 
 def changes(results: Results) -> Question:

@@ -177,7 +177,7 @@ def _nights(records: Sequence[RunRecord]) -> dict[str, Any]:
     """The share of alarms of each night as bars of a 640 x 120 drawing."""
     shares = [record.num_anomalous / max(1, record.num_scored) for record in records]
     top = max([*shares, *(2 * record.alpha for record in records)], default=1.0)
-    width = 640 / max(1, len(records))
+    width = min(40.0, 640 / max(1, len(records)))
     bars = [
         Bar(
             x=index * width + 1,
@@ -239,6 +239,7 @@ def _histogram(run: Results, record: RunRecord, spec: BundleSpec | None) -> dict
         "threshold": 640 * (record.threshold - low) / (high - low),
         "low": low,
         "high": high,
+        "largest": highest,
         "num_calibration": len(nominal),
     }
 

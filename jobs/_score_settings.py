@@ -13,7 +13,7 @@ from fcdd.runtime import Runtime
 from jobs import _listing
 from jobs._listing import Selection
 from jobs._manifest import Source
-from jobs._settings import JobSettings, Night
+from jobs._settings import FixedNight, JobSettings
 
 # So many unreadable images are no sign of a wrong place, however few there are.
 FEW = 3
@@ -40,7 +40,7 @@ class ScoreSettings(JobSettings):
     )
     results: str = Field(description="location of the results, shared by all collections")
     collection: str = Field(description="name of the image collection: a partition of the results")
-    date: Night = Field(description="night this run stands for, YYYY-MM-DD: a partition of the results")
+    date: FixedNight = Field(description="night this run stands for, YYYY-MM-DD: a partition of the results")
     include: list[str] = Field(
         default_factory=list, description="score only paths that match this glob (* also matches /)"
     )

@@ -29,7 +29,16 @@ def strict_date(value: object) -> object:
     return value
 
 
-Night = Annotated[dt.date, BeforeValidator(strict_date)]
+def night(value: object) -> object:
+    """Today and yesterday are those of UTC."""
+    today = dt.datetime.now(dt.UTC).date()
+    words = {"today": today, "yesterday": today - dt.timedelta(days=1)}
+    return words[value] if isinstance(value, str) and value in words else strict_date(value)
+
+
+Night = Annotated[dt.date, BeforeValidator(night)]
+# Of a run: the same command must mean the same run tomorrow.
+FixedNight = Annotated[dt.date, BeforeValidator(strict_date)]
 
 
 def height_and_width(text: str) -> tuple[int, int]:
@@ -84,7 +93,24 @@ class JobSettings(BaseSettings):
                 **table,
             )
         except (ValidationError, SettingsError) as error:
-            raise ConfigError(_sentence(error)) from error
+            raise ConfigError(cls._sentence(error)) from error
+
+    @classmethod
+    def _sentence(cls, error: ValidationError | SettingsError) -> str:
+        if isinstance(error, SettingsError):
+            return str(error)
+        problems = []
+        for problem in error.errors(include_url=False):
+            names = [str(part) for part in problem["loc"]]
+            field = cls.model_fields.get(names[0]) if names else None
+            positional = field is not None and any("Positional" in str(mark) for mark in field.metadata)
+            flag = names[0].upper() if positional else "--" + ".".join(names).replace("_", "-")
+            if problem["type"] == "missing":
+                about = f": {field.description}" if field else ""
+                problems.append(f"{flag} is missing{about}")
+            else:
+                problems.append(f"{flag}: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})")
+        return "; ".join(problems)
 
     @classmethod
     def settings_customise_sources(
@@ -111,14 +137,3 @@ def _table(path: Path, verb: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ConfigError(f"expected a table [{verb}] in {path}, got {table!r}")
     return {name.replace("-", "_"): value for name, value in table.items()}
-
-
-def _sentence(error: ValidationError | SettingsError) -> str:
-    if isinstance(error, SettingsError):
-        return str(error)
-    problems = []
-    for problem in error.errors(include_url=False):
-        flag = "--" + ".".join(str(part) for part in problem["loc"]).replace("_", "-")
-        given = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
-        problems.append(f"{flag}: {problem['msg'].removeprefix('Value error, ')}{given}")
-    return "; ".join(problems)

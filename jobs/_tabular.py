@@ -6,13 +6,14 @@ gets an apostrophe before it.
 
 import base64
 import csv
+import datetime as dt
 import decimal
 import io
 import itertools
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +28,7 @@ from jobs import _console, _files
 Format = Literal["table", "csv", "json", "parquet", "arrow"]
 # Beyond it a table helps nobody.
 MAX_SHOWN = 1_000
-_WIDTH_WITHOUT_TERMINAL = 200
+_WIDTH_WITHOUT_TERMINAL, _READABLE = 200, 24
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -54,18 +55,27 @@ def _unique(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
 
 
 def _write(reader: pa.RecordBatchReader, kind: Format, to: str | None, title: str) -> None:
+    if kind == "table" and to:
+        kind = _named(to)
     if kind == "table":
-        if to:
-            raise ConfigError("a table is for the screen; with --to choose --output csv, json, parquet or arrow")
         show(reader, title)
         return
     if to:
         _save(reader, kind, storage.normalize(to))
+        print(f"written     {to}")
         return
     if kind in ("parquet", "arrow") and sys.stdout.isatty():
         raise ConfigError(f"{kind} is no text; add --to FILE, or send the output into a file")
     _encode(reader, kind, sys.stdout.buffer)
     sys.stdout.buffer.flush()
+
+
+def _named(to: str) -> Format:
+    """The format that a name stands for. Raises ConfigError when it stands for none."""
+    for kind in get_args(Format):
+        if kind != "table" and to.endswith(f".{kind}"):
+            return kind  # type: ignore[no-any-return]
+    raise ConfigError(f"what format should {to} have? name it .csv, .json, .parquet or .arrow, or add --output")
 
 
 def _save(reader: pa.RecordBatchReader, kind: Format, uri: str) -> None:
@@ -91,10 +101,12 @@ def _encode(reader: pa.RecordBatchReader, kind: Format, sink: IO[bytes]) -> None
                 stream.write_batch(batch)
     elif kind == "csv":
         text = io.TextIOWrapper(sink, "utf-8", newline="", write_through=True)
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(reader.schema.names)
-        lines.writerows([_cell(value) for value in row.values()] for row in _rows(reader))
-        text.detach()
+        try:
+            lines = csv.writer(text, lineterminator="\n")
+            lines.writerow(reader.schema.names)
+            lines.writerows([_cell(value) for value in row.values()] for row in _rows(reader))
+        finally:
+            text.detach()  # or it would close the output
     else:
         first = True
         for row in _rows(reader):
@@ -142,21 +154,69 @@ def _iso(value: Any) -> str:
 
 
 def show(reader: pa.RecordBatchReader, title: str = "") -> None:
-    """At most MAX_SHOWN rows for a person."""
-    table = Table(title=_console.printable(title) or None, box=box.SIMPLE_HEAD, title_justify="left")
-    for field in reader.schema:
-        right = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
-        table.add_column(_console.printable(field.name), justify="right" if right else "left", overflow="fold")
-    more = False
-    for row in _rows(reader):
-        if more := table.row_count == MAX_SHOWN:
-            break
-        table.add_row(*(_console.printable(_shown(value)) for value in row.values()))
+    """At most MAX_SHOWN rows for a person: as a table, or one below the other where the columns do not fit."""
+    rows = list(itertools.islice(_rows(reader), MAX_SHOWN + 1))
+    more, rows = len(rows) > MAX_SHOWN, rows[:MAX_SHOWN]
     # Without a terminal nothing may be cut: a URI is there to be copied.
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, markup=False, highlight=False)
-    console.print(table)
-    if more:
-        console.print(f"the first {MAX_SHOWN} rows; --output csv or json has all of them")
+    width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
+    console = Console(width=width, markup=False, highlight=False)
+    cells = [[_console.printable(_shown(value)) for value in row.values()] for row in rows]
+    with console.capture() as captured:
+        if title:
+            console.print(_console.printable(title))
+        if _least_width(reader.schema, cells) <= console.width:
+            console.print(_table(reader.schema, cells))
+        else:
+            console.print(_cards(reader.schema, cells))
+        if more:
+            console.print(f"the first {MAX_SHOWN} rows; --output csv or json has all of them")
+        if not rows:
+            console.print("no rows")
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Text may be broken; numbers, dates and truths may not."""
+    return not (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_temporal(kind)
+        or pa.types.is_boolean(kind)
+    )
+
+
+def _least_width(schema: pa.Schema, cells: list[list[str]]) -> int:
+    """Of a table in which whatever may be broken still has room to be read."""
+    widths = [max([len(field.name), *(len(row[index]) for row in cells)]) for index, field in enumerate(schema)]
+    return sum(
+        3 + (min(width, _READABLE) if _is_text(f.type) else width) for f, width in zip(schema, widths, strict=True)
+    )
+
+
+def _table(schema: pa.Schema, cells: list[list[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for field in schema:
+        number = (
+            not _is_text(field.type) and not pa.types.is_temporal(field.type) and not pa.types.is_boolean(field.type)
+        )
+        name, justify = _console.printable(field.name), "right" if number else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=not _is_text(field.type))  # type: ignore[arg-type]
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
+def _cards(schema: pa.Schema, cells: list[list[str]]) -> Table:
+    """Each row as lines of name and value."""
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in cells:
+        for name, value in zip(schema.names, row, strict=True):
+            table.add_row(_console.printable(name), value)
+        table.add_row("", "")
+    return table
 
 
 def _shown(value: Any) -> str:
@@ -166,6 +226,8 @@ def _shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
+    if isinstance(value, dt.datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S")
     if isinstance(value, dict | list):
         return json.dumps(_plain(value), ensure_ascii=False)
     return "" if value is None else str(value)

@@ -120,13 +120,14 @@ def save(
         else:
             Image.fromarray(heatmap.to_16bit(full, threshold)).save(path, pnginfo=_about(row, threshold))
         return
-    regions = row["regions"] if settings.regions else []
-    shown = _pictures.boxed(heatmap.overlay(picture, values, threshold), regions)
+    boxes = row["regions"] if settings.regions else []
+    shown = _pictures.boxed(heatmap.overlay(picture, values, threshold), boxes)
     if settings.style == "side-by-side":
         shown = _pictures.side_by_side([picture, shown])
     if settings.caption:
         alarm = "alarm" if row["is_anomalous"] else "no alarm"
-        text = f"score {row['anomaly_score']:.4g}   p {row['p_value']:.4g}   {alarm}   {len(row['regions'])} regions"
+        regions = _console.number(len(row["regions"]), "region")
+        text = f"score {row['anomaly_score']:.4g}   p {row['p_value']:.4g}   {alarm}   {regions}"
         shown = _pictures.captioned(shown, text, threshold)
     shown.save(path, pnginfo=_about(row, threshold))
 

@@ -9,16 +9,16 @@ has been told is not told twice.
 import datetime as dt
 import logging
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import Field, SecretStr
 
 from fcdd import storage
 from fcdd.errors import ConfigError
 from jobs import _console, _notify, _runs, _score_run, _scoring
 from jobs._notify import NotTold
 from jobs._score_settings import ScoreSettings, aware
-from jobs._settings import strict_date
+from jobs._settings import Night
 from schemas import Layout, RunRecord
 
 PLACEHOLDER = "{date}"
@@ -29,13 +29,6 @@ FEW_ALARMS = 10
 CATCH_UP_DAYS = 60
 
 log = logging.getLogger(__name__)
-
-
-def _day(value: object) -> object:
-    """Today and yesterday are those of UTC."""
-    today = dt.datetime.now(dt.UTC).date()
-    words = {"today": today, "yesterday": today - dt.timedelta(days=1)}
-    return words[value] if isinstance(value, str) and value in words else strict_date(value)
 
 
 class NightlySettings(ScoreSettings):
@@ -51,7 +44,7 @@ class NightlySettings(ScoreSettings):
         default_factory=list,
         description="location of the images; {date} in it becomes the night; may be given again",
     )
-    date: Annotated[dt.date, BeforeValidator(_day)] = Field(
+    date: Night = Field(
         "yesterday", validate_default=True, description="the night: YYYY-MM-DD, today or yesterday (in UTC)"
     )
     since_last: bool = Field(

@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
 from fcdd.errors import ConfigError
@@ -14,6 +14,17 @@ from jobs._questions import MAX_COMPARED, TOP_COLUMNS, Question
 from jobs._settings import JobSettings, Night
 from jobs._tabular import Format
 from jobs.results import Results
+
+# Options that only some questions know.
+_BELONGS = {
+    **dict.fromkeys(("top", "alarms", "alpha", "discoveries", "duplicates"), ("top",)),
+    "group": ("top", "alarms", "quarantine"),
+    "uri": ("history",),
+    "by": ("alarms",),
+    "sql": ("sql",),
+}
+# What a table for people shows of the runs.
+_RUNS = "date, collection, run_id, num_scored, num_anomalous, num_quarantined, drift_verdict FROM runs"
 
 log = logging.getLogger(__name__)
 
@@ -41,19 +52,32 @@ class QuerySettings(JobSettings):
     collection: str | None = Field(None, description="only this image collection")
     date: Night | None = Field(None, description="only this night, YYYY-MM-DD")
     since: Night | None = Field(None, description="only from this night on")
-    until: Night | None = Field(None, description="only until this night, which is one of them")
+    until: Night | None = Field(None, description="only until this night, inclusive")
     top: int = Field(10, ge=1, le=10_000, description="top: how many images")
     alarms: bool = Field(False, description="top: only images that are anomalous")
     alpha: float | None = Field(None, gt=0, lt=1, description="top: only images with a p-value of at most this")
     discoveries: bool = Field(False, description="top: only images on their run's list at its false-discovery rate")
-    group: str | None = Field(None, description="top: only images of this camera or folder")
+    group: str | None = Field(None, description="top, alarms, quarantine: only images of this camera or folder")
     duplicates: bool = Field(False, description="top: show near-duplicates too, not only the worst of each")
     uri: str | None = Field(None, description="history: the image, as other questions show it")
     by: Literal["group", "folder", "night"] = Field("group", description="alarms: per camera, folder, or whole night")
     sql: str | None = Field(None, description="one SELECT; implies the question sql")
     explain: bool = Field(False, description="show how it is answered instead: files, row groups and bytes read")
     output: Format = Field("table", description="table for people; csv, json, parquet, arrow for programs")
-    to: str | None = Field(None, description="write the answer into this file or object")
+    to: str | None = Field(None, description="write the answer into this file or object; its ending names the format")
+
+    @model_validator(mode="after")
+    def _belong(self) -> Self:
+        """An option of another question would be believed to have been followed."""
+        kind = self.kind()
+        for name, questions in _BELONGS.items():
+            if name in self.model_fields_set and kind not in questions and getattr(self, name) not in (None, False):
+                raise ValueError(f"--{name} belongs to the question {' or '.join(questions)}, not to {kind}")
+        return self
+
+    def kind(self) -> str:
+        """The question."""
+        return "sql" if self.sql is not None and "question" not in self.model_fields_set else self.question
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +91,7 @@ def query(settings: QuerySettings) -> None:
         raise ConfigError("--date is one night, --since and --until are a range; give one or the other")
     if settings.explain and (settings.to or settings.output != "table"):
         raise ConfigError("--explain prints how a question is answered, not the answer; leave out --output and --to")
-    kind = "sql" if settings.sql is not None else settings.question
+    kind = settings.kind()
     found = results.open(
         settings.results,
         collection=settings.collection,
@@ -83,15 +107,19 @@ def query(settings: QuerySettings) -> None:
         title = _title(settings) if kind == "top" else ""
         if kind == "changes" and settings.output == "table":
             _tabular.show(_questions.run_totals(found).to_reader())
-            title = f"changed, of the {_questions.num_common(found)} images that both nights have"
+            common = _questions.num_common(found)
+            title = f"changed, of the {common} images that both nights have"
+            if not common:
+                print("the two nights have no image in common: what is the same by name is compared")
+                return
         with _views.readable("the question cannot be answered"):
             _tabular.write(found.sql(*question).to_arrow_reader(), settings.output, settings.to, title)
 
 
 def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
+    if settings.group is not None:
+        _check_group(found, settings.group)
     if kind == "top":
-        if settings.group is not None:
-            _check_group(found, settings.group)
         return _questions.top(
             count=settings.top if settings.duplicates else max(MAX_COMPARED, settings.top),
             columns=TOP_COLUMNS if settings.duplicates else f"{TOP_COLUMNS}, image_hash, heatmap",
@@ -103,16 +131,24 @@ def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
     if kind == "history":
         if settings.uri is None:
             raise ConfigError("whose history? add --uri, as `fcdd query top` shows it")
-        return _questions.history(settings.uri)
+        question = _questions.history(settings.uri)
+        if not found.sql(*question).fetchall():
+            raise ConfigError(
+                f"these runs know no image {settings.uri!r}; an image is named by its whole location, as `fcdd query` "
+                "shows it"
+            )
+        return question
     if kind == "sql":
         if settings.sql is None:
             raise ConfigError("which question? add --sql 'SELECT ...'")
         return Question(settings.sql, {})
     if kind == "alarms":
-        return _questions.alarms(settings.by)
+        return _questions.alarms(settings.by, settings.group)
     if kind == "changes":
         return _questions.changes(found)
-    return _questions.quarantine() if kind == "quarantine" else Question("FROM runs", {})
+    if kind == "quarantine":
+        return _questions.quarantine(settings.group)
+    return Question(f"SELECT {_RUNS}" if settings.output == "table" and not settings.to else "FROM runs", {})
 
 
 def _top(settings: QuerySettings, found: Results, question: Question) -> pa.RecordBatchReader:
@@ -122,7 +158,8 @@ def _top(settings: QuerySettings, found: Results, question: Question) -> pa.Reco
     if rows.num_rows == max(MAX_COMPARED, settings.top):
         log.warning("near-duplicates were looked for among the %d most anomalous images", rows.num_rows)
     table = _questions.without_duplicates(rows, settings.top)
-    return table.drop_columns(["image_hash", "heatmap"]).to_reader()
+    unseen = ("score_max", "run_id") if settings.output == "table" and not settings.to else ()
+    return table.drop_columns(["image_hash", "heatmap", *unseen]).to_reader()
 
 
 def _check_group(found: Results, group: str) -> None:

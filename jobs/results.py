@@ -14,6 +14,7 @@ Loads neither torch nor Ray.
 
 import datetime as dt
 import functools
+import importlib.util
 import json
 import re
 import tempfile
@@ -47,6 +48,8 @@ TABLES = {
     "runs": RUNS,
 }
 _ROWS_AT_ONCE = 1_000
+# Questions about the views themselves.
+_CATALOG = r"\b(show|describe|summarize|information_schema|duckdb_\w+)\b"
 _NO_ANSWER = "the question cannot be answered"
 
 
@@ -129,12 +132,18 @@ class ScoredImage:
         return heatmap.decode(self.encoded_heatmap)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """Committed runs of one location, oldest night first: at most one per night and collection."""
 
     location: str
     records: tuple[RunRecord, ...]
+
+    def __repr__(self) -> str:
+        nights = ", ".join(
+            f"{record.collection} {record.day}" for record in (*self.records[:1], *self.records[1:][-1:])
+        )
+        return f"<Results of {self.location}: {len(self.records)} runs, {nights}>"
 
     def paths(self, table: str = "scores") -> list[str]:
         """URIs of the Parquet files of a table, for any engine. Raises ConfigError for a table that has none."""
@@ -180,6 +189,8 @@ class Results:
 
     def polars(self, table: str = "scores", columns: Sequence[str] | None = None) -> "pl.DataFrame":
         """A table, or some columns of it, as a polars frame; needs `pip install polars`."""
+        if not importlib.util.find_spec("polars"):
+            raise ConfigError("polars is not installed; run: pip install polars")
         frame: pl.DataFrame = self._table(table, columns).pl()
         return frame
 
@@ -257,7 +268,8 @@ class _Database:
     def cursor(self, query: str) -> duckdb.DuckDBPyConnection:
         """A cursor of its own for one question: several may be read at the same time."""
         with self._made:
-            for name in [name for name in self._missing if re.search(rf"\b{name}\b", query, re.IGNORECASE)]:
+            named = [name for name in self._missing if re.search(rf"\b{name}\b|{_CATALOG}", query, re.IGNORECASE)]
+            for name in named:
                 _views.view(self._connection, name, self._paths[name], TABLES[name])
                 self._missing.remove(name)
         return self._connection.cursor()

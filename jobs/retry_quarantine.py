@@ -16,7 +16,7 @@ from fcdd.storage import ObjectInfo
 from jobs import _console, _lease, _listing, _manifest, _parts, _plans, _runs, _scoring
 from jobs._manifest import Listing
 from jobs._score_settings import ScoreSettings
-from jobs._settings import JobSettings, Night
+from jobs._settings import FixedNight, JobSettings
 from schemas import MANIFEST, Layout, RunRecord
 from schemas.runs import Intent, ManifestPart, Plan
 
@@ -37,7 +37,7 @@ class RetrySettings(JobSettings):
 
     results: str = Field(description="location of the results")
     collection: str = Field(description="name of the image collection")
-    date: Night = Field(description="night whose quarantine is tried again, YYYY-MM-DD")
+    date: FixedNight = Field(description="night whose quarantine is tried again, YYYY-MM-DD")
     workers: int | None = Field(None, ge=0, description="as for `fcdd score`; 0: in this process, without Ray")
     max_image_mb: float = Field(256, gt=0, description="as for `fcdd score`")
     max_megapixels: float = Field(89.5, gt=0, le=500, description="as for `fcdd score`")

@@ -21,7 +21,7 @@ from schemas import IDENTITY, Layout
 MAX_IMAGES = 5_000
 _COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "p_value", "is_anomalous", "regions", "image_group", "date"))
 _COLUMNS += ", run_id, width, height, heatmap, model_digest"
-_WORDS = {_labels.ANOMALOUS: "real defects", _labels.NOMINAL: "false alarms", _labels.NEITHER: "bad images"}
+_WORDS = {_labels.ANOMALOUS: "real defect", _labels.NOMINAL: "false alarm", _labels.NEITHER: "bad image"}
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +78,13 @@ def review(settings: ReviewSettings) -> None:
             with suppress(KeyboardInterrupt):  # how a review ends
                 server.run(sockets=[listener])
     said = Counter(label["label"] for row in rows if (label := labels.of(row)))
-    print(f"labelled    {sum(said.values())} of {len(rows)}: " + ", ".join(f"{said[n]} {_WORDS[n]}" for n in _WORDS))
+    print(
+        f"labelled    {sum(said.values())} of {len(rows)}: "
+        + ", ".join(_console.number(said[n], _WORDS[n]) for n in _WORDS)
+    )
     unseen = sum(row["is_anomalous"] and labels.of(row) is None for row in rows)
     if unseen:
-        print(f"next        {unseen} alarms have no label yet: the same command goes on")
+        print(f"next        {_console.number(unseen, 'alarm')} without a label yet: the same command goes on")
     else:
         print(
             f"next        fcdd calibrate --bundle {record.bundle} --reviewed {labels.uri} --results {found.location} "
@@ -107,7 +110,7 @@ def chosen(night: Results, at_least: int) -> list[dict[str, Any]]:
 def _count(rows: Sequence[dict[str, Any]]) -> str:
     alarms = sum(row["is_anomalous"] for row in rows)
     others = f", and the {len(rows) - alarms} most anomalous other images" if len(rows) > alarms else ""
-    return f"{alarms} alarms{others}"
+    return f"{_console.number(alarms, 'alarm')}{others}"
 
 
 def _listening(host: str, port: int) -> socket.socket:

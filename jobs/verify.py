@@ -13,7 +13,7 @@ from fcdd.errors import ConfigError, FCDDError, ImageError
 from fcdd.images import Limits
 from fcdd.storage import ObjectInfo
 from jobs import _console, _parts, _runs
-from jobs._settings import JobSettings, Night
+from jobs._settings import FixedNight, JobSettings
 from jobs._staging import Bitmap
 from schemas import IDENTITY, Layout, RunRecord
 
@@ -34,7 +34,7 @@ class VerifySettings(JobSettings):
 
     results: str = Field(description="location of the results")
     collection: str = Field(description="name of the image collection")
-    date: Night = Field(description="night to check, YYYY-MM-DD")
+    date: FixedNight = Field(description="night to check, YYYY-MM-DD")
     sample: int = Field(50, ge=0, description="how many scored images to fetch and score again")
     seed: int = Field(0, description="of the random sample")
     tolerance: float | None = Field(

@@ -374,7 +374,7 @@ def test_the_review_page_labels_every_image_in_every_way(browser: Browser, night
         process.send_signal(signal.SIGINT)
         said, complained = process.communicate(timeout=20)
     assert process.returncode == 0, complained
-    assert "labelled    12 of 12: 1 real defects, 10 false alarms, 1 bad images" in said
+    assert "labelled    12 of 12: 1 real defect, 10 false alarms, 1 bad image" in said
     assert "next        fcdd calibrate --bundle" in said
     after = {p: p.read_bytes() for p in Path(nights.root).rglob("*") if p.is_file() and "labels" not in p.parts}
     assert {p: b for p, b in after.items() if "_leases" not in p.parts} == scores

@@ -28,7 +28,7 @@ from benchmarks import result_tables
 from fcdd import heatmap, images, storage
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError
-from jobs import _views, results
+from jobs import _tabular, _views, results
 from jobs.results import Results
 from schemas import LABELS, QUARANTINE, SCORES, Layout
 from tests.integration.test_nightly import Line
@@ -107,12 +107,13 @@ def test_history_follows_one_image_also_into_the_quarantine(nights: Line) -> Non
     uri = f"file://{nights.root}/images/cam-1/001.png"
     states = [(row["date"], row["state"], row["reason"]) for row in ask(nights, "history", "--uri", uri)]
     assert states == [("2026-11-01", "scored", ""), ("2026-11-02", "quarantined", "empty: the object has 0 bytes")]
-    assert ask(nights, "history", "--uri", "s3://never/seen.png") == []
+    unknown = here("query", "history", "--results", nights.results, "--uri", "001.png", check=False)
+    assert "these runs know no image '001.png'; an image is named by its whole location" in unknown.stderr
 
 
 def test_alarms_are_counted_per_night_and_camera(nights: Line) -> None:
     rows = ask(nights, "alarms")
-    assert [(row["date"], row["prefix"]) for row in rows] == [
+    assert [(row["date"], row["group"]) for row in rows] == [
         (f"2026-11-0{day}", f"cam-{camera}") for day in (1, 2) for camera in (0, 1)
     ]
     first, second = nights.records()
@@ -123,9 +124,10 @@ def test_alarms_are_counted_per_night_and_camera(nights: Line) -> None:
             ("quarantined", record.num_quarantined),
         ):
             assert sum(int(str(row[name])) for row in counted) == total
-    folders = {row["prefix"] for row in ask(nights, "alarms", "--by", "folder")}
+    assert {row["group"] for row in ask(nights, "alarms", "--group", "cam-1")} == {"cam-1"}
+    folders = {row["folder"] for row in ask(nights, "alarms", "--by", "folder")}
     assert folders == {f"file://{nights.root}/images/cam-{camera}" for camera in (0, 1)}
-    assert {row["prefix"] for row in ask(nights, "alarms", "--by", "night")} == {""}
+    assert [row["scored"] for row in ask(nights, "alarms", "--by", "night")] == [first.num_scored, second.num_scored]
 
 
 def test_quarantine_says_why_with_an_example(nights: Line) -> None:
@@ -232,8 +234,10 @@ def test_answers_are_the_same_in_every_format(nights: Line, tmp_path: Path, kind
         frame = pd.read_csv(path)
         assert frame["anomaly_score"].to_list() == pytest.approx(wanted["anomaly_score"].to_pylist())
         assert frame["is_anomalous"].to_list() == wanted["is_anomalous"].to_pylist()
+    here("query", "--results", nights.results, "--sql", query, "--to", str(tmp_path / f"y.{kind}"))
+    assert (tmp_path / f"y.{kind}").stat().st_size == path.stat().st_size  # the ending names the format
     refused = here("query", "--results", nights.results, "--to", str(tmp_path / "y"), check=False)
-    assert "a table is for the screen" in refused.stderr
+    assert "what format should" in refused.stderr
 
 
 def test_hostile_names_are_text_in_every_answer(hostile: str) -> None:
@@ -491,8 +495,7 @@ def test_an_export_for_fiftyone_is_whole(nights: Line, tmp_path: Path) -> None:
             assert 0.5 <= found["confidence"] < 1
             assert all(0 <= value <= 1 for value in found["bounding_box"])
     refused = here("export", "fiftyone", *where, check=False)
-    assert "cannot write" in refused.stderr
-    assert "Directory not empty; choose another place" in refused.stderr
+    assert "is there and not empty; choose another place" in refused.stderr
 
 
 def test_a_bundle_as_onnx_agrees_with_the_detector(nights: Line, tmp_path: Path) -> None:
@@ -589,6 +592,31 @@ def test_columns_of_one_name_and_values_of_any_kind_come_out_whole(nights: Line)
     assert here(*nothing, "--output", "csv").stdout == "a\n"
 
 
+def test_tables_fit_the_terminal_and_break_no_number(nights: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tabular, "_WIDTH_WITHOUT_TERMINAL", 120)
+    top = here("query", "--results", nights.results, "--date", "2026-11-02").stdout
+    assert max(map(len, top.splitlines())) <= 120
+    assert top.count("2026-11-02") >= 10  # in one piece
+    assert not [line for line in top.splitlines() if line != line.rstrip()]
+    wide = here("query", "--results", nights.results, "--sql", "SELECT * FROM scores LIMIT 2").stdout
+    assert re.search(r"^ *anomaly_score +[\d.e-]+$", wide, re.MULTILINE)  # one below the other
+    assert len(here("query", "runs", "--results", nights.results).stdout.splitlines()) < 12
+    assert "no rows" in here("query", "--results", nights.results, "--sql", "SELECT 1 AS x WHERE false").stdout
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "table", "arrow"])
+def test_a_reader_that_has_seen_enough_is_no_error(nights: Line, kind: str) -> None:
+    code = "SELECT image_uri, i FROM scores, range(2000) t(i)"
+    command = [sys.executable, "-m", "jobs.cli", "query", "--results", nights.results, "--output", kind, "--sql", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_a_condition_of_ones_own_does_not_undo_the_order(nights: Line) -> None:
     scores = [image.anomaly_score for image in results.open(nights.results).images("true -- all of them")]
     assert scores == sorted(scores, reverse=True)
@@ -598,13 +626,21 @@ def test_a_condition_of_ones_own_does_not_undo_the_order(nights: Line) -> None:
 WRONG = {
     "a history of nothing": (["query", "history"], "whose history? add --uri"),
     "no SQL": (["query", "sql"], "which question? add --sql"),
+    "an option of another question": (
+        ["query", "history", "--top", "3"],
+        "--top belongs to the question top, not to history",
+    ),
+    "a question beside SQL": (
+        ["query", "alarms", "--sql", "SELECT 1"],
+        "--sql belongs to the question sql, not to alarms",
+    ),
     "an answer that is no answer": (["query", "--explain", "--output", "json"], "leave out --output and --to"),
     "a night and a range": (["query", "--date", "2026-11-01", "--since", "2026-11-01"], "give one or the other"),
     "a group that is none": (
         ["query", "--group", "cam-9"],
         "no image of the group 'cam-9'; there are: 'cam-0', 'cam-1'",
     ),
-    "another question": (["query", "why"], "question: Input should be 'top', 'history'"),
+    "another question": (["query", "why"], "QUESTION: Input should be 'top', 'history'"),
     "pictures into a file": (
         ["heatmap", "--output", "/dev/null/x"],
         "cannot create the folder /dev/null/x for pictures",

@@ -26,7 +26,7 @@ def test_flags_win_over_the_environment_over_the_file_over_defaults(
 def test_dates_and_numbers_are_checked_in_one_sentence() -> None:
     with pytest.raises(ConfigError, match=r"--epochs: .*greater than or equal to 1 \(got '0'\)"):
         TrainSettings.parse([*REQUIRED, "--epochs", "0"])
-    with pytest.raises(ConfigError, match="--bundle: Field required"):
+    with pytest.raises(ConfigError, match="--bundle is missing: location"):
         TrainSettings.parse(["--images", "x"])
     arguments = ["--bundle", "b", "--images", "i", "--results", "r", "--collection", "c", "--date"]
     assert ScoreSettings.parse([*arguments, "2026-11-02"]).date == date(2026, 11, 2)
