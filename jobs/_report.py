@@ -139,7 +139,10 @@ def _worst(
     ]
     heatmaps = _pictures.Heatmaps({record.bundle: loaded}) if loaded and found else None
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
-        pictures = list(pool.map(_thumbnail, found))
+        pictures = list(pool.map(_thumbnail, found[:_READS_IN_FLIGHT]))
+        if any(not isinstance(each, ImageError) or each.reason != "forbidden" for each in pictures):
+            pictures += pool.map(_thumbnail, found[_READS_IN_FLIGHT:])
+    pictures += pictures[-1:] * (len(found) - len(pictures))  # no credentials: to ask for all would take minutes
     for row, picture in zip(found, pictures, strict=True):
         row["picture"], row["layer"] = ("" if isinstance(picture, ImageError) else picture), ""
         if heatmaps and row["picture"]:
