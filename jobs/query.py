@@ -163,7 +163,8 @@ def _top(settings: QuerySettings, found: Results, question: Question) -> pa.Reco
 
 
 def _check_group(found: Results, group: str) -> None:
-    known = [name for (name,) in found.sql("SELECT DISTINCT image_group FROM scores ORDER BY 1").fetchall()]
+    groups = "SELECT image_group FROM scores UNION SELECT image_group FROM quarantine ORDER BY 1"
+    known = [name for (name,) in found.sql(groups).fetchall()]
     if group not in known:
         there = ", ".join(map(repr, known[:30])) + (", ..." if len(known) > 30 else "")
         raise ConfigError(f"there is no image of the group {group!r}; there are: {there or 'no images'}")

@@ -127,19 +127,19 @@ def test_plain_duckdb_reads_the_published_files_with_partitions(night: Night, tm
         "hive_partitioning = true) GROUP BY ALL"
     ).fetchall()
     assert [(c, str(d), n) for c, d, n, _ in counts] == [(COLLECTION, NIGHT, 151)]
-    # The README's way to see committed runs only: parts of another run lie there, but no record names it.
+    # The documented way to see committed runs only: parts of another run lie there, but no record names it.
     orphan = tmp_path / "scores" / f"collection={COLLECTION}" / "date=2026-11-09" / "run=unfinished" / "part-0.parquet"
     storage.write(str(orphan), storage.read(f"{night.results}/{night.record.scores[0].path}"))
-    setting, committed = _readme_sql(tmp_path)
+    setting, committed = _documented_sql(tmp_path)
     connection = duckdb.connect()
     connection.execute(setting)
     assert connection.sql(committed).fetchall() == [(151,)]
 
 
-def _readme_sql(results: Path) -> list[str]:
-    """The README's query of committed runs, counting rows: what sets the parts, and what reads them."""
-    [text] = re.findall(r"```sql\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)[:1]
-    setting, query = text.replace("results/", f"{results}/").split(";")[:2]
+def _documented_sql(results: Path) -> list[str]:
+    """The query of committed runs in docs/results.md, counting rows: what sets the parts, and what reads them."""
+    [text] = re.findall(r"```sql\n(.*?)```", (Path(__file__).parents[2] / "docs/results.md").read_text(), re.DOTALL)[:1]
+    setting, query = text.replace("'results/", f"'{results}/").split(";")[:2]
     counted = re.sub(r"SELECT .*?\nFROM", "SELECT count(*)\nFROM", query, flags=re.DOTALL)
     return [setting, re.sub(r"\nWHERE collection.*", "", counted, flags=re.DOTALL)]
 
