@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TextIO
 
@@ -20,6 +22,8 @@ from schemas import IDENTITY
 
 _COLUMNS = ", ".join((*IDENTITY, "image_group", "width", "height", "collection", "date", "anomaly_score", "p_value"))
 _COLUMNS += ", is_anomalous, regions, heatmap, model_digest"
+
+_READS_IN_FLIGHT = 8
 
 log = logging.getLogger(__name__)
 
@@ -130,9 +134,9 @@ def _fiftyone(found: Results, settings: ExportSettings) -> None:
         (root / "metadata.json").write_text(json.dumps(about))
         with (root / "samples.json").open("w", encoding="utf-8") as file:
             file.write('{"samples": [')
-            for row in _rows(found, settings):
+            for row, reading in _ahead(_rows(found, settings)):
                 try:
-                    data = storage.read_checked(_pictures.info(row))
+                    data = reading.result()
                 except ImageError as error:
                     log.warning("left out %s: %s", _console.printable(row["image_uri"]), error)
                     failed += 1
@@ -150,6 +154,17 @@ def _fiftyone(found: Results, settings: ExportSettings) -> None:
     left_out = f", {failed} left out" if failed else ""
     print(f"fiftyone    {settings.output}  ({samples} images{left_out})")
     print(f"open        fiftyone.Dataset.from_dir({settings.output!r}, dataset_type=fiftyone.types.FiftyOneDataset)")
+
+
+def _ahead(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Future[bytes]]]:
+    """Each row and its image, of which a few are read while others are worked on."""
+    waiting: deque[tuple[dict[str, Any], Future[bytes]]] = deque()
+    with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
+        for row in rows:
+            waiting.append((row, pool.submit(storage.read_checked, _pictures.info(row))))
+            if len(waiting) > _READS_IN_FLIGHT:
+                yield waiting.popleft()
+        yield from waiting
 
 
 def _fiftyone_sample(row: dict[str, Any], image: str, heatmap_path: str, threshold: float) -> dict[str, Any]:
