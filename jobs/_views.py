@@ -10,9 +10,9 @@ from fcdd import storage
 from fcdd.errors import ConfigError
 from schemas import SCORES, Part, RunRecord
 
-# Of the folders of a part, read from its path: filters on them leave out files without opening them.
 # Of a question: it must not take the machine that others work on.
 _MEMORY, _SPILL = "2GB", "20GB"
+# Of the folders of a part, read from its path: filters on them leave out files without opening them.
 _FOLDERS = "hive_partitioning = true, hive_types = {'collection': VARCHAR, 'date': DATE, 'run': VARCHAR}"
 
 

@@ -204,7 +204,7 @@ def test_sql_of_ones_own_reads_the_results_and_nothing_else(nights: Line, case: 
 
 
 def test_explain_shows_that_other_nights_and_row_groups_are_left_out(tmp_path: Path) -> None:
-    """20 nights of 12,000 images: three row groups each."""
+    """Five nights of 12,000 images: three row groups each."""
     result_tables.generate(str(tmp_path), nights=5, images=12_000, cells=4)
     uri = result_tables.image_uri(result_tables.FIRST_NIGHT, 7_777)
     query = f"SELECT * FROM scores WHERE date = '{result_tables.FIRST_NIGHT}' AND image_uri = '{uri}'"
