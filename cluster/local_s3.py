@@ -56,7 +56,7 @@ def serve(bucket: str, folder: Path | None = None) -> Iterator[LocalS3]:
     lines when it does not come up.
     """
     names = ("master", "volume", "filer", "s3", "admin")
-    ports = _free_ports(2 * len(names))
+    ports = free_ports(2 * len(names))
     flags = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(names)]
     flags += [f"-{name}.port.grpc={ports[2 * i + 1]}" for i, name in enumerate(names)]
     server = LocalS3(
@@ -131,7 +131,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on, all different."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

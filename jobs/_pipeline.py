@@ -42,6 +42,14 @@ MAX_DEATHS, MAX_DEATHS_PER_WORKER = 5, 2
 PIXELS = "pixels"
 # Seconds of work per row, by stage: summed up they say where the time goes.
 SECONDS = ("fetch_seconds", "decode_seconds", "score_seconds")
+# What is said of a staged shard: `reasons` one each for its failed rows.
+RECEIPT = pa.schema(
+    [
+        *((name, pa.int64()) for name in ("rows", "failed", "transient", "alarms", "bytes")),
+        ("reasons", pa.list_(pa.string())),
+        *((name, pa.float64()) for name in (*SECONDS, "write_seconds")),
+    ]
+)
 # Column -> attribute of a decoded image.
 _DECODED_COLUMNS = {
     **{name: name for name in ("width", "height", "brightness", "contrast", "sharpness")},
@@ -64,12 +72,11 @@ def shards(
     parts: tuple[ManifestPart, ...], done: Coverage, input_size: tuple[int, int], channels: int, workers: int
 ) -> list[Shard]:
     """What is not done, cut into shards for so many workers."""
-    image_bytes = input_size[0] * input_size[1] * channels
     ranges = [
         (index, part.start, start, stop) for index, part in enumerate(parts) for start, stop in done.missing(part)
     ]
     left = sum(stop - start for *_, start, stop in ranges)
-    largest = max(1, min(SHARD_ROWS, SHARD_PIXEL_BYTES // image_bytes))
+    largest = largest_shard(input_size, channels)
     cut = []
     for index, part_start, start, stop in ranges:
         while start < stop:
@@ -79,6 +86,11 @@ def shards(
             left -= end - start
             start = end
     return cut
+
+
+def largest_shard(input_size: tuple[int, int], channels: int) -> int:
+    """How many images of this size a shard has at most."""
+    return max(1, min(SHARD_ROWS, SHARD_PIXEL_BYTES // (input_size[0] * input_size[1] * channels)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,12 +269,14 @@ class StageParts:
         receipt = {
             "rows": rows.num_rows,
             "failed": int(pc.sum(_staging.failed(rows)).as_py() or 0),
+            "reasons": rows["reason"].drop_null().to_pylist(),
+            "alarms": int(pc.sum(rows["is_anomalous"]).as_py() or 0),
             "transient": int(pc.sum(_staging.is_transient(rows)).as_py() or 0),
             "bytes": int(pc.sum(pc.max_element_wise(rows["image_bytes"], 0)).as_py() or 0),
             **{name: float(pc.sum(rows[name]).as_py() or 0) for name in SECONDS},
             "write_seconds": time.perf_counter() - started,
         }
-        return pa.table({name: [value] for name, value in receipt.items()})
+        return pa.Table.from_pylist([receipt], RECEIPT)
 
 
 def _source_columns(row_ids: pa.ChunkedArray, infos: list[Any]) -> dict[str, Any]:

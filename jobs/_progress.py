@@ -4,7 +4,6 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -96,27 +95,6 @@ class Progress:
             f"{self.done - self.failed} scored, {self.failed} quarantined of {total}; "
             f"{f'{rate:.0f}' if steady else '?'} images/s, {left} to go; mostly {busiest} ({share:.0%})"
         )
-
-
-def exporter() -> Callable[[dict[str, Any]], None]:
-    """Counts receipts in Ray's own metrics, which Prometheus reads from its nodes."""
-    from ray.util.metrics import Counter as Metric
-
-    images = Metric("fcdd_images", description="images staged", tag_keys=("outcome",))
-    encoded = Metric("fcdd_image_bytes", description="encoded bytes of staged images")
-    seconds = Metric("fcdd_stage_seconds", description="seconds of workers", tag_keys=("stage",))
-
-    def export(receipt: dict[str, Any]) -> None:
-        for outcome, count in (("quarantined", receipt["failed"]), ("scored", receipt["rows"] - receipt["failed"])):
-            if count:
-                images.inc(count, {"outcome": outcome})
-        if receipt["bytes"]:
-            encoded.inc(receipt["bytes"])
-        for stage in STAGES:
-            if receipt[f"{stage}_seconds"] > 0:
-                seconds.inc(receipt[f"{stage}_seconds"], {"stage": stage})
-
-    return export
 
 
 def duration(seconds: float) -> str:

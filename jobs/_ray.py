@@ -3,17 +3,18 @@
 import logging
 import logging.handlers
 import os
+import signal
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fcdd.errors import ConfigError, FCDDError
 
@@ -26,12 +27,12 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 
 
 @contextmanager
-def session(*, cpus: int = MIN_LOCAL_CPUS, gpus: int = 0) -> Iterator[None]:
+def session(*, cpus: int = 0, gpus: int = 0, ready: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Join the cluster of RAY_ADDRESS (set by `ray job submit`), else start Ray here and stop it after.
 
-    A local Ray gets at least `cpus` logical CPUs. Raises ConfigError when there are fewer CPUs or GPUs, since Ray
-    would wait for them for ever. The output of workers stays in Ray's log files: on a terminal its own messages
-    would bury the job's.
+    A local Ray gets at least `cpus` logical CPUs, and never fewer than three. Raises ConfigError when a cluster has
+    fewer CPUs or GPUs, since Ray would wait for them for ever; for those that an autoscaler starts, `ready` waits
+    first. The output of workers stays in Ray's log files: on a terminal its own messages would bury the job's.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Its C++ core reports harmless conditions of Ray Data's own actors as errors on the driver's terminal.
@@ -44,6 +45,8 @@ def session(*, cpus: int = MIN_LOCAL_CPUS, gpus: int = 0) -> Iterator[None]:
     }
     joins = bool(os.environ.get("RAY_ADDRESS"))
     ray.init(logging_level=logging.ERROR, log_to_driver=False, **({} if joins else local))
+    with suppress(ValueError):  # Ray took SIGTERM for itself; it is ours, where we are in the main thread
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     # The job prints progress itself; Ray Data's own messages go to its log file.
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
@@ -54,6 +57,7 @@ def session(*, cpus: int = MIN_LOCAL_CPUS, gpus: int = 0) -> Iterator[None]:
     # A run of a few images has fewer blocks than actors, which is no reason for a warning.
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     try:
+        ready()
         total = ray.cluster_resources()
         if total.get("CPU", 0) < cpus or total.get("GPU", 0) < gpus:
             raise ConfigError(
@@ -65,42 +69,10 @@ def session(*, cpus: int = MIN_LOCAL_CPUS, gpus: int = 0) -> Iterator[None]:
         ray.shutdown()
 
 
-# What the stages of scoring ask for. Without GPUs all of it runs in one actor, since Ray fuses stages that ask for the
-# same: no pixels move, and no worker has to be started for the writes (4 s here). With GPUs decoding tasks take the
-# CPUs that the actors beside the GPUs leave, and writing tasks a little.
-DECODE_CPUS, SCORE_CPUS, GPU_ACTOR_CPUS, WRITE_CPUS = 1.0, 1.0, 0.5, 0.2
-
-
 def join(stack: ExitStack) -> None:
     """Begin a session that lasts as long as `stack`, if there is none."""
     if not ray.is_initialized():
         stack.enter_context(session())
-
-
-def num_workers(workers: int | None) -> int:
-    """How many scoring actors there will be."""
-    total = ray.cluster_resources()
-    return workers or int(total.get("GPU", 0)) or max(1, int((total.get("CPU", 0) - 1) // SCORE_CPUS))
-
-
-def stage_resources(workers: int | None) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Arguments of decoding, scoring and writing, for `workers` scoring actors, or as many as fit.
-
-    Without GPUs there are none for writing: the actors do it. A CPU is always left over: an actor pool that takes every
-    CPU would wait for ever for what Ray itself runs (RAY). Raises ConfigError for more workers than fit.
-    """
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0), int(total.get("GPU", 0))
-    fit = num_workers(None)
-    if workers is not None and workers > fit:
-        raise ConfigError(
-            f"{workers} workers do not fit: the cluster has {cpus:.0f} CPUs and {gpus} GPUs, room for {fit}"
-        )
-    pool = ActorPoolStrategy(size=num_workers(workers))
-    if gpus:
-        actors = {"compute": pool, "num_gpus": 1, "num_cpus": GPU_ACTOR_CPUS}
-        return {"num_cpus": DECODE_CPUS}, actors, {"num_cpus": WRITE_CPUS}
-    return {"num_cpus": SCORE_CPUS}, {"compute": pool, "num_cpus": SCORE_CPUS}, {}
 
 
 @contextmanager
@@ -132,7 +104,7 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 @contextmanager
 def worker_logs() -> Iterator[Queue]:
     """A queue by which workers log on the driver; give it to `log_to` on the worker."""
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue = _queue()
     listener = logging.handlers.QueueListener(queue, *logging.getLogger().handlers)
     listener.start()
     try:
@@ -145,11 +117,17 @@ def worker_logs() -> Iterator[Queue]:
 @contextmanager
 def queue() -> Iterator[Queue]:
     """A queue between workers and the driver."""
-    created = Queue(actor_options={"num_cpus": 0})
+    created = _queue()
     try:
         yield created
     finally:
         created.shutdown()
+
+
+def _queue() -> Queue:
+    """On the driver's machine, so that the loss of another one takes nothing of it along."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 def log_to(queue: Queue) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from fcdd.errors import FCDDError
 from fcdd.networks import FCDDNetwork
-from jobs import _ray, _train_loop
+from jobs import _machines, _ray, _train_loop
 from jobs._train_loop import LoopConfig
 
 log = logging.getLogger(__name__)
@@ -67,14 +67,25 @@ class TrainingFailed(FCDDError):
 
 
 def fit(
-    loop: LoopConfig, *, workers: int, min_workers: int | None, gpu: bool, max_failures: int, storage_path: str
+    loop: LoopConfig,
+    *,
+    workers: int,
+    min_workers: int | None,
+    gpu: bool,
+    wait_s: float,
+    max_failures: int,
+    storage_path: str,
 ) -> None:
     """Train with Ray Train on the cluster, or on a local Ray. Raises TrainingFailed."""
     from ray.train.torch import TorchTrainer
 
-    gpus = workers if gpu else 0
+    least = min_workers or workers
+
+    def ready() -> None:
+        _machines.for_training(workers, min_workers, gpu=gpu, wait_s=wait_s)
+
     with (
-        _ray.session(cpus=(min_workers or workers) + 1, gpus=min_workers or gpus if gpu else 0),
+        _ray.session(cpus=least + 1, gpus=least if gpu else 0, ready=ready),
         _ray.worker_logs() as logs,
         _ray.queue() as failures,
     ):

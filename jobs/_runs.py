@@ -18,19 +18,23 @@ log = logging.getLogger(__name__)
 
 def records(layout: Layout, collection: str | None = None) -> list[RunRecord]:
     """All commit records (of a collection), oldest first, superseded ones too."""
-    prefix = f"{layout.runs()}/"
-    uris = [info.uri for page in storage.pages(layout.runs()) for info in page if _is_record(info.uri, prefix)]
-    with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
-        found = list(pool.map(_records.parse, uris))
     return sorted(
-        (record for record in found if collection in (None, record.collection)),
+        (record for record in read(uris(layout)) if collection in (None, record.collection)),
         key=lambda record: (record.committed_at, record.run_id),
     )
 
 
-def _is_record(uri: str, prefix: str) -> bool:
-    """Beside a record lies a folder of what belongs to it."""
-    return uri.endswith(".json") and "/" not in uri.removeprefix(prefix)
+def uris(layout: Layout) -> list[str]:
+    """Where the commit records lie; beside a record there may be a folder of what belongs to it."""
+    prefix = f"{layout.runs()}/"
+    listed = (info.uri for page in storage.pages(layout.runs()) for info in page)
+    return [uri for uri in listed if uri.endswith(".json") and "/" not in uri.removeprefix(prefix)]
+
+
+def read(uris: list[str]) -> list[RunRecord]:
+    """The records there, many at a time."""
+    with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
+        return list(pool.map(_records.parse, uris))
 
 
 def committed(

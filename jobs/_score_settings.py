@@ -62,6 +62,14 @@ class ScoreSettings(JobSettings):
     workers: int | None = Field(
         None, ge=0, description="scoring processes; default: what the cluster has; 0: in this process, without Ray"
     )
+    gpu: bool | None = Field(
+        None, description="one GPU per scoring process; default: where the cluster has any; --no-gpu: CPUs only"
+    )
+    cluster_wait_s: float = Field(
+        0,
+        ge=0,
+        description="the cluster grows by itself: wait so long for the machines of --workers, then go on with some",
+    )
     alpha: float | None = Field(
         None, gt=0, lt=1, description="false-alarm rate of the alarms; default: the one the bundle was calibrated for"
     )

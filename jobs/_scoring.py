@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 from rich import box
@@ -25,7 +25,7 @@ from fcdd.calibration import Decider
 from fcdd.drift import AlarmLaw
 from fcdd.errors import ConfigError
 from fcdd.runtime import Runtime
-from jobs import _commit, _console, _progress, _records
+from jobs import _commit, _console, _records
 from jobs import _pipeline as stages
 from jobs._decisions import Map
 from jobs._lease import Lease
@@ -37,6 +37,9 @@ from jobs._staging import Coverage
 from schemas import Layout, RunRecord
 from schemas.layout import is_name
 from schemas.runs import Intent
+
+if TYPE_CHECKING:
+    from jobs._machines import Stages
 
 VERSIONED = ("fcdd-at-scale", "torch", "ray", "pyarrow", "pillow", "numpy", "obstore")
 # Everything is driven once; what got lost, or failed for a reason of the store, at most twice more.
@@ -144,14 +147,15 @@ def _resolved(settings: ScoreSettings, intent: Intent) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude={"config", "dry_run"}) | begun
 
 
-def _workers(settings: ScoreSettings, cluster: ExitStack) -> int:
-    """How many processes will score, with Ray at hand unless it is this one."""
+def _stages(settings: ScoreSettings, cluster: ExitStack) -> "Stages | None":
+    """Where the stages will run, with Ray at hand; None: all of them in this process."""
     if settings.workers == 0:
-        return 1
-    from jobs import _ray  # late: Ray's import costs seconds that a wrong option should not wait for
+        return None
+    # Late: Ray's import costs seconds that a wrong option should not wait for.
+    from jobs import _machines, _ray
 
     _ray.join(cluster)
-    return _ray.num_workers(settings.workers)
+    return _machines.for_scoring(_machines.Ask(settings.workers, settings.gpu, settings.cluster_wait_s))
 
 
 def _map_on_ray() -> Map:
@@ -167,7 +171,8 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
     """
     if not listing.wait().parts:
         return  # nothing new; and what is wrong with the images is found before Ray is started
-    workers = progress.workers = _workers(job.settings, cluster)
+    where = _stages(job.settings, cluster)
+    workers = progress.workers = where.workers if where else 1
     known, passes, may_stop_early = -1, 0, True
     while True:
         parts, listed = listing.wait(known, patience_s=1.0)
@@ -183,14 +188,14 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
             return
         progress.known(done=done.count(), failed=done.most_failed(), total=rows, listed=listed)
         shards = stages.shards(parts, done, job.spec.input_size, job.spec.channels, workers)
-        for receipt in receipts(job, intent, shards, workers) if shards else ():
+        for receipt in receipts(job, intent, shards, where) if shards else ():
             progress.add(receipt)
             lease.check_flag()
             if limit is not None and may_stop_early and progress.final_failures > limit:
                 break
 
 
-def receipts(job: Job, intent: Intent, shards: list[Shard], workers: int) -> Iterator[dict[str, Any]]:
+def receipts(job: Job, intent: Intent, shards: list[Shard], where: "Stages | None") -> Iterator[dict[str, Any]]:
     """Drive shards through the stages, here or on Ray; a receipt for each staged part."""
     settings, spec, run_id = job.settings, job.spec, intent.run_id
     runtime, attempt = Runtime.model_validate(intent.runtime), uuid.uuid4().hex[:8]
@@ -200,7 +205,7 @@ def receipts(job: Job, intent: Intent, shards: list[Shard], workers: int) -> Ite
         job.layout.results, run_id, spec.input_size, spec.channels, limits, timeout_s, *named
     )
     stage_parts = stages.StageParts(job.layout.results, run_id, attempt)
-    if settings.workers == 0:
+    if where is None:
         score_and_stage = stages.Score(spec, job.weights, runtime, intent.alpha, stage_parts)
         for shard in shards:
             for decoded in fetch_decode(pa.Table.from_pylist([dict(shard)])):
@@ -209,28 +214,33 @@ def receipts(job: Job, intent: Intent, shards: list[Shard], workers: int) -> Ite
     import ray.data
 
     from jobs import _ray
+    from jobs._live_metrics import LiveMetrics
 
-    decode, actors, write = _ray.stage_resources(settings.workers)
-    log_book = stages.StartLog(job.layout.results, run_id, attempt, workers)
+    write = where.write
+    log_book = stages.StartLog(job.layout.results, run_id, attempt, where.workers)
     blocks = min(len(shards), MAX_BLOCKS)
     chain = (
         ray.data.from_items([dict(shard) for shard in shards], override_num_blocks=blocks)
-        .map_batches(fetch_decode, batch_size=None, batch_format="pyarrow", **decode)
+        .map_batches(fetch_decode, batch_size=None, batch_format="pyarrow", **where.decode)
         .map_batches(
             stages.Score,
             fn_constructor_args=(spec, job.weights, runtime, intent.alpha, None if write else stage_parts, log_book),
-            batch_size=None,
+            # Ray wants a number where there are GPUs: then shards are joined up to it, or cut.
+            batch_size=stages.largest_shard(spec.input_size, spec.channels) if write else None,
             batch_format="pyarrow",
-            **actors,
+            **where.actors,
         )
     )
     if write:  # a GPU does not wait for the store
         chain = chain.map_batches(stage_parts, batch_size=None, batch_format="pyarrow", **write)
-    export = _progress.exporter()
+    live, waiting = LiveMetrics(settings.collection), sum(shard["stop"] - shard["start"] for shard in shards)
+    live.waiting(waiting)
     with _ray.one_sentence():
         for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for receipt in block.to_pylist():  # type: ignore[union-attr, operator]
-                export(receipt)
+                waiting -= receipt["rows"]
+                live.count(receipt)
+                live.waiting(waiting)
                 yield receipt
 
 

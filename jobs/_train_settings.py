@@ -107,6 +107,11 @@ class TrainSettings(JobSettings):
         None, ge=1, description="go on with so many workers when nodes are lost, and with more when they are back"
     )
     gpu: bool = Field(False, description="one GPU per worker; the network then computes in bfloat16")
+    cluster_wait_s: float = Field(
+        0,
+        ge=0,
+        description="the cluster grows by itself: wait so long for the machines of --workers, or of --min-workers",
+    )
     memory_gb: float = Field(
         4.0,
         gt=0,
@@ -178,6 +183,7 @@ def options_of(settings: TrainSettings) -> TrainOptions:
 _NOT_RECORDED = {
     *("config", "preset", "images", "bundle", "checkpoints", "keep_checkpoints", "checkpoint_steps", "overwrite"),
     *("resume", "weights", "workers", "min_workers", "gpu", "memory_gb", "loader_processes", "max_failures", "mlflow"),
+    "cluster_wait_s",
     *("compile", "labels", "milestones", "group_pattern", "decide_by_group"),
 }
 

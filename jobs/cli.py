@@ -22,6 +22,9 @@ VERBS = {
     "verify": "check a committed run: whole parts, each image once, a sample scored again",
     "gc": "remove what dead runs left behind",
     "compare": "two runs on the same images: rank correlation, alarms that flip, the top movers, cost of each",
+    "doctor": "is this place fit for a job: packages, cluster, token, stores, GPU, disk, clock; what to do",
+    "metrics": "what became of the latest runs, as a page for Prometheus",
+    "submit": "run any of these on a Ray cluster, with `ray job submit`; its exit code is the job's",
     "audit": "where on the image the evidence of a model lies: borders, background, one fixed spot",
     "evaluate": "committed runs + labels -> AUROC",
 }

@@ -278,6 +278,7 @@ def _run(settings: TrainSettings, loop: LoopConfig, store: Checkpoints) -> None:
                 workers=settings.workers,
                 min_workers=settings.min_workers,
                 gpu=settings.gpu,
+                wait_s=settings.cluster_wait_s,
                 max_failures=settings.max_failures,
                 storage_path=folder,
             )

@@ -44,6 +44,7 @@ class Request(NamedTuple):
     path: str
     query: str
     conditional: bool
+    body: bytes  # of a POST: the names of what many-at-once deletes
 
     @property
     def is_listing(self) -> bool:
@@ -67,10 +68,12 @@ class Plan:
     injected: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def next(self, method: str, target: str, conditional: bool) -> tuple[Request, str | None]:
+    def next(self, method: str, target: str, conditional: bool, body: bytes) -> tuple[Request, str | None]:
         parts = urlsplit(target)
         with self.lock:
-            request = Request(len(self.seen), method, parts.path, parts.query, conditional)
+            request = Request(
+                len(self.seen), method, parts.path, parts.query, conditional, body if method == "POST" else b""
+            )
             self.seen.append(request)
             hit = self.fault is not None and self.chosen(request)
             self.injected += hit
@@ -103,7 +106,7 @@ class FaultProxy:
 
     def serve(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
-        request, fault = self.plan.next(handler.command, handler.path, "If-None-Match" in handler.headers)
+        request, fault = self.plan.next(handler.command, handler.path, "If-None-Match" in handler.headers, body)
         if fault in ("503", "500"):
             return self._reply(handler, _error(int(fault), "SlowDown" if fault == "503" else "InternalError"))
         if fault == "expired":

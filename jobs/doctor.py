@@ -1,0 +1,79 @@
+"""`fcdd doctor`: is this place fit for a job, and if not, what to do.
+
+It looks from where it runs: on your machine at the cluster and the stores as you reach them; as
+`fcdd submit doctor ...` from the cluster's head, with the cluster's own credentials.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobs import _checks, _console
+from jobs._checks import Finding
+from jobs._settings import JobSettings
+
+_COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red", "skipped": "dim"}
+
+
+class DoctorSettings(JobSettings):
+    """Look for what would go wrong, and say what to do: packages, cluster, token, stores, GPU, disk, clock.
+
+    Exit codes: 0 nothing, or warnings; 2 something must be changed. Probes that it writes are removed again.
+    """
+
+    verb: ClassVar[str] = "doctor"
+
+    address: str | None = Field(None, description="the cluster's dashboard; default: RAY_API_SERVER_ADDRESS")
+    images: list[str] = Field(default_factory=list, description="location of images to list and read; again and again")
+    results: str | None = Field(None, description="location of the results, to write, create once and delete a probe")
+    bundle: str | None = Field(None, description="location of a bundle to load")
+    output: Literal["table", "json"] = Field("table", description="table or json")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _console.run(lambda: examine(DoctorSettings.parse(argv)))
+
+
+def examine(settings: DoctorSettings) -> int:
+    """Ask everything, show the answers."""
+    address = settings.address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    checks = [
+        ("packages", _checks.packages),
+        ("cluster", partial(_checks.cluster, address)),
+        ("token file", _checks.token_is_private),
+        *(("images", partial(_checks.images, place)) for place in settings.images),
+        *((("results", partial(_checks.results, settings.results)),) if settings.results else ()),
+        *((("bundle", partial(_checks.model, settings.bundle)),) if settings.bundle else ()),
+        ("GPU", _checks.gpu),
+        ("disk", _checks.disk),
+    ]
+    found = [finding for subject, check in checks for finding in _checks.asked(subject, check)]
+    if settings.output == "json":
+        print(json.dumps([finding._asdict() for finding in found]))
+    else:
+        _show(found)
+    return _console.USER_MUST_ACT if any(finding.state == "problem" for finding in found) else _console.DONE
+
+
+def _show(found: list[Finding]) -> None:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("", "", "found", "what to do"):
+        table.add_column(name, overflow="fold")
+    for finding in found:
+        state = Text(finding.state, _COLOURS[finding.state])
+        table.add_row(finding.subject, state, _console.printable(finding.found), finding.do)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    _console.leave(main())

@@ -1,0 +1,141 @@
+"""`fcdd metrics`: what became of the latest runs, for Prometheus, from their commit records.
+
+A run's own metrics (jobs._live_metrics) end with its process. Whether a night is missing can only be told by something
+that is there when no run is: this, a page of gauges that it reads anew from the records at every scrape.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, time
+from typing import Any, ClassVar, get_args
+
+from pydantic import Field
+
+from fcdd import storage
+from fcdd.errors import ConfigError, FCDDError
+from jobs import _console, _runs
+from jobs._settings import JobSettings
+from schemas import Layout, RunRecord
+from schemas.runs import Drift
+
+VERDICTS = get_args(Drift.model_fields["verdict"].annotation)
+
+log = logging.getLogger(__name__)
+
+
+class MetricsSettings(JobSettings):
+    """Tell Prometheus of the latest run of every collection, and of every drift, quarantine and alarm in it.
+
+    The page is read by anyone who reaches the port: it holds numbers and names of collections, no images.
+    """
+
+    verb: ClassVar[str] = "metrics"
+
+    results: str = Field(description="location of the results")
+    collection: str | None = Field(None, description="only this collection")
+    port: int = Field(9464, ge=1, le=65535, description="port of the page")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0: every interface")
+    once: bool = Field(False, description="print the page and end: for a Pushgateway or a textfile collector")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _console.run(lambda: serve(MetricsSettings.parse(argv)))
+
+
+def serve(settings: MetricsSettings) -> None:
+    """Serve the page until interrupted, or print it."""
+    try:
+        import prometheus_client
+    except ImportError as error:
+        raise ConfigError("to serve metrics: pip install 'fcdd-at-scale[cluster]'") from error
+    registry = prometheus_client.CollectorRegistry(auto_describe=False)
+    registry.register(Records(Layout(storage.normalize(settings.results)), settings.collection))
+    if settings.once:
+        print(prometheus_client.generate_latest(registry).decode(), end="")
+        return
+    try:
+        prometheus_client.start_http_server(settings.port, settings.host, registry)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
+    log.info("metrics at http://%s:%d/metrics   (Ctrl-C stops)", settings.host, settings.port)
+    threading.Event().wait()
+
+
+class Records:
+    """Collects the metrics; records never change, so each is read once."""
+
+    def __init__(self, layout: Layout, collection: str | None) -> None:
+        self._layout, self._collection = layout, collection
+        self._known: dict[str, RunRecord] = {}
+        self._lock = threading.Lock()
+
+    def collect(self) -> Iterator[Any]:
+        """The gauges of one scrape; a store that cannot be read is a gauge, too, and what was read before is told."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        readable = 1
+        try:
+            with self._lock:
+                self._read()
+        except FCDDError as error:
+            readable = 0
+            log.error("the records cannot be read: %s", error)
+        yield GaugeMetricFamily("fcdd_results_readable", "whether the records could be read just now", value=readable)
+        # Oldest night first, so each collection is left with its latest one.
+        latest = {record.collection: record for record in _runs.current(list(self._known.values()))}
+        told = [record for name, record in latest.items() if self._collection in (None, name)]
+        for name, help_text, label, values in _GAUGES:
+            labels = ["collection", *([label] if label else [])]
+            family = GaugeMetricFamily(name, help_text, labels=labels)
+            for record in told:
+                for value, number in values(record).items():
+                    family.add_metric([record.collection, *([value] if label else [])], number)
+            yield family
+
+    def _read(self) -> None:
+        new = [uri for uri in _runs.uris(self._layout) if uri not in self._known]
+        self._known |= dict(zip(new, _runs.read(new), strict=True))
+
+
+def _midnight(record: RunRecord) -> float:
+    return datetime.combine(record.day, time(), UTC).timestamp()
+
+
+_Values = Callable[[RunRecord], dict[str, float]]
+# Name, help, label beside the collection, and its values.
+_GAUGES: tuple[tuple[str, str, str, _Values], ...] = (
+    ("fcdd_last_night_timestamp_seconds", "midnight (UTC) of its latest night", "", lambda r: {"": _midnight(r)}),
+    (
+        "fcdd_last_commit_timestamp_seconds",
+        "when that night's run was committed",
+        "",
+        lambda r: {"": r.committed_at.timestamp()},
+    ),
+    (
+        "fcdd_last_run_seconds",
+        "how long it took, from its first attempt on",
+        "",
+        lambda r: {"": (r.committed_at - r.started_at).total_seconds()},
+    ),
+    ("fcdd_last_run_images_per_second", "how fast it was", "", lambda r: {"": r.images_per_second}),
+    (
+        "fcdd_last_run_images",
+        "its images",
+        "outcome",
+        lambda r: {"scored": float(r.num_scored), "quarantined": float(r.num_quarantined)},
+    ),
+    ("fcdd_last_run_quarantined_images", "its quarantined images", "reason", lambda r: {**r.quarantine_reasons}),
+    ("fcdd_last_run_alarms", "its anomalous images", "", lambda r: {"": r.num_anomalous}),
+    (
+        "fcdd_last_run_drift",
+        "1 for its verdict, 0 for the others",
+        "verdict",
+        lambda r: {verdict: float(verdict == r.drift.verdict) for verdict in VERDICTS},
+    ),
+)
+
+
+if __name__ == "__main__":
+    _console.leave(main())

@@ -1,0 +1,150 @@
+"""`fcdd submit`: hand a job to a Ray cluster, follow its log, and end with its exit code.
+
+    fcdd submit [options] VERB [options of VERB]
+
+It runs one `ray job submit`, which it prints. What it adds: a wrong option is answered here, before the cluster is
+asked, and the exit code is the job's own, where `ray job submit` knows only 0 and 1.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import sysconfig
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from fcdd.errors import ConfigError, FCDDError
+from jobs import _console
+from jobs._settings import JobSettings
+
+# Where `ray start` puts the dashboard, and with it the job server.
+LOCAL_DASHBOARD = "http://127.0.0.1:8265"
+# They show what is here, or wait for someone at a browser of this machine.
+NOT_HERE = ("submit", "review")
+
+
+class SubmitSettings(JobSettings):
+    """Run a job on a Ray cluster: fcdd submit [options] VERB [options of VERB].
+
+    The cluster's token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. The job gets no variable of
+    this shell: what it needs (credentials, FCDD_WEBHOOK) is in the cluster's own environment. The exit code is the
+    job's; Ctrl-C leaves it running.
+    """
+
+    verb: ClassVar[str] = "submit"
+
+    address: str | None = Field(
+        None, description=f"the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else {LOCAL_DASHBOARD}"
+    )
+    working_dir: Path | None = Field(
+        None, description="folder to send along, for --config or the code; paths of the job are relative to it"
+    )
+    runtime_env: Path | None = Field(None, description="YAML file with the runtime environment of the job (Ray's own)")
+    submission_id: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_.-]+$", description="name of the job; default: the verb and a random number"
+    )
+    wait: bool = Field(True, description="follow the log until the job ends; --no-wait returns once it is accepted")
+    dry_run: bool = Field(False, description="print the command and do not run it")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _console.run(lambda: submit(list(sys.argv[1:] if argv is None else argv)))
+
+
+def submit(argv: list[str]) -> int:
+    """Run the command; the exit code of the job."""
+    from jobs.cli import VERBS  # it lists this command, too
+
+    start = next((index for index, word in enumerate(argv) if word in VERBS), len(argv))
+    settings = SubmitSettings.parse(argv[:start])
+    if start == len(argv):
+        raise ConfigError(f"which job? fcdd submit [options] VERB [options of VERB], one of: {', '.join(VERBS)}")
+    verb, arguments = argv[start], argv[start + 1 :]
+    if verb in NOT_HERE:
+        raise ConfigError(f"`fcdd {verb}` runs on your machine, not on a cluster")
+    _check_config(settings, arguments)
+    command = command_line(settings, verb, arguments)
+    print(shlex.join(command), flush=True)
+    return _console.DONE if settings.dry_run else _run(settings, command)
+
+
+def command_line(settings: SubmitSettings, verb: str, arguments: list[str]) -> list[str]:
+    """The `ray job submit` that does it."""
+    command = ["ray", "job", "submit", "--address", _address(settings)]
+    command += ["--submission-id", settings.submission_id or f"fcdd-{verb}-{uuid.uuid4().hex[:8]}"]
+    if settings.working_dir:
+        command += ["--working-dir", str(settings.working_dir)]
+    if settings.runtime_env:
+        command += ["--runtime-env", str(settings.runtime_env)]
+    if not settings.wait:
+        command += ["--no-wait"]
+    return [*command, "--", "python", "-m", f"jobs.{verb.replace('-', '_')}", *arguments]
+
+
+def _address(settings: SubmitSettings) -> str:
+    address = settings.address or os.environ.get("RAY_API_SERVER_ADDRESS") or LOCAL_DASHBOARD
+    if not re.match(r"https?://", address):
+        raise ConfigError(f"expected the address of the dashboard, like {LOCAL_DASHBOARD}, got {address!r}")
+    return address
+
+
+def _check_config(settings: SubmitSettings, arguments: list[str]) -> None:
+    """Raises ConfigError for a configuration file that will not be where the job looks for it."""
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        value = word if before == "--config" else word.removeprefix("--config=") if "--config=" in word else None
+        if value is None or Path(value).is_absolute():  # a file of the cluster's machines
+            continue
+        if settings.working_dir is None:
+            raise ConfigError(
+                f"--config {value} is a file of this machine: give --working-dir, the folder that has it (before the "
+                "verb), or the path that it has on the cluster"
+            )
+        if not (settings.working_dir / value).is_file():
+            raise ConfigError(f"--config {value} is not in {settings.working_dir}, the --working-dir")
+
+
+def _run(settings: SubmitSettings, command: list[str]) -> int:
+    try:
+        from ray.job_submission import JobStatus, JobSubmissionClient
+    except ImportError as error:
+        raise ConfigError("to submit jobs, install Ray's client: pip install 'fcdd-at-scale[cluster]'") from error
+    program = str(Path(sysconfig.get_path("scripts"), command[0]))
+    address, job = command[command.index("--address") + 1], command[command.index("--submission-id") + 1]
+    with subprocess.Popen([program, *command[1:]]) as process:
+        # Ctrl-C reaches the client, too; the job goes on.
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            stop = shlex.join(["ray", "job", "stop", "--address", address, job])
+            print(f"the job goes on; to stop it: {stop}", file=sys.stderr)
+            raise
+    if not settings.wait:
+        return _console.DONE if code == 0 else _console.FAILED
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            info = JobSubmissionClient(address).get_job_info(job)
+    except (RuntimeError, ConnectionError, ValueError) as error:  # said by `ray job submit` above
+        raise FCDDError(f"the job {job} could not be asked how it ended: {str(error).splitlines()[0]}") from error
+    if info.status == JobStatus.STOPPED:
+        return _console.INTERRUPTED
+    if info.status == JobStatus.SUCCEEDED:
+        return _console.DONE
+    if not info.status.is_terminal():
+        raise FCDDError(f"the connection to the log of {job} broke off while it was {info.status}; it may go on")
+    return info.driver_exit_code or _console.FAILED
+
+
+if __name__ == "__main__":
+    _console.leave(main())
