@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shell browser test test-slow chaos lint format clean
+.PHONY: help demo demo-shell browser test test-slow chaos lint format lock audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -33,6 +33,9 @@ test-slow: browser $(VENV)/test.installed  ## the tests that `make test` leaves 
 chaos: $(VENV)/test.installed  ## every request of a run failed once with every fault (about 20 minutes)
 	$(BIN)/python -m pytest -m chaos -s tests/faults
 
+audit: $(VENV)/dev.installed  ## known holes in what the images install (needs the network)
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement cluster/image/requirements-gpu.txt
+
 lint: $(VENV)/dev.installed  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -41,6 +44,15 @@ lint: $(VENV)/dev.installed  ## formatting, lint and types
 format: $(VENV)/dev.installed  ## format and fix in place
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# What the images hold, to the byte: for GPUs all of it, for CPUs all but torch, which has an index of its own for them.
+LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --extra cluster --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28
+
+lock: $(VENV)/dev.installed  ## pin anew what the container images install
+	$(LOCK) --output-file cluster/image/requirements-gpu.txt
+	$(LOCK) --output-file cluster/image/requirements-cpu.txt $$(sed -En 's/^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==.*/--no-emit-package \1/p' cluster/image/requirements-gpu.txt)
+	sed -En 's/^(torch|torchvision)==([^ ]+).*/\1==\2/p' cluster/image/requirements-gpu.txt > cluster/image/torch-cpu.txt
 
 clean:  ## remove the environment and everything the demo left
 	rm -rf $(VENV) demo-output build *.egg-info

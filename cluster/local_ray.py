@@ -37,7 +37,6 @@ _BRISK = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "4",
     "RAY_metrics_report_interval_ms": "1000",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_JOB_STOP_WAIT_TIME_S": "20",
 }
 

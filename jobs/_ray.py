@@ -30,7 +30,7 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 def session(*, cpus: int = 0, gpus: int = 0, ready: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Join the cluster of RAY_ADDRESS (set by `ray job submit`), else start Ray here and stop it after.
 
-    A local Ray gets at least `cpus` logical CPUs, and never fewer than three. Raises ConfigError when a cluster has
+    A local Ray gets a logical CPU more than `cpus`, and never fewer than three. Raises ConfigError when a cluster has
     fewer CPUs or GPUs, since Ray would wait for them for ever; for those that an autoscaler starts, `ready` waits
     first. The output of workers stays in Ray's log files: on a terminal its own messages would bury the job's.
     """
@@ -39,7 +39,7 @@ def session(*, cpus: int = 0, gpus: int = 0, ready: Callable[[], None] = lambda:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     local: dict[str, Any] = {
         "address": "local",  # not some other cluster that runs on this machine
-        "num_cpus": max(cpus, MIN_LOCAL_CPUS, os.cpu_count() or 1),
+        "num_cpus": max(cpus + 1, MIN_LOCAL_CPUS, os.cpu_count() or 1),
         "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
         "include_dashboard": False,
     }

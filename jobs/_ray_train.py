@@ -85,7 +85,7 @@ def fit(
         _machines.for_training(workers, min_workers, gpu=gpu, wait_s=wait_s)
 
     with (
-        _ray.session(cpus=least + 1, gpus=least if gpu else 0, ready=ready),
+        _ray.session(cpus=least, gpus=least if gpu else 0, ready=ready),
         _ray.worker_logs() as logs,
         _ray.queue() as failures,
     ):

@@ -58,6 +58,10 @@ class NightlySettings(ScoreSettings):
         0.1, ge=0, le=1, description=f"share of alarms above which the exit code is 5; {FEW_ALARMS} are never too many"
     )
     max_alarms: int | None = Field(None, ge=0, description="the same as a number; without the allowance")
+    verdict_codes: bool = Field(
+        True,
+        description="the exit codes 4 and 5; --no-verdict-codes: 0 instead, for a scheduler that repeats what fails",
+    )
     report: bool = Field(True, description="write the report of the run beside its record, as `fcdd report` does")
     webhook: SecretStr | None = Field(None, description="address that gets the run record as a JSON POST")
     command: SecretStr | None = Field(
@@ -107,7 +111,10 @@ def nightly(settings: NightlySettings) -> int:
         failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
     if failures:
         raise NotTold(f"{'; '.join(failures)}; the same command tries again")
-    return min((code for code in codes if code), default=_console.FAILED if unwritten else _console.DONE)
+    if unwritten and not any(codes):
+        return _console.FAILED
+    # Whoever is told of the run, and its metrics, say what the code would.
+    return min((code for code in codes if code), default=_console.DONE) if settings.verdict_codes else _console.DONE
 
 
 def _report_once(settings: NightlySettings, layout: Layout, record: RunRecord) -> list[str]:

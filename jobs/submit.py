@@ -25,6 +25,7 @@ from pydantic import Field
 from fcdd.errors import ConfigError, FCDDError
 from jobs import _console
 from jobs._settings import JobSettings
+from jobs._verbs import VERBS
 
 # Where `ray start` puts the dashboard, and with it the job server.
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
@@ -63,8 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def submit(argv: list[str]) -> int:
     """Run the command; the exit code of the job."""
-    from jobs.cli import VERBS  # it lists this command, too
-
     start = next((index for index, word in enumerate(argv) if word in VERBS), len(argv))
     settings = SubmitSettings.parse(argv[:start])
     if start == len(argv):

@@ -18,10 +18,12 @@ from jobs._train_settings import TrainSettings
 from jobs.audit import AuditSettings
 from jobs.calibrate import CalibrateSettings
 from jobs.compare import CompareSettings
+from jobs.doctor import DoctorSettings
 from jobs.evaluate import EvaluateSettings
 from jobs.export import ExportSettings
 from jobs.gc import GcSettings
 from jobs.heatmap import HeatmapSettings
+from jobs.metrics import MetricsSettings
 from jobs.nightly import NightlySettings
 from jobs.query import QuerySettings
 from jobs.report import ReportSettings
@@ -29,6 +31,7 @@ from jobs.retry_quarantine import RetrySettings
 from jobs.review import ReviewSettings
 from jobs.runs import RunsSettings
 from jobs.score import ScoreSettings
+from jobs.submit import SubmitSettings
 from jobs.verify import VerifySettings
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +40,7 @@ JOBS: list[type[JobSettings]] = [
     *(TrainSettings, ScoreSettings, NightlySettings, CalibrateSettings),
     *(QuerySettings, HeatmapSettings, ReportSettings, ReviewSettings, ExportSettings),
     *(CompareSettings, AuditSettings, EvaluateSettings, RunsSettings, VerifySettings, GcSettings, RetrySettings),
+    *(SubmitSettings, DoctorSettings, MetricsSettings),
 ]
 
 

@@ -32,6 +32,9 @@ VERBS = (
     "runs",
     "verify",
     "gc",
+    "submit",
+    "doctor",
+    "metrics",
 )
 ENTRIES = {*(f"jobs.{verb}" for verb in (*VERBS, "retry_quarantine", "cli")), "cluster.demo"}
 FORBIDDEN = {

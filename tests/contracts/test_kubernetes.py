@@ -1,0 +1,275 @@
+"""What cluster/kubernetes renders to is valid, contained, and runs commands that exist, with options that exist."""
+
+import json
+import re
+import subprocess
+import sysconfig
+import threading
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from cluster import launch
+from jobs._settings import JobSettings
+from jobs._train_settings import TrainSettings
+from jobs.doctor import DoctorSettings
+from jobs.metrics import MetricsSettings
+from jobs.nightly import NightlySettings
+from jobs.score import ScoreSettings
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "cluster/kubernetes"
+OVERLAYS = ("raycluster", "train", "score", "nightly", "nightly-cronjob")
+VALUES = yaml.safe_load((FOLDER / "base/values.yaml").read_text())["spec"]
+TABLES: dict[str, type[JobSettings]] = {
+    "train": TrainSettings,
+    "score": ScoreSettings,
+    "nightly": NightlySettings,
+    "metrics": MetricsSettings,
+    "doctor": DoctorSettings,
+}
+KUBERNETES = "v1.33.0-local-strict"
+
+
+@cache
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    kubectl = Path(sysconfig.get_path("scripts"), "kubectl")
+    done = subprocess.run([kubectl, "kustomize", FOLDER / overlay], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # deprecations
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@cache
+def schemas() -> dict[str, Any]:
+    """Kubernetes' own definitions and ours of ray.io, in one document."""
+    own = (FOLDER / "ray.io-v1.schema.json").read_text().replace('"kubernetes:', '"#/definitions/')
+    theirs = files("kubernetes_validate") / "kubernetes-json-schema" / KUBERNETES / "_definitions.json"
+    text = re.sub(r'"(?:_definitions\.json)?#/\$defs/', '"#/definitions/', theirs.read_text())
+    return {**json.loads(text)["$defs"], **json.loads(own)["definitions"]}
+
+
+def definition_of(resource: dict[str, Any]) -> str:
+    group, _, version = resource["apiVersion"].rpartition("/")
+    if group == "ray.io":
+        return str(resource["kind"])
+    asked = {"group": group, "version": version, "kind": resource["kind"]}
+    [name] = [name for name, each in schemas().items() if asked in each.get("x-kubernetes-group-version-kind", [])]
+    return name
+
+
+def problems(resource: dict[str, Any]) -> list[str]:
+    schema = {"$ref": f"#/definitions/{definition_of(resource)}", "definitions": schemas()}
+    found = jsonschema.Draft7Validator(schema).iter_errors(resource)
+    return [f"{resource['kind']} {'/'.join(map(str, each.absolute_path))}: {each.message[:200]}" for each in found]
+
+
+def pods(node: Any) -> Iterator[dict[str, Any]]:
+    """Every pod's metadata and spec, at any depth."""
+    if isinstance(node, dict):
+        if "containers" in node.get("spec", {}):
+            yield node
+        for each in node.values():
+            yield from pods(each)
+    elif isinstance(node, list):
+        for each in node:
+            yield from pods(each)
+
+
+def job_of(overlay: str) -> dict[str, Any]:
+    """The RayJob (or what a RayCronJob makes) of an overlay."""
+    [job] = [each for each in rendered(overlay) if each["kind"] in ("RayJob", "RayCronJob")]
+    spec: dict[str, Any] = job["spec"].get("jobTemplate", job["spec"])
+    return spec
+
+
+def test_the_schemas_know_what_is_wrong() -> None:
+    good = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "x"}, "spec": {"entrypoint": "true"}}
+    assert problems(good) == []
+    for spec in ({"entryPoint": "true"}, {"backoffLimit": "2"}, {"rayClusterSpec": {}}, {"submissionMode": "Job"}):
+        assert problems({**good, "spec": spec}), spec
+    pod = {"containers": [{"name": "x", "securityContex": {}}]}
+    assert problems({**good, "spec": {"submitterPodTemplate": {"spec": pod}}})
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_everything_is_valid_and_in_one_namespace(overlay: str) -> None:
+    assert [problem for each in rendered(overlay) for problem in problems(each)] == []
+    for each in rendered(overlay):
+        assert each["kind"] != "Values"
+        named = each["metadata"]["name"] if each["kind"] == "Namespace" else each["metadata"]["namespace"]
+        assert named == VALUES["namespace"]
+        assert all(subject["namespace"] == VALUES["namespace"] for subject in each.get("subjects", []))
+    assert '""' not in re.sub(r'apiGroups: \[""\]', "", json.dumps(rendered(overlay)).replace('[""]', ""))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_values_reach_every_place_that_they_are_for(overlay: str) -> None:
+    text = yaml.safe_dump_all(rendered(overlay))
+    for pod in pods(rendered(overlay)):
+        assert {each["image"] for each in pod["spec"]["containers"]} == {VALUES["image"]}
+    for name in ("trainRole", "scoreRole", "queryRole", "region", "rayVersion"):
+        assert VALUES[name] in text, name
+    if "nightly" in overlay:
+        [schedule] = [each["spec"] for each in rendered(overlay) if "CronJob" in each["kind"]]
+        assert (schedule["schedule"], schedule["timeZone"]) == (VALUES["schedule"], VALUES["timeZone"])
+    groups = {group["groupName"]: group for cluster in ray_clusters(overlay) for group in cluster["workerGroupSpecs"]}
+    for name, group in groups.items():
+        [container] = group["template"]["spec"]["containers"]
+        requests = container["resources"]["requests"]
+        assert (requests["cpu"], requests["memory"]) == (VALUES[name]["cpus"], VALUES[name]["memory"])
+        assert group["maxReplicas"] == VALUES[name]["max"]
+    assert groups["gpu"]["template"]["spec"]["nodeSelector"] == VALUES["gpuNodeSelector"]
+
+
+def ray_clusters(overlay: str) -> list[dict[str, Any]]:
+    standing = [each["spec"] for each in rendered(overlay) if each["kind"] == "RayCluster"]
+    return standing or [job_of(overlay)["rayClusterSpec"]]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_are_contained(overlay: str) -> None:
+    found = list(pods(rendered(overlay)))
+    assert len(found) >= 4
+    for pod in found:
+        spec = pod["spec"]
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in spec["containers"]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert {"requests", "limits"} <= set(container["resources"])
+            assert "memory" in container["resources"]["limits"]
+            for variable in container.get("env", []):  # a secret is named, never written
+                secret = re.search("TOKEN|SECRET|PASSWORD|KEY|WEBHOOK", variable["name"])
+                assert not secret or "secretKeyRef" in variable["valueFrom"]
+        assert not any("hostPath" in volume for volume in spec.get("volumes", []))
+        assert not spec.get("hostNetwork")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_clusters_scale_from_nothing_on_spot_machines_with_a_token(overlay: str) -> None:
+    for spec in ray_clusters(overlay):
+        assert spec["authOptions"] == {"mode": "token"}
+        assert spec["enableInTreeAutoscaling"]
+        assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+        assert not spec["headGroupSpec"].get("enableIngress")
+        assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+        assert {group["groupName"] for group in spec["workerGroupSpecs"]} == {"cpu", "gpu"}
+        for group in spec["workerGroupSpecs"]:
+            pod = group["template"]["spec"]
+            assert group["minReplicas"] == 0
+            assert {"spot", "cloud.google.com/gke-spot"} <= {each["key"] for each in pod["tolerations"]}
+            assert pod["terminationGracePeriodSeconds"] >= 30
+            asks = pod["containers"][0]["resources"]["limits"]
+            assert ("nvidia.com/gpu" in asks) == (group["groupName"] == "gpu")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_network_lets_in_only_who_is_named(overlay: str) -> None:
+    policies = {each["metadata"]["name"]: each["spec"] for each in rendered(overlay) if each["kind"] == "NetworkPolicy"}
+    assert policies["nobody"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for rule in policies["ray"]["ingress"]:
+        assert rule["from"]
+        assert all("ipBlock" not in peer and peer != {"namespaceSelector": {}} for peer in rule["from"])
+    selectors = [spec["podSelector"].get("matchLabels", {}) for name, spec in policies.items() if name != "nobody"]
+    for pod in pods([each for each in rendered(overlay) if each["kind"] not in ("RayCluster",)]):
+        labels = {**pod["metadata"].get("labels", {}), **({} if is_submitter(pod) else {"ray.io/is-ray-node": "yes"})}
+        assert any(selector.items() <= labels.items() for selector in selectors), pod["metadata"]
+
+
+def is_submitter(pod: dict[str, Any]) -> bool:
+    return "app.kubernetes.io/component" in pod["metadata"].get("labels", {})
+
+
+def test_jobs_run_commands_that_exist_as_accounts_of_their_own(tmp_path: Path) -> None:
+    for overlay in ("train", "score", "nightly", "nightly-cronjob"):
+        verb = overlay.removesuffix("-cronjob")
+        job = job_of(overlay)
+        assert job["entrypoint"] == f"python -m jobs.{verb} --config /etc/fcdd/factory.toml"
+        assert job["shutdownAfterJobFinishes"] is True
+        account = "train" if verb == "train" else "score"
+        cluster = job["rayClusterSpec"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            assert group["template"]["spec"]["serviceAccountName"] == account
+    [settings] = [each for each in rendered("nightly") if each["kind"] == "ConfigMap"]
+    config = tmp_path / "factory.toml"
+    config.write_text(settings["data"]["factory"])
+    assert set(tomllib.loads(config.read_text())) == set(TABLES)
+    for verb, options in TABLES.items():
+        assert options.parse(["--config", str(config)]).verb == verb
+    assert TrainSettings.parse(["--config", str(config)]).workers <= VALUES["gpu"]["max"]
+    [template] = [each for each in rendered("nightly-cronjob") if each["kind"] == "RayJob"]
+    assert template["spec"]["suspend"] is True
+    [cron] = [each for each in rendered("nightly-cronjob") if each["kind"] == "CronJob"]
+    [launcher] = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert launcher["command"] == ["python", "-m", "cluster.launch", template["metadata"]["name"]]
+
+
+def test_versions_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert VALUES["image"].endswith(f":{project}-gpu")
+    lock = (ROOT / "cluster/image/requirements-gpu.txt").read_text()
+    locked = re.search(r"^ray(?:\[[a-z,]+\])?==(\S+)", lock, re.MULTILINE)
+    assert locked
+    assert VALUES["rayVersion"] == locked[1]
+    assert int(metadata.version("ray").split(".")[0]) >= 2
+
+
+class _Kubernetes(BaseHTTPRequestHandler):
+    """As much of an API server as the launcher asks."""
+
+    jobs: list[dict[str, Any]]
+
+    def do_GET(self) -> None:
+        assert self.headers["Authorization"] == "Bearer t0ken"
+        path = self.path.partition("?")[0]
+        if path.endswith("/rayjobs"):
+            return self._say({"items": [job for job in self.jobs if "labels" in job["metadata"]]})
+        [job] = [job for job in self.jobs if job["metadata"]["name"] == path.rpartition("/")[2]]
+        return self._say(job)
+
+    def do_POST(self) -> None:
+        job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        job["metadata"]["name"] = job["metadata"].pop("generateName") + "abcde"
+        self.jobs.append(job)
+        self._say(job)
+
+    def _say(self, answer: dict[str, Any]) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_the_launcher_copies_the_suspended_job_unless_one_is_at_work(tmp_path: Path) -> None:
+    for name, content in (("namespace", "fcdd"), ("token", "t0ken")):
+        (tmp_path / name).write_text(content)
+    [template] = [each for each in rendered("nightly-cronjob") if each["kind"] == "RayJob"]
+    _Kubernetes.jobs = [json.loads(json.dumps(template))]
+    server = HTTPServer(("127.0.0.1", 0), _Kubernetes)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        call = launch.kubernetes(f"http://127.0.0.1:{server.server_port}", tmp_path)
+        assert launch.launch("nightly", call) == "made nightly-abcde"
+        [_, made] = _Kubernetes.jobs
+        assert problems(made) == []
+        assert made["spec"] == {**template["spec"], "suspend": False}
+        assert launch.launch("nightly", call) == "nightly-abcde is still at work; nothing was made"
+        made["status"] = {"jobStatus": "SUCCEEDED", "jobDeploymentStatus": "Complete"}
+        assert launch.launch("nightly", call) == "made nightly-abcde"
+    finally:
+        server.shutdown()
+        server.server_close()
