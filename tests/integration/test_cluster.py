@@ -27,6 +27,7 @@ from schemas import Layout
 from tests.conftest import Fcdd
 from tests.integration.conftest import Trained
 from tests.integration.test_scoring import NUM_IMAGES, Place, picture
+from tests.line import here
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 RAY = Path(sysconfig.get_path("scripts"), "ray")
@@ -169,6 +170,9 @@ def test_submitted_jobs_are_stopped_finished_and_end_with_their_own_exit_code(
 def test_nobody_is_let_in_without_the_token(cluster: LocalRay, monkeypatch: pytest.MonkeyPatch) -> None:
     address, body = f"{cluster.dashboard}/api/jobs/", b'{"entrypoint": "touch pwned"}'
     headers = {"Content-Type": "application/json"}
+    examined = here("doctor", check=False).stdout
+    assert "nobody is let in without it" in examined
+    assert "reached from this machine only" in examined
     for token in (None, "0" * 64):
         tried = requests.post(
             address, body, headers=headers | ({"Authorization": f"Bearer {token}"} if token else {}), timeout=30
