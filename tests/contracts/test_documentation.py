@@ -85,12 +85,45 @@ def test_the_demo_configuration_holds_known_options_only() -> None:
         assert set(table) <= known[verb], verb
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/decisions.md", "docs/results.md", "benchmarks/README.md"]
-)
+PAGES = [
+    *("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/decisions.md", "docs/results.md", "docs/operations.md"),
+    *("benchmarks/README.md", "cluster/kubernetes/README.md"),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_that_are_named_as_proof_exist(page: str) -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_[a-z0-9_]+)`", (ROOT / page).read_text()):
+        assert f"def {name}(" in tests, name
+
+
+def test_every_failure_of_the_runbook_names_what_shows_it() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    table = text.split("## When something fails")[1].split("##")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 30
+    assert all("`test_" in row for row in rows)
+
+
+def test_commands_of_the_runbook_have_the_options_that_it_gives_them() -> None:
+    known = {job.verb: job for job in JOBS}
+    for page in ("docs/operations.md", "README.md"):
+        text = (ROOT / page).read_text().replace("\\\n", " ")
+        for verb, options in re.findall(r"fcdd ([a-z-]+)((?: +[^\s`|;]+)*)", text):
+            if verb not in known:
+                continue
+            # Of `fcdd submit`, the options are those of the job, or its own.
+            fields = {name.replace("_", "-") for job in known.values() for name in job.model_fields}
+            own = fields if verb in ("submit", "evaluate") else {n.replace("_", "-") for n in known[verb].model_fields}
+            for option in re.findall(r"--(?:no-)?([a-z-]+)", options):
+                assert option in own | {"help", "protocol", "data"}, f"{page}: fcdd {verb} --{option}"
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_files_and_targets_named_in_the_documentation_exist(page: str) -> None:
     text, makefile = (ROOT / page).read_text(), (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`make ([a-z-]+)`", text):
+    for target in re.findall(r"`make ([a-z-]+)", text):
         assert f"\n{target}:" in makefile, target
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert ((ROOT / page).parent / link).exists(), link
