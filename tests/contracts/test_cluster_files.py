@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 import yaml
 
+from cluster import demo
 from jobs import _live_metrics, metrics
 from jobs._settings import JobSettings
 from jobs._verbs import VERBS
