@@ -138,7 +138,7 @@ def test_a_gpu_that_is_not_there_is_named(fcdd: Fcdd, trained: Trained, prefix: 
     small = ("--network", "cnn32_s", "--image-size", "32", "--batch-size", "16", "--alpha", "0.1")
     done = fcdd("train", "--images", trained.images, "--bundle", f"{prefix}/b", *small, "--gpu", check=False)
     assert done.returncode == 2
-    assert "needs 3 CPUs and 2 GPUs, the cluster has" in done.stderr
+    assert "needs 2 CPUs and 2 GPUs, the cluster has" in done.stderr
 
 
 @pytest.mark.slow  # half a minute
