@@ -25,7 +25,7 @@ browser:
 	echo "note: there is no chromium, so the tests in a browser are skipped; install Debian's package chromium to run them"
 
 test: browser $(VENV)/test.installed  ## set everything up and run the tests (about 15 minutes)
-	$(BIN)/python -m pytest -m "not slow and not chaos"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos"
 
 test-slow: browser $(VENV)/test.installed  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
@@ -46,7 +46,7 @@ format: $(VENV)/dev.installed  ## format and fix in place
 	$(BIN)/ruff check --fix .
 
 # What the images hold, to the byte: for GPUs all of it, for CPUs all but torch, which has an index of its own for them.
-LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --extra cluster --generate-hashes --no-header --no-annotate \
+LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --extra aws --extra cluster --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28
 
 lock: $(VENV)/dev.installed  ## pin anew what the container images install

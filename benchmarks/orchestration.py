@@ -90,7 +90,6 @@ def one(workers: int, rate: float, seconds: float) -> dict[str, Any]:
     from jobs import _ray
 
     os.environ[RATE] = str(rate)
-    # Twice the time: many workers take long to start on two cores, and the first ones work meanwhile.
     images = int(workers * rate * seconds)
     scale.simulate(images)
     _pipeline.FetchDecode, _pipeline.Score = SimulatedFetch, SimulatedScore  # type: ignore[misc, assignment]

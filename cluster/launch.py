@@ -1,14 +1,14 @@
 """Makes a job of Kubernetes: a RayJob like the suspended one of the name given, to run now.
 
-python -m cluster.launch NAME      in a pod whose account may get, list and create RayJobs (kubernetes/nightly-cronjob)
+python -m cluster.launch NAME      in a pod that may get, list, create and delete RayJobs (kubernetes/nightly-cronjob)
 
-For KubeRay operators that have no RayCronJob: a CronJob of Kubernetes runs this every night. While a RayJob that it
-made is still at work nothing is made, since the second would only wait for the first's lease.
+Where KubeRay's RayCronJob is not enabled, a CronJob of Kubernetes runs this every night. While a RayJob that it made is
+still at work nothing is made, since the second would only wait for the first's lease. Of those that are over the last
+ones are kept, to be looked at.
 """
 
 import argparse
 import json
-import os
 import ssl
 import sys
 import urllib.error
@@ -20,23 +20,23 @@ from typing import Any
 # Where Kubernetes tells every pod who it is.
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 LABEL = "fcdd.dev/launched-from"
-OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+# What KubeRay calls a RayJob that it has nothing more to do for.
+OVER = ("Complete", "Failed", "ValidationFailed")
+KEPT = 3
 _TIMEOUT_S = 30.0
 
-Call = Callable[[str, dict[str, Any] | None], dict[str, Any]]
+Call = Callable[[str, str, dict[str, Any] | None], dict[str, Any]]
 
 
 def launch(name: str, call: Call) -> str:
-    """Create the job; what was done, in a sentence. `call` asks for a path, or posts to it, relative to the RayJobs."""
-    template = call(f"/{name}", None)
-    running = [
-        job["metadata"]["name"]
-        for job in call(f"?labelSelector={LABEL}%3D{name}", None)["items"]
-        if job.get("status", {}).get("jobStatus", "") not in OVER
-        and job.get("status", {}).get("jobDeploymentStatus", "") not in ("Complete", "Failed")
-    ]
-    if running:
+    """Create the job; what was done, in a sentence. `call` sends a method to a path relative to the RayJobs."""
+    template = call("GET", f"/{name}", None)
+    made = call("GET", f"?labelSelector={LABEL}%3D{name}", None)["items"]
+    over = [job for job in made if job.get("status", {}).get("jobDeploymentStatus") in OVER]
+    if running := [job["metadata"]["name"] for job in made if job not in over]:
         return f"{running[0]} is still at work; nothing was made"
+    for old in sorted(over, key=lambda job: str(job["metadata"]["creationTimestamp"]))[:-KEPT]:
+        call("DELETE", f"/{old['metadata']['name']}", None)
     job = {
         "apiVersion": template["apiVersion"],
         "kind": template["kind"],
@@ -46,7 +46,7 @@ def launch(name: str, call: Call) -> str:
         },
         "spec": {**template["spec"], "suspend": False},
     }
-    return f"made {call('', job)['metadata']['name']}"
+    return f"made {call('POST', '', job)['metadata']['name']}"
 
 
 def kubernetes(server: str, account: Path = ACCOUNT) -> Call:
@@ -55,9 +55,10 @@ def kubernetes(server: str, account: Path = ACCOUNT) -> Call:
     root = f"{server}/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
     trust = ssl.create_default_context(cafile=str(account / "ca.crt")) if server.startswith("https:") else None
 
-    def call(path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    def call(method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        request = urllib.request.Request(root + path, json.dumps(body).encode() if body else None, headers)
+        data = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(root + path, data, headers, method=method)
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=trust) as answer:
             answered: dict[str, Any] = json.load(answer)
         return answered
@@ -70,12 +71,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="the suspended RayJob")
     name = parser.parse_args().name
-    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-    if not host:
-        print("error: this is no pod of Kubernetes: KUBERNETES_SERVICE_HOST is not set", file=sys.stderr)
+    if not ACCOUNT.exists():
+        print(f"error: this is no pod of Kubernetes: there is no {ACCOUNT}", file=sys.stderr)
         return 2
     try:
-        print(launch(name, kubernetes(f"https://{host}:{port}")))
+        print(launch(name, kubernetes("https://kubernetes.default.svc")))
     except urllib.error.HTTPError as error:
         print(f"error: Kubernetes answered {error.code} {error.reason}: {error.read(500)!r}", file=sys.stderr)
         return 1

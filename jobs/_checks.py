@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import shutil
 import socket
 import stat
@@ -46,7 +47,12 @@ class Finding(NamedTuple):
 def packages() -> Iterator[Finding]:
     """Whether what is installed is what we need: the floors keep known holes out, too."""
     wrong = []
-    for line in metadata.requires("fcdd-at-scale") or []:
+    try:
+        requirements = metadata.requires("fcdd-at-scale") or []
+    except metadata.PackageNotFoundError:
+        yield Finding("packages", "problem", "fcdd-at-scale is not installed", "pip install it, or use its image")
+        return
+    for line in requirements:
         need = Requirement(line)
         if need.marker and not need.marker.evaluate({"extra": ""}):
             continue
@@ -70,6 +76,9 @@ def cluster(address: str | None) -> Iterator[Finding]:
     if address is None:
         yield Finding("cluster", "skipped", "none is named", "--address, or RAY_API_SERVER_ADDRESS")
         return
+    if not re.match(r"https?://[^/]", address):
+        yield Finding("cluster", "problem", f"{address!r} is no address", "expected one like http://127.0.0.1:8265")
+        return
     url = f"{address.rstrip('/')}/api/version"
     try:
         anyone = requests.get(url, timeout=_TIMEOUT_S, allow_redirects=False).status_code
@@ -78,11 +87,16 @@ def cluster(address: str | None) -> Iterator[Finding]:
         yield Finding("cluster", "problem", f"{address} does not answer ({why})", "start it, or forward its port")
         return
     yield from _exposure(address)
-    if anyone not in _REFUSED:
+    if anyone not in (200, *_REFUSED):
+        yield Finding(
+            "cluster", "problem", f"{address} answers {anyone}: that is no Ray dashboard", "look at what is in between"
+        )
+        return
+    if anyone == 200:
         yield Finding(
             "token",
             "problem",
-            f"{address} answers anyone ({anyone}): whoever reaches it runs code with its rights",
+            f"{address} answers anyone: whoever reaches it runs code with its rights",
             "start every node with RAY_AUTH_MODE=token and one token (`ray get-auth-token --generate`)",
         )
         return
@@ -160,7 +174,7 @@ def own_token() -> str | None:
         return token
     try:
         return token_file().read_text().strip() or None
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
@@ -284,6 +298,8 @@ def asked(subject: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]
         found.append(Finding(subject, "problem", str(error), "correct the location, or what its credentials may do"))
     except requests.RequestException as error:
         found.append(Finding(subject, "problem", f"no answer ({type(error).__name__})", "look at the network"))
+    except OSError as error:
+        found.append(Finding(subject, "problem", str(error), "correct it"))
     if (seconds := time.perf_counter() - started) > _TIMEOUT_S:
         found.append(Finding(subject, "warning", f"it took {seconds:.0f} s", "look at the network in between"))
     return found

@@ -44,7 +44,7 @@ def for_scoring(ask: Ask) -> Stages:
     """
     if ask.wait_s:
         bundle = {"GPU": 1.0, "CPU": GPU_ACTOR_CPUS} if ask.gpu else {"CPU": SCORE_CPUS}
-        wait_for(bundle, ask.workers or 1, least=1, wait_s=ask.wait_s)
+        wait_for(bundle, ask.workers or 1, enough=1, least=1, wait_s=ask.wait_s)
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 0), int(total.get("GPU", 0))
     gpu = gpus > 0 if ask.gpu is None else ask.gpu
@@ -52,8 +52,8 @@ def for_scoring(ask: Ask) -> Stages:
     wanted = ask.workers or max(fit, 1)
     if wanted > fit and not (ask.wait_s and fit > 0):
         raise ConfigError(
-            f"{wanted} workers do not fit: the cluster has {cpus:.0f} CPUs and {gpus} GPUs, room for {max(fit, 0)}; "
-            "if it can grow, say how many --workers and for how long to wait: --cluster-wait-s 900"
+            f"{wanted} workers do not fit: the cluster has {cpus:.0f} CPUs and {gpus} GPUs, room for {max(fit, 0)}"
+            + ("" if ask.wait_s else "; if it can grow, say for how long to wait: --cluster-wait-s 900")
         )
     pool = ActorPoolStrategy(size=wanted)
     if gpu:
@@ -66,12 +66,16 @@ def for_training(workers: int, min_workers: int | None, *, gpu: bool, wait_s: fl
     """Wait for room for the workers of a training, or, when time is up, for the least that will do."""
     if wait_s:
         wait_for(
-            {"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": 1.0}, workers, least=min_workers or workers, wait_s=wait_s
+            {"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": 1.0},
+            workers,
+            enough=workers,
+            least=min_workers or workers,
+            wait_s=wait_s,
         )
 
 
-def wait_for(bundle: dict[str, float], count: int, *, least: int, wait_s: float) -> None:
-    """Wait until `count` bundles of resources fit at the same time; when time is up, `least` are enough.
+def wait_for(bundle: dict[str, float], count: int, *, enough: int, least: int, wait_s: float) -> None:
+    """Ask for `count` bundles of resources at once, until `enough` fit; when time is up, `least` will do.
 
     The autoscaler sees placement groups as demand; unlike its standing requests they end with this job, however that
     ends, so no machine is kept for nobody. Raises ConfigError.
@@ -79,10 +83,10 @@ def wait_for(bundle: dict[str, float], count: int, *, least: int, wait_s: float)
     groups = [placement_group([bundle]) for _ in range(count)]
     try:
         waiting, fit, deadline = [group.ready() for group in groups], 0, time.monotonic() + wait_s
-        while fit < count and (left := deadline - time.monotonic()) > 0:
-            ready, _ = ray.wait(waiting, num_returns=count, timeout=min(left, _SAY_EVERY_S))
+        while fit < enough and (left := deadline - time.monotonic()) > 0:
+            ready, _ = ray.wait(waiting, num_returns=enough, timeout=min(left, _SAY_EVERY_S))
             fit = len(ready)
-            if fit < count:
+            if fit < enough:
                 log.info("waiting for machines: there is room for %d of %d workers", fit, count)
     finally:
         for group in groups:

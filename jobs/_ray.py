@@ -44,9 +44,10 @@ def session(*, cpus: int = 0, gpus: int = 0, ready: Callable[[], None] = lambda:
         "include_dashboard": False,
     }
     joins = bool(os.environ.get("RAY_ADDRESS"))
+    ours = signal.getsignal(signal.SIGTERM)
     ray.init(logging_level=logging.ERROR, log_to_driver=False, **({} if joins else local))
-    with suppress(ValueError):  # Ray took SIGTERM for itself; it is ours, where we are in the main thread
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    with suppress(ValueError):  # not in the main thread: whoever started this one handles signals
+        signal.signal(signal.SIGTERM, ours)  # Ray took it for itself
     # The job prints progress itself; Ray Data's own messages go to its log file.
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):

@@ -4,14 +4,12 @@ sealed manifest parts -> shards -> receipts of staged parts -> ... -> proof and 
 """
 
 import logging
-import platform
 import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -34,6 +32,7 @@ from jobs._pipeline import Shard
 from jobs._progress import Progress
 from jobs._score_settings import ScoreSettings
 from jobs._staging import Coverage
+from jobs._versions import versions
 from schemas import Layout, RunRecord
 from schemas.layout import is_name
 from schemas.runs import Intent
@@ -41,7 +40,7 @@ from schemas.runs import Intent
 if TYPE_CHECKING:
     from jobs._machines import Stages
 
-VERSIONED = ("fcdd-at-scale", "torch", "ray", "pyarrow", "pillow", "numpy", "obstore")
+VERSIONED = ("torch", "ray", "pyarrow", "pillow", "numpy", "obstore")
 # Everything is driven once; what got lost, or failed for a reason of the store, at most twice more.
 MAX_PASSES = 3
 # A run of so many images is published by the driver itself; a larger one on the cluster, so that the driver's memory
@@ -125,7 +124,7 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
                 "images_per_second": progress.rate(),
                 "stage_seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "settings": _resolved(job.settings, intent),
-                "versions": {n: metadata.version(n) for n in VERSIONED} | {"python": platform.python_version()},
+                "versions": versions(*VERSIONED),
             }
 
         parallel = plan.num_rows > PUBLISHED_HERE and job.settings.workers != 0

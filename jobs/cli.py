@@ -1,12 +1,12 @@
 """The console script: `fcdd <verb> ...` is `python -m jobs.<verb> ...`."""
 
 import importlib
-import importlib.metadata
 import sys
 from typing import NoReturn
 
 from jobs import _console
 from jobs._verbs import VERBS
+from jobs._versions import versions
 
 
 def main() -> int:
@@ -16,7 +16,7 @@ def main() -> int:
         print("\n".join(f"  {verb:18}{meaning}" for verb, meaning in VERBS.items()))
         return 0
     if sys.argv[1] == "--version":
-        print(f"fcdd-at-scale {importlib.metadata.version('fcdd-at-scale')}")
+        print(" ".join(next(iter(versions().items()))))
         return 0
     verb = sys.argv[1]
     if verb not in VERBS:

@@ -79,7 +79,7 @@ class Records:
         try:
             with self._lock:
                 self._read()
-        except FCDDError as error:
+        except (FCDDError, FileNotFoundError) as error:
             readable = 0
             log.error("the records cannot be read: %s", error)
         yield GaugeMetricFamily("fcdd_results_readable", "whether the records could be read just now", value=readable)
@@ -95,8 +95,11 @@ class Records:
             yield family
 
     def _read(self) -> None:
-        new = [uri for uri in _runs.uris(self._layout) if uri not in self._known]
+        there = _runs.uris(self._layout)
+        new = [uri for uri in there if uri not in self._known]
         self._known |= dict(zip(new, _runs.read(new), strict=True))
+        # Who takes a record away wants the run not to count.
+        self._known = {uri: self._known[uri] for uri in there}
 
 
 def _midnight(record: RunRecord) -> float:

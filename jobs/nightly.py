@@ -102,7 +102,7 @@ def nightly(settings: NightlySettings) -> int:
         _scoring.show(record)
         code, why = verdict(settings, record)
         if why:
-            print(f"exit code {code}: {why}")
+            print(f"exit code {code}: {why}" + ("" if settings.verdict_codes else " (0 is asked for)"))
         codes.append(code)
         failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
         unwritten += _report_once(settings, layout, record)
@@ -111,7 +111,7 @@ def nightly(settings: NightlySettings) -> int:
         failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
     if failures:
         raise NotTold(f"{'; '.join(failures)}; the same command tries again")
-    if unwritten and not any(codes):
+    if unwritten and not (any(codes) and settings.verdict_codes):
         return _console.FAILED
     # Whoever is told of the run, and its metrics, say what the code would.
     return min((code for code in codes if code), default=_console.DONE) if settings.verdict_codes else _console.DONE

@@ -2,8 +2,8 @@
 
     fcdd submit [options] VERB [options of VERB]
 
-It runs one `ray job submit`, which it prints. What it adds: a wrong option is answered here, before the cluster is
-asked, and the exit code is the job's own, where `ray job submit` knows only 0 and 1.
+It runs one `ray job submit`, which it prints. What it adds: the exit code is the job's own, where `ray job submit`
+knows only 0 and 1, and a configuration that would not be where the job looks for it is noticed here.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ from jobs._verbs import VERBS
 
 # Where `ray start` puts the dashboard, and with it the job server.
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
-# They show what is here, or wait for someone at a browser of this machine.
-NOT_HERE = ("submit", "review")
+# They serve, or wait for someone at a browser of this machine.
+NOT_THERE = ("submit", "review", "metrics")
 
 
 class SubmitSettings(JobSettings):
@@ -64,17 +64,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def submit(argv: list[str]) -> int:
     """Run the command; the exit code of the job."""
-    start = next((index for index, word in enumerate(argv) if word in VERBS), len(argv))
+    start = _verb_at(argv)
     settings = SubmitSettings.parse(argv[:start])
-    if start == len(argv):
-        raise ConfigError(f"which job? fcdd submit [options] VERB [options of VERB], one of: {', '.join(VERBS)}")
-    verb, arguments = argv[start], argv[start + 1 :]
-    if verb in NOT_HERE:
+    verb, arguments = "".join(argv[start : start + 1]), argv[start + 1 :]
+    if verb not in VERBS:
+        raise ConfigError(
+            f"which job? fcdd submit [options] VERB [options of VERB], one of: {', '.join(VERBS)}; got {verb!r}"
+        )
+    if verb in NOT_THERE:
         raise ConfigError(f"`fcdd {verb}` runs on your machine, not on a cluster")
     _check_config(settings, arguments)
     command = command_line(settings, verb, arguments)
     print(shlex.join(command), flush=True)
     return _console.DONE if settings.dry_run else _run(settings, command)
+
+
+def _verb_at(argv: list[str]) -> int:
+    """Where the job begins: at the first word that is neither an option of ours nor the value of one."""
+    at = 0
+    while at < len(argv) and argv[at].startswith("-"):
+        field = SubmitSettings.model_fields.get(argv[at].removeprefix("--").replace("-", "_"))
+        at += 1 if field is None or field.annotation is bool else 2
+    return min(at, len(argv))
 
 
 def command_line(settings: SubmitSettings, verb: str, arguments: list[str]) -> list[str]:
@@ -119,6 +130,8 @@ def _run(settings: SubmitSettings, command: list[str]) -> int:
         raise ConfigError("to submit jobs, install Ray's client: pip install 'fcdd-at-scale[cluster]'") from error
     program = str(Path(sysconfig.get_path("scripts"), command[0]))
     address, job = command[command.index("--address") + 1], command[command.index("--submission-id") + 1]
+    if settings.submission_id and _is_known(address, job):
+        raise ConfigError(f"there has been a job {job!r} on this cluster; choose another --submission-id, or none")
     with subprocess.Popen([program, *command[1:]]) as process:
         # Ctrl-C reaches the client, too; the job goes on.
         try:
@@ -138,11 +151,21 @@ def _run(settings: SubmitSettings, command: list[str]) -> int:
         raise FCDDError(f"the job {job} could not be asked how it ended: {str(error).splitlines()[0]}") from error
     if info.status == JobStatus.STOPPED:
         return _console.INTERRUPTED
-    if info.status == JobStatus.SUCCEEDED:
+    if info.status == JobStatus.SUCCEEDED and code == 0:
         return _console.DONE
     if not info.status.is_terminal():
         raise FCDDError(f"the connection to the log of {job} broke off while it was {info.status}; it may go on")
     return info.driver_exit_code or _console.FAILED
+
+
+def _is_known(address: str, job: str) -> bool:
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        JobSubmissionClient(address).get_job_info(job)
+    except (RuntimeError, ConnectionError, ValueError):  # what is wrong with the cluster is said by `ray job submit`
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ list -> split (training / calibration) -> train, with checkpoints -> calibrate -
 
 import itertools
 import logging
-import platform
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime
-from importlib import metadata
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +25,9 @@ from jobs._checkpoints import Checkpoints
 from jobs._images import ImageSet
 from jobs._train_loop import LoopConfig
 from jobs._train_settings import TrainSettings, options_of, recorded, size_of, with_preset
+from jobs._versions import versions
 
-VERSIONED = ("fcdd-at-scale", "torch", "ray", "numpy", "pillow")
+VERSIONED = ("torch", "ray", "numpy", "pillow")
 
 log = logging.getLogger(__name__)
 
@@ -329,7 +328,7 @@ def _finish(
             num_calibration=len(held_out.pixels),
             data_digest=_listing.digest(infos),
             options=recorded(settings),
-            versions={name: metadata.version(name) for name in VERSIONED} | {"python": platform.python_version()},
+            versions=versions(*VERSIONED),
             metrics=measured,
         ),
         weights_sha256=detector.sha256(weights),

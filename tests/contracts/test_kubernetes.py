@@ -1,5 +1,6 @@
 """What cluster/kubernetes renders to is valid, contained, and runs commands that exist, with options that exist."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -128,7 +129,7 @@ def test_values_reach_every_place_that_they_are_for(overlay: str) -> None:
         requests = container["resources"]["requests"]
         assert (requests["cpu"], requests["memory"]) == (VALUES[name]["cpus"], VALUES[name]["memory"])
         assert group["maxReplicas"] == VALUES[name]["max"]
-    assert groups["gpu"]["template"]["spec"]["nodeSelector"] == VALUES["gpuNodeSelector"]
+        assert group["template"]["spec"]["nodeSelector"] == VALUES[f"{name}NodeSelector"]
 
 
 def ray_clusters(overlay: str) -> list[dict[str, Any]]:
@@ -171,6 +172,7 @@ def test_clusters_scale_from_nothing_on_spot_machines_with_a_token(overlay: str)
             assert group["minReplicas"] == 0
             assert {"spot", "cloud.google.com/gke-spot"} <= {each["key"] for each in pod["tolerations"]}
             assert pod["terminationGracePeriodSeconds"] >= 30
+            assert pod["automountServiceAccountToken"] is False
             asks = pod["containers"][0]["resources"]["limits"]
             assert ("nvidia.com/gpu" in asks) == (group["groupName"] == "gpu")
 
@@ -182,14 +184,33 @@ def test_the_network_lets_in_only_who_is_named(overlay: str) -> None:
     for rule in policies["ray"]["ingress"]:
         assert rule["from"]
         assert all("ipBlock" not in peer and peer != {"namespaceSelector": {}} for peer in rule["from"])
+    ports = {
+        name: sorted({each["port"] for rule in spec.get("ingress", ()) for each in rule.get("ports", ())})
+        for name, spec in policies.items()
+    }
+    assert ports == {"nobody": [], "ray": [8080, 8265], "submitter": [], "metrics": [9464]}
+    namespaces = [VALUES["operatorNamespace"], VALUES["monitoringNamespace"]]
+    for peer, name in zip(outsiders(policies["ray"]), namespaces, strict=True):
+        assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": name}
     selectors = [spec["podSelector"].get("matchLabels", {}) for name, spec in policies.items() if name != "nobody"]
-    for pod in pods([each for each in rendered(overlay) if each["kind"] not in ("RayCluster",)]):
-        labels = {**pod["metadata"].get("labels", {}), **({} if is_submitter(pod) else {"ray.io/is-ray-node": "yes"})}
-        assert any(selector.items() <= labels.items() for selector in selectors), pod["metadata"]
+    nodes = [pod["metadata"]["labels"] for cluster in ray_clusters(overlay) for pod in pods(cluster)]
+    for labels in nodes:  # which the operator gives them
+        labels["ray.io/is-ray-node"] = "yes"
+    others = [pod["metadata"]["labels"] for pod in pods(rendered(overlay)) if pod["metadata"]["labels"] not in nodes]
+    assert len(others) >= 1
+    for labels in (*nodes, *others):
+        assert any(selector.items() <= labels.items() for selector in selectors), labels
 
 
-def is_submitter(pod: dict[str, Any]) -> bool:
-    return "app.kubernetes.io/component" in pod["metadata"].get("labels", {})
+def outsiders(policy: dict[str, Any]) -> list[dict[str, Any]]:
+    return [peer for rule in policy["ingress"] for peer in rule["from"] if "namespaceSelector" in peer]
+
+
+def test_every_manifest_is_part_of_an_overlay() -> None:
+    for path in FOLDER.rglob("*.yaml"):
+        if path.name != "kustomization.yaml":
+            assert path.name in yaml.safe_load((path.parent / "kustomization.yaml").read_text())["resources"], path
+    assert {path.parent.name for path in FOLDER.rglob("kustomization.yaml")} == {*OVERLAYS, "base", "job"}
 
 
 def test_jobs_run_commands_that_exist_as_accounts_of_their_own(tmp_path: Path) -> None:
@@ -230,6 +251,7 @@ class _Kubernetes(BaseHTTPRequestHandler):
     """As much of an API server as the launcher asks."""
 
     jobs: list[dict[str, Any]]
+    numbers = itertools.count(1)
 
     def do_GET(self) -> None:
         assert self.headers["Authorization"] == "Bearer t0ken"
@@ -241,9 +263,15 @@ class _Kubernetes(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        job["metadata"]["name"] = job["metadata"].pop("generateName") + "abcde"
+        number = next(self.numbers)
+        job["metadata"]["name"] = f"{job['metadata'].pop('generateName')}{number}"
+        job["metadata"]["creationTimestamp"] = f"2026-11-{number:02d}T04:00:00Z"
         self.jobs.append(job)
         self._say(job)
+
+    def do_DELETE(self) -> None:
+        self.jobs[:] = [job for job in self.jobs if job["metadata"]["name"] != self.path.rpartition("/")[2]]
+        self._say({})
 
     def _say(self, answer: dict[str, Any]) -> None:
         self.send_response(200)
@@ -263,13 +291,18 @@ def test_the_launcher_copies_the_suspended_job_unless_one_is_at_work(tmp_path: P
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         call = launch.kubernetes(f"http://127.0.0.1:{server.server_port}", tmp_path)
-        assert launch.launch("nightly", call) == "made nightly-abcde"
-        [_, made] = _Kubernetes.jobs
+        assert launch.launch("nightly", call) == "made nightly-1"
+        made = _Kubernetes.jobs[-1]
         assert problems(made) == []
         assert made["spec"] == {**template["spec"], "suspend": False}
-        assert launch.launch("nightly", call) == "nightly-abcde is still at work; nothing was made"
-        made["status"] = {"jobStatus": "SUCCEEDED", "jobDeploymentStatus": "Complete"}
-        assert launch.launch("nightly", call) == "made nightly-abcde"
+        for state in ({}, {"jobStatus": "RUNNING"}, {"jobStatus": "FAILED", "jobDeploymentStatus": "Retrying"}):
+            made["status"] = state
+            assert launch.launch("nightly", call) == "nightly-1 is still at work; nothing was made"
+        for number, ended in enumerate(("Complete", "Failed", "ValidationFailed", "Complete"), 2):
+            _Kubernetes.jobs[-1]["status"] = {"jobDeploymentStatus": ended}
+            assert launch.launch("nightly", call) == f"made nightly-{number}"
+        names = [job["metadata"]["name"] for job in _Kubernetes.jobs]
+        assert names == ["nightly", "nightly-2", "nightly-3", "nightly-4", "nightly-5"]
     finally:
         server.shutdown()
         server.server_close()

@@ -153,6 +153,7 @@ def test_submitted_jobs_are_stopped_finished_and_end_with_their_own_exit_code(
     while _lease.state(layout.lease("c", dt.date.fromisoformat(NIGHT))) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not any(page for page in storage.pages(layout.leases()))
+    assert "interrupted; the same command" in ray("job", "logs", "stopped").stdout
 
     metrics = Scraper(f"http://127.0.0.1:{cluster.metrics_port}/metrics")
     done = fcdd("submit", "score", *options)

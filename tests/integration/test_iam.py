@@ -78,6 +78,12 @@ def allows(rule: tuple[str, str, dict[str, Any]], ask: Ask) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern.replace("[", "[[]")) for name in names)
 
 
+def tells_what_is_missing(rule: tuple[str, str, dict[str, Any]], known: list[tuple[str, str, dict[str, Any]]]) -> bool:
+    """S3 answers 404 for a missing key only to who may list it; to others it is forbidden, as a mistyped name would be."""
+    action, prefix, _ = rule
+    return action == "s3:ListBucket" and ("s3:GetObject", f"{BUCKET}/{prefix}", {}) in known
+
+
 class Recorder:
     """Runs commands with a proxy before the server that writes down what they ask for."""
 
@@ -142,6 +148,7 @@ def test_each_role_may_do_what_its_jobs_do_and_nothing_more(
     uri = f"{images}/{NIGHT}/01.png"
     with recorder.role("review"):
         here("report", *where, *night, "--output", str(tmp_path / "report.html"))
+        here("heatmap", *where, *night, "--top", "2", "--output", str(tmp_path / "pictures"))
         layout = Layout(results)
         with _lease.hold(layout.lease("line-4", dt.date.fromisoformat(NIGHT)), "review"):
             labels = _reviewing.Labels(layout, "line-4")
@@ -167,5 +174,9 @@ def test_each_role_may_do_what_its_jobs_do_and_nothing_more(
         known = list(rules(policy))
         refused = [ask for ask in recorder.seen[role] if not any(allows(rule, ask) for rule in known)]
         assert refused == [], role
-        unused = [rule for rule in known if not any(allows(rule, ask) for ask in recorder.seen[role])]
+        unused = [
+            rule
+            for rule in known
+            if not any(allows(rule, ask) for ask in recorder.seen[role]) and not tells_what_is_missing(rule, known)
+        ]
         assert unused == [], role

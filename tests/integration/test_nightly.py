@@ -152,6 +152,9 @@ def test_alarms_above_the_limit_end_with_code_5_and_drift_comes_first(line: Line
     line.upload("nights/2026-11-02", seed=2, defects=30)
     both = line.nightly("--max-alarms", "3", day=2)
     assert both.returncode == 4
+    # For a scheduler that would only repeat it; what is told, and the metrics, say the same.
+    quiet = line.nightly("--max-alarms", "3", "--no-verdict-codes", day=2)
+    assert (quiet.returncode, "exit code 4: the images are not" in quiet.stdout) == (0, True)
 
 
 def test_a_night_without_images_is_a_committed_empty_run(line: Line) -> None:
