@@ -79,7 +79,7 @@ def allows(rule: tuple[str, str, dict[str, Any]], ask: Ask) -> bool:
 
 
 def tells_what_is_missing(rule: tuple[str, str, dict[str, Any]], known: list[tuple[str, str, dict[str, Any]]]) -> bool:
-    """S3 answers 404 for a missing key only to who may list it; to others it is forbidden, as a mistyped name would be."""
+    """S3 answers 404 for a missing key only to who may list it; to others a mistyped name looks forbidden."""
     action, prefix, _ = rule
     return action == "s3:ListBucket" and ("s3:GetObject", f"{BUCKET}/{prefix}", {}) in known
 
