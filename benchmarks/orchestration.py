@@ -8,12 +8,11 @@ any number of workers fit on two cores, and what is left is ours: the manifest, 
 publishing, commit. Results lie on the local disk.
 
 Prints a JSON line per number of workers: the rate from when all workers are up until the work becomes scarce, as a
-share of workers x images per second; the same to the last shard; CPU seconds and memory of the driver; CPU seconds of
-Ray's own processes.
+share of workers x images per second; how much longer the last shards took than their share; CPU seconds and memory of
+the driver; CPU seconds of Ray's own processes.
 """
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
@@ -146,20 +145,18 @@ def _keep_starts() -> list[float]:
 
 
 def summary(seen: list[tuple[float, int]], up: float, workers: int, rate: float) -> dict[str, Any]:
-    """Shares of what so many workers could do."""
-    total = sum(rows for _, rows in seen)
-    largest = max(rows for _, rows in seen)
-    done = list(itertools.accumulate(rows for _, rows in seen))
-    first = next(index for index, (at, _) in enumerate(seen) if at >= up + largest / rate)
-    # From then on shards become smaller, and some workers have nothing to do.
-    scarce = next(index for index, count in enumerate(done) if total - count <= workers * largest)
-    ideal = workers * rate
+    """The share of what so many workers could do, and the seconds by which the last shards took longer.
 
-    def share(last: int) -> float:
-        took = seen[last][0] - seen[first][0]
-        return round((done[last] - done[first]) / took / ideal, 3) if took > 0 else float("nan")
-
-    return {"steady": share(max(scarce, first)), "to_the_end": share(len(seen) - 1)}
+    Workers that began together stage together, so the rate is the slope through all receipts, not what lies between two.
+    """
+    at, rows = np.array([each for each, _ in seen]), np.array([each for _, each in seen])
+    done, largest, ideal = np.cumsum(rows), rows.max(), workers * rate
+    # After all workers are up, and before shards become smaller and some have nothing to do.
+    steady = (at >= up + largest / rate) & (rows.sum() - done >= workers * largest)
+    slope = np.polyfit(at[steady], (done - rows / 2)[steady], 1)[0] if steady.sum() > 2 * workers else float("nan")
+    last = int(np.flatnonzero(steady)[-1]) if steady.any() else 0
+    tail = at[-1] - at[last] - (done[-1] - done[last]) / ideal
+    return {"steady": round(float(slope / ideal), 3), "tail_s": round(float(tail), 1)}
 
 
 def main() -> None:
