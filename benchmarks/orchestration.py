@@ -120,7 +120,7 @@ def one(workers: int, rate: float, seconds: float) -> dict[str, Any]:
             rays = sum(sum(p.cpu_times()[:2]) - cpu[p.pid] for p in alive)
         after = me.cpu_times()
         assert record.num_scored == images
-    up = sorted(kept)[workers - 1] if len(kept) >= workers else started
+    up = max(kept, default=started)  # what was listed late is a second round, with workers of its own
     return summary(seen, up, workers, rate) | {
         "workers": workers,
         "images": images,
@@ -147,7 +147,8 @@ def _keep_starts() -> list[float]:
 def summary(seen: list[tuple[float, int]], up: float, workers: int, rate: float) -> dict[str, Any]:
     """The share of what so many workers could do, and the seconds by which the last shards took longer.
 
-    Workers that began together stage together, so the rate is the slope through all receipts, not what lies between two.
+    Workers that began together stage together, so the rate is the slope through all receipts, not what lies between
+    two.
     """
     at, rows = np.array([each for each, _ in seen]), np.array([each for _, each in seen])
     done, largest, ideal = np.cumsum(rows), rows.max(), workers * rate
