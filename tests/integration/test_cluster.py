@@ -155,6 +155,9 @@ def test_submitted_jobs_are_stopped_finished_and_end_with_their_own_exit_code(
     assert not any(page for page in storage.pages(layout.leases()))
     assert "interrupted; the same command" in ray("job", "logs", "stopped").stdout
 
+    again = fcdd("submit", "--submission-id", "stopped", "score", *options, check=False)
+    assert (again.returncode, "there has been a job 'stopped'" in again.stderr) == (2, True)
+
     metrics = Scraper(f"http://127.0.0.1:{cluster.metrics_port}/metrics")
     done = fcdd("submit", "score", *options)
     assert done.stdout.startswith(f"ray job submit --address {cluster.dashboard} --submission-id fcdd-score-")

@@ -206,6 +206,9 @@ def test_submit_prints_the_command_that_it_would_run(tmp_path: Path, monkeypatch
         f"ray job submit --address http://head:8265 --submission-id night --working-dir {tmp_path} --no-wait -- "
         "python -m jobs.nightly --config factory.toml --images 's3://a b/{date}'\n"
     )
+    # A value that is the name of a command is a value.
+    odd = submitted("--dry-run", "--submission-id", "score", "--no-wait", "nightly", "--since-last").stdout
+    assert odd.endswith("--submission-id score --no-wait -- python -m jobs.nightly --since-last\n")
     named = submitted("--dry-run", "--address", "https://ray", "retry-quarantine", "--run", "x").stdout
     assert re.fullmatch(
         r"ray job submit --address https://ray --submission-id fcdd-retry-quarantine-\w{8} -- "
@@ -219,6 +222,8 @@ def test_submit_prints_the_command_that_it_would_run(tmp_path: Path, monkeypatch
     [
         ((), "which job?"),
         (("review", "--results", "x"), "runs on your machine"),
+        (("metrics", "--results", "x"), "runs on your machine"),
+        (("--no-wait", "scroe"), "got 'scroe'"),
         (("--address", "head:8265", "runs"), "expected the address of the dashboard"),
         (("nightly", "--config", "factory.toml"), "give --working-dir"),
         (("--working-dir", ".", "nightly", "--config=nowhere.toml"), "is not in ."),
