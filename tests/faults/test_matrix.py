@@ -161,18 +161,22 @@ def is_record(request: Request) -> bool:
 )
 def test_a_safeguard_that_is_taken_out_is_missed(arena: Arena, safeguard: str, fault: str) -> None:
     """The matrix has teeth: without the safeguard it finds violations, with it none."""
-    chosen = is_image if safeguard == "checks" else is_record
+    chosen, counter = is_image if safeguard == "checks" else is_record, itertools.count()
     if safeguard == "checks":
-        counter = itertools.count()
 
         def chosen(request: Request) -> bool:  # one image only
             return is_image(request) and next(counter) == 3
 
     arena.disturbed(fault, chosen, f"with-{safeguard}-{fault}")
-    if safeguard == "checks":
-        counter = itertools.count()
+
+    def without_it() -> None:
+        nonlocal counter
+        for attempt in range(3):  # on a busy machine the client may give up the damaged answer, and ask again
+            counter = itertools.count()
+            arena.disturbed(fault, chosen, f"without-{safeguard}-{fault}-{attempt}", without=safeguard)
+
     with pytest.raises(Violation):
-        arena.disturbed(fault, chosen, f"without-{safeguard}-{fault}", without=safeguard)
+        without_it()
 
 
 @pytest.mark.parametrize("without", [None, "condition"])

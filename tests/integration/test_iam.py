@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote
 
 import pytest
+from obstore.fsspec import FsspecStore
 
 from cluster.local_s3 import LocalS3
 from fcdd import storage
@@ -105,6 +106,7 @@ class Recorder:
     def _point_to(self, endpoint: str) -> None:
         self._patch.setenv("AWS_ENDPOINT_URL", endpoint)
         storage._store.cache_clear()
+        FsspecStore.clear_instance_cache()  # what DuckDB reads through remembers its endpoint, too
 
 
 def test_each_role_may_do_what_its_jobs_do_and_nothing_more(
