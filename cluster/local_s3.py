@@ -83,7 +83,7 @@ def serve(bucket: str, folder: Path | None = None) -> Iterator[LocalS3]:
             ],
             # Go keeps freed memory unless told otherwise. With 200 MiB, near what it needs when idle, its garbage
             # collector took a tenth of a core for nothing, and half of one under load (measured).
-            env={**os.environ, "GOMEMLIMIT": "400MiB", "S3_BUCKET": bucket, **server.environment()},
+            env={**os.environ, "GOMEMLIMIT": "256MiB", "S3_BUCKET": bucket, **server.environment()},
             stdout=log,
             stderr=subprocess.STDOUT,
             # Its own session: a Ctrl-C of the terminal reaches it only through this context manager.
