@@ -6,7 +6,6 @@ Each node is what a machine of its own would be: a `ray start` with processes, p
 """
 
 import argparse
-import json
 import os
 import secrets
 import signal
@@ -17,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +49,7 @@ class Node:
 
     def kill(self) -> None:
         """Take the machine away at once, as a spot market does: SIGKILL to all of its processes."""
-        _signal(self.process, signal.SIGKILL)
+        _kill(self.process)
         self.process.wait()
 
     def stop(self) -> None:
@@ -59,7 +58,7 @@ class Node:
             self.process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_TIMEOUT_S)
-        _signal(self.process, signal.SIGKILL)
+        _kill(self.process)
         self.process.wait()
 
 
@@ -72,7 +71,6 @@ class LocalRay:
     metrics_port: int
     token: str
     folder: Path
-    environ: Mapping[str, str]
     stack: ExitStack
     nodes: list[Node] = field(default_factory=list)
 
@@ -87,19 +85,18 @@ class LocalRay:
 
     def _node_environment(self) -> dict[str, str]:
         return {
-            **self.environ,
+            **os.environ,
             **self.environment(),
-            "PATH": f"{_SCRIPTS}:{self.environ.get('PATH', '')}",  # jobs run the python that is first there
+            "PATH": f"{_SCRIPTS}:{os.environ.get('PATH', '')}",  # jobs run the python that is first there
             **_BRISK,
         }
 
-    def add_node(self, *, cpus: float, gpus: int = 0, resources: Mapping[str, float] | None = None) -> Node:
+    def add_node(self, *, cpus: int, gpus: int = 0) -> Node:
         """Another machine; `gpus` are taken on trust, as Ray takes them."""
         agent, metrics = free_ports(2)
         flags = [
-            *(f"--address=127.0.0.1:{self.gcs_port}", f"--num-cpus={cpus:g}", f"--num-gpus={gpus}"),
-            *(f"--resources={json.dumps(dict(resources or {}))}", f"--metrics-export-port={metrics}"),
-            f"--dashboard-agent-listen-port={agent}",
+            *(f"--address=127.0.0.1:{self.gcs_port}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"),
+            *(f"--metrics-export-port={metrics}", f"--dashboard-agent-listen-port={agent}"),
         ]
         node = self._start(f"node-{len(self.nodes)}", flags)
         _wait_for(node, lambda: "Ray runtime started." in node.log.read_text(errors="replace"))
@@ -127,10 +124,10 @@ class LocalRay:
 
 
 @contextmanager
-def serve(*, cpus: int = CPUS, environ: Mapping[str, str] | None = None) -> Iterator[LocalRay]:
+def serve(*, cpus: int = CPUS) -> Iterator[LocalRay]:
     """Start a cluster of one node with `cpus`, wait until it takes jobs, and stop it on leaving.
 
-    Jobs see `environ`, or this process's environment. Raises RuntimeError with Ray's last lines when it does not start.
+    Jobs see this process's environment. Raises RuntimeError with Ray's last lines when it does not start.
     """
     dashboard, agent, gcs, client, metrics = free_ports(5)
     with ExitStack() as stack:
@@ -142,7 +139,6 @@ def serve(*, cpus: int = CPUS, environ: Mapping[str, str] | None = None) -> Iter
             metrics_port=metrics,
             token=secrets.token_hex(32),
             folder=folder,
-            environ=dict(os.environ if environ is None else environ),
             stack=stack,
         )
         flags = [
@@ -178,7 +174,7 @@ def _wait_for(node: Node, ready: Callable[[], bool]) -> None:
     raise RuntimeError(f"Ray did not come up within {START_TIMEOUT_S:.0f} s:\n{tail}")
 
 
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+def _kill(process: subprocess.Popen[bytes]) -> None:
     """To the process and whatever it started, also in sessions of their own."""
     try:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -186,7 +182,7 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
         return
     for each in family:
         with suppress(psutil.NoSuchProcess):
-            each.send_signal(number)
+            each.kill()
 
 
 def main() -> None:

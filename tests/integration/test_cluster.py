@@ -54,7 +54,7 @@ def machines(cluster: LocalRay) -> Iterator[Callable[..., Node]]:
     """Adds machines to the cluster for one test."""
     with ExitStack() as stack:
 
-        def add(**has: float) -> Node:
+        def add(**has: int) -> Node:
             node = cluster.add_node(**has)
             stack.callback(node.stop)
             return node
