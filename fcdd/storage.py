@@ -223,6 +223,38 @@ def _settle(uri: str, data: bytes, error: Exception) -> None:
         raise FileExistsError(uri) from error
 
 
+def replace(uri: str, data: bytes, etag: str) -> str:
+    """Put the object in place of the one with this ETag, and return the new ETag.
+
+    Raises FileNotFoundError when no object is there any more, FileExistsError when it is another one: an object that
+    was deleted is never created again by a request that comes late.
+    """
+    store, key = _locate(uri)
+    with _explained(uri, "write"):
+        for attempt in _attempts(again=lambda error: not isinstance(error, (FileExistsError, *_NOT_THERE))):
+            with attempt:
+                if isinstance(store, LocalStore):
+                    return _replace_local(uri, f"/{key}", data, etag)
+                try:
+                    return plain_etag(obstore.put(store, key, data, mode={"e_tag": etag})["e_tag"] or "")
+                except exceptions.PreconditionError as error:  # an answer that got lost looks like this, too
+                    stored, now = _get(uri)
+                    if stored != data:
+                        raise FileExistsError(uri) from error
+                    return now
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _replace_local(uri: str, path: str, data: bytes, etag: str) -> str:
+    """Write into the file that is there: a new file of that name would bring a deleted one back."""
+    if stat(uri).etag != etag:
+        raise FileExistsError(uri)
+    with open(path, "r+b") as file:
+        file.write(data)
+        file.truncate()
+    return stat(uri).etag
+
+
 def check_writable(prefix: str) -> None:
     """Write and delete a probe below `prefix`. Raises ConfigError when the location cannot be written."""
     probe = join(prefix, f"_probe-{uuid.uuid4().hex}")

@@ -1,9 +1,11 @@
 """The lease on one night of a collection: of two runs at the same time, the second stops.
 
-A lease is a numbered object, created if none of that number is there, and written again as a sign of life. The highest
-number holds; it is taken over, by creating the next one, when its process is known to be dead or its last sign of
-life is too old. Ages are differences of the store's own times, so clocks of machines do not matter. The lease saves
-work and confusion; what keeps two runs from mixing is the conditional put of the commit record.
+A lease is a numbered object, created if none of that number is there, and replaced as a heartbeat. The highest number
+holds; it is taken over, by creating the next one, when its process has released it, is known to be dead, or its last
+heartbeat is too old. A heartbeat replaces exactly the object that its process wrote last: one that comes late, of a
+process that was stopped meanwhile, changes nothing. A released lease stays as a mark, so that its number is not used
+again. Ages are differences of the store's own times, so clocks of machines do not matter. The lease saves work and
+confusion; what keeps two runs from mixing is the conditional put of the commit record.
 """
 
 import logging
@@ -24,7 +26,7 @@ from fcdd.errors import FCDDError
 from jobs._console import LeaseHeld
 
 HEARTBEAT_S = 10.0
-# Several signs of life may get lost on the way before a run is taken for dead.
+# Several heartbeats may get lost on the way before a run is taken for dead.
 TTL_S = 60.0
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class Owner(BaseModel):
     boot: float
     namespace: str
     token: str
+    released: bool = False
 
     @classmethod
     def me(cls, run_id: str) -> "Owner":
@@ -83,12 +86,13 @@ class Lease:
 
     def __init__(self, folder: str, number: int, owner: Owner) -> None:
         self._folder, self._number, self._owner = folder, number, owner
+        self._etag = storage.stat(_uri(folder, number)).etag
         self._lost = threading.Event()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     def check_flag(self) -> None:
-        """`check` without asking the store: what the last sign of life found out."""
+        """`check` without asking the store: what the last heartbeat found out."""
         if self._lost.is_set():
             self.check()
 
@@ -109,7 +113,7 @@ class Lease:
             return False
 
     def start(self) -> None:
-        """Begin with the signs of life."""
+        """Begin with the heartbeats."""
         self._thread.start()
 
     def release(self) -> None:
@@ -117,7 +121,9 @@ class Lease:
         self._released.set()
         self._thread.join()
         with suppress(FCDDError, OSError):  # it grows old by itself
-            if self._is_there():
+            if self._is_ours():
+                self._replace(self._owner.model_copy(update={"released": True}))
+            elif self._is_there():  # somebody took over, and keeps the number in use
                 storage.delete(_uri(self._folder, self._number))
 
     def _beat(self) -> None:
@@ -126,9 +132,17 @@ class Lease:
                 if not self._is_ours():
                     self._lost.set()
                     return
-                storage.write(_uri(self._folder, self._number), self._owner.model_dump_json().encode())
+                self._replace(self._owner)
+            except (FileNotFoundError, FileExistsError):
+                self._lost.set()
+                return
             except (FCDDError, OSError) as error:
-                log.warning("no sign of life could be written: %s", error)
+                log.warning("no heartbeat could be written: %s", error)
+
+    def _replace(self, owner: Owner) -> None:
+        """Raises FileNotFoundError or FileExistsError when the object is not the one that this process wrote last."""
+        uri = _uri(self._folder, self._number)
+        self._etag = storage.replace(uri, owner.model_dump_json().encode(), self._etag)
 
 
 @contextmanager
@@ -143,7 +157,7 @@ def hold(folder: str, run_id: str, *, doing: str = "scoring this night as run") 
 
 
 def state(folder: str, now: datetime | None = None) -> tuple[Owner, float] | None:
-    """Who holds a lease and the seconds since the last sign of life; None if nobody does, or it was given up.
+    """Who holds a lease and the seconds since the last heartbeat; None if nobody does, or it was given up.
 
     With `now`, a time of this machine, nothing is written to ask the store for its time.
     """
@@ -157,13 +171,14 @@ class _Found(NamedTuple):
     number: int
     owner: Owner | None
     age: float
+    released: bool = False
 
 
 def _acquire(folder: str, owner: Owner, doing: str) -> Lease:
     found = _look(folder)
     if found.owner:
         raise LeaseHeld(
-            f"{found.owner} is {doing} {found.owner.run_id} (last sign of life {found.age:.0f} s "
+            f"{found.owner} is {doing} {found.owner.run_id} (last heartbeat {found.age:.0f} s "
             "ago); wait for it or stop it. If it is dead, the same command takes over "
             f"{max(0, TTL_S - found.age):.0f} s from now"
         )
@@ -173,7 +188,8 @@ def _acquire(folder: str, owner: Owner, doing: str) -> Lease:
     except FileExistsError as error:
         raise LeaseHeld("another process has just begun the same work; wait for it or stop it") from error
     if found.number:
-        log.info("took over from a run that died")
+        if not found.released:
+            log.info("took over from a run that died")
         with suppress(FCDDError):
             storage.delete(_uri(folder, found.number))
     return Lease(folder, number, owner)
@@ -189,7 +205,9 @@ def _look(folder: str, now: datetime | None = None) -> _Found:
         return _look(folder, now)  # given back or taken over meanwhile
     except ValidationError:
         return _Found(number, None, 0.0)
-    age = ((now or _store_time(folder)) - info.last_modified).total_seconds()
+    if owner.released:
+        return _Found(number, None, 0.0, released=True)
+    age = ((now or store_time(folder)) - info.last_modified).total_seconds()
     return _Found(number, None if owner.is_dead() or age > TTL_S else owner, age)
 
 
@@ -202,8 +220,8 @@ def _uri(folder: str, number: int) -> str:
     return f"{folder}/{number:06d}.json"
 
 
-def _store_time(folder: str) -> datetime:
-    """The store's own time."""
+def store_time(folder: str) -> datetime:
+    """The store's own time, by an object that is written into `folder` and deleted again."""
     probe = storage.join(folder, f"now-{uuid.uuid4().hex}")
     storage.write(probe, b"")
     moment = storage.stat(probe).last_modified

@@ -1,5 +1,8 @@
 """One night is scored by one process: who holds it, who may take it over, and who must stop."""
 
+import signal
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,15 +31,15 @@ def put(folder: str, number: int, owner: Owner) -> None:
     storage.write(f"{folder}/{number:06d}.json", owner.model_dump_json().encode())
 
 
-def test_a_lease_that_was_given_back_is_gone(folder: str) -> None:
-    for _ in range(2):
+def test_a_lease_that_was_released_is_nobodys_and_its_number_is_not_used_again(folder: str) -> None:
+    for number in (1, 2):
         with _lease.hold(folder, "r") as lease:
             lease.check()
             holder = _lease.state(folder)
             assert holder is not None
-            assert holder[0].run_id == "r"
+            assert (holder[0].run_id, lease._number) == ("r", number)
         assert _lease.state(folder) is None
-    assert [info for page in storage.pages(folder) for info in page] == []
+    assert [info.uri for page in storage.pages(folder) for info in page] == [f"{folder}/000002.json"]
 
 
 def test_while_one_holds_it_another_is_told_who(folder: str, elsewhere: Owner) -> None:
@@ -61,7 +64,7 @@ def test_silence_for_long_enough_is_death(folder: str, elsewhere: Owner, monkeyp
         assert lease._number == 2
 
 
-def test_signs_of_life_keep_a_lease(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeats_keep_a_lease(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_lease, "HEARTBEAT_S", 0.2)
     monkeypatch.setattr(_lease, "TTL_S", 2.5)
     monkeypatch.setattr(Owner, "is_dead", lambda self: False)
@@ -91,6 +94,47 @@ def test_a_lease_that_was_taken_over_and_given_back_is_lost_too(folder: str, els
         with pytest.raises(LeaseLost):
             lease.check()
     assert [info.uri for page in storage.pages(folder) for info in page] == [f"{folder}/000001.json"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_heartbeat_that_comes_late_brings_no_lease_back(folder: str, elsewhere: Owner, *, kept: bool) -> None:
+    """Its process was stopped between the look at the lease and the heartbeat; the other is done meanwhile."""
+    lease = _lease._acquire(folder, Owner.me("r"), "at it as")
+    if kept:  # the other one has released the same number, as it could before numbers were kept
+        put(folder, 1, elsewhere.model_copy(update={"released": True}))
+    else:
+        storage.delete(f"{folder}/000001.json")
+    with pytest.raises(FileExistsError if kept else FileNotFoundError):
+        lease._replace(lease._owner)
+    assert _lease.state(folder) is None
+    with pytest.raises(LeaseLost):
+        lease.check()
+
+
+def test_a_process_that_is_stopped_and_goes_on_does_not_get_its_lease_back(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real process, stopped by SIGSTOP until another one took over and released."""
+    code = (
+        "import sys; from jobs import _lease; _lease.HEARTBEAT_S = 0.05\n"
+        "with _lease.hold(sys.argv[1], 'r') as lease:\n"
+        "    print('held', flush=True); sys.stdin.readline()\n"
+        "    try: lease.check(); print('still mine')\n"
+        "    except _lease.LeaseLost: print('lost')\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    monkeypatch.setattr(_lease, "TTL_S", 1.0)
+    with subprocess.Popen([sys.executable, "-c", code, folder], **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "held\n"
+        process.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(Owner, "is_dead", lambda self: False)
+        time.sleep(2.5)
+        with _lease.hold(folder, "other"):
+            pass
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.5)
+        assert process.communicate("\n")[0] == "lost\n"
+    assert _lease.state(folder) is None
 
 
 def test_looking_writes_nothing(folder: str, elsewhere: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
