@@ -7,7 +7,7 @@ contains the sha256 of the weights: it names the model in every row and run.
 
 import hashlib
 import json
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +18,7 @@ from fcdd.normalization import Normalization
 
 FORMAT_VERSION: Literal[3] = 3
 WEIGHTS_FILE, SPEC_FILE, CARD_FILE = "model.safetensors", "bundle.json", "README.md"
+Side = Annotated[int, Field(ge=1, le=65_535)]
 Score = Literal["mean", "maximum", "top1pct"]
 FILES = (WEIGHTS_FILE, CARD_FILE, SPEC_FILE)  # the specification last: it makes the bundle readable
 
@@ -39,12 +40,12 @@ class TrainingRecord(BaseModel):
 class BundleSpec(BaseModel):
     """Everything but the weights. Sizes are (height, width) in pixels."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format_version: Literal[3] = FORMAT_VERSION
     network: str
     channels: Literal[1, 3]
-    input_size: tuple[int, int]
+    input_size: tuple[Side, Side]
     normalization: Normalization
     gaussian_std: float = Field(gt=0, description="of the heatmap upsampling, in input pixels")
     gaussian_extent: int | None = Field(None, ge=1, description="its extent in pixels; default: the receptive field")
@@ -100,8 +101,9 @@ def from_files(document: bytes, weights: bytes, *, source: str) -> BundleSpec:
                 "train again, or take a copy that has one"
             )
         spec = BundleSpec.model_validate(fields)
-    except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
-        raise BundleError(f"{source}/{SPEC_FILE} is not a bundle specification: {error}") from error
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError, ValidationError) as error:
+        what = str(error).splitlines() or [type(error).__name__]
+        raise BundleError(f"{source}/{SPEC_FILE} is not a bundle specification: {' '.join(what[:3])[:500]}") from error
     if hashlib.sha256(weights).hexdigest() != spec.weights_sha256 or spec.digest != digest:
         raise BundleError(f"{source} does not match its digest: it was damaged or edited; train or copy it again")
     return spec

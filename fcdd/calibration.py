@@ -68,7 +68,7 @@ class Nominal:
 class Reference(BaseModel):
     """What nominal images of one scope (all, or one group) look like: each distribution ascending."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     num_images: int = Field(ge=1)
     scores: tuple[float, ...] = Field(min_length=1, description="every nominal anomaly score, ascending")
@@ -96,7 +96,7 @@ class Reference(BaseModel):
 class Calibration(BaseModel):
     """What the bundle knows of nominal images it was not trained on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     alpha: float = Field(gt=0, lt=1, description="promised false-alarm rate of `threshold` and `map_threshold`")
     threshold: float = Field(description="an image is anomalous when its score is above this")

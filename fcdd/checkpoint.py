@@ -108,5 +108,5 @@ def _parse(data: bytes) -> tuple[dict[str, Any], Progress]:
         size = int.from_bytes(data[:8], "little")
         record = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_RECORD])
         return record, Progress.model_validate(record["progress"])
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, UnicodeDecodeError, ValidationError) as error:
         raise CheckpointError(f"not a checkpoint of a training: {type(error).__name__}") from error

@@ -38,7 +38,7 @@ def lcn(images: Tensor, norm: Literal["l1", "l2"] = "l1") -> Tensor:
 class Normalization(BaseModel):
     """x -> (x - shift) / scale per channel, of x in [0,1] ("mean_std") or of its LCN ("lcn_min_max")."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Kind
     shift: tuple[float, ...]

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from fcdd import storage
 from fcdd.calibration import Calibration
 from fcdd.errors import FCDDError
-from jobs import _decisions, _manifest, _parts, _records, _staging
+from jobs import _decisions, _manifest, _parts, _plans, _records, _staging
 from jobs._console import TooManyBadImages
 from jobs._decisions import Map
 from jobs._staging import Bitmap, Coverage, Staged
@@ -132,8 +132,7 @@ def commit(
     if record.num_scored + record.num_quarantined != record.num_listed:
         raise IncompleteRun(f"{record.num_listed} listed, but {record.num_scored} + {record.num_quarantined} published")
     try:
-        # One line: the JSON tables of Athena, Trino and Spark have a record on each.
-        storage.create(layout.record(intent.run_id), f"{record.model_dump_json()}\n".encode())
+        _records.write(layout, record)
     except FileExistsError:
         log.warning("run %s was committed by another process meanwhile; its record stands", intent.run_id)
         clean_up(layout, intent.run_id)
@@ -145,8 +144,7 @@ def commit(
 def clean_up(layout: Layout, run_id: str) -> None:
     """Remove the staging of a committed run. What cannot be removed is no reason to call the run failed."""
     try:
-        storage.delete_prefix(layout.staged(run_id))  # first: rows without their manifest would be worse than none
-        storage.delete_prefix(layout.staging(run_id))
+        _plans.remove_staging(layout, run_id)
     except (FCDDError, FileNotFoundError, KeyboardInterrupt) as error:
         why = "interrupted" if isinstance(error, KeyboardInterrupt) else error
         log.warning("run %s is committed, but its staging is left: %s; `fcdd gc` removes it", run_id, why)

@@ -36,16 +36,26 @@ def run(job: Callable[[], int | None]) -> int:
     try:
         return job() or DONE
     except FCDDError as error:
-        # Ray joins the class of a worker's error with its own, and puts the worker's traceback into the message.
-        cause = str(getattr(error, "cause", error)).splitlines() or [type(error).__name__]
-        print(f"error: {printable(cause[0])}", file=sys.stderr)
-        return next((code for kind, code in _CODES.items() if isinstance(error, kind)), FAILED)
+        print(f"error: {sentence(error)}", file=sys.stderr)
+        return code_of(error)
     except KeyboardInterrupt:
         print("interrupted; the same command starts again, or goes on", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough: `fcdd query ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
+
+
+def sentence(error: FCDDError) -> str:
+    """What went wrong, on one line."""
+    # Ray joins the class of a worker's error with its own, and puts the worker's traceback into the message.
+    cause = str(getattr(error, "cause", error)).splitlines() or [type(error).__name__]
+    return printable(cause[0])
+
+
+def code_of(error: FCDDError) -> int:
+    """The exit code of an error."""
+    return next((code for kind, code in _CODES.items() if isinstance(error, kind)), FAILED)
 
 
 def leave(code: int) -> NoReturn:

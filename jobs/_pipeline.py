@@ -105,11 +105,12 @@ class FetchDecode:
     timeout_s: float
     roots: tuple[str, ...]
     group_pattern: str | None
+    attempt: str
 
     def __call__(self, shards: pa.Table) -> Iterator[pa.Table]:
         """One table per shard."""
         for shard in shards.to_pylist():
-            part = _manifest_part(self.results, self.run_id, shard["part"])
+            part = _manifest_part(self.results, self.run_id, self.attempt, shard["part"])
             yield self.load(part.slice(shard["start"] - shard["part_start"], shard["stop"] - shard["start"]), shard)
 
     def load(self, rows: pa.Table, shard: Shard) -> pa.Table:
@@ -133,8 +134,11 @@ class FetchDecode:
 
 
 @functools.lru_cache(maxsize=2)
-def _manifest_part(results: str, run_id: str, index: int) -> pa.Table:
-    """The shards of a part follow each other, so it is read once per worker."""
+def _manifest_part(results: str, run_id: str, attempt: str, index: int) -> pa.Table:
+    """The shards of a part follow each other, so it is read once per worker and attempt.
+
+    A run that begins again has another manifest under the same name.
+    """
     return _manifest.read_part(Layout(results), run_id, index)
 
 

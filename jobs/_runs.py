@@ -7,6 +7,7 @@ from datetime import date
 from fcdd import storage
 from fcdd.errors import ConfigError
 from jobs import _records
+from jobs._records import NotARecord
 from schemas import Layout, RunRecord
 
 _READS_IN_FLIGHT = 16
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 def records(layout: Layout, collection: str | None = None) -> list[RunRecord]:
     """All commit records (of a collection), oldest first, superseded ones too."""
     return sorted(
-        (record for record in read(uris(layout)) if collection in (None, record.collection)),
+        (record for record in read(uris(layout)).values() if collection in (None, record.collection)),
         key=lambda record: (record.committed_at, record.run_id),
     )
 
@@ -31,10 +32,31 @@ def uris(layout: Layout) -> list[str]:
     return [uri for uri in listed if uri.endswith(".json") and "/" not in uri.removeprefix(prefix)]
 
 
-def read(uris: list[str]) -> list[RunRecord]:
-    """The records there, many at a time."""
+def read(uris: list[str]) -> dict[str, RunRecord]:
+    """The records there by their locations, many read at a time.
+
+    An object that is no record costs a warning and nothing else: whoever may write one object must not be able to hide
+    all runs. One that was removed meanwhile is left out.
+    """
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
-        return list(pool.map(_records.parse, uris))
+        found = dict(zip(uris, pool.map(_parsed, uris), strict=True))
+    return {uri: record for uri, record in found.items() if record}
+
+
+def _parsed(uri: str) -> RunRecord | None:
+    try:
+        return _records.parse(uri)
+    except FileNotFoundError:
+        return None
+    except NotARecord as error:
+        log.warning("left out: %s", error)
+        return None
+
+
+def of_night(layout: Layout, collection: str, day: date) -> RunRecord | None:
+    """The run that counts for a night by now."""
+    nights = current(records(layout, collection))
+    return next((record for record in nights if record.day == day), None)
 
 
 def committed(
@@ -85,8 +107,9 @@ def _nights(first: date | None, last: date | None) -> str:
 def current(records: list[RunRecord]) -> list[RunRecord]:
     """Of every night of every collection the run that counts, oldest night first.
 
-    That is the one whose place no other took; if several are left, since clocks differ or two were begun at the same
-    time, the one that was committed last.
+    That is the one whose place no other took; if several are left, since a record between them was removed, the one
+    that was committed last. Commit times grow from each run of a night to the one that takes its place, whatever the
+    clocks say, so this is the newest run. The documented SQL goes by the same rule.
     """
     superseded = {record.supersedes for record in records}
     standing = sorted(

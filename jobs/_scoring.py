@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -21,9 +21,9 @@ from fcdd import bundle, drift, storage
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import Decider
 from fcdd.drift import AlarmLaw
-from fcdd.errors import ConfigError
+from fcdd.errors import ConfigError, FCDDError
 from fcdd.runtime import Runtime
-from jobs import _commit, _console, _records
+from jobs import _commit, _console, _records, _runs
 from jobs import _pipeline as stages
 from jobs._decisions import Map
 from jobs._lease import Lease
@@ -128,16 +128,48 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
             }
 
         parallel = plan.num_rows > PUBLISHED_HERE and job.settings.workers != 0
+        night = Night(job.layout, intent, lease)
         return _commit.commit(
             job.layout,
             plan,
             job.spec.calibration,
             before=before,
             run=_map_on_ray() if parallel else map,
-            check=lease.check,
-            now=lambda: datetime.now(UTC),
+            check=night.check,
+            now=night.now,
             facts=facts,
         )
+
+
+class Superseded(FCDDError):
+    """Another run was committed for the night while this one was made."""
+
+
+class Night:
+    """The night that a run is about to be committed for."""
+
+    def __init__(self, layout: Layout, intent: Intent, lease: Lease) -> None:
+        self._layout, self._intent, self._lease = layout, intent, lease
+        self._earliest = datetime.min.replace(tzinfo=UTC)
+
+    def check(self) -> None:
+        """Raises LeaseLost, or Superseded when the run that counts is not the one that the intent names."""
+        self._lease.check()
+        intent = self._intent
+        standing = _runs.of_night(self._layout, intent.collection, intent.day)
+        found = standing.run_id if standing else None
+        if found not in (intent.supersedes, intent.run_id):
+            raise Superseded(
+                f"while run {intent.run_id} was made, {found or 'no run'} came to count for {intent.collection} "
+                f"{intent.day} in place of {intent.supersedes or 'no run'}; nothing was committed, and the same "
+                "command begins again"
+            )
+        if standing:
+            self._earliest = standing.committed_at + timedelta(seconds=1)
+
+    def now(self) -> datetime:
+        """The time of the commit: later than that of the run whose place it takes, also where clocks disagree."""
+        return max(datetime.now(UTC), self._earliest)
 
 
 def _resolved(settings: ScoreSettings, intent: Intent) -> dict[str, Any]:
@@ -201,7 +233,7 @@ def receipts(job: Job, intent: Intent, shards: list[Shard], where: "Stages | Non
     limits, timeout_s = settings.limits(), settings.image_timeout_s
     named = (intent.roots, spec.calibration.group_pattern)
     fetch_decode = stages.FetchDecode(
-        job.layout.results, run_id, spec.input_size, spec.channels, limits, timeout_s, *named
+        job.layout.results, run_id, spec.input_size, spec.channels, limits, timeout_s, *named, attempt
     )
     stage_parts = stages.StageParts(job.layout.results, run_id, attempt)
     if where is None:

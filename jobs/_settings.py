@@ -12,7 +12,7 @@ import datetime as dt
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -94,6 +94,11 @@ class JobSettings(BaseSettings):
             )
         except (ValidationError, SettingsError) as error:
             raise ConfigError(cls._sentence(error)) from error
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Options from these values alone: neither the environment nor the command line has a say."""
+        return cls(_env_prefix="nothing of the environment: ", **values)
 
     @classmethod
     def _sentence(cls, error: ValidationError | SettingsError) -> str:

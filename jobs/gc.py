@@ -6,12 +6,13 @@ still has staging keeps its parts.
 
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import ClassVar
 
 from pydantic import Field
 
 from fcdd import storage
+from fcdd.errors import ConfigError
 from fcdd.storage import ObjectInfo
 from jobs import _console, _lease, _plans, _reviewing, _runs
 from jobs._console import LeaseHeld
@@ -41,13 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def collect(settings: GcSettings) -> None:
     """Remove, and say what."""
     layout = Layout(storage.normalize(settings.results))
-    before = datetime.now(UTC) - timedelta(days=settings.older_than_days)
+    # Ages are differences of the store's own times: with a wrong clock here, what is new would look old.
+    before = _lease.store_time(layout.leases()) - timedelta(days=settings.older_than_days)
     parts = [info for table in TABLES for info in _objects(f"{layout.results}/{table}")]
     staged = {run_id: _objects(layout.staging(run_id)) for run_id in _runs.staged(layout)}
-    records = _runs.records(layout)
-    committed = {record.run_id for record in records}
-    named = {f"{layout.results}/{part.path}" for record in records for part in record.parts()}
+    there = _runs.uris(layout)
+    records = _runs.read(there)
+    committed = {record.run_id for record in records.values()}
+    named = {f"{layout.results}/{part.path}" for record in records.values() for part in record.parts()}
     removed: list[ObjectInfo] = []
+    if len(records) < len(there):
+        log.warning("published parts are left alone: a record that cannot be read may name them; see above")
+        parts = []
     for run_id, objects in staged.items():
         if run_id in committed or all(info.last_modified < before for info in objects):
             leftovers = [info for info in parts if _run_of(info.uri) == run_id and info.uri not in named]
@@ -55,22 +61,25 @@ def collect(settings: GcSettings) -> None:
     for info in parts:
         if info.uri not in named and _run_of(info.uri) not in staged and info.last_modified < before:
             removed += _remove([info], f"part that no record names: {info.uri}", settings.dry_run)
-    removed += _remove(_unused_masks(layout, before), "masks that no label names", settings.dry_run)
+    collections = sorted({record.collection for record in records.values()})
+    unused = [info for each in collections for info in _unused_masks(layout, each, before)]
+    removed += _remove(unused, "masks that no label names", settings.dry_run)
     for folder in sorted({info.uri.rsplit("/", 1)[0] for info in _objects(layout.leases())}):
-        if _lease.state(folder, now=datetime.now(UTC)) is None:
-            old = [info for info in _objects(folder) if info.last_modified < before]
+        old = [info for info in _objects(folder) if info.last_modified < before]
+        if old and _lease.state(folder) is None:
             removed += _remove(old, f"lease of nobody: {folder}", settings.dry_run)
     print(f"{'would remove' if settings.dry_run else 'removed'} {_size(removed)}")
 
 
-def _unused_masks(layout: Layout, before: datetime) -> list[ObjectInfo]:
-    """Drawings that were replaced, or taken back."""
-    unused = []
-    for collection in sorted({record.collection for record in _runs.records(layout)}):
+def _unused_masks(layout: Layout, collection: str, before: datetime) -> list[ObjectInfo]:
+    """Drawings that were replaced, or taken back; none where the labels cannot be read."""
+    try:
         kept = _reviewing.Labels(layout, collection).masks()
-        drawn = _objects(layout.masks(collection))
-        unused += [info for info in drawn if info.uri not in kept and info.last_modified < before]
-    return unused
+    except ConfigError as error:
+        log.warning("the masks of collection %s are left alone: %s", collection, error)
+        return []
+    drawn = _objects(layout.masks(collection))
+    return [info for info in drawn if info.uri not in kept and info.last_modified < before]
 
 
 def _run_of(uri: str) -> str:
@@ -83,12 +92,18 @@ def _remove_run(
 ) -> list[ObjectInfo]:
     """What a run left: nothing, if somebody has taken it up since `objects` were listed.
 
-    The lease of its night is held meanwhile. Rows go first and the intent last, by name backwards: what is left of
-    an interrupted removal must not look like work that is done.
+    The lease of its night is held meanwhile. What is left of an interrupted removal does not look like work that is
+    done. A run that was begun by another version is left to that version.
     """
-    intent = _plans.read_intent(layout, run_id)
     what = f"staging of {run_id}"
-    garbage = [*leftovers, *sorted(objects, reverse=True)]
+    try:
+        intent = _plans.read_intent(layout, run_id)
+    except ConfigError as error:
+        log.warning("left %s: %s", what, error)
+        return []
+    infos = {info.uri: info for info in objects}
+    ordered = [infos[uri] for group in _plans.in_order_of_removal(list(infos)) for uri in group]
+    garbage = [*leftovers, *ordered]
     if dry_run or intent is None:
         return _remove(garbage, what, dry_run)
     try:

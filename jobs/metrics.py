@@ -97,9 +97,9 @@ class Records:
     def _read(self) -> None:
         there = _runs.uris(self._layout)
         new = [uri for uri in there if uri not in self._known]
-        self._known |= dict(zip(new, _runs.read(new), strict=True))
+        self._known |= _runs.read(new)
         # Who takes a record away wants the run not to count.
-        self._known = {uri: self._known[uri] for uri in there}
+        self._known = {uri: self._known[uri] for uri in there if uri in self._known}
 
 
 def _midnight(record: RunRecord) -> float:

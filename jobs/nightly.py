@@ -8,13 +8,14 @@ has been told is not told twice.
 
 import datetime as dt
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field, SecretStr
 
 from fcdd import storage
-from fcdd.errors import ConfigError
+from fcdd.errors import BundleError, ConfigError, FCDDError
 from jobs import _console, _notify, _runs, _score_run, _scoring
 from jobs._notify import NotTold
 from jobs._score_settings import ScoreSettings, aware
@@ -52,7 +53,8 @@ class NightlySettings(ScoreSettings):
     )
     catch_up: bool = Field(
         False,
-        description=f"first the nights that were missed, at most {CATCH_UP_DAYS} days back",
+        description=f"first the nights that were missed, at most {CATCH_UP_DAYS} days back; one that fails does not "
+        "stop the others, and the exit code is the gravest",
     )
     max_alarm_share: float = Field(
         0.1, ge=0, le=1, description=f"share of alarms above which the exit code is 5; {FEW_ALARMS} are never too many"
@@ -80,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def nightly(settings: NightlySettings) -> int:
-    """The night, and those before it that were missed; the gravest exit code of them. Raises NotTold at the end."""
+    """The night, and those before it that were missed: all are tried, and the gravest exit code is returned.
+
+    Raises NotTold at the end. Whatever stops a single night is raised.
+    """
     webhook, command = _secret(settings.webhook), _secret(settings.command)
     _notify.check(webhook, command)
     if settings.rescore:
@@ -94,27 +99,40 @@ def nightly(settings: NightlySettings) -> int:
             else:
                 _score_run.dry_run(_of_night(settings, night), any_bundle=True, may_be_empty=_dated(settings, night))
         return _console.DONE
-    codes, failures, unwritten = [], [], []
+    undone, verdicts, unwritten, failures = list[int](), list[int](), list[str](), list[str]()
     for night in nights:
-        record = _committed(settings, layout, night) or _score_run.score(
-            _of_night(settings, night), any_bundle=True, may_be_empty=_dated(settings, night)
-        )
-        _scoring.show(record)
-        code, why = verdict(settings, record)
-        if why:
-            print(f"exit code {code}: {why}" + ("" if settings.verdict_codes else " (0 is asked for)"))
-        codes.append(code)
-        failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
-        unwritten += _report_once(settings, layout, record)
+        try:
+            record = _committed(settings, layout, night) or _score_run.score(
+                _of_night(settings, night), any_bundle=True, may_be_empty=_dated(settings, night)
+            )
+            code = _shown(settings, record)
+            verdicts.append(code)
+            failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
+            unwritten += _report_once(settings, layout, record)
+        except BundleError:
+            raise  # it would be the same for every night
+        except FCDDError as error:
+            if len(nights) == 1:
+                raise
+            print(f"error: {night}: {_console.sentence(error)}", file=sys.stderr)
+            undone.append(_console.code_of(error))
     for record in _waiting(settings, layout, nights):
         code, _ = verdict(settings, record)
         failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
     if failures:
         raise NotTold(f"{'; '.join(failures)}; the same command tries again")
-    if unwritten and not (any(codes) and settings.verdict_codes):
-        return _console.FAILED
-    # Whoever is told of the run, and its metrics, say what the code would.
-    return min((code for code in codes if code), default=_console.DONE) if settings.verdict_codes else _console.DONE
+    # Nights that are not done come first. Whoever is told of a run, and its metrics, say what its verdict's code would.
+    found = [code for code in verdicts if code and settings.verdict_codes]
+    return min(undone or found, default=_console.FAILED if unwritten else _console.DONE)
+
+
+def _shown(settings: NightlySettings, record: RunRecord) -> int:
+    """Print the summary of a committed run and its verdict; the exit code of the verdict."""
+    _scoring.show(record)
+    code, why = verdict(settings, record)
+    if why:
+        print(f"exit code {code}: {why}" + ("" if settings.verdict_codes else " (0 is asked for)"))
+    return code
 
 
 def _report_once(settings: NightlySettings, layout: Layout, record: RunRecord) -> list[str]:

@@ -13,19 +13,24 @@ from pydantic import Field
 from fcdd import storage
 from fcdd.errors import ConfigError
 from fcdd.storage import ObjectInfo
-from jobs import _console, _lease, _listing, _manifest, _parts, _plans, _runs, _scoring
+from jobs import _console, _lease, _listing, _manifest, _parts, _plans, _records, _runs, _scoring
 from jobs._manifest import Listing
 from jobs._score_settings import ScoreSettings
 from jobs._settings import FixedNight, JobSettings
 from schemas import MANIFEST, Layout, RunRecord
 from schemas.runs import Intent, ManifestPart, Plan
 
-# Options of the run that is retried which the retry takes over.
-KEPT = (
-    *("images", "image_list", "include", "exclude", "extensions", "modified_since"),
-    *("modified_before", "since_last"),
-    *("backend", "precision", "compile"),
-)
+# Options that are no part of what the run was to do: everything else the retry takes over.
+_ITS_OWN = {
+    "config",
+    "dry_run",
+    "rescore",
+    "workers",
+    "gpu",
+    "cluster_wait_s",
+    "max_quarantine",
+    "max_quarantine_share",
+}
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +44,9 @@ class RetrySettings(JobSettings):
     collection: str = Field(description="name of the image collection")
     date: FixedNight = Field(description="night whose quarantine is tried again, YYYY-MM-DD")
     workers: int | None = Field(None, ge=0, description="as for `fcdd score`; 0: in this process, without Ray")
-    max_image_mb: float = Field(256, gt=0, description="as for `fcdd score`")
-    max_megapixels: float = Field(89.5, gt=0, le=500, description="as for `fcdd score`")
-    image_timeout_s: float = Field(30, gt=0, description="as for `fcdd score`")
+    max_image_mb: float | None = Field(None, gt=0, description="as for `fcdd score`; default: the run's")
+    max_megapixels: float | None = Field(None, gt=0, le=500, description="as for `fcdd score`; default: the run's")
+    image_timeout_s: float | None = Field(None, gt=0, description="as for `fcdd score`; default: the run's")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +67,7 @@ def retry(settings: RetrySettings) -> RunRecord:
         job = _scoring.prepare(_score_settings(settings, before))
         if job.spec.digest != before.bundle_digest:
             raise ConfigError(f"the bundle at {before.bundle} is not the one that run {before.run_id} used")
+        _records.check_free(layout, f"{before.run_id}-q")
         intent = _plans.fix_intent(layout, job.intent(f"{before.run_id}-q", before, keep=True, is_retry=True))
         if _plans.read_plan(layout, intent.run_id) is None:
             _plan(layout, intent, before)
@@ -71,10 +77,12 @@ def retry(settings: RetrySettings) -> RunRecord:
 
 def _score_settings(settings: RetrySettings, before: RunRecord) -> ScoreSettings:
     """The options of the run that is retried, with those of this command."""
-    options: dict[str, Any] = {name: before.settings[name] for name in KEPT if name in before.settings}
-    own = settings.model_dump(exclude={"config"}) | {"bundle": before.bundle, "alpha": before.alpha, "fdr": before.fdr}
+    kept = ScoreSettings.model_fields.keys() - _ITS_OWN
+    options: dict[str, Any] = {name: value for name, value in before.settings.items() if name in kept}
+    own = settings.model_dump(exclude={"config"}, exclude_none=True)
+    decided = {"bundle": before.bundle, "alpha": before.alpha, "fdr": before.fdr}
     # Everything that is left may stay unreadable: that is no reason to refuse what became readable.
-    return ScoreSettings.model_validate(options | own | {"max_quarantine_share": 1.0})
+    return ScoreSettings.of(options | own | decided | {"max_quarantine_share": 1.0})
 
 
 def _plan(layout: Layout, intent: Intent, before: RunRecord) -> None:

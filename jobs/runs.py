@@ -1,6 +1,7 @@
 """`fcdd runs`: every run of a results location, with state, counts and rate."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
@@ -12,10 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fcdd import storage
-from jobs import _console, _lease, _plans, _records, _runs
+from fcdd.errors import ConfigError
+from jobs import _console, _lease, _plans, _runs
 from jobs._settings import JobSettings
 from jobs._staging import Coverage
 from schemas import Layout
+
+log = logging.getLogger(__name__)
 
 
 class RunsSettings(JobSettings):
@@ -53,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def show(settings: RunsSettings) -> None:
     """Print the runs, oldest night first."""
     layout = Layout(storage.normalize(settings.results))
+    if not any(page for page in storage.pages(layout.results)):
+        raise ConfigError(f"there is nothing at {layout.results}: no run was ever begun there; correct --results")
     found = sorted(
         (run for run in (*committed(layout), *uncommitted(layout)) if settings.collection in (None, run.collection)),
         key=lambda run: (run.collection, run.date, run.started_at),
@@ -69,7 +75,8 @@ def show(settings: RunsSettings) -> None:
         alarms = "" if run.anomalous is None else run.anomalous
         counts = (run.listed, run.scored, run.quarantined, alarms, run.drift or "")
         rate = "" if run.images_per_second is None else f"{run.images_per_second:.1f}"
-        table.add_row(run.run_id, run.collection, str(run.date), run.state, *map(str, counts), rate)
+        names = map(_console.printable, (run.run_id, run.collection))
+        table.add_row(*names, str(run.date), run.state, *map(str, counts), rate)
     Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
 
 
@@ -98,7 +105,14 @@ def committed(layout: Layout) -> Iterator[Run]:
 def uncommitted(layout: Layout) -> Iterator[Run]:
     """Runs that are being made, and those that died."""
     for run_id in _runs.staged(layout):
-        if _records.read(layout, run_id) or not (intent := _plans.read_intent(layout, run_id)):
+        if storage.exists(layout.record(run_id)):
+            continue
+        try:
+            intent = _plans.read_intent(layout, run_id)
+        except ConfigError as error:
+            log.warning("left out: %s", error)
+            continue
+        if intent is None:
             continue
         lease = _lease.state(layout.lease(intent.collection, intent.day), now=datetime.now(UTC))
         plan = _plans.read_plan(layout, run_id)

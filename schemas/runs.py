@@ -1,22 +1,29 @@
 """The records of a run: what it is to do, what it listed, and the commit record that makes it exist for readers."""
 
-from datetime import date, datetime
+from datetime import date
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+# JSON has no NaN and no infinity, and times without a zone cannot be compared with others.
+_Time = AwareDatetime
+_PART = (
+    r"^(scores|quarantine|deleted|drift)/collection=[a-z0-9][a-z0-9_-]*/date=\d{4}-\d{2}-\d{2}/run=[A-Za-z0-9_-]+/"
+    r"[A-Za-z0-9_-]+\.parquet$"
+)
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Part(_Record):
-    """One published Parquet file; `path` is relative to the results location."""
+    """One published Parquet file; `path` is relative to the results location, and never leads out of it."""
 
-    path: str
-    rows: int
-    bytes: int
-    sha256: str
+    path: str = Field(pattern=_PART)
+    rows: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class Intent(_Record):
@@ -37,7 +44,7 @@ class Intent(_Record):
     alpha: float = Field(description="false-alarm rate of its alarms, also when resumed")
     fdr: float = Field(description="false-discovery rate of its list")
     runtime: dict[str, Any] = Field(default_factory=dict, description="how the forward pass runs, also when resumed")
-    started_at: datetime
+    started_at: _Time
 
 
 class ManifestPart(_Record):
@@ -83,8 +90,8 @@ class RunRecord(_Record):
     bundle: str
     bundle_digest: str
     supersedes: str | None
-    started_at: datetime
-    committed_at: datetime
+    started_at: _Time
+    committed_at: _Time = Field(description="of the runs of a night that none superseded, the latest by this counts")
     num_listed: int
     num_scored: int
     num_quarantined: int

@@ -11,8 +11,8 @@ import pytest
 
 from fcdd import heatmap, storage
 from fcdd.detector import Detector
-from fcdd.errors import ConfigError, FCDDError
-from jobs import _commit, _manifest, _parts, _records, _runs, _staging, _views
+from fcdd.errors import FCDDError
+from jobs import _commit, _manifest, _parts, _plans, _records, _runs, _staging, _views
 from jobs._console import TooManyBadImages
 from jobs._listing import Selection
 from jobs._manifest import Listing, Source
@@ -178,7 +178,8 @@ def test_the_record_of_the_first_to_commit_stands(
 ) -> None:
     stage(layout, plan, range(20))
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "delete_prefix", lambda uri: None)  # the second is already at work on the same rows
+        # The second is already at work on the same rows.
+        patch.setattr(_plans, "remove_staging", lambda layout, run_id: None)
         first = commit(layout, plan, detector)
     second = commit(layout, plan, detector, now=NOW.replace(hour=4))
     assert second == first
@@ -250,9 +251,6 @@ def test_readers_see_the_latest_run_of_a_night_and_survive_what_else_lies_there(
     storage.write(layout.record("later"), later.model_dump_json().encode())
     storage.write(f"{layout.runs()}/notes.txt", b"remember the milk")
     assert [record.run_id for record in _runs.committed(layout.results, "c")] == ["later"]
-    storage.write(layout.record("odd"), b"{}")
-    with pytest.raises(ConfigError, match=r"odd\.json is not a run record"):
-        _runs.committed(layout.results, "c")
 
 
 def test_a_run_without_a_single_score_can_be_read(layout: Layout, plan: Plan, detector: Detector) -> None:
