@@ -4,6 +4,7 @@ A label is of the image as it was looked at: where the file has an image_etag, o
 """
 
 import io
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -27,21 +28,32 @@ class Anomaly(NamedTuple):
     etag: str
 
 
-def read(location: str) -> pa.Table:
+def read(location: str, *, opened: bool = False) -> pa.Table:
     """Table (image_uri string, label int64, image_etag string): 1 anomalous, 0 nominal, -1 neither (a bad image).
 
-    Raises ConfigError naming what is wrong with the file.
+    Raises ConfigError naming what is wrong with the file; also, if the images will be `opened`, for local images in a
+    file that is not local.
     """
     uri, table = _read(location, "the labels")
     if "label" not in table.column_names:
         raise ConfigError(f"expected columns image_uri and label (0 or 1) in {uri}, got {table.column_names}")
-    return _select(uri, table, {"image_uri": "", "label": ANOMALOUS, "image_etag": ""})
+    if not table.num_rows:
+        raise ConfigError(f"there is not one label in {uri}")
+    labels = _select(uri, table, {"image_uri": "", "label": ANOMALOUS, "image_etag": ""})
+    if opened:
+        _check_opened(uri, labels["image_uri"].to_pylist())
+    return labels
 
 
-def read_decided(location: str) -> pa.Table:
-    """`read`, without the images that are neither."""
-    table = read(location)
-    return table.filter(pc.not_equal(table["label"], NEITHER))
+def read_decided(location: str, *, opened: bool = False) -> pa.Table:
+    """`read`, without the images that are neither. Raises ConfigError, too, when none is left."""
+    table = read(location, opened=opened)
+    decided = table.filter(pc.not_equal(table["label"], NEITHER))
+    if not decided.num_rows:
+        raise ConfigError(
+            f"all {table.num_rows} labels in {location} are -1 (a bad image): none says nominal (0) or anomalous (1)"
+        )
+    return decided
 
 
 def read_anomalies(location: str) -> list[Anomaly]:
@@ -56,10 +68,13 @@ def read_anomalies(location: str) -> list[Anomaly]:
         raise ConfigError(f"the list of labelled anomalies {uri} is empty")
     if not found.num_rows:
         raise ConfigError(f"no image in {uri} has label 1: there are no labelled anomalies")
-    return [
-        Anomaly(row["image_uri"], storage.normalize(row["mask_uri"]) if row["mask_uri"] else None, row["image_etag"])
-        for row in found.to_pylist()
-    ]
+    _check_opened(uri, [*found["image_uri"].to_pylist(), *found["mask_uri"].to_pylist()])
+    return [Anomaly(row["image_uri"], row["mask_uri"] or None, row["image_etag"]) for row in found.to_pylist()]
+
+
+def is_file(location: str) -> bool:
+    """Whether a location names a file of labels and not a folder of images, by its ending."""
+    return location.lower().endswith((".csv", ".parquet"))
 
 
 def read_uris(location: str) -> list[str]:
@@ -72,7 +87,7 @@ def _read(location: str, what: str) -> tuple[str, pa.Table]:
     uri = storage.normalize(location)
     try:
         data = io.BytesIO(storage.read(uri))
-        return uri, pq.read_table(data) if uri.endswith(".parquet") else pyarrow.csv.read_csv(data)
+        return uri, pq.read_table(data) if uri.lower().endswith(".parquet") else pyarrow.csv.read_csv(data)
     except FileNotFoundError as error:
         raise ConfigError(f"{what} {uri} cannot be found") from error
     except pa.ArrowException as error:
@@ -80,25 +95,43 @@ def _read(location: str, what: str) -> tuple[str, pa.Table]:
 
 
 def _select(uri: str, table: pa.Table, wanted: dict[str, str | int]) -> pa.Table:
-    """Exactly the wanted columns, those that are missing with their default; locations normalised, each once."""
+    """Exactly the wanted columns; locations normalised, each image once.
+
+    A column that is missing, and a text that is null (as in a CSV whose column is empty), has its default.
+    """
     columns = {}
     try:
         for name, default in wanted.items():
             kind = pa.int64() if name == "label" else pa.string()
             if name in table.column_names or name == "image_uri":
-                columns[name] = table[name].cast(kind)
+                column = table[name].cast(kind)
+                columns[name] = pc.fill_null(column, default) if name in ("image_etag", "mask_uri") else column
             else:
                 columns[name] = pa.repeat(pa.scalar(default, kind), table.num_rows)
     except (pa.ArrowException, KeyError) as error:
         what = "expected a column image_uri, and labels 0 or 1 where there are any"
         raise ConfigError(f"{what}, in {uri}: {error}") from error
+    if "image_etag" in columns:  # clients and inventories disagree about the quotes
+        columns["image_etag"] = pa.array(
+            [storage.plain_etag(each) for each in columns["image_etag"].to_pylist()], pa.string()
+        )
+    if "mask_uri" in columns:
+        masks = columns["mask_uri"].to_pylist()
+        columns["mask_uri"] = pa.array([storage.normalize(each) if each else "" for each in masks], pa.string())
     if "label" in wanted and (wrong := set(columns["label"].to_pylist()) - {NOMINAL, ANOMALOUS, NEITHER}):
         known = "0 (nominal), 1 (anomalous) and -1 (a bad image)"
         raise ConfigError(f"expected labels {known} in {uri}, got {sorted(wrong, key=str)}")
     named = columns["image_uri"].to_pylist()
-    if None in named:
-        raise ConfigError(f"expected an image_uri in every row of {uri}, got none in row {named.index(None) + 1}")
+    if empty := [number for number, name in enumerate(named, start=1) if not name]:
+        raise ConfigError(f"expected an image_uri in every row of {uri}, got none in row {empty[0]}")
     uris = [each if "://" in each else storage.normalize(each) for each in named]
     if len(set(uris)) != len(uris):
         raise ConfigError(f"expected each image once in {uri}, got some twice")
     return pa.table(columns | {"image_uri": pa.array(uris, pa.string())})
+
+
+def _check_opened(list_uri: str, places: Iterable[str]) -> None:
+    """Raises ConfigError for a local file named by a file that is not local: whoever wrote it chose what is read."""
+    local = next((each for each in places if each.startswith("file:")), None)
+    if local and not list_uri.startswith("file:"):
+        raise ConfigError(f"{list_uri} names the local file {local}; only a local file may name local ones")

@@ -1,6 +1,7 @@
 """Commit records of a results location, and which of them count."""
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
@@ -51,6 +52,23 @@ def _parsed(uri: str) -> RunRecord | None:
     except NotARecord as error:
         log.warning("left out: %s", error)
         return None
+
+
+def of_latest_bundle(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs of the bundle of the last of `records`, since scores of different bundles cannot be compared.
+
+    The others are named in the log.
+    """
+    latest = records[-1].bundle_digest
+    others = sorted({str(record.day) for record in records if record.bundle_digest != latest})
+    if others:
+        shown = ", ".join([*others[:_NAMED], *(["..."] if len(others) > _NAMED else [])])
+        log.warning(
+            "left out nights of other bundles than %s, whose scores cannot be compared with its: %s; choose them with "
+            "--date",
+            *(latest[:12], shown),
+        )
+    return [record for record in records if record.bundle_digest == latest]
 
 
 def of_night(layout: Layout, collection: str, day: date) -> RunRecord | None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from fcdd import storage
 from fcdd.errors import TRANSIENT_REASONS
 from fcdd.storage import ObjectInfo
-from jobs import _runs, _views
+from jobs import _read_only, _runs, _views
 from schemas import IDENTITY, MANIFEST, Layout, RunRecord
 from schemas.runs import Intent
 
@@ -115,7 +115,7 @@ class Database:
 
     def use_sealed(self, layout: Layout, run_id: str, count: int) -> None:
         """The first `count` parts of the manifest."""
-        uris = [layout.manifest_part(run_id, index).removeprefix("file://") for index in range(count)]
+        uris = [_read_only.path(layout.manifest_part(run_id, index)) for index in range(count)]
         self._view("sealed", uris, _NO_IMAGE)
 
     def use_history(self, results: str, history: list[RunRecord]) -> None:

@@ -8,10 +8,12 @@ import pyarrow as pa
 
 from fcdd import storage
 from fcdd.errors import ConfigError
+from jobs import _parts, _read_only
+from jobs._read_only import ReadOnly
 from schemas import SCORES, Part, RunRecord
 
 # Of a question: it must not take the machine that others work on.
-_MEMORY, _SPILL = "2GB", "20GB"
+MEMORY_GB, _SPILL = 2.0, "20GB"
 # Of the folders of a part, read from its path: filters on them leave out files without opening them.
 _FOLDERS = "hive_partitioning = true, hive_types = {'collection': VARCHAR, 'date': DATE, 'run': VARCHAR}"
 
@@ -22,25 +24,27 @@ def connect(results: str) -> duckdb.DuckDBPyConnection:
     DuckDB's own httpfs is an extension it downloads; obstore needs no network but the store's.
     """
     connection = duckdb.connect()
-    scheme, _, path = storage.normalize(results).partition("://")
+    _, _, path = storage.normalize(results).partition("://")
     if wild := set(path) & set("*?["):
         raise ConfigError(f"{results} holds {' '.join(sorted(wild))}, which DuckDB takes for a pattern; rename it")
-    if scheme in storage.CLOUD_SCHEMES:
-        connection.register_filesystem(storage.filesystem(scheme))
+    connection.register_filesystem(ReadOnly(results))
     return connection
 
 
 def part_paths(results: str, parts: Iterable[Part]) -> list[str]:
-    """Published parts as DuckDB reads them, each once."""
-    root = storage.normalize(results).removeprefix("file://")
-    return list(dict.fromkeys(f"{root}/{part.path}" for part in parts))
+    """Published parts as DuckDB reads them, each once. Raises FCDDError for one that is not what was published."""
+    once = list({part.path: part for part in parts}.values())
+    _parts.check(results, once)
+    return [_read_only.path(storage.join(results, part.path)) for part in once]
 
 
 def scores(
     connection: duckdb.DuckDBPyConnection, results: str, records: Iterable[RunRecord], name: str = "scores"
 ) -> None:
     """The published scores of runs as a view, which may be empty."""
-    view(connection, name, part_paths(results, (part for record in records for part in record.scores)), SCORES)
+    parts = [part for record in records for part in record.scores]
+    with readable(f"a file of {name} is missing or damaged"):
+        view(connection, name, part_paths(results, parts), SCORES)
 
 
 def view(connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[str], schema: pa.Schema) -> None:
@@ -69,15 +73,16 @@ def table(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> N
     connection.unregister(f"{name}_rows")
 
 
-def lock(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], spill: str) -> None:
+def lock(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], spill: str, memory_gb: float) -> None:
     """From now on only these files can be read, no variable of the process, and no setting can be changed.
 
     What does not fit into memory is sorted in the folder `spill`. All of it holds for every cursor of the connection.
+    DuckDB counts some of its memory only, so it is told of three quarters.
     """
     connection.execute("SET allowed_paths = $paths", {"paths": list(paths)})
     connection.execute("SET temp_directory = $spill", {"spill": spill})
     connection.execute(f"SET max_temp_directory_size = '{_SPILL}'")
-    connection.execute(f"SET memory_limit = '{_MEMORY}'")
+    connection.execute(f"SET memory_limit = '{round(750 * memory_gb)}MB'")
     connection.execute("SET GLOBAL TimeZone = 'UTC'")
     connection.execute("SET GLOBAL python_enable_replacements = false")
     connection.execute("SET enable_external_access = false")
@@ -86,9 +91,19 @@ def lock(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], spill: str
 
 @contextmanager
 def readable(otherwise: str = "a published part is missing or damaged") -> Iterator[None]:
-    """DuckDB's errors as one sentence."""
+    """DuckDB's errors as one sentence; an interruption stays one."""
     try:
         yield
+    except duckdb.InterruptException as error:
+        raise KeyboardInterrupt from error
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":  # what DuckDB makes of Ctrl-C
+            raise
+        raise KeyboardInterrupt from error
+    except (duckdb.OutOfMemoryException, MemoryError) as error:
+        raise ConfigError(
+            "the question needs more memory than it may have; ask for less at once, or give it more (--memory-gb)"
+        ) from error
     except duckdb.Error as error:
         raise ConfigError(f"{otherwise}: {sentence(error)}") from error
 

@@ -61,11 +61,8 @@ def audit(settings: AuditSettings) -> None:
     """Measure, print, draw."""
     folder = _pictures.folder(settings.pictures) if settings.pictures else None
     records = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
+    records = _runs.of_latest_bundle(records)
     record = records[-1]
-    others = [each.run_id for each in records if each.bundle_digest != record.bundle_digest]
-    if others:
-        log.info("left out runs of other bundles: %s", ", ".join(others))
-    records = [each for each in records if each.bundle_digest == record.bundle_digest]
     spec, _ = bundle.load(record.bundle)
     if spec.digest != record.bundle_digest:
         raise ConfigError(f"the bundle at {record.bundle} is not the one that run {record.run_id} used")

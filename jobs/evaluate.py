@@ -29,7 +29,7 @@ class EvaluateSettings(JobSettings):
 
     results: str = Field(description="location of the results")
     collection: str = Field(description="name of the image collection")
-    date: Night | None = Field(None, description="night, YYYY-MM-DD; default: all nights together")
+    date: Night | None = Field(None, description="night, YYYY-MM-DD; default: all nights of the latest bundle")
     labels: str = Field(description="location of the labels (.csv or .parquet)")
     output: Literal["text", "json"] = Field("text", description="what to print")
 
@@ -44,7 +44,7 @@ class Evaluation:
     detection_rate: float
     alpha: float
     runs: list[str]
-    models: list[str]
+    model: str
     num_labels: int
     num_without_score: int
 
@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 @_views.readable()
 def evaluate(settings: EvaluateSettings) -> Evaluation:
     """Join scores with labels and measure."""
-    records = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
+    records = _runs.of_latest_bundle(
+        _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
+    )
     connection = _views.connect(settings.results)
     _views.scores(connection, settings.results, records)
     labels = _labels.read_decided(settings.labels)
@@ -74,7 +76,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     truth = np.asarray(joined["label"])
     if not len(truth):
         raise ConfigError(
-            f"none of the {labels.num_rows} labels is of an image scored in {settings.collection!r}; a label reads "
+            f"none of the {labels.num_rows} labels is of an image scored in {settings.collection!r}; the first is of "
             f"{labels['image_uri'][0].as_py()!r}: image_uri must be the whole location, as `fcdd query` shows it"
         )
     alarms = np.asarray(joined["is_anomalous"])
@@ -86,7 +88,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         detection_rate=float(alarms[truth == 1].mean()),
         alpha=records[-1].alpha,
         runs=[record.run_id for record in records],
-        models=sorted({record.bundle_digest for record in records}),
+        model=records[-1].bundle_digest,
         num_labels=labels.num_rows,
         num_without_score=labels.num_rows - len(truth),
     )
@@ -100,7 +102,7 @@ def show(settings: EvaluateSettings) -> None:
         return
     first = result.metrics[SCORES[0]]
     print(f"runs        {', '.join(result.runs)}")
-    print(f"model       {', '.join(digest[:12] for digest in result.models)}")
+    print(f"model       {result.model[:12]}")
     print(
         f"images      {first.num_nominal} nominal, {first.num_anomalous} anomalous; "
         f"{result.num_without_score} of {result.num_labels} labelled images have no score"

@@ -89,7 +89,7 @@ def chosen(found: Results, settings: HeatmapSettings) -> list[dict[str, Any]]:
     if not settings.uri and not settings.uris:
         question = _questions.top(count=max(MAX_COMPARED, settings.top), columns=_COLUMNS)
         with _views.readable():
-            rows = found.sql(*question).to_arrow_table()
+            rows = found.of_latest_bundle().sql(*question).to_arrow_table()
         return list(_questions.without_duplicates(rows, settings.top).to_pylist())
     uris = [*settings.uri, *(_labels.read_uris(settings.uris) if settings.uris else [])]
     latest = "QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY date DESC) = 1"

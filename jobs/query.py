@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
 from fcdd.errors import ConfigError
-from jobs import _console, _questions, _tabular, _views, results
+from jobs import _bounds, _console, _questions, _tabular, _views, results
 from jobs._questions import MAX_COMPARED, TOP_COLUMNS, Question
 from jobs._settings import JobSettings, Night
 from jobs._tabular import Format
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 class QuerySettings(JobSettings):
     """Ask committed runs. The questions:
 
-    top         the most anomalous images; near-duplicates are one line, with how many they are
+    top         the most anomalous images by one bundle; near-duplicates are one line, with how many they are
     history     one image, night by night (--uri)
     alarms      images, alarms and unreadable images, per night and camera
     quarantine  why images were not scored
@@ -63,6 +64,10 @@ class QuerySettings(JobSettings):
     by: Literal["group", "folder", "night"] = Field("group", description="alarms: per camera, folder, or whole night")
     sql: str | None = Field(None, description="one SELECT; implies the question sql")
     explain: bool = Field(False, description="show how it is answered instead: files, row groups and bytes read")
+    timeout_s: float = Field(600, gt=0, description="seconds a question may take")
+    memory_gb: float = Field(
+        _views.MEMORY_GB, gt=0.1, description="memory a question may take; what is sorted goes to the disk beyond it"
+    )
     output: Format = Field("table", description="table for people; csv, json, parquet, arrow for programs")
     to: str | None = Field(None, description="write the answer into this file or object; its ending names the format")
 
@@ -98,6 +103,16 @@ def query(settings: QuerySettings) -> None:
         since=settings.date or settings.since,
         until=settings.date or settings.until,
     )
+    found = replace(found.of_latest_bundle() if kind == "top" else found, memory_gb=settings.memory_gb)
+    with (
+        _bounds.seconds(settings.timeout_s, found.interrupt),
+        _views.readable("the question cannot be answered"),
+        _bounds.memory(settings.memory_gb),
+    ):
+        _answer(kind, settings, found)
+
+
+def _answer(kind: str, settings: QuerySettings, found: Results) -> None:
     question = _question(kind, settings, found)
     if settings.explain:
         print("\n".join(explained(found.explain(*question))))
@@ -112,8 +127,7 @@ def query(settings: QuerySettings) -> None:
             if not common:
                 print("the two nights have no image in common: what is the same by name is compared")
                 return
-        with _views.readable("the question cannot be answered"):
-            _tabular.write(found.sql(*question).to_arrow_reader(), settings.output, settings.to, title)
+        _tabular.write(found.sql(*question).to_arrow_reader(), settings.output, settings.to, title)
 
 
 def _question(kind: str, settings: QuerySettings, found: Results) -> Question:

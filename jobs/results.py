@@ -19,8 +19,9 @@ import json
 import re
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -32,7 +33,7 @@ import pyarrow.dataset as ds
 from fcdd import heatmap, storage
 from fcdd.errors import ConfigError
 from fcdd.regions import Region
-from jobs import _runs, _views
+from jobs import _parts, _read_only, _runs, _sql, _views
 from schemas import DELETED, DRIFT, LABELS, QUARANTINE, RUNS, SCORES, Layout, Part, RunRecord
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class Results:
 
     location: str
     records: tuple[RunRecord, ...]
+    memory_gb: float = _views.MEMORY_GB
 
     def __repr__(self) -> str:
         nights = ", ".join(
@@ -147,13 +149,17 @@ class Results:
 
     def paths(self, table: str = "scores") -> list[str]:
         """URIs of the Parquet files of a table, for any engine. Raises ConfigError for a table that has none."""
-        return [f"{self.location}/{part.path}" for part in self._parts(table)] + self._label_files(table)
+        return [f"{self.location}/{part.path}" for part in self.parts(table)] + self._label_files(table)
 
     def dataset(self, table: str = "scores") -> ds.Dataset:
-        """A table as a pyarrow dataset, which reads only the columns and row groups that it needs."""
+        """A table as a pyarrow dataset, which reads only the columns and row groups that it needs.
+
+        Raises FCDDError for a file that is not what was published.
+        """
         schema, paths = _schema(table), self.paths(table) if table != "runs" else []
         if not paths:
             return ds.dataset(self.runs() if table == "runs" else schema.empty_table())
+        _parts.check(self.location, self.parts(table))
         scheme, _, _ = self.location.partition("://")
         if scheme == "file":
             return ds.dataset([path.removeprefix("file://") for path in paths], schema=schema, format="parquet")
@@ -170,13 +176,13 @@ class Results:
         Raises ConfigError for anything but one SELECT, and for one that makes no sense; what fails while rows are
         fetched is an error of DuckDB. Files other than the published ones, and the network, are out of its reach.
         """
-        question = select_only(query)
+        question = _sql.select_only(query, list(TABLES))
         with _views.readable(_NO_ANSWER):
             return self._database.cursor(question).sql(question, params=dict(params or {}))
 
     def explain(self, query: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """How a SELECT was answered: DuckDB's profile, with the files, row groups and bytes that were read."""
-        question = select_only(query)
+        question = _sql.select_only(query, list(TABLES))
         with _views.readable(_NO_ANSWER):
             cursor = self._database.cursor(question)
             [(_, profile)] = cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {question}", dict(params or {})).fetchall()
@@ -216,6 +222,11 @@ class Results:
             raise ConfigError(f"there are several collections; choose one with --collection: {', '.join(names)}")
         return self
 
+    def of_latest_bundle(self) -> "Results":
+        """The runs of the latest night's bundle: ranks across bundles mean nothing. The others are named in the log."""
+        records = tuple(_runs.of_latest_bundle(self.records))
+        return self if records == self.records else replace(self, records=records)
+
     def record_of(self, model_digest: str) -> RunRecord:
         """A run that was scored with this bundle."""
         return next(record for record in reversed(self.records) if record.bundle_digest == model_digest)
@@ -226,7 +237,12 @@ class Results:
             raise ConfigError(f"{table} has no columns {sorted(unknown)}; it has: {', '.join(schema.names)}")
         return self.sql(f"SELECT {', '.join(columns or schema.names)} FROM {table}")
 
-    def _parts(self, table: str) -> list[Part]:
+    def interrupt(self) -> None:
+        """Stop whatever is being answered, from another thread; the answer ends with KeyboardInterrupt."""
+        self._database.interrupt()
+
+    def parts(self, table: str) -> list[Part]:
+        """The published files of a table as the commit records name them. Raises ConfigError as `paths`."""
         parts = {
             "scores": lambda record: record.scores,
             "quarantine": lambda record: record.quarantine,
@@ -259,32 +275,30 @@ class _Database:
         # Removed with these results, or at the end of the process: DuckDB's own would lie in the current folder.
         self._spill = tempfile.TemporaryDirectory(prefix="fcdd-query-", ignore_cleanup_errors=True)
         self._connection, self._made = _views.connect(of.location), threading.Lock()
+        self._of, self._cursors = of, weakref.WeakSet[duckdb.DuckDBPyConnection]()
         names = [name for name in TABLES if name != "runs"]
-        self._paths = {name: [path.removeprefix("file://") for path in of.paths(name)] for name in names}
+        self._paths = {name: [_read_only.path(path) for path in of.paths(name)] for name in names}
         self._missing = set(self._paths)
         _views.table(self._connection, "runs", of.runs())
-        _views.lock(self._connection, [path for paths in self._paths.values() for path in paths], self._spill.name)
+        allowed = [path for paths in self._paths.values() for path in paths]
+        _views.lock(self._connection, allowed, self._spill.name, of.memory_gb)
 
     def cursor(self, query: str) -> duckdb.DuckDBPyConnection:
         """A cursor of its own for one question: several may be read at the same time."""
         with self._made:
             named = [name for name in self._missing if re.search(rf"\b{name}\b|{_CATALOG}", query, re.IGNORECASE)]
             for name in named:
+                _parts.check(self._of.location, self._of.parts(name))
                 _views.view(self._connection, name, self._paths[name], TABLES[name])
                 self._missing.remove(name)
-        return self._connection.cursor()
+            cursor = self._connection.cursor()
+            self._cursors.add(cursor)
+        return cursor
 
-
-def select_only(query: str) -> str:
-    """The query, if it is one SELECT. Raises ConfigError for anything else: it might write."""
-    try:
-        statements = duckdb.extract_statements(query)
-    except duckdb.Error as error:
-        raise ConfigError(f"this is not SQL: {_views.sentence(error)}") from error
-    kinds = [statement.type.name for statement in statements]
-    if kinds != ["SELECT"]:
-        raise ConfigError(f"expected one SELECT, got {' and '.join(kinds) or 'nothing'}: results are only read")
-    return str(statements[0].query).rstrip().rstrip(";")
+    def interrupt(self) -> None:
+        """Stop whatever is being answered."""
+        for cursor in list(self._cursors):
+            cursor.interrupt()
 
 
 def _schema(table: str) -> pa.Schema:

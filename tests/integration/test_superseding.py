@@ -7,14 +7,18 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import pytest
 
 from fcdd import storage
 from fcdd.bundle import SPEC_FILE
-from jobs import _commit, _plans, _records, _runs
+from jobs import _commit, _plans, _records, _runs, results
 from schemas import Layout, RunRecord
 from tests.line import Line, here
+
+ROOT = Path(__file__).parents[2]
 
 
 def score(line: Line, *options: str, check: bool = True, day: int = 1) -> tuple[int, str]:
@@ -101,6 +105,35 @@ def test_of_the_runs_of_a_night_the_one_that_took_the_place_of_another_is_the_la
     [record] = line.records()
     assert record.supersedes == first.run_id
     assert record.committed_at > ahead.committed_at
+
+
+def test_every_documented_way_reads_the_run_that_counts(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record between two others was removed: both are standing, and the later one counts for everybody."""
+    line.upload("nights/2026-11-01", 5, seed=1)
+    for options in ((), ("--rescore",), ("--rescore",)):
+        score(line, *options)
+    first, second, third = _runs.records(layout_of(line))
+    assert second.supersedes == first.run_id
+    Path(line.results, "runs", f"{second.run_id}.json").unlink()
+    wanted = [f"{line.results}/{part.path}" for part in third.scores]
+    assert results.open(line.results).paths() == [f"file://{path}" for path in wanted]
+    monkeypatch.chdir(line.root)
+    text = (ROOT / "docs/results.md").read_text()
+    [function] = re.findall(r"```python\n(import glob.*?)```", text, re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(function, namespace)
+    assert namespace["files"](line.results) == wanted
+    [documented] = re.findall(r"```sql\n(.*?);", text, re.DOTALL)
+    connection = duckdb.connect()
+    connection.execute(documented)
+    [(paths,)] = connection.execute("SELECT getvariable('parts')").fetchall()
+    assert [f"{line.root}/{path}" for path in paths] == wanted
+    for dialect in ("athena", "trino", "spark"):
+        ddl = (ROOT / f"schemas/ddl/{dialect}.sql").read_text()
+        [view] = re.findall(r"current_runs AS\n(.*?);", ddl, re.DOTALL)
+        runs = f"(FROM read_json('{line.results}/runs/*.json'))"
+        found = connection.execute(re.sub(r"(hive\.fcdd\.|fcdd_)runs", f"{runs} r", view)).fetchdf()
+        assert found["run_id"].to_list() == [third.run_id]
 
 
 def test_a_name_of_a_run_is_not_used_again_when_a_record_was_removed(line: Line) -> None:

@@ -1,0 +1,54 @@
+"""What a question may take: time, and memory of the whole process, of which DuckDB counts its own part only."""
+
+import os
+import resource
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from fcdd.errors import ConfigError
+
+# Stacks of as many threads as there are cores count as memory, too.
+_STACK_BYTES = 16 * 1024**2
+
+
+@contextmanager
+def seconds(limit: float, interrupt: Callable[[], None]) -> Iterator[None]:
+    """Call `interrupt` from another thread when time is up; what it interrupts is then a ConfigError."""
+    expired = threading.Event()
+
+    def stop() -> None:
+        expired.set()
+        interrupt()
+
+    timer = threading.Timer(limit, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not expired.is_set():
+            raise
+        raise ConfigError(f"no answer within {limit:g} s; ask for less, or give it more time (--timeout-s)") from error
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def memory(limit_gb: float) -> Iterator[None]:
+    """Within it, what this process takes beyond what it has, and `limit_gb`, is a MemoryError."""
+    if sys.platform != "linux":
+        yield
+        return
+    with open("/proc/self/statm") as file:
+        taken = int(file.read().split()[5]) * resource.getpagesize()
+    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = taken + round(limit_gb * 1e9) + _STACK_BYTES * (os.cpu_count() or 1)
+    if before != resource.RLIM_INFINITY:
+        wanted = min(wanted, before)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, hard))

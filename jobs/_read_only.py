@@ -1,0 +1,61 @@
+"""The file system under DuckDB: it opens files of the results to read, and does nothing else whatever it is asked."""
+
+from typing import Any, NoReturn
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from fcdd import storage
+
+PROTOCOL = "results"
+
+
+def path(uri: str) -> str:
+    """A location as it is named under this file system."""
+    scheme, _, rest = storage.normalize(uri).partition("://")
+    return f"{PROTOCOL}://{rest}" if scheme else rest
+
+
+class ReadOnly(AbstractFileSystem):  # type: ignore[misc]
+    """Another file system, of one scheme, without its ways to write. Names are never taken for patterns."""
+
+    protocol = PROTOCOL
+    cachable = False
+
+    def __init__(self, location: str) -> None:
+        """For the store of `location`."""
+        super().__init__()
+        self._scheme = storage.normalize(location).partition("://")[0]
+        self._files = LocalFileSystem() if self._scheme == "file" else storage.filesystem(self._scheme)
+
+    def _inner(self, path: str) -> str:
+        rest = path.removeprefix(f"{PROTOCOL}://")
+        return rest if self._scheme == "file" else f"{self._scheme}://{rest}"
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        """A file to read."""
+        if mode != "rb":
+            self._refuse()
+        return self._files.open(self._inner(path), "rb", **options)
+
+    def glob(self, path: str, **_: Any) -> list[str]:
+        """The one file of that name, whatever signs are in it."""
+        return [path] if self.exists(path) else []
+
+    def exists(self, path: str, **_: Any) -> bool:
+        """Whether the file is there."""
+        return bool(self._files.exists(self._inner(path)))
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        """Size and kind."""
+        return dict(self._files.info(self._inner(path)))
+
+    def modified(self, path: str) -> Any:
+        """When it was written."""
+        return self._files.modified(self._inner(path))
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise PermissionError("results are only read here")
+
+    mkdir = makedirs = rmdir = rm = rm_file = _rm = mv = cp_file = copy = touch = put_file = pipe_file = _refuse
+    created = sign = _refuse

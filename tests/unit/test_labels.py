@@ -1,0 +1,74 @@
+"""Files of labels, as people keep them: what counts, what is missing, and what is refused."""
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.local_s3 import LocalS3
+from fcdd import storage
+from fcdd.errors import ConfigError
+from jobs import _labels
+
+SAME = {
+    "no ETags": "image_uri,label\ns3://b/a.png,1\ns3://b/b.png,0\n",
+    "an empty column": "image_uri,label,image_etag,mask_uri\ns3://b/a.png,1,,\ns3://b/b.png,0,,\n",
+    "a column that is empty for some": 'image_uri,label,image_etag\ns3://b/a.png,1,\ns3://b/b.png,0,"""x"""\n',
+    "a byte order mark": "\ufeffimage_uri,label\ns3://b/a.png,1\ns3://b/b.png,0\n",
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+@pytest.mark.parametrize("name", ["labels.csv", "LABELS.CSV"])
+def test_labels_without_an_etag_are_of_the_image_whatever_it_was(tmp_path: Path, case: str, name: str) -> None:
+    (tmp_path / name).write_text(SAME[case], encoding="utf-8")
+    found = _labels.read(str(tmp_path / name))
+    assert found["label"].to_pylist() == [1, 0]
+    assert found["image_etag"].to_pylist() == (["", "x"] if "some" in case else ["", ""])
+    assert _labels.read_anomalies(str(tmp_path / name)) == [("s3://b/a.png", None, "")]
+
+
+def test_nulls_in_a_parquet_file_are_empty_and_its_ending_may_be_in_capitals(tmp_path: Path) -> None:
+    columns = {"image_uri": ["s3://b/a.png"], "label": [1], "image_etag": [None], "mask_uri": [None]}
+    types = {"image_etag": pa.null(), "mask_uri": pa.string()}
+    table = pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
+    pq.write_table(table, tmp_path / "labels.PARQUET")
+    assert _labels.is_file(str(tmp_path / "labels.PARQUET"))
+    assert _labels.read_anomalies(str(tmp_path / "labels.PARQUET")) == [("s3://b/a.png", None, "")]
+
+
+WRONG = {
+    "no rows": ("image_uri,label\n", "there is not one label in"),
+    "bad images only": ("image_uri,label\ns3://b/a.png,-1\n", "all 1 labels in .* are -1"),
+    "no label": ("image_uri,label\ns3://b/a.png,\n", "expected labels 0"),
+    "no name": ("image_uri,label\n,1\n", "row 1"),
+    "the same image twice": ("image_uri,label\ns3://b/a.png,1\ns3://b/a.png,0\n", "some twice"),
+    "words": ("image_uri,label\ns3://b/a.png,good\n", "labels 0 or 1"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_labels_that_say_nothing_are_one_sentence(tmp_path: Path, case: str) -> None:
+    text, message = WRONG[case]
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        _labels.read_decided(str(tmp_path / "x.csv"))
+
+
+@pytest.mark.s3
+def test_a_file_that_is_not_local_names_no_local_file_that_will_be_opened(s3: LocalS3, prefix: str) -> None:
+    rows = {"image_uri": ["file:///etc/a.png", "s3://b/a.png"], "label": [1, 0], "mask_uri": ["", ""]}
+    for name, changes in (
+        ("image", {}),
+        ("mask", {"image_uri": ["s3://b/c.png", "s3://b/a.png"], "mask_uri": ["/m.png", ""]}),
+    ):
+        sink = io.BytesIO()
+        pq.write_table(pa.table(rows | changes), sink)
+        storage.write(f"{prefix}/{name}.parquet", sink.getvalue())
+        with pytest.raises(ConfigError, match="only a local file may name local ones"):
+            _labels.read_anomalies(f"{prefix}/{name}.parquet")
+    assert _labels.read_decided(f"{prefix}/image.parquet").num_rows == 2  # who only compares names opens nothing
+    with pytest.raises(ConfigError, match=r"names the local file file:///etc/a\.png"):
+        _labels.read_decided(f"{prefix}/image.parquet", opened=True)
