@@ -8,6 +8,7 @@ shrinks a column of them best (LIMITS: 473 bytes per 28x28 map against 3,136 raw
 Shapes: U x V cells of the map, H x W pixels.
 """
 
+import math
 import struct
 from collections.abc import Sequence
 
@@ -15,12 +16,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from fcdd.errors import FCDDError
+
 VERSION = 1
 _HEADER = struct.Struct("<BHHff")
 _HEADER_FIELDS = np.dtype([("version", "u1"), ("shape", "<u2", 2), ("low", "<f4"), ("high", "<f4")])
 _LEVELS = 255
 # The three anchors of the colour scale.
 _COLD, _WARM, _HOT = "#1b0c41", "#cf4446", "#fcffa4"
+
+
+class DamagedHeatmap(FCDDError, ValueError):
+    """Bytes that are no heatmap of this codec."""
 
 
 def encode(map_uv: npt.NDArray[np.float32]) -> bytes:
@@ -50,12 +57,14 @@ def encode_each(maps: npt.NDArray[np.float32]) -> list[bytes]:
 
 
 def decode(data: bytes) -> npt.NDArray[np.float32]:
-    """The map (U,V) of `encode`, within 1/510 of its range. Raises ValueError for damaged bytes."""
+    """The map (U,V) of `encode`, within 1/510 of its range. Raises DamagedHeatmap for other bytes."""
     if len(data) < _HEADER.size:
-        raise ValueError(f"expected at least {_HEADER.size} bytes of heatmap, got {len(data)}")
+        raise DamagedHeatmap(f"expected at least {_HEADER.size} bytes of heatmap, got {len(data)}")
     version, height, width, low, high = _HEADER.unpack_from(data)
-    if version != VERSION or len(data) != _HEADER.size + height * width:
-        raise ValueError(f"expected heatmap version {VERSION}, got {version} with {len(data)} bytes")
+    if version != VERSION or not height * width or len(data) != _HEADER.size + height * width:
+        raise DamagedHeatmap(f"expected a heatmap of version {VERSION}, got {version} with {len(data)} bytes")
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DamagedHeatmap(f"expected a finite heatmap, got one from {low} to {high}")
     zigzag = np.frombuffer(data, np.uint8, offset=_HEADER.size).reshape(height, width)
     deltas = (zigzag >> 1) ^ (0 - (zigzag & 1))
     levels = deltas.cumsum(0, dtype=np.uint8).cumsum(1, dtype=np.uint8)
@@ -66,17 +75,17 @@ def decode(data: bytes) -> npt.NDArray[np.float32]:
 def decode_each(encoded: Sequence[bytes]) -> npt.NDArray[np.float32]:
     """`decode` of maps of one shape, as one stack (N,U,V), several times faster than one by one.
 
-    Raises ValueError for damaged bytes or maps of different shapes.
+    Raises DamagedHeatmap for other bytes, or maps of different shapes.
     """
     if not encoded:
         return np.empty((0, 0, 0), np.float32)
     first = decode(encoded[0])
     if any(len(each) != len(encoded[0]) for each in encoded):
-        raise ValueError("expected heatmaps of one shape")
+        raise DamagedHeatmap("expected heatmaps of one shape")
     data = np.frombuffer(b"".join(encoded), np.uint8).reshape(len(encoded), -1)
     headers = np.frombuffer(data[:, : _HEADER.size].tobytes(), _HEADER_FIELDS)
     if (headers["version"] != VERSION).any() or (headers["shape"] != first.shape).any():
-        raise ValueError(f"expected heatmaps of version {VERSION} and shape {first.shape}")
+        raise DamagedHeatmap(f"expected heatmaps of version {VERSION} and shape {first.shape}")
     zigzag = data[:, _HEADER.size :].reshape(-1, *first.shape)
     levels = ((zigzag >> 1) ^ (0 - (zigzag & 1))).cumsum(1, dtype=np.uint8).cumsum(2, dtype=np.uint8)
     low, high = (headers[name].astype(np.float64)[:, None, None] for name in ("low", "high"))
@@ -116,7 +125,7 @@ def small_layer(
     heatmap_hw: npt.NDArray[np.float32], threshold: float, *, size: tuple[int, int], long_side: int
 ) -> Image.Image:
     """`layer` in the shape of an image of `size` (width, height), its long side `long_side` pixels."""
-    scale = long_side / max(size)
+    scale = long_side / max(1, *size)
     width, height = (max(1, round(side * scale)) for side in size)
     return layer(at_size(heatmap_hw, width, height), threshold)
 

@@ -4,6 +4,7 @@ import datetime as dt
 import hashlib
 import hmac
 import io
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -122,13 +123,13 @@ class Review:
         except BadDrawing as error:
             return PlainTextResponse(f"not a verdict: {error}", 422)
         except Outdated:
-            return JSONResponse(self._item(request.path_params["index"]), 409)
+            return JSONResponse(self._item(_index(request)), 409)
         except FCDDError as error:
             return PlainTextResponse(f"it could not be kept: {error}", 503)
-        return JSONResponse(self._item(request.path_params["index"]))
+        return JSONResponse(self._item(_index(request)))
 
     def _row(self, request: Request) -> Mapping[str, Any] | None:
-        index = request.path_params["index"]
+        index = _index(request)
         return self._rows[index] if 0 <= index < len(self._rows) else None
 
     def _item(self, index: int) -> dict[str, Any]:
@@ -152,16 +153,22 @@ class Review:
         }
 
 
-def application(review: Review, *, hosts: Sequence[str] | None, token: str | None) -> Starlette:
-    """The whole server: under these names only (any, if None), and for whoever has the token, if there is one."""
+def _index(request: Request) -> int:
+    """The number in the address, -1 for what is none."""
+    text = request.path_params["index"]
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1
+
+
+def application(review: Review, *, hosts: Sequence[str] | None, token: str) -> Starlette:
+    """The whole server: under these names only (any, if None), and for whoever has the token."""
     return Starlette(
         routes=[
             Route("/", review.page),
             Route("/items", review.items),
-            Route("/picture/{index:int}", review.picture),
-            Route("/layer/{index:int}", review.layer),
-            Route("/mask/{index:int}", review.mask),
-            Route("/label/{index:int}", review.label, methods=["POST"]),
+            Route("/picture/{index}", review.picture),
+            Route("/layer/{index}", review.layer),
+            Route("/mask/{index}", review.mask),
+            Route("/label/{index}", review.label, methods=["POST"]),
         ],
         middleware=[Middleware(_Guard, hosts=hosts, token=token)],
     )
@@ -170,10 +177,10 @@ def application(review: Review, *, hosts: Sequence[str] | None, token: str | Non
 class _Guard:
     """Headers of every answer; the names that we go by; and the token, once in the address, then in a cookie."""
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str] | None, token: str | None) -> None:
+    def __init__(self, app: ASGIApp, hosts: Sequence[str] | None, token: str) -> None:
         self._app, self._hosts, self._token = app, hosts, token
         # Cookies do not know ports: each review has one of its own.
-        self._cookie = f"fcdd_{hashlib.sha256((token or '').encode()).hexdigest()[:12]}"
+        self._cookie = f"fcdd_{hashlib.sha256(token.encode()).hexdigest()[:12]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -192,7 +199,7 @@ class _Guard:
         if self._hosts is not None and _host_name(request) not in self._hosts:
             # Another name that was made to point to this machine: a page of somebody else would be asking.
             return PlainTextResponse("not a name of this machine", 400)
-        if self._token is None or _same(request.cookies.get(self._cookie), self._token):
+        if _same(request.cookies.get(self._cookie), self._token):
             return None
         if request.method == "GET" and _same(request.query_params.get("token"), self._token):
             answer = RedirectResponse("/", 303)

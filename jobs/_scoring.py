@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fcdd import bundle, drift, storage
+from fcdd import bundle, drift, grouping, storage
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import Decider
 from fcdd.drift import AlarmLaw
@@ -94,8 +94,12 @@ def prepare(settings: ScoreSettings, *, any_bundle: bool = False, may_be_empty: 
         raise ConfigError(f"expected a collection of lower-case letters, digits, - and _, got {settings.collection!r}")
     layout = Layout(storage.normalize(settings.results))
     source = settings.source(any_bundle=any_bundle, may_be_empty=may_be_empty)
+    for option, place in (("--results", layout.results), ("--bundle", storage.normalize(settings.bundle))):
+        if place in source.prefixes:
+            raise ConfigError(f"{option} and --images are the same location, {place}; give each one of its own")
     spec, weights = bundle.load(storage.normalize(settings.bundle))
     settings.runtime().check(spec.network)
+    grouping.compile_pattern(spec.calibration.group_pattern)
     job = Job(settings, layout, source, spec, weights)
     Decider(spec.calibration, job.alpha)  # the calibration supports it
     return job

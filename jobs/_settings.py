@@ -24,8 +24,8 @@ from fcdd.errors import ConfigError
 
 def strict_date(value: object) -> object:
     """Pydantic would also take numbers and times, and a night must not be guessed."""
-    if isinstance(value, str) and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
-        raise ValueError("expected a date like 2026-11-24")
+    if isinstance(value, str) and not re.fullmatch(r"(19[7-9]|[2-9]\d\d)\d-\d{2}-\d{2}", value, re.ASCII):
+        raise ValueError("expected a date like 2026-11-24, from 1970 on")
     return value
 
 

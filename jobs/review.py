@@ -42,7 +42,7 @@ class ReviewSettings(JobSettings):
         50, ge=1, le=MAX_IMAGES, description="all alarms are shown; if they are fewer, so many of the most anomalous"
     )
     reviewer: str = Field("", description="who labels, for the record")
-    host: str = Field("127.0.0.1", description="address to listen on; others than this machine need the printed token")
+    host: str = Field("127.0.0.1", description="address to listen on; whoever opens the page needs the printed token")
     port: int = Field(8765, ge=0, le=65535, description="port to listen on; 0: any that is free")
 
 
@@ -66,13 +66,13 @@ def review(settings: ReviewSettings) -> None:
         page = _review_app.Review(rows, lambda row: night.record_of(row["model_digest"]), labels, settings.reviewer)
         page.warm()
         loopback = settings.host in _review_app.LOOPBACK
-        token = None if loopback else secrets.token_urlsafe(24)
+        token = secrets.token_urlsafe(24)  # on this machine, too: other users of it can reach the port
         application = _review_app.application(page, hosts=_review_app.LOOPBACK if loopback else None, token=token)
         with _listening(settings.host, settings.port) as listener:
             port = listener.getsockname()[1]
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             print(f"{record.collection}, {record.day}: {_count(rows)}")
-            print(f"open        http://{host}:{port}/" + (f"?token={token}" if token else ""))
+            print(f"open        http://{host}:{port}/?token={token}")
             print(f"labels      {labels.uri}  (Ctrl-C ends the review)", flush=True)
             server = uvicorn.Server(uvicorn.Config(application, log_level="warning", access_log=False))
             with suppress(KeyboardInterrupt):  # how a review ends

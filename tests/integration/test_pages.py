@@ -370,7 +370,7 @@ def test_the_review_page_labels_every_image_in_every_way(browser: Browser, night
             expect(page.locator("#progress")).not_to_have_text(before or "")
         expect(page.locator("#progress")).to_have_text("12 of 12 labelled: that is all")
         assert watched.complaints == []
-        assert all(url.startswith(address) for url in watched.asked())
+        assert all(url.startswith(address.partition("?")[0]) for url in watched.asked())
         process.send_signal(signal.SIGINT)
         said, complained = process.communicate(timeout=20)
     assert process.returncode == 0, complained
@@ -464,11 +464,16 @@ def test_two_pages_do_not_undo_each_other(browser: Browser, nights: Line) -> Non
 
 
 def ask(address: str, path: str, *, body: bytes | None = None, **headers: str) -> tuple[int, str]:
+    """An answer of the server, after the token that the address may have was shown."""
+    base, _, token = address.partition("?token=")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPCookieProcessor())
+    if token:
+        opener.open(address, timeout=20).close()
     request = urllib.request.Request(
-        address.rstrip("/") + path, body, {k.replace("_", "-"): v for k, v in headers.items()}
+        base.rstrip("/") + path, body, {k.replace("_", "-"): v for k, v in headers.items()}
     )
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as answer:
+        with opener.open(request, timeout=20) as answer:
             return answer.status, answer.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -493,14 +498,24 @@ def test_only_our_own_page_may_label(nights: Line) -> None:  # noqa: F811
         big = b'{"label": 1, "mask": "' + b"A" * (_reviewing.MAX_MASK_CHARACTERS + 200_000) + b'"}'
         with contextlib.suppress(OSError):  # it may hang up while we are still sending
             assert ask(address, "/label/50", body=big, **json_type)[0] == 413
-        for path in ("/picture/99999", "/layer/99999", "/mask/99999"):
-            assert ask(address, path)[0] == 404
+        for number in ("99999", "9" * 5000, "-1", "x", "%D9%A1"):
+            for kind in ("picture", "layer", "mask"):
+                assert ask(address, f"/{kind}/{number}")[0] == 404
+            assert ask(address, f"/label/{number}", body=verdict, **json_type)[0] == 404
+        for nonsense in (
+            b"[" * 100_000,
+            b'{"label": 1' + b"0" * 400 + b"}",
+            b"\xff",
+            b'{"label": 0, "seen": "2026-01-01"}',
+        ):
+            assert ask(address, "/label/50", body=nonsense, **json_type)[0] in (409, 422)
         assert ask(address, "/../../etc/passwd")[0] == 404
         assert ask(address, "/")[0] == 200
 
 
-def test_beyond_this_machine_a_token_is_asked_for(nights: Line) -> None:  # noqa: F811
-    with reviewing(nights, "--host", "0.0.0.0") as (printed, _):
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+def test_a_token_is_asked_for_beyond_this_machine_and_on_it(nights: Line, host: str) -> None:  # noqa: F811
+    with reviewing(nights, "--host", host) as (printed, _):
         address, token = printed.split("?token=")
         address = address.replace("0.0.0.0", "127.0.0.1")
         assert len(token) >= 32

@@ -263,7 +263,7 @@ ALLOWED = {
     "try_cast('x' AS STRUCT(a INT, b VARCHAR[]))",
     "a CTE that calls itself": "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < 5) FROM t",
     "joins and groups": "SELECT s.image_group, count(*) FILTER (is_anomalous), "
-    "string_agg(DISTINCT run_id, ',' ORDER BY run_id) FROM main.scores s LEFT JOIN quarantine q USING (image_uri) "
+    "string_agg(DISTINCT s.run_id, ',' ORDER BY s.run_id) FROM main.scores s LEFT JOIN quarantine q USING (image_uri) "
     "SEMI JOIN runs r ON s.run_id = r.run_id "
     "GROUP BY ROLLUP (s.image_group) HAVING count(*) > 1 ORDER BY ALL",
     "sets": "SELECT DISTINCT ON (image_group) image_group FROM scores UNION BY NAME (SELECT 1 AS b EXCEPT SELECT 2)",

@@ -31,5 +31,15 @@ def test_a_pattern_names_the_group_by_its_first_group_or_the_whole_match() -> No
 def test_patterns_that_cannot_name_anything_are_refused() -> None:
     with pytest.raises(ConfigError, match="not a regular expression"):
         grouping.compile_pattern("(")
+    with pytest.raises(
+        ConfigError, match="RE2, which has no look-around and no back-references: invalid perl operator"
+    ):
+        grouping.compile_pattern("cam(?=-1)")
     with pytest.raises(ConfigError, match="matches the empty name"):
         grouping.compile_pattern("x*")
+
+
+def test_no_name_makes_a_pattern_take_for_ever() -> None:
+    """It would take a backtracking engine until the end of the world."""
+    pattern = grouping.compile_pattern(r"(a+)+b$")
+    assert grouping.group_of("s3://b/" + "a" * 900 + ".png", (), pattern) == ""
