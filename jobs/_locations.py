@@ -36,10 +36,11 @@ class Locations:
 
     def check(self, uri: str) -> None:
         """Raises ImageError forbidden for an image that lies elsewhere."""
-        if any(uri.startswith(f"{place}/") for place in self.places) and "/../" not in uri:
+        named = storage.normalize(uri) if uri.startswith("file:") else uri  # on a disk ".." leads elsewhere
+        if any(named.startswith(f"{place}/") for place in self.places):
             return
+        known = ", ".join(self.places) or "none that may be opened"
         raise ImageError(
             "forbidden",
-            f"it lies outside of the locations of its run ({', '.join(self.places) or 'none that may be opened'}); if you "
-            "want it opened, name its location with --images",
+            f"it lies outside the locations of its run ({known}); to have it opened, add its location as --images",
         )

@@ -26,6 +26,12 @@ def records(layout: Layout, collection: str | None = None) -> list[RunRecord]:
     )
 
 
+def check_there(layout: Layout) -> None:
+    """Raises ConfigError when there is nothing at all at the location: it is mistyped."""
+    if not any(page for page in storage.pages(layout.results)):
+        raise ConfigError(f"there is nothing at {layout.results}: no run was ever begun there; correct --results")
+
+
 def uris(layout: Layout) -> list[str]:
     """Where the commit records lie; beside a record there may be a folder of what belongs to it."""
     prefix = f"{layout.runs()}/"

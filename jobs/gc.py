@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def collect(settings: GcSettings) -> None:
     """Remove, and say what."""
     layout = Layout(storage.normalize(settings.results))
+    _runs.check_there(layout)
     # Ages are differences of the store's own times: with a wrong clock here, what is new would look old.
     before = _lease.store_time(layout.leases()) - timedelta(days=settings.older_than_days)
     parts = [info for table in TABLES for info in _objects(f"{layout.results}/{table}")]

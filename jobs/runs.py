@@ -57,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def show(settings: RunsSettings) -> None:
     """Print the runs, oldest night first."""
     layout = Layout(storage.normalize(settings.results))
-    if not any(page for page in storage.pages(layout.results)):
-        raise ConfigError(f"there is nothing at {layout.results}: no run was ever begun there; correct --results")
+    _runs.check_there(layout)
     found = sorted(
         (run for run in (*committed(layout), *uncommitted(layout)) if settings.collection in (None, run.collection)),
         key=lambda run: (run.collection, run.date, run.started_at),

@@ -391,7 +391,9 @@ def test_a_calibration_anew_keeps_the_weights_and_sets_the_threshold(line: Line)
     assert "add --overwrite" in taken.stderr
 
 
-def test_a_reviewed_run_is_a_calibration_without_its_anomalies(line: Line) -> None:
+@pytest.mark.parametrize("etags", [False, True])
+def test_a_reviewed_run_is_a_calibration_without_its_anomalies(line: Line, *, etags: bool) -> None:
+    """Also where the labels have a column of ETags that is empty."""
     line.upload("nights/2026-11-01", 150, seed=3, defects=10)
     line.nightly()
     [record] = line.records()
@@ -403,6 +405,8 @@ def test_a_reviewed_run_is_a_calibration_without_its_anomalies(line: Line) -> No
 
     def calibrate(labelled: dict[str, int], *options: str) -> "subprocess.CompletedProcess[str]":
         table = pa.table({"image_uri": list(labelled), "label": list(labelled.values())})
+        if etags:
+            table = table.append_column("image_etag", pa.nulls(len(labelled), pa.string()))
         pq.write_table(table, reviewed)
         return line.around("calibrate", *where, *options, check=False)
 

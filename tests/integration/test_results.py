@@ -827,3 +827,41 @@ def test_results_of_several_collections_are_told_apart(nights: Line, tmp_path: P
     assert len(results.open(str(tmp_path), collection="generated").records) == 1
     done = here("report", "--results", str(tmp_path), check=False)
     assert "there are several collections; choose one with --collection: c, generated" in done.stderr
+
+
+def test_nights_of_different_bundles_are_not_ranked_or_measured_together(line: Line) -> None:
+    for day in (1, 2):
+        line.upload(f"nights/2026-11-{day:02d}", 20, seed=day, defects=5)
+    line.upload("other", NUM_IMAGES * 2, seed=40)
+    line.nightly(day=1)
+    places = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/other", "--output", f"{line.root}/bundle")
+    here("calibrate", *places, "--overwrite")
+    line.nightly(day=2)
+    first, second = line.records()
+    assert first.bundle_digest != second.bundle_digest
+    rows = [
+        (row["image_uri"], int("00" <= row["image_uri"][-6:-4] < "05")) for row in line.rows("--date", "2026-11-02")
+    ]
+    rows += [(uri.replace("11-02", "11-01"), 1 - label) for uri, label in rows]  # pooled, they would cancel out
+    Path(line.root, "labels.csv").write_text("\n".join(["image_uri,label", *(f"{uri},{label}" for uri, label in rows)]))
+    found = line.around("evaluate", "--labels", f"{line.root}/labels.csv", "--output", "json")
+    document = json.loads(found.stdout)
+    assert (document["model"], document["runs"]) == (second.bundle_digest, [second.run_id])
+    assert document["metrics"]["anomaly_score"]["auroc"]["value"] == 1
+    top = line.around("query", "--top", "100", "--duplicates", "--output", "json")
+    assert {row["date"] for row in json.loads(top.stdout)} == {"2026-11-02"}
+    drawn = line.around("heatmap", "--top", "3", "--output", f"{line.root}/pictures")
+    for said in (found.stderr, top.stderr, drawn.stderr):
+        assert f"left out nights of other bundles than {second.bundle_digest[:12]}" in said
+        assert "2026-11-01; choose them with --date" in said
+    before = line.around("evaluate", "--labels", f"{line.root}/labels.csv", "--date", "2026-11-01", "--output", "json")
+    assert json.loads(before.stdout)["metrics"]["anomaly_score"]["auroc"]["value"] == 0
+
+
+@pytest.mark.parametrize("text", ["image_uri,label\n", "image_uri,label\nx,-1\n", "image_uri,label\nx,1\n"])
+def test_labels_of_no_image_are_one_sentence(nights: Line, tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels.csv").write_text(text)
+    done = nights.around("evaluate", "--labels", str(tmp_path / "labels.csv"), check=False)
+    assert done.returncode == 2
+    assert "label" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -326,9 +326,21 @@ def test_a_damaged_labels_file_does_not_stop_gc(line: Line) -> None:
 
 
 def test_results_that_are_not_there_are_an_error_and_not_an_empty_table(tmp_path: Path) -> None:
-    done = here("runs", "--results", str(tmp_path / "nowhere"), check=False)
-    assert done.returncode == 2
-    assert "no run was ever begun there; correct --results" in done.stderr
+    for verb in ("runs", "gc"):
+        done = here(verb, "--results", str(tmp_path / "nowhere"), check=False)
+        assert done.returncode == 2
+        assert "no run was ever begun there; correct --results" in done.stderr
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("option", ["--results", "--bundle"])
+def test_the_images_are_no_place_for_anything_else(line: Line, option: str) -> None:
+    line.upload("nights/2026-11-01", 5, seed=1)
+    images = f"{line.root}/nights/2026-11-01"
+    places = {"--results": line.results, "--bundle": f"{line.root}/bundle", option: images}
+    options = [each for name, place in places.items() for each in (name, place)]
+    done = here("score", "--images", images, "--collection", "c", "--date", "2026-11-01", *options, check=False)
+    assert (done.returncode, f"{option} and --images are the same location" in done.stderr) == (2, True)
 
 
 def test_a_record_is_read_back_before_it_is_written(line: Line) -> None:
