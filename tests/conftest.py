@@ -13,6 +13,8 @@ from cluster import local_s3
 from cluster.local_s3 import LocalS3
 from fcdd import datasets, storage
 from fcdd.datasets import LabelledImage
+from tests import awkward_s3
+from tests.awkward_s3 import AwkwardS3
 
 Fcdd = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -50,6 +52,17 @@ def prefix(s3: LocalS3) -> Iterator[str]:
     uri = f"s3://{s3.bucket}/{uuid.uuid4().hex}"
     yield uri
     storage.delete_prefix(uri)
+
+
+@pytest.fixture
+def awkward(monkeypatch: pytest.MonkeyPatch) -> Iterator[AwkwardS3]:
+    """A server that lists and stores keys as Amazon's does; the environment points to it for one test."""
+    with awkward_s3.serve() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        storage._store.cache_clear()
+        yield server
+    storage._store.cache_clear()
 
 
 @pytest.fixture(scope="session")
