@@ -22,9 +22,7 @@ def connect(results: str) -> duckdb.DuckDBPyConnection:
     DuckDB's own httpfs is an extension it downloads; obstore needs no network but the store's.
     """
     connection = duckdb.connect()
-    scheme, _, path = storage.normalize(results).partition("://")
-    if wild := set(path) & set("*?["):
-        raise ConfigError(f"{results} holds {' '.join(sorted(wild))}, which DuckDB takes for a pattern; rename it")
+    scheme = storage.check_results(results).partition("://")[0]
     if scheme in storage.CLOUD_SCHEMES:
         connection.register_filesystem(storage.filesystem(scheme))
     return connection
