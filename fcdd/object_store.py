@@ -7,6 +7,7 @@ find the store, its credentials and its endpoint in the environment that every S
 
 import functools
 import itertools
+import logging
 import os
 import re
 from collections.abc import Coroutine, Iterator
@@ -183,6 +184,7 @@ class _ThroughS3fs:
         """Made when it is needed: importing it takes longer than most commands."""
         import s3fs
 
+        logging.getLogger("aiobotocore.credentials").setLevel(logging.WARNING)  # it would say where it found them
         style = "virtual" if os.environ.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "").lower() in ("1", "true") else "path"
         endpoint = _endpoint("s3")
         client = s3fs.S3FileSystem(

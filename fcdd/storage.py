@@ -24,11 +24,12 @@ from obstore import exceptions
 
 from fcdd import object_store
 from fcdd.errors import ConfigError, ImageError
+from fcdd.foreign_store import Foreign
 from fcdd.local_store import Disk
 from fcdd.object_store import Bucket, first_line
 from fcdd.stored import Damaged, ObjectInfo, Store, Unreadable, md5, plain_etag
 
-__all__ = ["ObjectInfo", "Unreadable", "plain_etag"]
+__all__ = ["AbstractFileSystem", "ObjectInfo", "Unreadable", "plain_etag"]
 
 CLOUD_SCHEMES = ("s3", "gs", "az")
 _HALF_A_SCHEME = re.compile(r"(s3|gs|az|file|https?):")
@@ -301,6 +302,8 @@ def normalize(uri: str) -> str:
     """
     if not uri.isprintable() and uri.encode("utf-8", "replace").decode() != uri:
         raise ConfigError(f"the location {uri!r} is not UTF-8, so no table can name what is there; rename it")
+    if _foreign_root(uri):
+        return uri.rstrip("/")
     scheme, separator, rest = uri.partition("://")
     if not separator and uri and "::" not in uri and not _HALF_A_SCHEME.match(uri):
         return "file://" + os.path.abspath(os.path.expanduser(uri))
@@ -349,21 +352,47 @@ def _store(scheme: str, bucket: str) -> Store:
     return Disk() if scheme == "file" else Bucket(scheme, bucket)
 
 
+@contextmanager
+def through(location: str, filesystem: AbstractFileSystem | None) -> Iterator[None]:
+    """Meanwhile what lies below `location` is read through this filesystem, by every thread; None: by our own doors."""
+    if filesystem is None:
+        yield
+        return
+    location = location.rstrip("/")
+    _foreign[f"{location}/"] = Foreign(location, filesystem)
+    try:
+        yield
+    finally:
+        _foreign.pop(f"{location}/", None)
+
+
+# Locations, with a "/" at their end, that a caller reads through a filesystem of their own.
+_foreign: dict[str, Foreign] = {}
+
+
+def _foreign_root(uri: str) -> str | None:
+    return next((root for root in _foreign if f"{uri}/".startswith(root)), None)
+
+
 def _root(uri: str) -> str:
     """What stands before the key: of a local file only the scheme."""
+    if foreign := _foreign_root(uri):
+        return foreign
     scheme, _, rest = _absolute(uri).partition("://")
     return "file://" if scheme == "file" else f"{scheme}://{rest.partition('/')[0]}/"
 
 
 def _absolute(uri: str) -> str:
     """What a listing found stays as it is, what a person may have written is checked."""
-    return uri if uri.startswith("file:///") else object_uri(uri)
+    return uri if uri.startswith("file:///") or _foreign_root(uri) else object_uri(uri)
 
 
 def _locate(uri: str) -> tuple[Store, str]:
     """The store and the key."""
     uri = _absolute(uri)
     root = _root(uri)
+    if root in _foreign:
+        return _foreign[root], uri[len(root) :]
     scheme, _, bucket = root.rstrip("/").partition("://") if root != "file://" else ("file", "", "")
     return _store(scheme, bucket), uri[len(root) :]
 

@@ -67,8 +67,9 @@ class Selection(BaseModel):
         return None
 
 
-# Folders that start with "_" are those of engines and ours; cameras name files so: _MG_0001.JPG.
-_HIDDEN = re.compile(r"(?:^|/)(?:\.|_[^/]*/)")
+# Folders that start with "_" are those of engines and ours; cameras name files so: _MG_0001.JPG. In a key "." and ".."
+# are names like any other.
+_HIDDEN = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|_[^/]*/)")
 _SPELLS_OUT = re.compile(r"(?:^|/)[_.]")
 # A mask that somebody drew in a review, and the picture that `fcdd train` leaves in a bundle.
 _MASK = re.compile(r"/labels/collection=[^/]+/masks/[^/]+$")

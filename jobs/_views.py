@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from fcdd import storage
 from fcdd.errors import ConfigError
+from fcdd.storage import AbstractFileSystem
 from schemas import SCORES, Part, RunRecord
 
 # Of a question: it must not take the machine that others work on.
@@ -16,12 +17,15 @@ _MEMORY, _SPILL = "2GB", "20GB"
 _FOLDERS = "hive_partitioning = true, hive_types = {'collection': VARCHAR, 'date': DATE, 'run': VARCHAR}"
 
 
-def connect(results: str) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection that reads the results location with the environment's credentials.
+def connect(results: str, filesystem: AbstractFileSystem | None = None) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection that reads the results location with the environment's credentials, or by `filesystem`.
 
     DuckDB's own httpfs is an extension it downloads; obstore needs no network but the store's.
     """
     connection = duckdb.connect()
+    if filesystem is not None:
+        connection.register_filesystem(filesystem)
+        return connection
     scheme = storage.check_results(results).partition("://")[0]
     if scheme in storage.CLOUD_SCHEMES:
         connection.register_filesystem(storage.filesystem(scheme))

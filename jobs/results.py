@@ -17,7 +17,6 @@ import functools
 import importlib.util
 import json
 import re
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,8 @@ import pyarrow.dataset as ds
 from fcdd import heatmap, storage
 from fcdd.errors import ConfigError
 from fcdd.regions import Region
-from jobs import _runs, _views
+from fcdd.storage import AbstractFileSystem
+from jobs import _runs, _scratch, _views
 from schemas import DELETED, DRIFT, LABELS, QUARANTINE, RUNS, SCORES, Layout, Part, RunRecord
 
 if TYPE_CHECKING:
@@ -60,16 +60,20 @@ def open(
     date: dt.date | str | None = None,
     since: dt.date | str | None = None,
     until: dt.date | str | None = None,
+    filesystem: AbstractFileSystem | None = None,
 ) -> "Results":
     """The committed runs of a results location: of one collection, one night or a range of nights (both ends in).
 
-    Raises ConfigError when there is no such run, or the location cannot be read.
+    With a filesystem of fsspec everything is read through that, and the location is whatever it understands. Raises
+    ConfigError when there is no such run, or the location cannot be read.
     """
     if date and (since or until):
         raise ConfigError("a date is one night, since and until are a range; give one or the other")
     first, last = (_day(date or since), _day(date or until))
-    records = _runs.committed(location, collection, first=first, last=last)
-    return Results(storage.normalize(location), tuple(records))
+    location = filesystem.unstrip_protocol(location).rstrip("/") if filesystem else location
+    with storage.through(location, filesystem):
+        records = _runs.committed(location, collection, first=first, last=last)
+        return Results(storage.normalize(location), tuple(records), filesystem)
 
 
 def open_run(location: str, run_id: str) -> "Results":
@@ -138,6 +142,7 @@ class Results:
 
     location: str
     records: tuple[RunRecord, ...]
+    filesystem: AbstractFileSystem | None = None
 
     def __repr__(self) -> str:
         nights = ", ".join(
@@ -155,9 +160,11 @@ class Results:
         if not paths:
             return ds.dataset(self.runs() if table == "runs" else schema.empty_table())
         scheme, _, _ = self.location.partition("://")
-        if scheme == "file":
+        if scheme == "file" and self.filesystem is None:
             return ds.dataset([path.removeprefix("file://") for path in paths], schema=schema, format="parquet")
-        return ds.dataset(paths, schema=schema, format="parquet", filesystem=storage.filesystem(scheme))
+        return ds.dataset(
+            paths, schema=schema, format="parquet", filesystem=self.filesystem or storage.filesystem(scheme)
+        )
 
     def runs(self) -> pa.Table:
         """The commit records as a table (`schemas.RUNS`)."""
@@ -242,7 +249,8 @@ class Results:
         if table != "labels":
             return []
         places = [Layout(self.location).labels(name) for name in sorted({r.collection for r in self.records})]
-        return [place for place in places if storage.exists(place)]
+        with storage.through(self.location, self.filesystem):
+            return [place for place in places if storage.exists(place)]
 
     @functools.cached_property
     def _database(self) -> "_Database":
@@ -257,8 +265,8 @@ class _Database:
 
     def __init__(self, of: Results) -> None:
         # Removed with these results, or at the end of the process: DuckDB's own would lie in the current folder.
-        self._spill = tempfile.TemporaryDirectory(prefix="fcdd-query-", ignore_cleanup_errors=True)
-        self._connection, self._made = _views.connect(of.location), threading.Lock()
+        self._spill = _scratch.ScratchFolder("query")
+        self._connection, self._made = _views.connect(of.location, of.filesystem), threading.Lock()
         names = [name for name in TABLES if name != "runs"]
         self._paths = {name: [path.removeprefix("file://") for path in of.paths(name)] for name in names}
         self._missing = set(self._paths)

@@ -36,6 +36,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_power_cuts() -> Iterator[None]:
+    """Nothing that a test writes has to survive one, and waiting for the disk would cost minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3(_clean_environment: None) -> Iterator[LocalS3]:
     """A server for the whole session; the environment of this process and its children points to it."""
