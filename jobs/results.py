@@ -70,7 +70,7 @@ def open(
     if date and (since or until):
         raise ConfigError("a date is one night, since and until are a range; give one or the other")
     first, last = (_day(date or since), _day(date or until))
-    location = filesystem.unstrip_protocol(location).rstrip("/") if filesystem else location
+    location = filesystem.unstrip_protocol(filesystem._strip_protocol(location)) if filesystem else location
     with storage.through(location, filesystem):
         records = _runs.committed(location, collection, first=first, last=last)
         return Results(storage.normalize(location), tuple(records), filesystem)
