@@ -149,10 +149,10 @@ def _regular(path: str, status: os.stat_result) -> os.stat_result:
 
 
 def _there(look: Callable[[str], T], path: str) -> T:
-    """A path through a file leads nowhere, as on any other store."""
+    """A path through a file, or with a NUL in it, leads nowhere, as on any other store."""
     try:
         return look(path)
-    except NotADirectoryError as error:
+    except (NotADirectoryError, ValueError) as error:
         raise FileNotFoundError(errno.ENOENT, "not there", path) from error
 
 

@@ -27,7 +27,7 @@ from fcdd.errors import ConfigError, ImageError
 from fcdd.foreign_store import Foreign
 from fcdd.local_store import Disk
 from fcdd.object_store import Bucket, first_line
-from fcdd.stored import Damaged, ObjectInfo, Store, Unreadable, md5, plain_etag
+from fcdd.stored import Damaged, ObjectInfo, Store, Unreadable, contradicts, md5, plain_etag
 
 __all__ = ["AbstractFileSystem", "ObjectInfo", "Unreadable", "plain_etag"]
 
@@ -35,7 +35,7 @@ CLOUD_SCHEMES = ("s3", "gs", "az")
 _HALF_A_SCHEME = re.compile(r"(s3|gs|az|file|https?):")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # DuckDB takes them for patterns, in the documented SQL as well as in ours.
-_WILD = "*?["
+_WILD = "*?[\\"
 _NOT_THERE = (exceptions.NotFoundError, FileNotFoundError)
 _FORBIDDEN = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
 _STORE_ERRORS = (exceptions.BaseError, OSError)
@@ -153,7 +153,7 @@ def write(uri: str, data: bytes) -> None:
 
 def _put(uri: str, data: bytes) -> None:
     store, key = _locate(uri)
-    if not store.etags.agree(store.put(key, data), md5(data)) and _get(uri)[0] != data:
+    if contradicts(store.put(key, data), md5(data)) and _get(uri)[0] != data:
         raise Damaged("what was stored is not what was sent")
 
 
@@ -217,8 +217,8 @@ def pages(prefix: str, *, after: str | None = None) -> Iterator[list[ObjectInfo]
     With `after`, a URI below the prefix, only those that come later by name. Nothing for a prefix that does not
     exist. What no client can name is an `Unreadable` entry. Raises ConfigError when the location cannot be listed.
     """
-    store, key = _locate(prefix.rstrip("/"))
-    root = _root(prefix)
+    store, key = _locate(prefix)
+    key, root = key.rstrip("/"), _root(prefix)
     offset, failures = after.removeprefix(root) if after else None, 0
     with _explained(prefix, "list"):
         while True:
@@ -300,8 +300,7 @@ def normalize(uri: str) -> str:
 
     Raises ConfigError for a scheme that is not supported, and for a name that is not UTF-8.
     """
-    if not uri.isprintable() and uri.encode("utf-8", "replace").decode() != uri:
-        raise ConfigError(f"the location {uri!r} is not UTF-8, so no table can name what is there; rename it")
+    _check_utf8(uri)
     if _foreign_root(uri):
         return uri.rstrip("/")
     scheme, separator, rest = uri.partition("://")
@@ -321,9 +320,17 @@ def object_uri(uri: str) -> str:
 
     Raises ConfigError for a scheme that is not supported.
     """
+    _check_utf8(uri)
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
     return uri if scheme in CLOUD_SCHEMES and _BUCKET.fullmatch(bucket) and key else normalize(uri)
+
+
+def _check_utf8(uri: str) -> None:
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{uri!r} is not UTF-8, so no table can name what is there; rename it") from error
 
 
 def check_results(uri: str) -> str:

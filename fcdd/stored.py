@@ -78,6 +78,11 @@ def md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
+def contradicts(etag: str, digest: str) -> bool:
+    """Whether an ETag looks like an MD5, and like another than this one."""
+    return _MD5.fullmatch(etag) is not None and etag != digest
+
+
 class Etags:
     """What reading has taught of the ETags of one store: whether those that look like an MD5 are one."""
 
@@ -86,12 +91,8 @@ class Etags:
 
     def agree(self, etag: str, digest: str) -> bool:
         """Whether nothing speaks against a body with this MD5: where not one ETag ever was one, they say nothing."""
-        if not _MD5.fullmatch(etag):
-            return True
-        if etag == digest:
-            self._md5_seen = True
-            return True
-        return not self._md5_seen and self._opaque >= _OPAQUE_AFTER
+        self._md5_seen |= etag == digest
+        return not contradicts(etag, digest) or (not self._md5_seen and self._opaque >= _OPAQUE_AFTER)
 
     def learn_opaque(self) -> None:
         """An ETag looked like an MD5, was another than that of the body, and this was no damage."""

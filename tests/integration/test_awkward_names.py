@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -147,6 +148,22 @@ def test_a_disk_with_awkward_names_is_scored(line: Line) -> None:
     [record] = line.records()
     assert (record.num_scored, record.skipped) == (13, {"unreadable name": 2})
     assert "\\xff.png: no client can name or open it" in done.stderr
+
+
+def test_what_lies_in_a_folder_that_cannot_be_opened_is_not_taken_for_deleted(line: Line) -> None:
+    line.upload("images", 10, seed=3)
+
+    def score(day: int) -> None:
+        where = ["--bundle", f"{line.root}/bundle", "--images", f"{line.root}/images", "--results", line.results]
+        here("score", *where, "--collection", "c", "--date", f"2026-11-0{day}", "--since-last", "--workers", "0")
+
+    score(1)
+    shutil.rmtree(f"{line.root}/images/cam-1")
+    Path(f"{line.root}/images/cam-1").symlink_to(".")
+    score(2)
+    Path(f"{line.root}/images/cam-1").unlink()
+    score(3)
+    assert [record.num_deleted for record in line.records()] == [0, 0, 5]
 
 
 def test_results_where_not_every_reader_finds_them_are_refused_before_anything_is_scored(line: Line) -> None:

@@ -207,8 +207,14 @@ def test_files_that_no_table_can_name_and_links_that_lead_back_are_one_entry_eac
     assert storage.read_checked(readable["a/line\nbreak \x1b.png"]) == b"2"
     unreadable = sorted(info.uri.removeprefix(root) for info in found if isinstance(info, Unreadable))
     assert unreadable == ["a/\\xff.png", "a/up/", "b\\xff", "self"]
-    with pytest.raises(ImageError, match="vanished"):
-        storage.stat_checked(f"{root}pipe.png")
+    for nothing in ("pipe.png", "a", "other.png/below.png", "nul\x00.png"):
+        with pytest.raises(ImageError, match="vanished"):
+            storage.stat_checked(f"{root}{nothing}")
+
+
+def test_a_location_that_is_not_utf8_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"is not UTF-8"):
+        storage.normalize("/data/\udcff")
 
 
 def test_the_etag_of_a_file_is_what_it_was_when_obstore_read_it(tmp_path: Path) -> None:
@@ -283,7 +289,7 @@ def test_a_local_file_and_its_folder_are_on_the_disk_before_it_counts(
     assert os.listdir(tmp_path / "new") == ["x"]
 
 
-@pytest.mark.parametrize("location", ["s3://b/[x]", "/data/*", "s3://b/r?", "s3://b/a//b", "s3://b/./a"])
+@pytest.mark.parametrize("location", ["s3://b/[x]", "/data/*", "s3://b/r?", "/data/a\\b", "s3://b/a//b", "s3://b/./a"])
 def test_results_are_refused_where_not_every_reader_finds_them(location: str) -> None:
     with pytest.raises(ConfigError, match="results cannot be at"):
         storage.check_results(location)

@@ -110,6 +110,7 @@ def test_a_parquet_inventory_brings_what_it_knows(tmp_path: Path) -> None:
         ("l.txt", "a.png\n", "names 'a.png', which is relative"),
         ("l.jsonl", '{"uri": "s3://b/a.png"}\n[1]\n', "line 2 is no JSON object"),
         ("l.jsonl", "{\n", "cannot read the list"),
+        ("l.jsonl", '{"uri": "s3://b/\\ud800.png"}\n', "entry 1 of .*is not UTF-8"),
         ("l.csv", "name\nx\n", "first line has none of the columns .* give the manifest.json"),
         ("l.csv", "b,a.png,7,etag\n", "first line has none of the columns .* give the manifest.json"),
         ("l.jsonl", '{"name": "x"}\n', "entry 1 of .*none of the columns"),
