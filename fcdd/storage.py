@@ -339,7 +339,7 @@ def check_results(uri: str) -> str:
     if wild := sorted(set(uri) & set(_WILD)):
         raise ConfigError(
             f"results cannot be at {uri!r}: it holds {' '.join(wild)}, which DuckDB takes for a pattern; choose "
-            "another location"
+            "another location, or move what is there"
         )
     if not object_store.is_path(uri.partition("://")[2].lstrip("/")):
         raise ConfigError(
