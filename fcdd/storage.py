@@ -1,12 +1,11 @@
-"""The only module that opens a URI: list, read, write, create-once, delete; one client for all stores.
+"""The only way to a URI: list, read, write, create-once, delete; one interface for all stores.
 
-`s3://`, `gs://`, `az://` and local paths, through obstore, which costs 7-16 times less CPU per object
-than s3fs (LIMITS) and reads credentials and AWS_ENDPOINT_URL from the usual environment. Keys are data:
-they are never interpreted beyond the prefix the caller gave.
+`s3://`, `gs://`, `az://` (`object_store`) and local paths (`local_store`). Keys are data: they are never interpreted
+beyond the prefix the caller gave.
 
 What is read is whole and as it was stored: S3 clients return shortened and flipped bodies without an error
 (RELIABILITY finding 5). The length is compared, and the MD5 where the store's ETag is one; a body that fits
-neither is read again, and believed when all of several reads agree.
+neither is read again, and believed when the store says that its ETag is no MD5, or all of several reads agree.
 """
 
 import functools
@@ -17,53 +16,34 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TypeVar
 
-import obstore
 import tenacity
 from fsspec import AbstractFileSystem
 from obstore import exceptions
-from obstore.fsspec import FsspecStore
-from obstore.store import LocalStore, ObjectStore, from_url
 
+from fcdd import object_store
 from fcdd.errors import ConfigError, ImageError
+from fcdd.foreign_store import Foreign
+from fcdd.local_store import Disk
+from fcdd.object_store import Bucket, first_line
+from fcdd.stored import Damaged, ObjectInfo, Store, Unreadable, contradicts, md5, plain_etag
 
-if TYPE_CHECKING:
-    from obstore import ObjectMeta
-    from obstore.store import ClientConfig, RetryConfig
+__all__ = ["AbstractFileSystem", "ObjectInfo", "Unreadable", "plain_etag"]
 
 CLOUD_SCHEMES = ("s3", "gs", "az")
 _HALF_A_SCHEME = re.compile(r"(s3|gs|az|file|https?):")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# DuckDB takes them for patterns, in the documented SQL as well as in ours.
+_WILD = "*?[\\"
 _NOT_THERE = (exceptions.NotFoundError, FileNotFoundError)
 _FORBIDDEN = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
 _STORE_ERRORS = (exceptions.BaseError, OSError)
-_MD5 = re.compile(r"[0-9a-f]{32}")
+_NO_BUCKET = ("NoSuchBucket", "specified bucket does not exist")
 # Our tries of one object, each of which the client already tries several times, and their time in all.
 ATTEMPTS, GIVE_UP_AFTER_S = 4, 120.0
-# A body in one piece: its ETag is then its MD5, and nothing unfinished can stay behind.
-_LARGEST_SINGLE_PUT = 4 * 1024**3
-# Buckets whose ETags are not MD5s (encrypted with a key of KMS, say): buckets -> mismatches that were no damage.
-_opaque_etags: dict[str, int] = {}
-_md5_etags: set[str] = set()
-_OPAQUE_AFTER = 3
-
 
 T = TypeVar("T")
-
-
-class Damaged(Exception):
-    """A body that is not what the store holds; worth another read."""
-
-
-class ObjectInfo(NamedTuple):
-    """One listed object; `etag` is "" where the store has none."""
-
-    uri: str
-    etag: str
-    size: int
-    last_modified: datetime
 
 
 def join(uri: str, *parts: str) -> str:
@@ -93,8 +73,7 @@ def stat_checked(uri: str) -> ObjectInfo:
 
     def look() -> ObjectInfo:
         store, key = _locate(uri)
-        meta = obstore.head(store, key)
-        return _info(normalize(uri), meta)
+        return store.head(key)
 
     return _checked(look)
 
@@ -112,9 +91,7 @@ def _checked(read: Callable[[], T]) -> T:
     except _NOT_THERE as error:
         raise ImageError("vanished", "deleted since it was listed") from error
     except _STORE_ERRORS as error:
-        raise ImageError("forbidden" if _is_refusal(error) else "fetch_failed", _first_line(error)) from error
-    except ValueError as error:  # a key that the client does not take
-        raise ImageError("fetch_failed", _first_line(error)) from error
+        raise ImageError("forbidden" if _is_refusal(error) else "fetch_failed", first_line(error)) from error
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -130,38 +107,22 @@ def _as_listed(info: ObjectInfo) -> bytes:
 def _get(uri: str) -> tuple[bytes, str]:
     """Body and ETag; Damaged when the body is not what the answer's own length or the MD5 in its ETag say."""
     store, key = _locate(uri)
-    result = obstore.get(store, key)
-    etag, data = plain_etag(result.meta["e_tag"] or ""), bytes(result.bytes())
-    if len(data) != result.meta["size"]:
-        raise Damaged(f"{result.meta['size']} bytes were announced, {len(data)} came")
-    if not _MD5.fullmatch(etag) or _is_opaque(uri):
-        return data, etag
-    bucket = _bucket(uri)
-    if not _contradicts(etag, data):
-        _md5_etags.add(bucket)
-        return data, etag
-    for _ in range(ATTEMPTS - 1):
-        if bytes(obstore.get(store, key).bytes()) != data:
-            raise Damaged("two reads of it differ")
-    if bucket not in _md5_etags:  # where some are MD5s, the others are looked at closely each time
-        _opaque_etags[bucket] = _opaque_etags.get(bucket, 0) + 1
-    return data, etag
+    info, data = store.get(key)
+    if len(data) != info.size:
+        raise Damaged(f"{info.size} bytes were announced, {len(data)} came")
+    digest = md5(data)
+    if not store.etags.agree(info.etag, digest):
+        _believe_none_but_agreeing(store, key, digest, lambda: md5(store.get(key)[1]))
+    return data, info.etag
 
 
-def _contradicts(etag: str, data: bytes) -> bool:
-    """Whether an ETag that looks like an MD5 is not that of `data`."""
-    tag = plain_etag(etag)
-    return _MD5.fullmatch(tag) is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() != tag
-
-
-def plain_etag(etag: str) -> str:
-    """An entity tag without its quotes: Azure quotes it in one answer and not in another, inventories never do."""
-    return etag.removeprefix("W/").strip('"')
-
-
-def _is_opaque(uri: str) -> bool:
-    """Whether the ETags of this bucket are known to be no MD5s."""
-    return _opaque_etags.get(_bucket(uri), 0) >= _OPAQUE_AFTER
+def _believe_none_but_agreeing(store: Store, key: str, digest: str, read_again: Callable[[], str]) -> None:
+    """A body whose MD5 is not its ETag. Raises Damaged unless the ETag is no MD5: the store says so, or reads agree."""
+    if not store.is_encrypted(key):
+        for _ in range(ATTEMPTS - 1):
+            if read_again() != digest:
+                raise Damaged("two reads of it differ")
+    store.etags.learn_opaque()
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -192,8 +153,7 @@ def write(uri: str, data: bytes) -> None:
 
 def _put(uri: str, data: bytes) -> None:
     store, key = _locate(uri)
-    result = obstore.put(store, key, data, use_multipart=len(data) > _LARGEST_SINGLE_PUT)
-    if _contradicts(result["e_tag"] or "", data) and _get(uri)[0] != data:
+    if contradicts(store.put(key, data), md5(data)) and _get(uri)[0] != data:
         raise Damaged("what was stored is not what was sent")
 
 
@@ -208,7 +168,7 @@ def create(uri: str, data: bytes) -> None:
         for attempt in _attempts(again=lambda error: not isinstance(error, FileExistsError)):
             with attempt:
                 try:
-                    obstore.put(store, key, data, mode="create", use_multipart=False)
+                    store.create(key, data)
                 except _STORE_ERRORS as error:
                     _settle(uri, data, error)
 
@@ -233,26 +193,14 @@ def replace(uri: str, data: bytes, etag: str) -> str:
     with _explained(uri, "write"):
         for attempt in _attempts(again=lambda error: not isinstance(error, (FileExistsError, *_NOT_THERE))):
             with attempt:
-                if isinstance(store, LocalStore):
-                    return _replace_local(uri, f"/{key}", data, etag)
                 try:
-                    return plain_etag(obstore.put(store, key, data, mode={"e_tag": etag})["e_tag"] or "")
+                    return store.replace(key, data, etag)
                 except exceptions.PreconditionError as error:  # an answer that got lost looks like this, too
                     stored, now = _get(uri)
                     if stored != data:
                         raise FileExistsError(uri) from error
                     return now
     raise AssertionError("the last attempt returns or raises")
-
-
-def _replace_local(uri: str, path: str, data: bytes, etag: str) -> str:
-    """Write into the file that is there: a new file of that name would bring a deleted one back."""
-    if stat(uri).etag != etag:
-        raise FileExistsError(uri)
-    with open(path, "r+b") as file:
-        file.write(data)
-        file.truncate()
-    return stat(uri).etag
 
 
 def check_writable(prefix: str) -> None:
@@ -262,7 +210,7 @@ def check_writable(prefix: str) -> None:
     # A policy may allow to write and not to delete: an empty probe left behind harms nobody.
     with suppress(*_STORE_ERRORS):
         store, key = _locate(probe)
-        obstore.delete(store, key)
+        store.delete([key])
 
 
 def exists(uri: str) -> bool:
@@ -270,7 +218,7 @@ def exists(uri: str) -> bool:
     store, key = _locate(uri)
     with _explained(uri, "read"):
         try:
-            obstore.head(store, key)
+            store.head(key)
         except _NOT_THERE:
             return False
         return True
@@ -280,43 +228,36 @@ def stat(uri: str) -> ObjectInfo:
     """What the store knows of one object. Raises FileNotFoundError when it does not exist."""
     store, key = _locate(uri)
     with _explained(uri, "read"):
-        meta = obstore.head(store, key)
-    return _info(normalize(uri), meta)
+        return store.head(key)
 
 
 def pages(prefix: str, *, after: str | None = None) -> Iterator[list[ObjectInfo]]:
     """Objects under a prefix (treated as a folder), recursively, page by page in the store's order.
 
     With `after`, a URI below the prefix, only those that come later by name. Nothing for a prefix that does not
-    exist. Raises ConfigError when the location cannot be listed.
+    exist. What no client can name is an `Unreadable` entry. Raises ConfigError when the location cannot be listed.
     """
     store, key = _locate(prefix)
-    prefix = normalize(prefix)
-    root = prefix.removesuffix(key) if key else f"{prefix}/"
+    key, root = key.rstrip("/"), _root(prefix)
     offset, failures = after.removeprefix(root) if after else None, 0
     with _explained(prefix, "list"):
         while True:
             try:
-                for page in obstore.list(store, key or None, offset=offset, chunk_size=1000):
-                    yield [_info(root + meta["path"], meta) for meta in page]
-                    if page:
-                        offset, failures = page[-1]["path"], 0
+                for page in store.pages(key, offset):
+                    yield page
+                    offset, failures = page[-1].uri.removeprefix(root), 0
                 return
             except _STORE_ERRORS as error:
                 # A page that came damaged is asked for again; only stores that list by name can go on where they were.
                 failures += 1
-                if failures == ATTEMPTS or _is_final(error) or not lists_in_order(prefix):
+                if failures == ATTEMPTS or _is_final(error) or not store.in_order:
                     raise
                 time.sleep(0.1 * 2**failures)
 
 
-def _info(uri: str, meta: "ObjectMeta") -> ObjectInfo:
-    return ObjectInfo(uri, plain_etag(meta["e_tag"] or ""), meta["size"], meta["last_modified"])
-
-
 def lists_in_order(uri: str) -> bool:
     """Whether listings of this store come sorted by name; files of a disk come as they lie."""
-    return not normalize(uri).startswith("file:")
+    return _locate(uri)[0].in_order
 
 
 def download(uri: str, path: str) -> None:
@@ -329,18 +270,23 @@ def download(uri: str, path: str) -> None:
 
 def _download(uri: str, path: str) -> None:
     store, key = _locate(uri)
-    result = obstore.get(store, key)
-    md5, size = hashlib.md5(usedforsecurity=False), 0
+    info, digest, size = _save(store, key, path)
+    if size != info.size:
+        raise Damaged(f"{info.size} bytes were announced, {size} came")
+    if not store.etags.agree(info.etag, digest):
+        _believe_none_but_agreeing(store, key, digest, lambda: _save(store, key, path)[1])
+
+
+def _save(store: Store, key: str, path: str) -> tuple[ObjectInfo, str, int]:
+    """Write the body to a file as it comes: what the store says of it, its MD5 and its length."""
+    info, pieces = store.stream(key)
+    digest, size = hashlib.md5(usedforsecurity=False), 0
     with open(path, "wb") as file:
-        for piece in result:
+        for piece in pieces:
             file.write(piece)
-            md5.update(piece)
+            digest.update(piece)
             size += len(piece)
-    tag = plain_etag(result.meta["e_tag"] or "")
-    if size != result.meta["size"] or (_MD5.fullmatch(tag) and tag != md5.hexdigest() and not _is_opaque(uri)):
-        raise Damaged(
-            f"{result.meta['size']} bytes with ETag {tag} were announced, {size} came with MD5 {md5.hexdigest()}"
-        )
+    return info, digest.hexdigest(), size
 
 
 def delete(uri: str) -> None:
@@ -349,7 +295,7 @@ def delete(uri: str) -> None:
     with _explained(uri, "delete"), suppress(*_NOT_THERE):
         for attempt in _attempts(again=lambda error: not isinstance(error, _NOT_THERE)):
             with attempt:
-                obstore.delete(store, key)
+                store.delete([key])
 
 
 def delete_prefix(prefix: str) -> None:
@@ -366,14 +312,17 @@ def delete_all(uris: list[str]) -> None:
         with _explained(some[0], "delete"):
             for attempt in _attempts(again=lambda error: not isinstance(error, _NOT_THERE)):
                 with attempt:
-                    obstore.delete(store, [_locate(uri)[1] for uri in some])
+                    store.delete([_locate(uri)[1] for uri in some])
 
 
 def normalize(uri: str) -> str:
     """The URI that names the same place on every machine: local paths become absolute file:// URIs.
 
-    Raises ConfigError for a scheme that is not supported.
+    Raises ConfigError for a scheme that is not supported, and for a name that is not UTF-8.
     """
+    _check_utf8(uri)
+    if _foreign_root(uri):
+        return uri.rstrip("/")
     scheme, separator, rest = uri.partition("://")
     if not separator and uri and "::" not in uri and not _HALF_A_SCHEME.match(uri):
         return "file://" + os.path.abspath(os.path.expanduser(uri))
@@ -386,50 +335,93 @@ def normalize(uri: str) -> str:
     raise ConfigError(f"expected a location like {known}, file:///<path> or a local path, got {uri!r}")
 
 
+def object_uri(uri: str) -> str:
+    """The URI of one object that a list names: its key is data and stays as it is, a local path becomes a URI.
+
+    Raises ConfigError for a scheme that is not supported.
+    """
+    _check_utf8(uri)
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    return uri if scheme in CLOUD_SCHEMES and _BUCKET.fullmatch(bucket) and key else normalize(uri)
+
+
+def _check_utf8(uri: str) -> None:
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{uri!r} is not UTF-8, so no table can name what is there; rename it") from error
+
+
+def check_results(uri: str) -> str:
+    """The normalised location of results. Raises ConfigError for one that not every reader of Parquet can name."""
+    uri = normalize(uri)
+    if wild := sorted(set(uri) & set(_WILD)):
+        raise ConfigError(
+            f"results cannot be at {uri!r}: it holds {' '.join(wild)}, which DuckDB takes for a pattern; choose "
+            "another location, or move what is there"
+        )
+    if not object_store.is_path(uri.partition("://")[2].lstrip("/")):
+        raise ConfigError(
+            f"results cannot be at {uri!r}: it holds an empty part or a control character, which readers of Parquet "
+            "do not take; choose another location"
+        )
+    return uri
+
+
 def filesystem(scheme: str) -> AbstractFileSystem:
-    """The same client as an fsspec filesystem, for libraries that read many URIs of one scheme."""
-    options, retry = _client_settings(scheme)
-    return FsspecStore(scheme, client_options=options, retry_config=retry)  # type: ignore[call-overload]
-
-
-def _client_settings(scheme: str) -> tuple["ClientConfig", "RetryConfig"]:
-    """Timeouts and one retry budget; plain http only where the user's AWS_ENDPOINT_URL asks for it."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if scheme == "s3" else ""
-    if endpoint and not endpoint.startswith(("http://", "https://")):
-        raise ConfigError(f"expected AWS_ENDPOINT_URL to start with http:// or https://, got {endpoint!r}")
-    return (
-        {
-            "allow_http": endpoint.startswith("http://"),
-            "connect_timeout": timedelta(seconds=5),
-            # Of a whole answer: a body that drips in is given up as well.
-            "timeout": timedelta(seconds=float(os.environ.get("FCDD_REQUEST_TIMEOUT_S", "60"))),
-        },
-        # A job must not wait for ever on a store that is gone.
-        {"max_retries": 4, "retry_timeout": timedelta(seconds=60)},
-    )
+    """The fast client as an fsspec filesystem, for libraries that read many URIs of one scheme."""
+    return object_store.filesystem(scheme)
 
 
 @functools.cache
-def _store(scheme: str, bucket: str) -> ObjectStore:
-    if scheme == "file":
-        return LocalStore(mkdir=True)
-    options, retry = _client_settings(scheme)
+def _store(scheme: str, bucket: str) -> Store:
+    return Disk() if scheme == "file" else Bucket(scheme, bucket)
+
+
+@contextmanager
+def through(location: str, filesystem: AbstractFileSystem | None) -> Iterator[None]:
+    """Meanwhile what lies below `location` is read through this filesystem, by every thread; None: by our own doors."""
+    if filesystem is None:
+        yield
+        return
+    location = location.rstrip("/")
+    _foreign[f"{location}/"] = Foreign(location, filesystem)
     try:
-        return from_url(f"{scheme}://{bucket}", client_options=options, retry_config=retry)
-    except (exceptions.BaseError, ValueError) as error:
-        raise ConfigError(
-            f"cannot use {scheme}://{bucket}: {_first_line(error)}; set the account and credentials in the environment"
-        ) from error
+        yield
+    finally:
+        _foreign.pop(f"{location}/", None)
 
 
-def _bucket(uri: str) -> str:
-    return "/".join(normalize(uri).split("/", 3)[:3])
+# Locations, with a "/" at their end, that a caller reads through a filesystem of their own.
+_foreign: dict[str, Foreign] = {}
 
 
-def _locate(uri: str) -> tuple[ObjectStore, str]:
-    scheme, _, rest = normalize(uri).partition("://")
-    bucket, _, key = rest.partition("/")
-    return _store(scheme, bucket), key
+def _foreign_root(uri: str) -> str | None:
+    return next((root for root in _foreign if f"{uri}/".startswith(root)), None)
+
+
+def _root(uri: str) -> str:
+    """What stands before the key: of a local file only the scheme."""
+    if foreign := _foreign_root(uri):
+        return foreign
+    scheme, _, rest = _absolute(uri).partition("://")
+    return "file://" if scheme == "file" else f"{scheme}://{rest.partition('/')[0]}/"
+
+
+def _absolute(uri: str) -> str:
+    """What a listing found stays as it is, what a person may have written is checked."""
+    return uri if uri.startswith("file:///") or _foreign_root(uri) else object_uri(uri)
+
+
+def _locate(uri: str) -> tuple[Store, str]:
+    """The store and the key."""
+    uri = _absolute(uri)
+    root = _root(uri)
+    if root in _foreign:
+        return _foreign[root], uri[len(root) :]
+    scheme, _, bucket = root.rstrip("/").partition("://") if root != "file://" else ("file", "", "")
+    return _store(scheme, bucket), uri[len(root) :]
 
 
 @contextmanager
@@ -441,34 +433,35 @@ def _explained(uri: str, action: str) -> Iterator[None]:
         raise
     except Damaged as error:
         raise ConfigError(
-            f"cannot {action} {uri}: {error}, {ATTEMPTS} times; look at the network and the store"
+            f"cannot {action} {spelled(uri)}: {error}, {ATTEMPTS} times; look at the network and the store"
         ) from error
     except _STORE_ERRORS as error:
+        what, local = f"cannot {action} {spelled(uri)}", _root(uri) == "file://"
         # Listing reports every refusal as a generic error, so the server's own words decide.
-        if "NoSuchBucket" in str(error):
-            raise ConfigError(f"cannot {action} {uri}: the bucket does not exist; create it or correct it") from error
+        if any(words in str(error) for words in _NO_BUCKET):
+            raise ConfigError(f"{what}: the bucket does not exist; create it or correct it") from error
         if isinstance(error, _NOT_THERE):
             raise FileNotFoundError(uri) from error
         if _is_refusal(error):
-            raise ConfigError(
-                f"cannot {action} {uri}: access denied; check the credentials in the environment, their policy, and "
-                "AWS_ENDPOINT_URL for S3 servers other than Amazon's"
-            ) from error
-        if "invalid path" in str(error):
-            raise ConfigError(
-                f"cannot {action} {uri}: it holds a key that cannot be read ({_first_line(error)}); rename that object"
-            ) from error
-        remedy = (
-            "check AWS_ENDPOINT_URL, the region and the network"
-            if not normalize(uri).startswith("file:")
-            else "check the path"
-        )
-        raise ConfigError(f"cannot {action} {uri}: {_first_line(error)}; {remedy}") from error
+            remedy = (
+                "check who may read and write there"
+                if local
+                else "check the credentials in the environment, their policy, and AWS_ENDPOINT_URL for S3 servers "
+                "other than Amazon's"
+            )
+            raise ConfigError(f"{what}: access denied; {remedy}") from error
+        remedy = "check the path" if local else "check AWS_ENDPOINT_URL, the region and the network"
+        raise ConfigError(f"{what}: {first_line(error)}; {remedy}") from error
+
+
+def spelled(uri: str) -> str:
+    """A URI for a message: as it is, or with escapes if a key in it would break the line or the terminal."""
+    return uri if uri.isprintable() else repr(uri)
 
 
 def _is_final(error: BaseException) -> bool:
     """Whether a listing would fail again in the same way."""
-    words = ("NoSuchBucket", "invalid path")
+    words = (*_NO_BUCKET, "no client can")
     return _is_refusal(error) or isinstance(error, _NOT_THERE) or any(word in str(error) for word in words)
 
 
@@ -476,8 +469,3 @@ def _is_refusal(error: BaseException) -> bool:
     """Whether the store refuses these credentials; S3 answers 400 to a token that expired."""
     words = ("403 Forbidden", "ExpiredToken", "InvalidToken", "TokenRefreshRequired")
     return isinstance(error, _FORBIDDEN) or any(word in str(error) for word in words)
-
-
-def _first_line(error: BaseException) -> str:
-    """What went wrong, without the client's debug dump behind it."""
-    return str(error).split("\n")[0].split("<?xml")[0].strip(" :")[:300]

@@ -210,7 +210,7 @@ def images(location: str) -> Iterator[Finding]:
 
 def results(location: str) -> Iterator[Finding]:
     """Whether results can be written, once and only once, and removed; and whether our clock is that of the store."""
-    probe = storage.join(Layout(storage.normalize(location)).all_staging(), f"_doctor-{uuid.uuid4().hex}")
+    probe = storage.join(Layout(storage.check_results(location)).all_staging(), f"_doctor-{uuid.uuid4().hex}")
     before = datetime.now(UTC)
     storage.create(probe, b"first")
     stored = storage.stat(probe).last_modified

@@ -1,39 +1,30 @@
-"""Which objects are images: listings of locations and explicit lists, page by page; what is left out is counted.
+"""Which objects of a location are images, page by page; what is left out is counted by the rule that it fell under.
 
-An image is an object with an image extension whose path below its location has no part that starts with "_" or ".",
-and that the selection does not leave out. Shared by training (whole lists in memory) and scoring (streams).
+An image is an object with an image extension that is not hidden, that the selection does not leave out, and that we did
+not write ourselves. Shared by training (whole lists in memory) and scoring (streams). Explicit lists: `_lists`.
 """
 
-import csv
 import fnmatch
 import functools
 import hashlib
-import json
 import logging
 import re
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import datetime
 
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from fcdd import images, storage
+from fcdd import bundle, images, storage
 from fcdd.errors import ConfigError
-from fcdd.storage import ObjectInfo
+from fcdd.storage import ObjectInfo, Unreadable
+from schemas import Layout
 
-_EPOCH = datetime.fromtimestamp(0, UTC)
-_PAGE = 10_000
-# Names of a column, of ours and of the manifests of Lookout for Vision and SageMaker Ground Truth ("source-ref").
-_URI_NAMES = ("image_uri", "uri", "source-ref")
-_ETAG_NAMES, _SIZE_NAMES, _TIME_NAMES = (
-    ("image_etag", "etag", "e_tag"),
-    ("image_bytes", "size"),
-    ("image_last_modified", "last_modified", "last_modified_date"),
-)
+# Below these rules an object is an image all the same: its place is not empty.
+_BY_TIME = ("older", "newer")
+# So many names that cannot be read are logged; all are counted.
+_LOGGED = 20
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +48,13 @@ class Selection(BaseModel):
     def leaves_out(self, key: str, info: ObjectInfo, *, named: bool = False) -> str | None:
         """The rule by which an object, at `key` below its location, is no image of the run; None if it is one.
 
-        What a list has `named` is never hidden.
+        What a list has `named` is never hidden, nor is what a glob of `include` spells out.
         """
+        if isinstance(info, Unreadable):
+            return "unreadable name"
         if not key.lower().endswith(self.extensions):
             return "extension"
-        if not named and _HIDDEN.search(key):
+        if not named and _HIDDEN.search(key) and not _matches(tuple(filter(_SPELLS_OUT.search, self.include)), key):
             return "hidden"
         if self.include and not _matches(self.include, key):
             return "not included"
@@ -74,7 +67,13 @@ class Selection(BaseModel):
         return None
 
 
-_HIDDEN = re.compile(r"(?:^|/)[_.]")
+# Folders that start with "_" are those of engines and ours; cameras name files so: _MG_0001.JPG. In a key "." and ".."
+# are names like any other.
+_HIDDEN = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|_[^/]*/)")
+_SPELLS_OUT = re.compile(r"(?:^|/)[_.]")
+# A mask that somebody drew in a review, and the picture that `fcdd train` leaves in a bundle.
+_MASK = re.compile(r"/labels/collection=[^/]+/masks/[^/]+$")
+_SHEET = re.compile(r"/calibration\.png$")
 
 
 def _matches(globs: tuple[str, ...], key: str) -> bool:
@@ -86,21 +85,61 @@ def _compiled(glob: str) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(glob))
 
 
+class OwnFiles:
+    """Which objects with an image's extension are ours: review masks in results, pictures in bundles.
+
+    The store is asked only about places where a name looks like one of ours, once each.
+    """
+
+    def __init__(self) -> None:
+        self._are_results = functools.lru_cache(4096)(_are_results)
+        self._is_bundle = functools.lru_cache(4096)(_is_bundle)
+
+    def have(self, uri: str) -> bool:
+        """Whether this object is ours. Raises ConfigError when the store does not answer."""
+        if mask := _MASK.search(uri):
+            return self._are_results(uri[: mask.start()])
+        if sheet := _SHEET.search(uri):
+            return self._is_bundle(uri[: sheet.start()])
+        return False
+
+
+def _are_results(location: str) -> bool:
+    return any(info.uri.endswith(".json") for page in storage.pages(Layout(location).runs()) for info in page)
+
+
+def _is_bundle(location: str) -> bool:
+    return all(storage.exists(storage.join(location, name)) for name in (bundle.SPEC_FILE, bundle.WEIGHTS_FILE))
+
+
 def selected(
-    prefix: str, page: Iterable[ObjectInfo], selection: Selection, skipped: Counter[str], *, named: bool = False
+    prefix: str,
+    page: Iterable[ObjectInfo],
+    selection: Selection,
+    skipped: Counter[str],
+    own: OwnFiles | None = None,
 ) -> list[ObjectInfo]:
-    """The images of a page; the others are counted in `skipped` by rule. `named`: a list says that they are images.
+    """The images of a page; the others are counted in `skipped` by rule. Without `own` a list says what is an image.
 
     Paths are those below `prefix`; whole ones where a list names something elsewhere.
     """
     below, chosen = f"{prefix}/", []
     for info in page:
-        rule = selection.leaves_out(info.uri.removeprefix(below), info, named=named)
+        rule = selection.leaves_out(info.uri.removeprefix(below), info, named=own is None)
+        if rule is None and own is not None and own.have(info.uri):
+            rule = "our own files"
         if rule is None:
             chosen.append(info)
-        else:
-            skipped[rule] += 1
+            continue
+        skipped[rule] += 1
+        if rule == "unreadable name" and skipped[rule] <= _LOGGED:
+            log.warning("left out %s: no client can name or open it", storage.spelled(info.uri))
     return chosen
+
+
+def are_there(chosen: int, skipped: Counter[str]) -> int:
+    """How many images a place holds, whenever they were written."""
+    return chosen + sum(skipped[rule] for rule in _BY_TIME)
 
 
 def list_images(prefix: str, selection: Selection = Selection()) -> list[ObjectInfo]:  # noqa: B008
@@ -109,7 +148,9 @@ def list_images(prefix: str, selection: Selection = Selection()) -> list[ObjectI
     Raises ConfigError when there is none, or the location cannot be listed.
     """
     skipped: Counter[str] = Counter()
-    found = {info.uri: info for page in storage.pages(prefix) for info in selected(prefix, page, selection, skipped)}
+    own = OwnFiles()
+    pages = (selected(prefix, page, selection, skipped, own) for page in storage.pages(prefix))
+    found = {info.uri: info for page in pages for info in page}
     if not found:
         raise nothing_found((prefix,), skipped, selection)
     if skipped:
@@ -118,11 +159,31 @@ def list_images(prefix: str, selection: Selection = Selection()) -> list[ObjectI
 
 
 def nothing_found(locations: Iterable[str], skipped: dict[str, int], selection: Selection) -> ConfigError:
-    """The error of a listing without an image."""
-    return ConfigError(
-        f"no images under {', '.join(locations)} ({sum(skipped.values())} other objects: {described(skipped)}); "
-        f"expected files ending in {', '.join(selection.extensions)}"
-    )
+    """The error of a listing without an image: what is there instead, and what to do."""
+    locations = list(locations)
+    advice = [_advice(location) for location in locations]
+    if "hidden" in skipped:
+        advice.append(
+            'hidden is what starts with "." or lies in a folder that starts with "_"; `--include` with a glob that '
+            "spells it out takes it"
+        )
+    if set(skipped) <= {"extension"}:
+        advice.append(f"expected files ending in {', '.join(selection.extensions)}")
+    there = f"{sum(skipped.values())} other objects: {described(skipped)}"
+    said = "".join(f"; {each}" for each in advice if each)
+    return ConfigError(f"no images under {', '.join(map(storage.spelled, locations))} ({there}){said}")
+
+
+def _advice(location: str) -> str:
+    """What to give instead of a location that is a file, or looks like a pattern; "" for any other."""
+    with suppress(ConfigError):
+        if storage.exists(location):
+            folder, _, name = location.rpartition("/")
+            return f"{name!r} is a file: give its folder {folder} and `--include`, or `--image-list` with names in it"
+    if wild := re.search(r"[*?\[]", location):
+        folder = location[: wild.start()].rpartition("/")[0]
+        return f"locations are not patterns: give {folder} and `--include` with the pattern"
+    return ""
 
 
 def described(skipped: dict[str, int]) -> str:
@@ -167,94 +228,3 @@ def is_to_look_up(size: int) -> bool:
 def last_known(size: int) -> int:
     """The size that was known before; 0 if none was."""
     return -1 - size if size < 0 else size
-
-
-def entries(list_uri: str, base: str | None, *, must_be_known: bool = False) -> Iterator[list[ObjectInfo]]:
-    """Pages of the images that a list names, in its order; relative names are below `base`.
-
-    A list is text (a name per line), CSV, Parquet or JSON Lines with `image_uri`, `uri` or `source-ref`. Where it
-    also has the ETag, the size and the time of change, they are believed; else they are unknown, and looked up when
-    the image is fetched, which is an error if they `must_be_known`. Raises ConfigError that names an entry which cannot
-    be used.
-    """
-    kind = Path(list_uri).suffix.lower()
-    readers = {".txt": _text, ".csv": _csv, ".parquet": _parquet}
-    reader = readers.get(kind, _json_lines if kind in (".jsonl", ".ndjson", ".json", ".manifest") else None)
-    if reader is None:
-        raise ConfigError(f"expected a list that ends in .txt, .csv, .parquet, .jsonl or .manifest, got {list_uri}")
-    with tempfile.TemporaryDirectory(prefix="fcdd-list-") as folder:
-        local = f"{folder}/list"
-        try:
-            storage.download(list_uri, local)
-        except FileNotFoundError as error:
-            raise ConfigError(f"the list {list_uri} does not exist") from error
-        page: list[ObjectInfo] = []
-        try:
-            for number, entry in enumerate(reader(local), start=1):
-                page.append(_info(entry, base, f"entry {number} of {list_uri}", must_be_known))
-                if len(page) == _PAGE:
-                    yield page
-                    page = []
-        except (ValueError, UnicodeDecodeError, csv.Error) as error:
-            raise ConfigError(f"cannot read the list {list_uri}: {error}") from error
-        if page:
-            yield page
-
-
-def _info(entry: dict[str, Any], base: str | None, where: str, must_be_known: bool) -> ObjectInfo:
-    uri, etag, size, time = (_first(entry, names) for names in (_URI_NAMES, _ETAG_NAMES, _SIZE_NAMES, _TIME_NAMES))
-    if not isinstance(uri, str) or not uri:
-        raise ConfigError(f"{where} has none of the columns {', '.join(_URI_NAMES)}")
-    if "://" not in uri and not uri.startswith("/"):
-        if base is None:
-            raise ConfigError(f"{where} names {uri!r}, which is relative; say below what with --images")
-        uri = storage.join(base, uri)
-    try:
-        uri = storage.normalize(uri)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    if etag in (None, "") or size in (None, "") or time in (None, ""):
-        if must_be_known:
-            raise ConfigError(
-                f"{where} has no {_ETAG_NAMES[0]}, {_SIZE_NAMES[0]} and {_TIME_NAMES[0]}; --since-last and "
-                "--modified-since need them in a list"
-            )
-        return to_look_up(ObjectInfo(uri, "", 0, _EPOCH))
-    try:
-        moment = time if isinstance(time, datetime) else datetime.fromisoformat(str(time))
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return ObjectInfo(uri, storage.plain_etag(str(etag)), int(size), moment)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _first(entry: dict[str, Any], names: tuple[str, ...]) -> Any:  # whatever type the list has there
-    return next((entry[name] for name in names if name in entry), None)
-
-
-def _text(path: str) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8-sig") as file:
-        yield from ({"uri": line.rstrip("\r\n")} for line in file if line.strip())
-
-
-def _csv(path: str) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file)
-
-
-def _json_lines(path: str) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                entry = json.loads(line)
-                if not isinstance(entry, dict):
-                    raise ValueError(f"line {number} is no JSON object")
-                yield entry
-
-
-def _parquet(path: str) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(path) as file:
-        known = {*_URI_NAMES, *_ETAG_NAMES, *_SIZE_NAMES, *_TIME_NAMES}
-        columns = [name for name in file.schema_arrow.names if name in known]
-        for batch in file.iter_batches(_PAGE, columns=columns):
-            yield from batch.to_pylist()

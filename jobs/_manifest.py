@@ -11,12 +11,10 @@ An interrupted listing goes on behind its last sealed part.
 import hashlib
 import io
 import logging
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -26,8 +24,8 @@ import pyarrow.parquet as pq
 from fcdd import storage
 from fcdd.errors import FCDDError
 from fcdd.storage import ObjectInfo
-from jobs import _listing, _plans
-from jobs._listing import Selection
+from jobs import _listing, _lists, _plans, _scratch
+from jobs._listing import OwnFiles, Selection
 from jobs._spool import Found, Spool
 from schemas import MANIFEST, Layout, RunRecord, conform
 from schemas.runs import Intent, ManifestPart, Plan
@@ -124,7 +122,7 @@ class Listing:
             self._sealed.parts = list(plan.parts)
             return plan
         last = self._sealed.resume()
-        with tempfile.TemporaryDirectory(prefix="fcdd-listing-") as folder, Spool(Path(folder)) as spool:
+        with _scratch.folder("listing") as folder, Spool(folder) as spool:
             if self._sorts_first():
                 spool_all(self._source, spool, self._tally)
             else:
@@ -207,7 +205,7 @@ class Listing:
                 tally.duplicates = spool.rows - kept  # also those that the sealed parts have
             if not incremental or self._source.list_uri:
                 return 0
-            return database.write_deleted(self._layout, self._intent, self._source.prefixes)
+            return database.write_deleted(self._layout, self._intent, tally.with_images(self._source.prefixes))
 
     def _complete(self, deleted: int) -> Plan:
         sealed, tally = self._sealed, self._tally
@@ -237,33 +235,46 @@ class _Tally:
         self.stopped = threading.Event()
         self.skipped: Counter[str] = Counter()
         self.duplicates = 0
-        self._objects: Counter[int] = Counter()
+        self._own = OwnFiles()
+        self._chosen = 0
+        self._images: Counter[int] = Counter()
+        self._skipped_of: dict[int, Counter[str]] = {}
 
     def select(
         self, place: int, prefix: str, page: Iterable[ObjectInfo], selection: Selection, *, named: bool = False
     ) -> list[ObjectInfo]:
         """The images of a page of one place; the others are counted by rule. `named`: they come from a list."""
         self.raise_if_stopped()
-        page = list(page)
+        skipped: Counter[str] = Counter()
         with self._lock:
-            self._objects[place] += len(page)
-            return _listing.selected(prefix, page, selection, self.skipped, named=named)
+            chosen = _listing.selected(prefix, page, selection, skipped, None if named else self._own)
+            self._chosen += len(chosen)
+            self._images[place] += _listing.are_there(len(chosen), skipped)
+            self._skipped_of.setdefault(place, Counter()).update(skipped)
+            self.skipped.update(skipped)
+            return chosen
 
     def seen(self, place: int) -> None:
         """A place was listed before."""
         with self._lock:
-            self._objects[place] += 1
+            self._images[place] += 1
+            self._chosen += 1
 
     def check_places(self, source: Source) -> None:
-        """Raises ConfigError for a place without a single object, or if no object at all is an image.
+        """Raises ConfigError for a place without a single image, or if no image at all is selected.
 
-        An incremental run may find no new image, but an empty place would mean that everything was deleted.
+        An incremental run may find no new image, but an empty place would mean that everything was deleted. Markers of
+        folders, and what an unmounted disk leaves behind, are no images; those of another time are.
         """
         for place, prefix in enumerate(source.places()):
-            if not self._objects[place] and prefix not in source.may_be_empty:
-                raise _listing.nothing_found([prefix], {}, source.selection)
-        if not source.since_last and sum(self._objects.values()) == sum(self.skipped.values()):
+            if not self._images[place] and prefix not in source.may_be_empty:
+                raise _listing.nothing_found([prefix], self._skipped_of.get(place, {}), source.selection)
+        if not source.since_last and not self._chosen:
             raise _listing.nothing_found(source.places(), self.skipped, source.selection)
+
+    def with_images(self, prefixes: list[str]) -> list[str]:
+        """The locations where images were found: of the others nobody knows whether they were deleted."""
+        return [prefix for place, prefix in enumerate(prefixes) if self._images[place]]
 
     def raise_if_stopped(self) -> None:
         """End this thread when nobody waits for it any more."""
@@ -355,7 +366,7 @@ def spool_all(source: Source, spool: Spool, tally: _Tally) -> None:
     if source.list_uri:
         base = source.prefixes[0] if source.prefixes else None
         known = source.since_last or source.selection.by_time
-        entries = _listing.entries(source.list_uri, base, must_be_known=known)
+        entries = _lists.entries(source.list_uri, base, must_be_known=known)
         _together([partial(spool_pages, 0, base or "", entries)], tally)
     else:
         places = enumerate(source.prefixes)
@@ -367,7 +378,7 @@ def survey(layout: Layout, source: Source, history: list[RunRecord], digest: str
 
     Raises ConfigError when nothing is found.
     """
-    with tempfile.TemporaryDirectory(prefix="fcdd-listing-") as folder, Spool(Path(folder)) as spool:
+    with _scratch.folder("listing") as folder, Spool(folder) as spool:
         tally = _Tally()
         spool_all(source, spool, tally)
         tally.check_places(source)

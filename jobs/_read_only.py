@@ -11,9 +11,8 @@ PROTOCOL = "results"
 
 
 def path(uri: str) -> str:
-    """A location as it is named under this file system."""
-    scheme, _, rest = storage.normalize(uri).partition("://")
-    return f"{PROTOCOL}://{rest}" if scheme else rest
+    """A normalised location as it is named under this file system."""
+    return f"{PROTOCOL}://{uri.partition('://')[2]}"
 
 
 class ReadOnly(AbstractFileSystem):  # type: ignore[misc]
@@ -22,11 +21,17 @@ class ReadOnly(AbstractFileSystem):  # type: ignore[misc]
     protocol = PROTOCOL
     cachable = False
 
-    def __init__(self, location: str) -> None:
-        """For the store of `location`."""
+    def __init__(self, location: str, filesystem: AbstractFileSystem | None = None) -> None:
+        """For results at `location`, through the caller's filesystem if there is one.
+
+        Raises ConfigError for a location that not every reader can name.
+        """
         super().__init__()
-        self._scheme = storage.normalize(location).partition("://")[0]
-        self._files = LocalFileSystem() if self._scheme == "file" else storage.filesystem(self._scheme)
+        location = location if filesystem else storage.check_results(location)
+        self._scheme = location.partition("://")[0]
+        if filesystem is None:
+            filesystem = LocalFileSystem() if self._scheme == "file" else storage.filesystem(self._scheme)
+        self._files = filesystem
 
     def _inner(self, path: str) -> str:
         rest = path.removeprefix(f"{PROTOCOL}://")

@@ -35,14 +35,15 @@ class ScoreSettings(JobSettings):
     )
     image_list: str | None = Field(
         None,
-        description="instead of listing: a file that names the images (.txt, .csv, .parquet, .jsonl, or a .manifest of "
-        "Lookout for Vision or SageMaker); relative names are below --images",
+        description="instead of listing: a file that names the images (.txt, .csv, .parquet, .jsonl, the manifest.json "
+        "of an S3 inventory, a .manifest of Lookout for Vision or SageMaker); relative names are below --images",
     )
     results: str = Field(description="location of the results, shared by all collections")
     collection: str = Field(description="name of the image collection: a partition of the results")
     date: FixedNight = Field(description="night this run stands for, YYYY-MM-DD: a partition of the results")
     include: list[str] = Field(
-        default_factory=list, description="score only paths that match this glob (* also matches /)"
+        default_factory=list,
+        description="score only paths that match this glob (* also matches /); also hidden ones that it spells out",
     )
     exclude: list[str] = Field(default_factory=list, description="leave out paths that match this glob")
     extensions: list[str] = Field(list(EXTENSIONS), description="what the name of an image ends in")

@@ -92,7 +92,7 @@ def prepare(settings: ScoreSettings, *, any_bundle: bool = False, may_be_empty: 
     """Find everything that can be wrong before anything is started."""
     if not is_name(settings.collection):
         raise ConfigError(f"expected a collection of lower-case letters, digits, - and _, got {settings.collection!r}")
-    layout = Layout(storage.normalize(settings.results))
+    layout = Layout(storage.check_results(settings.results))
     source = settings.source(any_bundle=any_bundle, may_be_empty=may_be_empty)
     for option, place in (("--results", layout.results), ("--bundle", storage.normalize(settings.bundle))):
         if place in source.prefixes:

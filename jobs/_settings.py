@@ -133,7 +133,7 @@ class JobSettings(BaseSettings):
 def _table(path: Path, verb: str) -> dict[str, Any]:
     """The table of `verb`; values are validated later, so any TOML type may occur."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

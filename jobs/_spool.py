@@ -166,13 +166,20 @@ class Database:
         return Found(*map(int, row))
 
     def write_deleted(self, layout: Layout, intent: Intent, prefixes: list[str]) -> int:
-        """Stage the known images below `prefixes` that were not listed and are not known as gone; their number."""
+        """Stage the known images below `prefixes` that were not listed and are not known as gone; their number.
+
+        Nobody knows of those in a folder that could not be opened.
+        """
+        if not prefixes:
+            return 0
         below = " OR ".join(f"starts_with(image_uri, $p{index})" for index in range(len(prefixes)))
         question = (
-            "WITH dead AS (SELECT image_uri, max(scored_at) since FROM gone GROUP BY image_uri), "
+            "WITH closed AS (SELECT image_uri folder FROM spool WHERE image_etag = '' AND ends_with(image_uri, '/')), "
+            "dead AS (SELECT image_uri, max(scored_at) since FROM gone GROUP BY image_uri), "
             "lost AS (SELECT image_uri, arg_max(image_etag, scored_at) image_etag, arg_max(run_id, scored_at) "
             f"last_run_id, max(scored_at) last_seen FROM known WHERE ({below}) AND image_uri NOT IN (SELECT image_uri "
-            "FROM spool) GROUP BY image_uri) SELECT image_uri, image_etag, last_run_id FROM lost LEFT JOIN dead USING "
+            "FROM spool) AND NOT EXISTS (SELECT 1 FROM closed WHERE starts_with(known.image_uri, folder)) "
+            "GROUP BY image_uri) SELECT image_uri, image_etag, last_run_id FROM lost LEFT JOIN dead USING "
             "(image_uri) WHERE since IS NULL OR last_seen > since ORDER BY image_uri"
         )
         values = {f"p{index}": f"{prefix}/" for index, prefix in enumerate(prefixes)}

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from fcdd import storage
 from fcdd.errors import ConfigError
+from fcdd.storage import AbstractFileSystem
 from jobs import _parts, _read_only
 from jobs._read_only import ReadOnly
 from schemas import SCORES, Part, RunRecord
@@ -18,16 +19,13 @@ MEMORY_GB, _SPILL = 2.0, "20GB"
 _FOLDERS = "hive_partitioning = true, hive_types = {'collection': VARCHAR, 'date': DATE, 'run': VARCHAR}"
 
 
-def connect(results: str) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection that reads the results location with the environment's credentials.
+def connect(results: str, filesystem: AbstractFileSystem | None = None) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection that reads the results location with the environment's credentials, or by `filesystem`.
 
     DuckDB's own httpfs is an extension it downloads; obstore needs no network but the store's.
     """
     connection = duckdb.connect()
-    _, _, path = storage.normalize(results).partition("://")
-    if wild := set(path) & set("*?["):
-        raise ConfigError(f"{results} holds {' '.join(sorted(wild))}, which DuckDB takes for a pattern; rename it")
-    connection.register_filesystem(ReadOnly(results))
+    connection.register_filesystem(ReadOnly(results, filesystem))
     return connection
 
 
@@ -35,7 +33,7 @@ def part_paths(results: str, parts: Iterable[Part]) -> list[str]:
     """Published parts as DuckDB reads them, each once. Raises FCDDError for one that is not what was published."""
     once = list({part.path: part for part in parts}.values())
     _parts.check(results, once)
-    return [_read_only.path(storage.join(results, part.path)) for part in once]
+    return [_read_only.path(storage.join(storage.normalize(results), part.path)) for part in once]
 
 
 def scores(

@@ -17,7 +17,6 @@ import functools
 import importlib.util
 import json
 import re
-import tempfile
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +32,8 @@ import pyarrow.dataset as ds
 from fcdd import heatmap, storage
 from fcdd.errors import ConfigError
 from fcdd.regions import Region
-from jobs import _parts, _read_only, _runs, _sql, _views
+from fcdd.storage import AbstractFileSystem
+from jobs import _parts, _read_only, _runs, _scratch, _sql, _views
 from schemas import DELETED, DRIFT, LABELS, QUARANTINE, RUNS, SCORES, Layout, Part, RunRecord
 
 if TYPE_CHECKING:
@@ -61,16 +61,20 @@ def open(
     date: dt.date | str | None = None,
     since: dt.date | str | None = None,
     until: dt.date | str | None = None,
+    filesystem: AbstractFileSystem | None = None,
 ) -> "Results":
     """The committed runs of a results location: of one collection, one night or a range of nights (both ends in).
 
-    Raises ConfigError when there is no such run, or the location cannot be read.
+    With a filesystem of fsspec everything is read through that, and the location is whatever it understands. Raises
+    ConfigError when there is no such run, or the location cannot be read.
     """
     if date and (since or until):
         raise ConfigError("a date is one night, since and until are a range; give one or the other")
     first, last = (_day(date or since), _day(date or until))
-    records = _runs.committed(location, collection, first=first, last=last)
-    return Results(storage.normalize(location), tuple(records))
+    location = filesystem.unstrip_protocol(filesystem._strip_protocol(location)) if filesystem else location
+    with storage.through(location, filesystem):
+        records = _runs.committed(location, collection, first=first, last=last)
+        return Results(storage.normalize(location), tuple(records), filesystem)
 
 
 def open_run(location: str, run_id: str) -> "Results":
@@ -139,6 +143,7 @@ class Results:
 
     location: str
     records: tuple[RunRecord, ...]
+    filesystem: AbstractFileSystem | None = None
     memory_gb: float = _views.MEMORY_GB
 
     def __repr__(self) -> str:
@@ -159,11 +164,13 @@ class Results:
         schema, paths = _schema(table), self.paths(table) if table != "runs" else []
         if not paths:
             return ds.dataset(self.runs() if table == "runs" else schema.empty_table())
-        _parts.check(self.location, self.parts(table))
+        self.check(table)
         scheme, _, _ = self.location.partition("://")
-        if scheme == "file":
+        if scheme == "file" and self.filesystem is None:
             return ds.dataset([path.removeprefix("file://") for path in paths], schema=schema, format="parquet")
-        return ds.dataset(paths, schema=schema, format="parquet", filesystem=storage.filesystem(scheme))
+        return ds.dataset(
+            paths, schema=schema, format="parquet", filesystem=self.filesystem or storage.filesystem(scheme)
+        )
 
     def runs(self) -> pa.Table:
         """The commit records as a table (`schemas.RUNS`)."""
@@ -237,6 +244,11 @@ class Results:
             raise ConfigError(f"{table} has no columns {sorted(unknown)}; it has: {', '.join(schema.names)}")
         return self.sql(f"SELECT {', '.join(columns or schema.names)} FROM {table}")
 
+    def check(self, table: str) -> None:
+        """Raises FCDDError for a file of a table that is not what was published."""
+        with storage.through(self.location, self.filesystem):
+            _parts.check(self.location, self.parts(table))
+
     def interrupt(self) -> None:
         """Stop whatever is being answered, from another thread; the answer ends with KeyboardInterrupt."""
         self._database.interrupt()
@@ -258,7 +270,8 @@ class Results:
         if table != "labels":
             return []
         places = [Layout(self.location).labels(name) for name in sorted({r.collection for r in self.records})]
-        return [place for place in places if storage.exists(place)]
+        with storage.through(self.location, self.filesystem):
+            return [place for place in places if storage.exists(place)]
 
     @functools.cached_property
     def _database(self) -> "_Database":
@@ -273,8 +286,8 @@ class _Database:
 
     def __init__(self, of: Results) -> None:
         # Removed with these results, or at the end of the process: DuckDB's own would lie in the current folder.
-        self._spill = tempfile.TemporaryDirectory(prefix="fcdd-query-", ignore_cleanup_errors=True)
-        self._connection, self._made = _views.connect(of.location), threading.Lock()
+        self._spill = _scratch.ScratchFolder("query")
+        self._connection, self._made = _views.connect(of.location, of.filesystem), threading.Lock()
         self._of, self._cursors = of, weakref.WeakSet[duckdb.DuckDBPyConnection]()
         names = [name for name in TABLES if name != "runs"]
         self._paths = {name: [_read_only.path(path) for path in of.paths(name)] for name in names}
@@ -288,7 +301,7 @@ class _Database:
         with self._made:
             named = [name for name in self._missing if re.search(rf"\b{name}\b|{_CATALOG}", query, re.IGNORECASE)]
             for name in named:
-                _parts.check(self._of.location, self._of.parts(name))
+                self._of.check(name)
                 _views.view(self._connection, name, self._paths[name], TABLES[name])
                 self._missing.remove(name)
             cursor = self._connection.cursor()

@@ -13,6 +13,8 @@ from cluster import local_s3
 from cluster.local_s3 import LocalS3
 from fcdd import datasets, storage
 from fcdd.datasets import LabelledImage
+from tests import awkward_s3
+from tests.awkward_s3 import AwkwardS3
 
 Fcdd = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -34,6 +36,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_power_cuts() -> Iterator[None]:
+    """Nothing that a test writes has to survive one, and waiting for the disk would cost minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3(_clean_environment: None) -> Iterator[LocalS3]:
     """A server for the whole session; the environment of this process and its children points to it."""
@@ -50,6 +60,17 @@ def prefix(s3: LocalS3) -> Iterator[str]:
     uri = f"s3://{s3.bucket}/{uuid.uuid4().hex}"
     yield uri
     storage.delete_prefix(uri)
+
+
+@pytest.fixture
+def awkward(monkeypatch: pytest.MonkeyPatch) -> Iterator[AwkwardS3]:
+    """A server that lists and stores keys as Amazon's does; the environment points to it for one test."""
+    with awkward_s3.serve() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        storage._store.cache_clear()
+        yield server
+    storage._store.cache_clear()
 
 
 @pytest.fixture(scope="session")

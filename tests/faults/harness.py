@@ -69,13 +69,11 @@ def _without_checks() -> None:
     from fcdd import storage
 
     def believe(info: storage.ObjectInfo) -> bytes:
-        import obstore
-
         store, key = storage._locate(info.uri)
-        return bytes(obstore.get(store, key).bytes())
+        return store.get(key)[1]
 
     storage._as_listed = believe
-    storage._contradicts = lambda etag, data: False
+    storage.contradicts = lambda etag, digest: False
 
 
 def _without_read_back() -> None:

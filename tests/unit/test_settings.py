@@ -52,6 +52,13 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
         TrainSettings.parse([*REQUIRED, "--config", str(path)])
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Some editors write one."""
+    path = tmp_path / "job.toml"
+    path.write_text("[train]\nepochs = 3\n", encoding="utf-8-sig")
+    assert TrainSettings.parse([*REQUIRED, "--config", str(path)]).epochs == 3
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(ConfigError, match=r"cannot read the configuration nowhere.toml"):
         TrainSettings.parse([*REQUIRED, "--config", "nowhere.toml"])
