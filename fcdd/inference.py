@@ -73,7 +73,7 @@ def _compute_as_ieee() -> None:
     """No TF32 on GPUs. The older flags go first: torch raises where they are read and say something else."""
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 

@@ -27,7 +27,7 @@ from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.splits import is_held_out
 from fcdd.training import TrainOptions
-from jobs import _images, _listing, _train_loop, _train_settings, train
+from jobs import _images, _listing, _train_loop, _train_settings, _training_data, train
 from jobs._checkpoints import Checkpoints
 from jobs._train_loop import Alone, LoopConfig
 
@@ -261,6 +261,21 @@ def test_a_streamed_training_is_equal_and_names_an_image_that_vanished(
     assert result(again)[1].num_images == 31
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_images_trained_on_are_counted_over_all_workers_and_none_is_held_out(
+    stream: bool, few: str, tmp_path: Path
+) -> None:
+    """In one epoch each worker reads half of the images: what the other left out counts too."""
+    infos = _listing.list_images(few)[:32]
+    broken = [info._replace(uri=f"{few}/gone{n}.png") if n in (3, 17, 20) else info for n, info in enumerate(infos)]
+    pixels = _images.load_set(infos[5:9], SIZE, 3).pixels
+    held_out = frozenset(_training_data.pixel_digest(picture) for picture in pixels)
+    changes = {"images": broken, "held_out": held_out, "options": dataclasses.replace(OPTIONS, epochs=1)}
+    loop = make(few, f"file://{tmp_path}/c", stream=stream, **changes)
+    together(2, loop, tmp_path)
+    assert result(loop)[1].num_images == 32 - 3 - 4
+
+
 def test_too_many_unreadable_images_stop_a_streamed_training(few: str, tmp_path: Path) -> None:
     infos = _listing.list_images(few)[:32]
     broken = [info._replace(uri=f"{few}/gone{n}.png") if n % 4 == 0 else info for n, info in enumerate(infos)]
@@ -339,6 +354,11 @@ def test_five_labelled_anomalies_with_masks_join_the_training(few: str, tmp_path
     (tmp_path / "masks/3_mask.png").unlink()
     assert run(few, tmp_path / "without", *more) == 2
     assert "bad/3.png has no mask in" in capsys.readouterr().err
+    Image.fromarray(np.zeros((60, 60), np.uint8)).save(tmp_path / "masks/3_mask.png")
+    assert run(few, tmp_path / "without", *more) == 2
+    assert "3_mask.png is 0 everywhere, and its image is anomalous" in capsys.readouterr().err
+    assert run(few, tmp_path / "without", *as_list) == 2
+    assert "3_mask.png is 0 everywhere, and its image is anomalous" in capsys.readouterr().err
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "masks/3_mask.png")
     assert run(few, tmp_path / "without", *more) == 2
     assert "3_mask.png has 9x9 pixels, its image 60x60" in capsys.readouterr().err
@@ -354,9 +374,11 @@ def test_the_same_picture_is_never_on_both_sides_of_the_split(
         (images / f"copy-of-{path.name}").write_bytes(path.read_bytes())
     straddling = sum(is_held_out(p.name, 0.2) != is_held_out(f"copy-of-{p.name}", 0.2) for p in folder.iterdir())
     assert straddling > 0
-    with caplog.at_level(logging.INFO):
-        assert run(str(images), tmp_path / "b") == 0
-    assert caplog.text.count("not trained on, the same picture is held out") == straddling
+    for stream in ((), ("--memory-gb", "1e-9")):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert run(str(images), tmp_path / "b", "--overwrite", *stream) == 0
+        assert caplog.text.count("not trained on: changed: the same picture is held out") == straddling
     # What is held out does not change when images are added.
     expected = sum(is_held_out(path.name, 0.2) for path in images.iterdir())
     assert Detector.load(str(tmp_path / "b")).spec.training.num_calibration == expected
