@@ -40,8 +40,8 @@ def run(job: Callable[[], int | None]) -> int:
         cause = str(getattr(error, "cause", error)).splitlines() or [type(error).__name__]
         print(f"error: {printable(cause[0])}", file=sys.stderr)
         return next((code for kind, code in _CODES.items() if isinstance(error, kind)), FAILED)
-    except KeyboardInterrupt:
-        print("interrupted; the same command starts again, or goes on", file=sys.stderr)
+    except KeyboardInterrupt as error:  # a job that knows what is left says it
+        print(printable(str(error)) or "interrupted; the same command starts again, or goes on", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough: `fcdd query ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,7 +13,7 @@ from fcdd.errors import ConfigError, ImageError
 from fcdd.storage import ObjectInfo
 from fcdd.supervision import HeldOut
 from jobs import _images
-from jobs._images import Failure
+from jobs._images import Failure, ImageSet
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +122,18 @@ _ALL_COPIES = "every training image is also held out under another name; give mo
 def is_held_out(pixels_hwc: npt.NDArray[np.uint8], held_out: frozenset[str]) -> bool:
     """Whether a picture is among those of which these are the digests."""
     return bool(held_out) and pixel_digest(pixels_hwc) in held_out
+
+
+def without(loaded: ImageSet, infos: Sequence[ObjectInfo], held_out: frozenset[str]) -> ImageSet:
+    """Images loaded from `infos`, without those pictures of which `held_out` are the digests."""
+    kept = [index for index, image in enumerate(loaded.pixels) if not is_held_out(image, held_out)]
+    if len(kept) == len(loaded.pixels):
+        return loaded
+    for index in sorted(set(range(len(loaded.pixels))) - set(kept)):
+        log.info("not calibrated on: %s", HeldOut(infos[loaded.positions[index]].uri))
+    return ImageSet(
+        loaded.pixels[kept], loaded.positions[kept], loaded.statistics[kept], [loaded.formats[index] for index in kept]
+    )
 
 
 def pixel_digest(pixels_hwc: npt.NDArray[np.uint8]) -> str:
