@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -407,6 +408,134 @@ def test_checkpoints_of_another_training_are_not_continued(few: str, tmp_path: P
     assert run(few, tmp_path / "b", "--resume", "--seed", "5") == 2
     assert "are of another training: data, seed differ" in capsys.readouterr().err
     assert run(few, tmp_path / "b", "--overwrite") == 0
+
+
+@pytest.fixture(scope="module")
+def unreadable(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Images of which none can be decoded: whoever decodes before looking at the options says so."""
+    folder = tmp_path_factory.mktemp("unreadable")
+    for index in range(40):
+        (folder / f"{index}.png").write_bytes(b"no image")
+    return f"file://{folder}"
+
+
+def _leave_a_bundle(folder: Path) -> None:
+    storage.write(f"{folder}/b/bundle.json", b"{}")
+
+
+def _leave_checkpoints(folder: Path) -> None:
+    """Of another training."""
+    network = networks.build("cnn32_s", in_channels=3, image_size=SIZE)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    progress = _progress(1)
+    Checkpoints(f"file://{folder}/b/_checkpoints", 1).save(
+        checkpoint.pack(network, optimizer, schedule, progress), progress, 1.0
+    )
+
+
+def _leave_nothing(folder: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("leave", "options", "message"),
+    [
+        (_leave_a_bundle, (), "there is a bundle at"),
+        (_leave_checkpoints, (), "checkpoints of an unfinished training"),
+        (_leave_checkpoints, ("--resume",), "are of another training: alpha, "),
+        (_leave_nothing, ("--masks", "m"), "--masks are those of the images of --anomalous"),
+        (_leave_nothing, ("--masks", "m", "--anomalous", "known.CSV"), "known.CSV names its masks as mask_uri"),
+        (_leave_nothing, ("--outliers", "{folder}/nowhere"), "no images under"),
+        (_leave_nothing, ("--bundle", "{images}/"), "--bundle is the location of the images"),
+        (_leave_nothing, ("--min-workers", "1"), "expected at most 0 workers as --min-workers"),
+        (_leave_nothing, ("--anomalous", "{folder}/known.csv"), "gone.png does not exist; correct"),
+        (_leave_nothing, (), "40 images cannot be read"),
+    ],
+)
+def test_what_stands_in_the_way_is_refused_before_an_image_is_decoded(
+    leave: Callable[[Path], None],
+    options: tuple[str, ...],
+    message: str,
+    unreadable: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "known.csv").write_text(f"image_uri\n{tmp_path}/gone.png\n")
+    leave(tmp_path)
+    given = [option.format(folder=tmp_path, images=unreadable) for option in options]
+    assert run(unreadable, tmp_path / "b", *given) == 2
+    assert message in capsys.readouterr().err
+
+
+class Stopper(logging.Handler):
+    """Ctrl-C as soon as a line of the log begins so."""
+
+    def __init__(self, beginning: str) -> None:
+        super().__init__(logging.INFO)
+        self.beginning = beginning
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith(self.beginning):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("beginning", "options", "said", "then"),
+    [
+        ("epoch 1/2", (), "stopped; the last checkpoint is {checkpoint}: the same command with --resume goes on", 0),
+        ("epoch 1/2", ("--resume",), "stopped; the last checkpoint is {checkpoint}: the same command goes on", 0),
+        ("left out ", (), "stopped before the first checkpoint: the same command starts again", 0),
+        ("training on ", (), "interrupted; the same command starts again, or goes on", 0),
+    ],
+)
+def test_ctrl_c_says_one_true_sentence(
+    beginning: str,
+    options: tuple[str, ...],
+    said: str,
+    then: int,
+    few: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images, root = tmp_path / "images", logging.getLogger()
+    images.mkdir()
+    for path in Path(few.removeprefix("file://")).iterdir():
+        (images / path.name).write_bytes(path.read_bytes())
+    broken = next(f"broken{n}.png" for n in range(100) if not is_held_out(f"broken{n}.png", 0.2))
+    (images / broken).write_bytes(b"no image")
+    stopper = Stopper(beginning)
+    root.addHandler(stopper)
+    root.setLevel(logging.INFO)
+    try:
+        assert run(str(images), tmp_path / "b", *options) == 130
+    finally:
+        root.removeHandler(stopper)
+    last = [each.uri for each in Checkpoints(f"file://{tmp_path}/b/_checkpoints", 1).list()][-1:]
+    assert capsys.readouterr().err.splitlines()[-1] == said.format(checkpoint="".join(last))
+    again = ("--resume",) if "with --resume" in said else options
+    assert run(str(images), tmp_path / "b", *again) == then
+    assert Detector.load(str(tmp_path / "b")).spec.training.num_training < len(list(images.iterdir()))
+
+
+def test_a_copy_of_a_labelled_anomaly_is_neither_trained_nor_calibrated_on(
+    few: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = sorted(Path(few.removeprefix("file://")).iterdir())
+    (tmp_path / "images").mkdir()
+    for path in paths:
+        (tmp_path / "images" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "known").mkdir()
+    chosen = [path for path in paths if not is_held_out(path.name, 0.2)][:2]
+    chosen += [path for path in paths if is_held_out(path.name, 0.2)][:1]
+    for path in chosen:
+        (tmp_path / "known" / f"defect-{path.name}").write_bytes(path.read_bytes())
+    with caplog.at_level(logging.INFO):
+        assert run(str(tmp_path / "images"), tmp_path / "b", "--anomalous", str(tmp_path / "known")) == 0
+    record = Detector.load(str(tmp_path / "b")).spec.training
+    assert record.num_training + record.num_calibration == len(paths) - 3
+    assert caplog.text.count("not trained on: changed: the same picture is held out") == 2
+    assert caplog.text.count("not calibrated on: changed: the same picture is held out") == 1
 
 
 def test_resume_without_a_checkpoint_starts_and_ends_like_any_training(few: str, tmp_path: Path) -> None:
