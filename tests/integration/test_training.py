@@ -312,6 +312,9 @@ def test_a_training_without_ray_leaves_everything_the_reader_of_a_bundle_needs(
     assert run(few, tmp_path / "b", "--labels", str(tmp_path / "labels.csv")) == 0
     spec = Detector.load(str(tmp_path / "b")).spec
     assert {"loss", "auroc", "average_precision", "precision", "recall", "f1"} <= set(spec.training.metrics)
+    # A defect of a few cells drowns in the mean of a map; alarms are images that have a region.
+    assert spec.score == "maximum"
+    assert spec.calibration.threshold == spec.calibration.map_threshold
     assert "- auroc: " in (tmp_path / "b/README.md").read_text()
     lines = [json.loads(line) for line in (tmp_path / "b/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
@@ -550,6 +553,9 @@ def test_a_preset_is_the_published_recipe_where_no_option_says_otherwise(tmp_pat
     settings = _train_settings.with_preset(_train_settings.TrainSettings.parse(arguments))
     assert (settings.network, settings.image_size, settings.optimizer) == ("cnn32_lw3k", "32x32", "adam")
     assert (settings.epochs, settings.batch_size, settings.milestones) == (7, 200, [400, 500])
+    assert settings.score == "mean"
+    chosen = _train_settings.with_preset(_train_settings.TrainSettings.parse([*arguments, "--score", "top1pct"]))
+    assert chosen.score == "top1pct"
     assert (settings.schedule, settings.decay, settings.weight_decay) == ("milestones", 0.1, 1e-6)
     options = _train_settings.options_of(settings)
     assert (options.gaussian_std, options.loss, options.milestones) == (1.2, "image", (400, 500))
