@@ -407,9 +407,9 @@ def _read(path: Path, channels: int) -> Pixels:
 
 
 def read_mask(path: Path, image_hwc: Pixels) -> Mask:
-    """A ground-truth mask (H,W): 255 anomalous, 0 nominal.
+    """A ground-truth mask (H,W) of an anomalous image: 255 anomalous, 0 nominal.
 
-    Raises ConfigError when it is missing, of another size than its image, or has other values.
+    Raises ConfigError when it is missing, or as `check_mask`.
     """
     try:
         mask = read_image(path, 1)[..., 0]
@@ -419,7 +419,10 @@ def read_mask(path: Path, image_hwc: Pixels) -> Mask:
 
 
 def check_mask(grey_hw: npt.NDArray[np.uint8], image_size: tuple[int, ...], name: str) -> Mask:
-    """Grey levels of a mask (H,W) as booleans. Raises ConfigError for another size or other values than 0 and 255."""
+    """Grey levels of an anomalous image's mask (H,W) as booleans.
+
+    Raises ConfigError for another size than the image's, other values than 0 and 255, or 0 everywhere.
+    """
     if grey_hw.shape != image_size:
         raise ConfigError(
             f"the mask {name} has {grey_hw.shape[1]}x{grey_hw.shape[0]} pixels, its image "
@@ -429,6 +432,10 @@ def check_mask(grey_hw: npt.NDArray[np.uint8], image_size: tuple[int, ...], name
     if not values <= {0, 255}:
         raise ConfigError(f"the mask {name} has values {sorted(values - {0, 255})[:5]}; expected 0 and 255 only")
     anomalous: Mask = grey_hw == 255
+    if not anomalous.any():
+        raise ConfigError(
+            f"the mask {name} is 0 everywhere, and its image is anomalous: mark its defect with 255, or leave it out"
+        )
     return anomalous
 
 

@@ -1,7 +1,8 @@
 """The network as it runs at scoring time: folded, in the memory layout, precision and library that are fastest.
 
 Pixels in, anomaly maps out. The reference is the network in evaluation mode on a CPU in float32; against it, relative
-to the largest value of a map: float32 5e-4 (2e-4 was the most that was measured), bfloat16 5e-2.
+to the largest value of a map: float32 5e-4 (2e-4 was the most that was measured), bfloat16 5e-2. On a GPU float32 is
+IEEE's: torch's default would compute convolutions in TF32, which was measured 3.5e-3 off.
 """
 
 import warnings
@@ -19,15 +20,17 @@ from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.runtime import Runtime
 
-# Small batches are as fast as large ones on a CPU and keep memory low (LIMITS); a GPU wants more.
-CPU_BATCH, GPU_BATCH = 16, 64
+# On a CPU the memory of a batch is given back to the system and asked for again, the more often the larger it is: 4 is
+# faster than 16 (benchmarks/results/2026-11-26-cpu-values.md). A GPU wants more.
+CPU_BATCH, GPU_BATCH = 4, 64
 
 
 class Runner:
     """Pixels (N,H,W,C) uint8, N >= 1, of the network's size -> anomaly maps (N,U,V) float32.
 
     Torch runs on a GPU if there is one, OpenVINO on the CPU. When a GPU has too little memory, the batches are halved
-    for good. Raises ConfigError when OpenVINO is asked for and not installed.
+    for good. A runner of float32 makes IEEE's float32 the process's precision on GPUs, for whatever runs after it too.
+    Raises ConfigError when OpenVINO is asked for and not installed.
     """
 
     def __init__(
@@ -42,6 +45,8 @@ class Runner:
         on_gpu = torch.cuda.is_available() and runtime.backend == "torch"
         self.batch_size = GPU_BATCH if on_gpu else CPU_BATCH
         folded: torch.nn.Module = fuse(network.eval())
+        if runtime.precision == "float32":
+            _compute_as_ieee()
         if runtime.backend == "openvino":
             self._run = _openvino(folded, scaling, runtime, (len(scaling.shift), *input_size))
         else:
@@ -64,6 +69,14 @@ class Runner:
         return np.concatenate(maps) if maps else np.empty((0, *self._cells), np.float32)
 
 
+def _compute_as_ieee() -> None:
+    """No TF32 on GPUs. The older flags go first: torch raises where they are read and say something else."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
 def _torch(
     network: torch.nn.Module, scaling: Normalization, runtime: Runtime, device: torch.device
 ) -> Callable[[Tensor], npt.NDArray[np.float32]]:
@@ -82,7 +95,10 @@ def _torch(
 def _openvino(
     network: torch.nn.Module, scaling: Normalization, runtime: Runtime, shape: tuple[int, int, int]
 ) -> Callable[[Tensor], npt.NDArray[np.float32]]:
-    """One stream of one thread: scoring processes share a machine by being several."""
+    """One stream of one thread: scoring processes share a machine by being several.
+
+    Threads are not pinned: each process would pin its own to the same first core.
+    """
     try:
         import openvino
     except ImportError as error:
@@ -91,7 +107,12 @@ def _openvino(
         warnings.simplefilter("ignore", FutureWarning)  # openvino traces with torch.jit, which torch wants to drop
         model = openvino.convert_model(network, example_input=torch.zeros(1, *shape), input=[-1, *shape])
     precision = "bf16" if runtime.precision == "bfloat16" else "f32"
-    options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+    options = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": 1,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+    }
     compiled = openvino.compile_model(model, "CPU", options)
     return lambda pixels: _maps(torch.from_numpy(compiled(scaling(pixels).contiguous().numpy())[0]))
 

@@ -277,6 +277,11 @@ def _mvtec_semi(root: Path, name: str, seed: int) -> Experiment:
     assert data.test.masks is not None
     side = data.training[0].shape[0]
     masks = [datasets.nearest_corner(data.test.masks[i], (side, side)) for i in drawn]
+    for index, mask in zip(drawn, masks, strict=True):
+        if not mask.any():
+            raise ConfigError(
+                f"nothing is left of the mask of {root / name}/test/{data.test.names[index]} at {side} pixels"
+            )
     anomalies = supervision.RealAnomalies([data.test.images[i] for i in drawn], masks)
     rest = np.setdiff1d(np.arange(len(kinds)), drawn)
     if not (data.test.labels[rest] == 1).any():

@@ -27,13 +27,20 @@ AnomalySource = Callable[[Pixels, np.random.Generator], tuple[Pixels, Mask]]
 log = logging.getLogger(__name__)
 
 
+class HeldOut(ImageError):
+    """A readable picture that must not be trained on: the same one, under whatever name, is held out."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("changed", f"the same picture is held out ({name})")
+
+
 class ImageReader(Protocol):
     """A data set of images to draw from: reads image `index` when asked and keeps nothing."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Pixels:
-        """Image (H,W,C) uint8. Raises ImageError when it cannot be read."""
+        """Image (H,W,C) uint8. Raises ImageError when it cannot be read, HeldOut when it must not be drawn."""
         ...
 
 
@@ -118,7 +125,8 @@ class OutlierExposure:
 class RealAnomalies:
     """A few labelled anomalies, drawn with replacement (semi-supervised); without masks all of an image is anomalous.
 
-    Take the images out of the test set: the official code leaves them in.
+    Take the images out of the test set: the official code leaves them in. Raises ConfigError for masks that are not
+    those of the images, or in which nothing is anomalous: the pixels of a defect would be trained on as nominal.
     """
 
     images: Sequence[Pixels]
@@ -137,6 +145,8 @@ class RealAnomalies:
                     f"the mask of labelled anomaly {index} has {_by(mask.shape)} pixels, its image "
                     f"{_by(self.images[index].shape)}; a mask must have its image's size"
                 )
+            if not mask.any():
+                raise ConfigError(f"nothing is anomalous in the mask of labelled anomaly {index}; mark its defect")
 
     def __call__(self, image_hwc: Pixels, generator: np.random.Generator) -> tuple[Pixels, Mask]:
         """One of the anomalies and its mask."""

@@ -27,7 +27,7 @@ from fcdd.errors import ConfigError, ImageError
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.receptive_field import ReceptiveField
-from fcdd.supervision import AnomalySource, Mask, TrainingSet, Unit
+from fcdd.supervision import AnomalySource, HeldOut, Mask, TrainingSet, Unit
 from fcdd.whitening import WhitenedHead
 
 Pixels = npt.NDArray[np.uint8]
@@ -81,7 +81,8 @@ _ORDER, _SAMPLE = 0, 1
 class Sample(NamedTuple):
     """Pixels (H,W,C) float32 in about [0,1], label 0 nominal / 1 anomalous, mask (H,W) bool of the anomaly.
 
-    `source` is the index of the image it was drawn for, `left_out` says which images could not be read and why.
+    `source` is the index of the image it was drawn for. `left_out` says which images before it could not be read and
+    why, `copies` which ones must not be trained on.
     """
 
     pixels: Unit
@@ -89,6 +90,7 @@ class Sample(NamedTuple):
     mask: Mask
     source: int
     left_out: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
 
 
 class Batch(NamedTuple):
@@ -102,6 +104,7 @@ class Batch(NamedTuple):
     masks: Tensor
     sources: list[int]
     left_out: list[str]
+    copies: list[str]
     weight: float = 1.0
 
 
@@ -139,10 +142,12 @@ def epoch_order(num_images: int, options: TrainOptions, *, epoch: int) -> list[n
 def draw_sample(data: TrainingSet, number: int, *, epoch: int, sampling: Sampling) -> Sample:
     """Sample `number` of `epoch`: image `number` modulo N, or what replaces it, augmented.
 
-    For an image that cannot be read the next one is taken. Raises ConfigError when ten in a row cannot.
+    For an image that cannot be read or is held out the next one is taken. Raises ConfigError when ten in a row cannot
+    be read, or there is none to take.
     """
     generator = np.random.default_rng((_SAMPLE, sampling.seed, epoch, number))
-    image, index, left_out = _read(data, number % len(data.images))
+    read = _read(data, number % len(data.images))
+    image, index = read.image, read.source
     label = 0 if data.labels is None else int(data.labels[index])
     mask = np.full(image.shape[:2], bool(label)) if data.masks is None else data.masks[index]
     if generator.random() < sampling.probability:
@@ -150,18 +155,36 @@ def draw_sample(data: TrainingSet, number: int, *, epoch: int, sampling: Samplin
         label = 1 - label
         mask = mask & bool(label)
     pixels, mask = sampling.augment(image, mask, generator)
-    return Sample(pixels, label, mask, index, left_out)
+    return Sample(pixels, label, mask, index, read.left_out, read.copies)
 
 
-def _read(data: TrainingSet, first: int) -> tuple[Pixels, int, tuple[str, ...]]:
-    left_out: list[str] = []
-    for offset in range(_READ_ATTEMPTS):
+class _Read(NamedTuple):
+    """The next image that can be trained on, and those before it that cannot."""
+
+    image: Pixels
+    source: int
+    left_out: tuple[str, ...]
+    copies: tuple[str, ...]
+
+
+def _read(data: TrainingSet, first: int) -> _Read:
+    left_out, copies = list[str](), list[str]()
+    for offset in range(len(data.images)):
         index = (first + offset) % len(data.images)
         try:
-            return data.images[index], index, tuple(left_out)
+            return _Read(data.images[index], index, tuple(left_out), tuple(copies))
+        except HeldOut as error:
+            copies.append(str(error))
         except ImageError as error:
             left_out.append(str(error))
-    raise ConfigError(f"{_READ_ATTEMPTS} training images in a row cannot be read, the last: {left_out[-1]}")
+            if len(left_out) == _READ_ATTEMPTS:
+                raise ConfigError(
+                    f"{_READ_ATTEMPTS} training images in a row cannot be read, the last: {error}"
+                ) from error
+    raise ConfigError(
+        f"there is no image to train on: of {len(data.images)}, {len(copies)} are held out under another name and "
+        f"{len(left_out)} cannot be read"
+    )
 
 
 _READ_ATTEMPTS = 10
@@ -175,6 +198,7 @@ def collate(samples: Sequence[Sample], weight: float = 1.0) -> Batch:
         torch.from_numpy(np.stack([sample.mask for sample in samples]))[:, None],
         [sample.source for sample in samples],
         [text for sample in samples for text in sample.left_out],
+        [text for sample in samples for text in sample.copies],
         weight,
     )
 
@@ -277,7 +301,8 @@ class Trainer:
     def step(self, batch: Batch) -> Losses:
         """One update. Raises FloatingPointError when the loss is not finite; the weights are then untouched.
 
-        On a GPU the network computes in bfloat16, unless its features are whitened; map and loss are float32 always.
+        On a GPU the network computes in bfloat16, or, if its features are whitened, in float32 with torch's default
+        for convolutions, TF32; map and loss are float32 always.
         """
         device = next(self.network.parameters()).device
         images = self.normalization(batch.pixels.to(device, non_blocking=True))

@@ -40,8 +40,13 @@ def nominal(
     )
 
 
-def measure(trained: Detector, infos: Sequence[ObjectInfo], roots: Sequence[str], group_pattern: str | None) -> Nominal:
-    """Fetch and score images, a few at once. Raises ConfigError when more than a tenth cannot be read."""
+def measure(
+    trained: Detector, infos: Sequence[ObjectInfo], roots: Sequence[str], group_pattern: str | None
+) -> tuple[Nominal, list[str]]:
+    """Images that were fetched and scored, a few at once, and their locations.
+
+    Raises ConfigError when more than a tenth cannot be read.
+    """
     spec = trained.spec
     maps, statistics, formats, uris = [], list[list[float]](), list[str](), list[str]()
     pending = []
@@ -60,7 +65,7 @@ def measure(trained: Detector, infos: Sequence[ObjectInfo], roots: Sequence[str]
     if pending:
         maps.append(trained.score(np.stack(pending)).maps)
     scored, pattern = detector.summarise(np.concatenate(maps)), grouping.compile_pattern(group_pattern)
-    return Nominal(
+    measured = Nominal(
         scores=getattr(scored, spec.score),
         peaks=scored.maximum,
         statistics=np.array(statistics, np.float32),
@@ -68,3 +73,4 @@ def measure(trained: Detector, infos: Sequence[ObjectInfo], roots: Sequence[str]
         groups=[grouping.group_of(uri, roots, pattern) for uri in uris],
         maps=scored.maps,
     )
+    return measured, uris

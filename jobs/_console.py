@@ -38,8 +38,8 @@ def run(job: Callable[[], int | None]) -> int:
     except FCDDError as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return code_of(error)
-    except KeyboardInterrupt:
-        print("interrupted; the same command starts again, or goes on", file=sys.stderr)
+    except KeyboardInterrupt as error:  # a job that knows what is left says it
+        print(printable(str(error)) or "interrupted; the same command starts again, or goes on", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough: `fcdd query ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

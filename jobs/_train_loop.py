@@ -5,12 +5,11 @@ The same function runs in all cases: it sees the other processes through `Worker
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -18,7 +17,6 @@ from torch import nn
 from fcdd import (
     augmentation,
     checkpoint,
-    datasets,
     detector,
     networks,
     normalization,
@@ -49,7 +47,8 @@ SAMPLE_IMAGES = 1024
 class LoopConfig:
     """What every process gets; `images` are the training images of all of them.
 
-    `held_out` are digests of the pixels of calibration images: the same picture under another name is not trained on.
+    `held_out` are digests of the pixels of calibration images and labelled anomalies: the same picture under another
+    name is not trained on as nominal.
     """
 
     images: list[ObjectInfo]
@@ -142,13 +141,18 @@ def train(loop: LoopConfig, workers: Workers) -> None:
         num_images=len(loop.images),
         input_size=loop.input_size,
     )
-    epoch, step, history = 0, 0, []
+    epoch, step = 0, 0
+    run = _Run(loop, workers, store, trainer, network, scaling, reader)
     if found is not None:
         restored = checkpoint.restore(found[0], network, trainer.optimizer, trainer.schedule)
-        epoch, step, history = restored.epoch, restored.step, list(restored.history)
+        epoch, step, run.history, run.at_most = (
+            restored.epoch,
+            restored.step,
+            list(restored.history),
+            restored.num_images,
+        )
         if workers.rank == 0:
             log.info("resuming after epoch %d, step %d, from %s", epoch, step, found[1])
-    run = _Run(loop, workers, store, trainer, network, scaling, history, reader)
     run.go(TrainingSet(reader), epoch, step)
 
 
@@ -163,13 +167,13 @@ class _Run:
         trainer: training.Trainer,
         network: FCDDNetwork,
         scaling: Normalization,
-        history: list[dict[str, float]],
         reader: _training_data.StoredImages | _training_data.LoadedImages,
     ) -> None:
         self.loop, self.workers, self.store, self.trainer = loop, workers, store, trainer
-        self.network, self.scaling, self.history = network, scaling, history
+        self.network, self.scaling, self.history = network, scaling, list[dict[str, float]]()
+        self.at_most = len(loop.images)  # images trained on, as far as a training that is resumed had found out
         self.steps = training.num_steps(len(loop.images), loop.options)
-        self.left_out, self.copies = set(reader.failures), frozenset(reader.copies)
+        self.left_out, self.copies = set(reader.failures), set(reader.copies)
         self.waited = 0.0
 
     def go(self, data: TrainingSet, epoch: int, step: int) -> None:
@@ -210,6 +214,7 @@ class _Run:
                     *(epoch + 1, options.epochs, done, self.steps, losses[-1].mean, rate, left),
                 )
         seconds = time.perf_counter() - began
+        self._exchange()
         metrics = self._metrics(epoch, losses, seconds)
         self.history.append(metrics)
         self._save(epoch + 1, 0, metrics["loss"])
@@ -226,22 +231,33 @@ class _Run:
         began = time.perf_counter()
         batch = next(batches)
         self.waited += time.perf_counter() - began
-        self._note(batch.left_out)
+        self._note(batch.left_out, batch.copies)
         try:
             return self.trainer.step(batch)
         except FloatingPointError as error:
             names = ", ".join(sorted({self.loop.images[source].uri for source in batch.sources}))
             raise TrainingDiverged(f"{error}; the batch has {names}") from error
 
-    def _note(self, left_out: list[str]) -> None:
-        """Name every unreadable image once. Raises ConfigError when they are too many."""
-        new = set(left_out) - self.left_out - self.copies
-        for text in new:
-            self.left_out.add(text)
+    def _note(self, left_out: Iterable[str], copies: Iterable[str]) -> None:
+        """Name every image that is left out once. Raises ConfigError when too many cannot be read."""
+        new, total = set(left_out) - self.left_out, len(self.loop.images)
+        for text in sorted(new):
             log.warning("left out %s", text)
-        if new and len(self.left_out) > _images.MAX_UNREADABLE_SHARE * len(self.loop.images):
-            total = len(self.loop.images)
+        for text in sorted(set(copies) - self.copies):
+            log.info("not trained on: %s", text)
+        self.left_out |= new
+        self.copies.update(copies)
+        if new and len(self.left_out) > _images.MAX_UNREADABLE_SHARE * total:
             raise ConfigError(f"{len(self.left_out)} of {total} images cannot be read; see the log above")
+
+    def _exchange(self) -> None:
+        """What any worker left out, in every worker: each reads its share of a batch only. Raises as `_note`."""
+        if self.workers.size == 1 or not self.loop.stream:
+            return
+        found: list[Any] = [None] * self.workers.size
+        dist.all_gather_object(found, (self.left_out, self.copies))
+        for left_out, copies in found:
+            self._note(left_out, copies)
 
     def _metrics(self, epoch: int, losses: list[Losses], seconds: float) -> dict[str, float]:
         sums = torch.tensor(np.array(losses, np.float64).sum(0), device=self.workers.device)
@@ -266,7 +282,7 @@ class _Run:
             step=step,
             conditions=self.loop.conditions,
             normalization=self.scaling,
-            num_images=len(self.loop.images) - len(self.left_out) - len(self.copies),
+            num_images=min(self.at_most, len(self.loop.images) - len(self.left_out) - len(self.copies)),
             history=self.history,
         )
         data = checkpoint.pack(self.network, self.trainer.optimizer, self.trainer.schedule, progress)
@@ -285,7 +301,7 @@ def _shared(value: Any, workers: Workers) -> Any:
 def _reader(loop: LoopConfig) -> _training_data.StoredImages | _training_data.LoadedImages:
     """Images in memory, or read from the store as they are needed."""
     if loop.stream:
-        return _training_data.StoredImages(loop.images, loop.input_size, loop.channels)
+        return _training_data.StoredImages(loop.images, loop.input_size, loop.channels, loop.held_out)
     return _training_data.LoadedImages(loop.images, loop.input_size, loop.channels, loop.held_out)
 
 
@@ -294,29 +310,15 @@ def _anomalies(loop: LoopConfig) -> AnomalySource:
     source = supervision.SYNTHETIC[loop.anomalies]
     if loop.outliers:
         outliers = supervision.OutlierExposure(
-            _training_data.StoredImages(loop.outliers, loop.input_size, loop.channels)
+            _training_data.StoredImages(loop.outliers, loop.input_size, loop.channels, loop.held_out)
         )
         source = supervision.AnyOf([outliers, source], [loop.outlier_share, 1 - loop.outlier_share])
     if loop.labelled:
-        real = supervision.RealAnomalies(*_labelled(loop))
+        real = supervision.RealAnomalies(
+            *_training_data.read_anomalies(loop.labelled, loop.masks, loop.input_size, loop.channels)
+        )
         source = supervision.AnyOf([real, source], [loop.labelled_share, 1 - loop.labelled_share])
     return source
-
-
-def _labelled(loop: LoopConfig) -> tuple[list[npt.NDArray[np.uint8]], list[npt.NDArray[np.bool_]] | None]:
-    """The labelled anomalies at the network's size; images without a mask are anomalous everywhere."""
-    pixels, masks = [], []
-    for info, mask_info in zip(loop.labelled, loop.masks, strict=True):
-        original, image = _training_data.read_both(info, loop.input_size, loop.channels)
-        mask = np.ones(loop.input_size, np.bool_)
-        if mask_info is not None:
-            full = datasets.check_mask(_training_data.read_grey(mask_info), original, mask_info.uri)
-            mask = augmentation.nearest(full, loop.input_size)
-            if full.any() and not mask.any():
-                raise ConfigError(f"nothing is left of the mask {mask_info.uri} at {loop.input_size} pixels")
-        pixels.append(image)
-        masks.append(mask)
-    return pixels, masks
 
 
 def _fit_constants(

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from fcdd import networks, supervision
 from fcdd.augmentation import Light
-from fcdd.bundle import Score
+from fcdd.bundle import DEFAULT_SCORE, Score
 from fcdd.normalization import Kind
 from fcdd.training import TrainOptions
 from jobs._settings import ImageSize, JobSettings, height_and_width
@@ -52,7 +52,10 @@ class TrainSettings(JobSettings):
     )
     freeze_backbone: bool = Field(False, description="train the head alone; whitened trunks are always frozen")
     normalization: Kind = Field("mean_std", description="of the input; trunks with ImageNet weights keep their own")
-    score: Score = Field("mean", description="of an image: mean (the paper's), maximum or top 1 % mean of its map")
+    score: Score = Field(
+        DEFAULT_SCORE,
+        description="of an image by its map: maximum, mean of the top 1 %, or mean (the paper's, and that of presets)",
+    )
     epochs: int | None = Field(None, ge=1, description="passes over the images; default: 3 if whitened, else 12")
     batch_size: int = Field(32, ge=2, description="global batch, over all workers")
     learning_rate: float = Field(1e-3, gt=0, description="peak of the one-cycle schedule")
@@ -150,6 +153,7 @@ def with_preset(settings: TrainSettings) -> TrainSettings:
         "milestones": list(protocol.options.milestones),
         "anomalies": "confetti",
         "moving_statistics": True,
+        "score": "mean",
         "normalization": "lcn_min_max" if settings.preset in ("fmnist", "mvtec") else "mean_std",
     }
     return settings.model_copy(

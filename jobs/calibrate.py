@@ -14,7 +14,7 @@ from pydantic import Field
 
 from fcdd import bundle, grouping, heatmap, splits, storage
 from fcdd.bundle import BundleSpec
-from fcdd.calibration import STATISTICS, Calibration, Nominal, conformal_threshold
+from fcdd.calibration import STATISTICS, Calibration, Floats, Nominal, conformal_threshold
 from fcdd.errors import BundleError, ConfigError
 from fcdd.storage import ObjectInfo
 from jobs import _console, _labels, _listing, _runs, _views
@@ -22,6 +22,11 @@ from jobs._settings import JobSettings, Night
 from schemas import RunRecord
 
 log = logging.getLogger(__name__)
+
+# A threshold of more than so many times the old one is said, with the images that set it: are they nominal?
+SUSPICIOUS_RATIO = 2.0
+# So many of them are named.
+_NAMED = 5
 
 
 class CalibrateSettings(JobSettings):
@@ -63,18 +68,24 @@ def calibrate(settings: CalibrateSettings) -> None:
     before = spec.calibration
     pattern = settings.group_pattern or before.group_pattern
     grouping.compile_pattern(pattern)
-    if storage.exists(storage.join(output, bundle.SPEC_FILE)) and not settings.overwrite:
-        raise ConfigError(f"there is a bundle at {output}, and runs may name it; choose another or add --overwrite")
     if (settings.images is None) == (settings.reviewed is None):
         raise ConfigError("say what to calibrate on: either --images, or --reviewed with --results and --collection")
+    if settings.images and storage.normalize(settings.images) == output:
+        raise ConfigError(f"--output is the location of the images, {output}; give one of its own")
+    if storage.exists(storage.join(output, bundle.SPEC_FILE)) and not settings.overwrite:
+        raise ConfigError(f"there is a bundle at {output}, and runs may name it; choose another or add --overwrite")
+    if settings.images and settings.date:
+        log.warning("--date is not taken: it is the night of a run, and --images are calibrated on")
     storage.check_writable(output)
-    source, nominal = (
+    source, nominal, uris = (
         _from_images(settings, spec, weights, pattern) if settings.images else _from_run(settings, spec, pattern)
     )
     by_group = before.decide_by_group if settings.decide_by_group is None else settings.decide_by_group
     fitted = Calibration.fit(
         nominal, alpha=settings.alpha or before.alpha, group_pattern=pattern, decide_by_group=by_group
     )
+    _warn_of_higher(before.threshold, fitted.threshold, nominal.scores, uris, "threshold")
+    _warn_of_higher(before.map_threshold, fitted.map_threshold, nominal.peaks, uris, "threshold of regions")
     new = spec.model_copy(update={"calibration": fitted, "calibrated_on": source, "parent": spec.parent or spec.digest})
     if new.digest == spec.digest:
         log.info("the calibration is the one that the bundle has")
@@ -94,18 +105,31 @@ def calibrate(settings: CalibrateSettings) -> None:
         print(f"group       {_console.printable(group)}: {reference.num_images} images, {how}")
 
 
+def _warn_of_higher(before: float, after: float, values: Floats, uris: list[str], what: str) -> None:
+    """Say that a threshold is several times what it was, and which images set it: defects among them raise it."""
+    if after <= SUSPICIOUS_RATIO * before:
+        return
+    highest = [int(index) for index in np.argsort(-values, kind="stable") if values[index] >= after]
+    log.warning(
+        "the new %s, %.6g, is %s the old one, %.6g, and fewer defects will be found; are all images nominal? It is set "
+        "by the %d with the largest values, among them %s",
+        *(what, after, f"{after / before:.1f} times" if before > 0 else "far above", before, len(highest)),
+        ", ".join(f"{_console.printable(uris[index])} ({values[index]:.6g})" for index in highest[:_NAMED]),
+    )
+
+
 def _from_images(
     settings: CalibrateSettings, spec: BundleSpec, weights: bytes, pattern: str | None
-) -> tuple[str, Nominal]:
-    """Images of a location, scored here."""
+) -> tuple[str, Nominal, list[str]]:
+    """Images of a location, scored here, and their locations."""
     from fcdd.detector import Detector  # late: a reviewed run needs no torch
     from jobs import _calibrating
 
     location = storage.normalize(settings.images or "")
     infos = _sampled(_not_trained_on(_listing.list_images(location), spec), settings.max_images)
     conformal_threshold(np.zeros(len(infos)), settings.alpha or spec.calibration.alpha)  # before all are scored
-    measured = _calibrating.measure(Detector(spec, weights), infos, [location], pattern)
-    return location, measured
+    measured, uris = _calibrating.measure(Detector(spec, weights), infos, [location], pattern)
+    return location, measured, uris
 
 
 def _not_trained_on(infos: list[ObjectInfo], spec: BundleSpec) -> list[ObjectInfo]:
@@ -134,8 +158,8 @@ def _sampled(infos: list[ObjectInfo], limit: int) -> list[ObjectInfo]:
 
 
 @_views.readable()
-def _from_run(settings: CalibrateSettings, spec: BundleSpec, pattern: str | None) -> tuple[str, Nominal]:
-    """The images of committed runs whose alarms were all looked at, without those that are anomalous."""
+def _from_run(settings: CalibrateSettings, spec: BundleSpec, pattern: str | None) -> tuple[str, Nominal, list[str]]:
+    """The images of committed runs whose alarms were all looked at, without those that are anomalous; locations."""
     if not settings.results or not settings.collection:
         raise ConfigError("--reviewed needs --results and --collection: where the reviewed run is")
     records = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
@@ -172,7 +196,7 @@ def _from_run(settings: CalibrateSettings, spec: BundleSpec, pattern: str | None
     if pattern != spec.calibration.group_pattern:
         compiled = grouping.compile_pattern(pattern)
         groups = [grouping.group_of(uri, (), compiled) for uri in table["image_uri"].to_pylist()]
-    return f"reviewed run {', '.join(record.run_id for record in records)}", Nominal(
+    nominal = Nominal(
         scores=table["anomaly_score"].to_numpy(),
         peaks=table["score_max"].to_numpy(),
         statistics=np.stack([table[name].to_numpy() for name in STATISTICS], 1),
@@ -180,6 +204,8 @@ def _from_run(settings: CalibrateSettings, spec: BundleSpec, pattern: str | None
         groups=groups,
         maps=heatmap.decode_each(table["heatmap"].to_pylist()),
     )
+    uris: list[str] = table["image_uri"].to_pylist()
+    return f"reviewed run {', '.join(record.run_id for record in records)}", nominal, uris
 
 
 def _has_weights(record: RunRecord, spec: BundleSpec) -> bool:

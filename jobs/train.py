@@ -6,40 +6,23 @@ list -> split (training / calibration) -> train, with checkpoints -> calibrate -
 import itertools
 import logging
 import tempfile
-from collections.abc import Sequence
-from datetime import datetime
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-import numpy as np
 import torch
 
-from fcdd import bundle, checkpoint, datasets, detector, grouping, networks, splits, storage
-from fcdd.bundle import BundleSpec, TrainingRecord
-from fcdd.calibration import Calibration, conformal_threshold
+from fcdd import bundle, datasets, detector, grouping, networks, splits, storage
+from fcdd.calibration import conformal_threshold
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError
-from fcdd.inference import Runner
 from fcdd.storage import ObjectInfo
-from jobs import _calibrating, _console, _images, _listing, _train_loop, _training_data
+from jobs import _console, _images, _listing, _train_checks, _train_loop, _trained, _training_data
 from jobs._checkpoints import Checkpoints
-from jobs._images import ImageSet
 from jobs._train_loop import LoopConfig
-from jobs._train_settings import TrainSettings, options_of, recorded, size_of, with_preset
-from jobs._versions import versions
-
-VERSIONED = ("torch", "ray", "numpy", "pillow")
+from jobs._train_settings import TrainSettings, options_of, size_of, with_preset
+from jobs._trained import LabelledInfo
 
 log = logging.getLogger(__name__)
-
-
-class LabelledInfo(NamedTuple):
-    """An object and its label: 0 nominal, 1 anomalous."""
-
-    uri: str
-    etag: str
-    size: int
-    last_modified: datetime
-    label: int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,8 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(settings: TrainSettings) -> None:
     """The whole job."""
-    settings = with_preset(settings)
+    given, settings = settings.model_fields_set, with_preset(settings)
     images_uri, bundle_uri = storage.normalize(settings.images), storage.normalize(settings.bundle)
+    location = storage.normalize(settings.checkpoints or storage.join(settings.bundle, "_checkpoints"))
+    store = Checkpoints(location, settings.keep_checkpoints)
+    _train_checks.check_options(settings)
+    _train_checks.check_places(settings, store)
+    _train_checks.say_what_is_not_taken(given, settings)
     infos = _listing.list_images(images_uri)
     _refuse_anomalous(infos, images_uri)
     grouping.compile_pattern(settings.group_pattern)
@@ -60,20 +48,29 @@ def train(settings: TrainSettings) -> None:
     not_nominal = {info.uri for info in labelled} | {info.uri for info, _ in masked}
     training, calibration = _split(infos, images_uri, settings, not_nominal)
     weights = _prepare(settings, bundle_uri, training, calibration)
+    digest = _listing.digest(infos)
+    _train_checks.check_resumable(settings, store, digest)
+    outliers = _listing.list_images(storage.normalize(settings.outliers)) if settings.outliers else []
+    size, channels = size_of(settings), networks.in_channels(settings.network)
+    # The few labelled anomalies are read here, and again by every worker: an unusable mask is found now.
+    known, _ = _training_data.read_anomalies(*_unzipped(masked), size, channels)
     log.info("training on %d nominal images, calibrating on %d others", len(training), len(calibration))
     # Read before any worker starts: a prefix of unreadable images is found here.
-    held_out = _images.load_set(calibration, size_of(settings), networks.in_channels(settings.network))
+    anomalous = frozenset(map(_training_data.pixel_digest, known))
+    held_out = _training_data.without(_images.load_set(calibration, size, channels), calibration, anomalous)
     conformal_threshold(held_out.positions, settings.alpha)  # enough of them are readable
-    loop = _loop_config(settings, training, held_out, masked, weights, _listing.digest(infos))
-    store = Checkpoints(loop.checkpoints, loop.keep_checkpoints)
-    _check_checkpoints(store, loop, settings)
-    _run(settings, loop, store)
-    found = store.latest()
-    if found is None:
-        raise ConfigError(f"the checkpoints at {loop.checkpoints} are gone or damaged; train again")
-    trained = _finish(settings, infos, calibration, held_out, labelled, found[0])
-    if Detector.load(bundle_uri).spec.digest != trained.spec.digest:
-        raise ConfigError(f"{bundle_uri} was overwritten while it was being written; train again")
+    not_trained_on = anomalous | set(map(_training_data.pixel_digest, held_out.pixels))
+    loop = _loop_config(settings, training, outliers, not_trained_on, masked, weights, digest, location)
+    if settings.overwrite and not settings.resume:
+        store.clear()
+    with _stoppable(settings, store):
+        _run(settings, loop)
+        found = store.latest()
+        if found is None:
+            raise ConfigError(f"the checkpoints at {loop.checkpoints} are gone or damaged; train again")
+        trained = _trained.finish(settings, infos, calibration, held_out, labelled, found[0])
+        if Detector.load(bundle_uri).spec.digest != trained.spec.digest:
+            raise ConfigError(f"{bundle_uri} was overwritten while it was being written; train again")
     store.clear()
     print(f"bundle     {bundle_uri}\ndigest     {trained.spec.digest}")
     print(f"threshold  {trained.spec.calibration.threshold:.6g} for a false-alarm rate of {settings.alpha:g}")
@@ -134,20 +131,10 @@ def _prepare(
     torch.manual_seed(settings.seed)
     channels = networks.in_channels(settings.network)
     network = networks.build(settings.network, in_channels=channels, image_size=size_of(settings))
-    if settings.workers and settings.batch_size % settings.workers:
-        raise ConfigError(
-            f"a global batch of {settings.batch_size} does not divide among {settings.workers} workers; change one"
-        )
-    if (settings.min_workers or 0) > settings.workers:
-        raise ConfigError(f"expected at most {settings.workers} workers as --min-workers, got {settings.min_workers}")
     if len(training) < settings.batch_size:
         raise ConfigError(f"a batch of {settings.batch_size} needs as many training images, got {len(training)}")
     conformal_threshold(torch.zeros(len(calibration)).numpy(), settings.alpha)
-    if storage.exists(storage.join(bundle_uri, bundle.SPEC_FILE)) and not settings.overwrite:
-        raise ConfigError(f"there is a bundle at {bundle_uri}, and runs may name it; choose another or add --overwrite")
     storage.check_writable(bundle_uri)
-    if settings.masks and not settings.anomalous:
-        raise ConfigError("--masks are those of the images of --anomalous: give both")
     if settings.mlflow:
         from jobs import _training_report
 
@@ -160,10 +147,12 @@ def _prepare(
 def _loop_config(
     settings: TrainSettings,
     training: list[ObjectInfo],
-    held_out: ImageSet,
+    outliers: list[ObjectInfo],
+    held_out: frozenset[str],
     masked: list[tuple[ObjectInfo, ObjectInfo | None]],
     weights: bytes,
     data_digest: str,
+    checkpoints: str,
 ) -> LoopConfig:
     """What every training process gets."""
     size, channels = size_of(settings), networks.in_channels(settings.network)
@@ -175,9 +164,10 @@ def _loop_config(
         "streamed from the store in every epoch" if stream else "decoded once to every worker's memory",
     )
     moving, processes = settings.moving_statistics, settings.loader_processes
+    labelled, masks = _unzipped(masked)
     return LoopConfig(
         images=training,
-        held_out=frozenset(_training_data.pixel_digest(pixels) for pixels in held_out.pixels),
+        held_out=held_out,
         network=settings.network,
         channels=channels,
         input_size=size,
@@ -186,28 +176,34 @@ def _loop_config(
         moving_statistics=not settings.pretrained if moving is None else moving,
         frozen=settings.freeze_backbone,
         anomalies=settings.anomalies,
-        outliers=_listing.list_images(storage.normalize(settings.outliers)) if settings.outliers else [],
+        outliers=outliers,
         outlier_share=settings.outlier_share,
-        labelled=[image for image, _ in masked],
-        masks=[mask for _, mask in masked],
+        labelled=labelled,
+        masks=masks,
         labelled_share=settings.anomalous_share,
         augmentation=settings.augmentation or ("none" if networks.needs_statistics(settings.network) else "all"),
         options=options_of(settings),
         stream=stream,
         loader_processes=(4 if stream or settings.gpu else 0) if processes is None else processes,
         compile=settings.compile,
-        checkpoints=storage.normalize(settings.checkpoints or storage.join(settings.bundle, "_checkpoints")),
+        checkpoints=checkpoints,
         keep_checkpoints=settings.keep_checkpoints,
         checkpoint_steps=settings.checkpoint_steps,
-        conditions={"data": data_digest, **recorded(settings)},
+        conditions=_train_checks.conditions(settings, data_digest),
     )
+
+
+def _unzipped(
+    masked: list[tuple[ObjectInfo, ObjectInfo | None]],
+) -> tuple[list[ObjectInfo], list[ObjectInfo | None]]:
+    return [image for image, _ in masked], [mask for _, mask in masked]
 
 
 def _masked(settings: TrainSettings) -> list[tuple[ObjectInfo, ObjectInfo | None]]:
     """The labelled anomalies, each with its mask if there is a location of masks."""
     if not settings.anomalous:
         return []
-    if settings.anomalous.endswith((".csv", ".parquet")):
+    if _train_checks.is_list(settings.anomalous):
         from jobs import _labels
 
         listed = _labels.read_anomalies(settings.anomalous)
@@ -236,132 +232,47 @@ def _stem(uri: str, root: str) -> str:
     return uri.removeprefix(root).strip("/").rpartition(".")[0]
 
 
-def _check_checkpoints(store: Checkpoints, loop: LoopConfig, settings: TrainSettings) -> None:
-    """Raises ConfigError when there are checkpoints of another training, or of one that was not asked to go on."""
-    if not store.list():
-        if settings.resume:
-            log.info("there is no checkpoint at %s: training from the start", store.location)
-        return
-    if settings.overwrite and not settings.resume:
-        store.clear()
-        return
-    if not settings.resume:
-        raise ConfigError(
-            f"there are checkpoints of an unfinished training at {store.location}; add --resume to go on with it, or "
-            "--overwrite to start anew"
-        )
-    found = store.latest()
-    if found is None:
-        return
-    before = checkpoint.read_progress(found[0]).conditions
-    now = loop.conditions
-    if other := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
-        raise ConfigError(
-            f"the checkpoints at {store.location} are of another training: {', '.join(other)} differ; give the same "
-            "options and images, or --overwrite without --resume"
-        )
-
-
-def _run(settings: TrainSettings, loop: LoopConfig, store: Checkpoints) -> None:
-    """Train in this process, or on the workers of Ray Train."""
+@contextmanager
+def _stoppable(settings: TrainSettings, store: Checkpoints) -> Iterator[None]:
+    """Ctrl-C says what is left of the training, and which command goes on with it."""
     try:
-        if settings.workers == 0:
-            _train_loop.train(loop, _train_loop.Alone())
-            return
-        # Imported late: a wrong option is answered in a second, not after five of Ray's import.
-        from jobs import _ray_train
-
-        with tempfile.TemporaryDirectory() as folder:
-            _ray_train.fit(
-                loop,
-                workers=settings.workers,
-                min_workers=settings.min_workers,
-                gpu=settings.gpu,
-                wait_s=settings.cluster_wait_s,
-                max_failures=settings.max_failures,
-                storage_path=folder,
-            )
-    except KeyboardInterrupt:
-        last = store.list()
-        if last:
-            log.info("stopped; the last checkpoint is %s: the same command with --resume goes on", last[-1].uri)
-        raise
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_left(settings, store)) from error
 
 
-def _finish(
-    settings: TrainSettings,
-    infos: list[ObjectInfo],
-    calibration_infos: list[ObjectInfo],
-    held_out: ImageSet,
-    labelled: list[LabelledInfo],
-    state: bytes,
-) -> Detector:
-    """The bundle, with scores of the held-out nominal images, and what belongs beside it."""
-    from jobs import _training_report
-
-    progress, weights = checkpoint.read_progress(state), checkpoint.network_weights(state)
-    size, channels = size_of(settings), networks.in_channels(settings.network)
-    network = detector.deserialize(weights, settings.network, channels, size)
-    runner = Runner(network, progress.normalization, size)
-    scored = detector.summarise(runner(held_out.pixels))
-    root = storage.normalize(settings.images)
-    nominal = _calibrating.nominal(scored, settings.score, held_out, calibration_infos, [root], settings.group_pattern)
-    calibration = Calibration.fit(
-        nominal, alpha=settings.alpha, group_pattern=settings.group_pattern, decide_by_group=settings.decide_by_group
-    )
-    measured = {name: progress.history[-1][name] for name in ("loss", "loss_nominal", "loss_anomalous")}
-    if labelled:
-        measured |= _measure(settings, runner, labelled, calibration.threshold)
-    spec = BundleSpec(
-        network=settings.network,
-        channels=channels,
-        input_size=size,
-        normalization=progress.normalization,
-        gaussian_std=options_of(settings).gaussian_std,
-        gaussian_extent=settings.gaussian_extent,
-        score=settings.score,
-        calibration=calibration,
-        calibrated_on=root,
-        training=TrainingRecord(
-            images=storage.normalize(settings.images),
-            num_training=progress.num_images,
-            num_calibration=len(held_out.pixels),
-            data_digest=_listing.digest(infos),
-            options=recorded(settings),
-            versions=versions(*VERSIONED),
-            metrics=measured,
-        ),
-        weights_sha256=detector.sha256(weights),
-    )
-    trained, bundle_uri = Detector(spec, weights), storage.normalize(settings.bundle)
-    _training_report.write(bundle_uri, progress.history, trained, held_out.pixels, scored)
-    trained.save(bundle_uri)
-    if settings.mlflow:
-        _training_report.to_mlflow(settings.mlflow, bundle_uri, trained, progress.history)
-    return trained
+def _left(settings: TrainSettings, store: Checkpoints) -> str:
+    bundle_uri = storage.normalize(settings.bundle)
+    try:
+        if not settings.overwrite and storage.exists(storage.join(bundle_uri, bundle.SPEC_FILE)):
+            return f"stopped; the bundle is there already: {bundle_uri}"
+        stored = store.list()
+    except ConfigError as error:
+        return f"stopped; --resume goes on if there is a checkpoint at {store.location} ({error})"
+    if not stored:
+        return "stopped before the first checkpoint: the same command starts again"
+    again = "the same command" if settings.resume else "the same command with --resume"
+    return f"stopped; the last checkpoint is {stored[-1].uri}: {again} goes on"
 
 
-def _measure(
-    settings: TrainSettings,
-    runner: Runner,
-    labelled: list[LabelledInfo],
-    threshold: float,
-) -> dict[str, float]:
-    """Figures on the labelled images."""
-    from fcdd import metrics
+def _run(settings: TrainSettings, loop: LoopConfig) -> None:
+    """Train in this process, or on the workers of Ray Train."""
+    if settings.workers == 0:
+        _train_loop.train(loop, _train_loop.Alone())
+        return
+    # Imported late: a wrong option is answered in a second, not after five of Ray's import.
+    from jobs import _ray_train
 
-    infos = [ObjectInfo(*each[:4]) for each in labelled]
-    loaded = _images.load_set(infos, size_of(settings), networks.in_channels(settings.network))
-    scored = detector.summarise(runner(loaded.pixels))
-    labels = np.array([each.label for each in labelled], np.int64)[loaded.positions]
-    scores = getattr(scored, settings.score).astype(np.float64)
-    image = metrics.image_metrics(labels, scores, resamples=0)
-    alarms = metrics.threshold_metrics(labels, scores, threshold, resamples=0)
-    return {
-        "auroc": image.auroc.value,
-        "average_precision": image.average_precision.value,
-        **{name: estimate.value for name, estimate in alarms._asdict().items()},
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        _ray_train.fit(
+            loop,
+            workers=settings.workers,
+            min_workers=settings.min_workers,
+            gpu=settings.gpu,
+            wait_s=settings.cluster_wait_s,
+            max_failures=settings.max_failures,
+            storage_path=folder,
+        )
 
 
 if __name__ == "__main__":

@@ -425,6 +425,33 @@ def test_a_reviewed_run_is_a_calibration_without_its_anomalies(line: Line, *, et
     assert "was scored with another bundle" in other.stderr
 
 
+def test_a_calibration_on_defects_is_said_and_names_what_set_the_threshold(line: Line) -> None:
+    line.upload("good", 150, seed=4)
+    line.upload("bad", 150, seed=5, defects=30)
+    where = ("--bundle", f"{line.root}/bundle", "--output", f"{line.root}/new", "--overwrite")
+    assert "times the old one" not in here("calibrate", *where, "--images", f"{line.root}/good").stderr
+    said = here("calibrate", *where, "--images", f"{line.root}/bad").stderr
+    before, after = (bundle.load(f"{line.root}/{name}")[0].calibration for name in ("bundle", "new"))
+    ratio = after.map_threshold / before.map_threshold
+    assert ratio > 2
+    assert f"the new threshold of regions, {after.map_threshold:.6g}, is {ratio:.1f} times the old one" in said
+    [warned] = [text for text in said.splitlines() if "threshold of regions" in text]
+    named = re.findall(r"/bad/cam-\d/(\d+)\.png \(", warned)
+    assert named
+    assert all(int(number) < 30 for number in named)
+
+
+def test_what_fcdd_calibrate_cannot_do_or_does_not_take_is_said(line: Line) -> None:
+    line.upload("good", 120, seed=4)
+    where = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/good")
+    among = here("calibrate", *where, "--output", f"{line.root}/good/", check=False)
+    assert among.returncode == 2
+    assert "--output is the location of the images" in among.stderr
+    assert not storage.exists(f"{line.root}/good/bundle.json")
+    done = here("calibrate", *where, "--output", f"{line.root}/new", "--date", "2026-11-01")
+    assert "--date is not taken" in done.stderr
+
+
 def test_cameras_with_enough_images_decide_by_their_own_calibration(line: Line) -> None:
     for camera, count, first, brighter in (("cam-0", 120, 1000, 0), ("cam-1", 120, 2000, 20), ("few", 20, 3000, 0)):
         for index in range(count):

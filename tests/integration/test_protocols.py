@@ -200,6 +200,17 @@ def test_trained_anomalies_leave_the_test_set(tmp_path: Path) -> None:
     assert {int(mask.sum()) for _, mask in drawn} <= set(range(7000, 16000))  # masks at 240 x 240
 
 
+def test_a_trained_anomaly_whose_mask_vanishes_when_it_is_made_smaller_is_named(tmp_path: Path) -> None:
+    standins.mvtec(tmp_path)
+    mask = np.zeros((500, 500), np.uint8)
+    mask[1, 1] = 255
+    for index in range(3):
+        standins.save(tmp_path / f"bottle/test/contamination/{index:03}.png", standins.noisy(500, 500, 3, 100))
+        standins.save(tmp_path / f"bottle/ground_truth/contamination/{index:03}_mask.png", mask)
+    with pytest.raises(ConfigError, match=r"nothing is left of the mask of .*contamination/00\d.png at 240 pixels"):
+        PROTOCOLS["mvtec-semi"].load(tmp_path, "bottle", 0)
+
+
 def test_horses_are_the_anomaly_and_outliers_the_nominal_class(tmp_path: Path) -> None:
     standins.voc(tmp_path)
     experiment = PROTOCOLS["voc"].load(tmp_path, "horse", 0)

@@ -96,6 +96,9 @@ def test_bad_masks_and_missing_folders_are_clear_errors(tmp_path: Path) -> None:
     standins.save(mask, np.full((100, 120), 7, np.uint8))
     with pytest.raises(ConfigError, match=r"001_mask.png has values \[7\]; expected 0 and 255 only"):
         datasets.mvtec(tmp_path, "bottle")
+    standins.save(mask, np.zeros((100, 120), np.uint8))
+    with pytest.raises(ConfigError, match=r"001_mask.png is 0 everywhere, and its image is anomalous: mark its defect"):
+        datasets.mvtec(tmp_path, "bottle")
     mask.unlink()
     with pytest.raises(ConfigError, match=r"cannot read the mask .*001_mask.png"):
         datasets.mvtec(tmp_path, "bottle")
@@ -142,6 +145,9 @@ def test_known_anomalies_of_a_folder_of_your_own_come_with_their_maps(tmp_path: 
     assert len(data.anomalies) == 1
     assert data.anomaly_masks is not None
     assert int(data.anomaly_masks[0].sum()) == 150
+    standins.save(tmp_path / "train_maps/screw/anomalous/a_mask.png", 0 * mask)
+    with pytest.raises(ConfigError, match=r"a_mask.png is 0 everywhere"):
+        datasets.custom(tmp_path, "screw", maps=True)
 
 
 def test_classes_of_a_folder_of_your_own_must_be_the_same_in_both_splits(tmp_path: Path) -> None:

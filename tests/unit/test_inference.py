@@ -1,6 +1,10 @@
 """Every way to run the forward pass gives the maps of the plain network, within the stated tolerance."""
 
+import contextlib
 import copy
+import os
+import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -57,17 +61,66 @@ def test_a_gpu_without_memory_gets_smaller_batches(network: FCDDNetwork, monkeyp
 
     def small_memory(pixels: torch.Tensor) -> np.ndarray:
         sizes.append(len(pixels))
-        if len(pixels) > 4:
+        if len(pixels) > 1:
             raise torch.OutOfMemoryError("out of memory")
         return run(pixels)
 
     monkeypatch.setattr(runner, "_run", small_memory)
     np.testing.assert_allclose(runner(PIXELS), expected, rtol=1e-4, atol=1e-6)
-    assert sizes[:3] == [inference.CPU_BATCH, 8, 4]
-    assert runner.batch_size == 4
+    assert sizes[:3] == [inference.CPU_BATCH, 2, 1]
+    assert runner.batch_size == 1
     monkeypatch.setattr(runner, "_run", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
     with pytest.raises(torch.OutOfMemoryError):
         runner(PIXELS)
+
+
+@pytest.mark.parametrize("before", ["tf32", "older flags", "nothing"])
+@pytest.mark.usefixtures("_flags_of_torch")
+def test_float32_is_ieee_and_no_flag_of_torch_contradicts(network: FCDDNetwork, before: str) -> None:
+    """Without a GPU the values are all that can be looked at."""
+    if before == "tf32":
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    if before == "older flags":
+        torch.backends.cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("high")
+    Runner(copy.deepcopy(network), SCALING, (32, 32), Runtime(precision="float32"))
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert not torch.backends.cudnn.allow_tf32  # reading a flag that contradicts raises
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+    with torch.backends.cudnn.flags(enabled=True):
+        pass
+
+
+@pytest.fixture
+def _flags_of_torch() -> Iterator[None]:
+    yield
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    torch.backends.cudnn.rnn.fp32_precision = "tf32"
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_openvino_leaves_its_threads_on_every_core(network: FCDDNetwork) -> None:
+    """Pinned threads are only seen while they compute; each process would pin its own to the same core."""
+    runner = Runner(copy.deepcopy(network), SCALING, (32, 32), Runtime(backend="openvino"))
+    allowed, seen, done = os.sched_getaffinity(0), set[frozenset[int]](), threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            for thread in os.listdir("/proc/self/task"):
+                with contextlib.suppress(OSError):  # it ended
+                    seen.add(frozenset(os.sched_getaffinity(int(thread))))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(10):
+        runner(PIXELS)
+    done.set()
+    watcher.join()
+    assert seen == {frozenset(allowed)}
 
 
 def test_what_a_network_cannot_take_is_refused_before_anything_starts() -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fcdd import storage
@@ -9,6 +10,7 @@ from fcdd.datasets import LabelledImage
 from fcdd.errors import ConfigError, ImageError
 from fcdd.images import DecodedImage
 from fcdd.storage import ObjectInfo
+from fcdd.supervision import HeldOut
 from jobs import _images, _listing, _training_data
 
 
@@ -51,15 +53,15 @@ def test_loaded_images_name_what_is_left_out_and_raise_only_when_asked_for_it(li
     assert [again[4].uri in text for text in loaded.failures] == [True]
     for index in range(12):
         if index in (4, 7):
-            with pytest.raises(
-                ImageError, match="not_an_image" if index == 4 else "same picture as a calibration image"
-            ):
+            with pytest.raises(ImageError, match="not_an_image" if index == 4 else "the same picture is held out"):
                 loaded[index]
         else:
             expected = _images.fetch_and_decode(again[index], (32, 32), 3)
             assert isinstance(expected, DecodedImage)
             assert (loaded[index] == expected.pixels).all()
     assert loaded.sample(100).shape == (10, 32, 32, 3)
+    assert (loaded.sample(100)[4] == loaded[5]).all()
+    assert np.shares_memory(loaded.sample(100), loaded[5])  # one unreadable image does not copy all others
 
 
 def test_stored_images_are_read_when_asked_for(listed: list[ObjectInfo]) -> None:
@@ -69,3 +71,21 @@ def test_stored_images_are_read_when_asked_for(listed: list[ObjectInfo]) -> None
     Path(listed[3].uri.removeprefix("file://")).unlink()
     with pytest.raises(ImageError, match=f"vanished: deleted since it was listed .{listed[3].uri}"):
         stored[3]
+
+
+def test_stored_images_leave_out_what_is_held_out_as_loaded_ones_do(listed: list[ObjectInfo]) -> None:
+    again = [*listed, listed[2]._replace(uri=f"{listed[2].uri.removesuffix('.png')}-copy.png")]
+    storage.write(again[-1].uri, storage.read(listed[2].uri))
+    again[-1] = storage.stat(again[-1].uri)
+    picture = _images.fetch_and_decode(listed[2], (32, 32), 3)
+    assert isinstance(picture, DecodedImage)
+    held_out = frozenset([_training_data.pixel_digest(picture.pixels)])
+    stored = _training_data.StoredImages(again, (32, 32), 3, held_out)
+    loaded = _training_data.LoadedImages(again, (32, 32), 3, held_out)
+    for images in (stored, stored, loaded):  # a second time too: it is remembered
+        for index in (2, 12):
+            with pytest.raises(HeldOut, match=f"the same picture is held out .{again[index].uri}"):
+                images[index]
+        assert images.sample(100).shape == (11, 32, 32, 3)
+    with pytest.raises(ConfigError, match="every training image is also held out under another name"):
+        _training_data.StoredImages(again[2:3], (32, 32), 3, held_out).sample(5)

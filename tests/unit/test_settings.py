@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from fcdd.errors import ConfigError
+from jobs import _train_checks
 from jobs._settings import height_and_width
-from jobs._train_settings import TrainSettings
+from jobs._train_settings import TrainSettings, with_preset
 from jobs.score import ScoreSettings
 
 REQUIRED = ["--images", "in", "--bundle", "out"]
@@ -74,6 +75,41 @@ def test_an_image_size_is_a_side_or_height_by_width(text: str, size: tuple[int, 
 def test_another_image_size_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--image-size: expected"):
         TrainSettings.parse(["--images", "x", "--bundle", "y", f"--image-size={text}"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], []),
+        (["--outlier-share", "0.3"], ["--outlier-share is not taken: there are no --outliers"]),
+        (["--outlier-share", "0.3", "--outliers", "o"], []),
+        (["--anomalous-share", "0.3"], ["--anomalous-share is not taken: there are no --anomalous"]),
+        (["--masks", "m", "--anomalous", "a", "--loss", "image"], ["--masks is not taken: --loss image looks at"]),
+        (["--decay", "0.9"], ["--decay is not taken: --schedule one_cycle has no decay"]),
+        (["--milestones", "3", "--schedule", "exponential"], ["--milestones is not taken: they belong to"]),
+        (["--decay", "0.9", "--milestones", "3", "--schedule", "milestones"], []),
+        (["--weights", "w", "--no-pretrained"], ["--weights is not taken"]),
+        (["--weights", "w", "--network", "cnn224"], ["--weights is not taken: this training of cnn224 starts from no"]),
+        (
+            ["--pretrained", "--network", "cnn224"],
+            ["--pretrained is not taken: there are no ImageNet weights of cnn224"],
+        ),
+        (["--normalization", "lcn_min_max"], ["--normalization is not taken: whitened"]),
+        (["--moving-statistics"], ["--moving-statistics is not taken"]),
+        (["--freeze-backbone", "--network", "cnn224"], ["--freeze-backbone is not taken: cnn224 has no backbone"]),
+        (["--workers", "0", "--gpu"], ["--gpu is not taken: --workers 0 is one process without Ray"]),
+        (["--workers", "0", "--max-failures", "1"], ["--max-failures is not taken"]),
+        (["--preset", "fmnist", "--decay", "0.5"], []),
+    ],
+)
+def test_an_option_without_an_effect_is_said(
+    options: list[str], said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = TrainSettings.parse([*REQUIRED, *options])
+    _train_checks.say_what_is_not_taken(settings.model_fields_set, with_preset(settings))
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == len(said)
+    assert all(text.startswith(start) for text, start in zip(warned, said, strict=True))
 
 
 def test_an_unknown_anomaly_is_refused_with_the_choice() -> None:

@@ -89,17 +89,19 @@ def test_a_limit_draws_the_same_few_outliers_for_ever() -> None:
 
 def test_real_anomalies_come_with_their_masks_or_are_anomalous_everywhere() -> None:
     images = [np.full((8, 8, 3), value, np.uint8) for value in (10, 20)]
-    masks = [np.eye(8, dtype=np.bool_), np.zeros((8, 8), np.bool_)]
+    masks = [np.eye(8, dtype=np.bool_), np.tri(8, dtype=np.bool_)]
     drawn = [RealAnomalies(images, masks)(GREY, np.random.default_rng(seed)) for seed in range(20)]
-    assert {(int(image[0, 0, 0]), int(mask.sum())) for image, mask in drawn} == {(10, 8), (20, 0)}
+    assert {(int(image[0, 0, 0]), int(mask.sum())) for image, mask in drawn} == {(10, 8), (20, 36)}
     assert RealAnomalies(images)(GREY, np.random.default_rng(0))[1].all()
 
 
-def test_a_mask_of_another_size_than_its_image_is_refused() -> None:
+def test_a_mask_of_another_size_or_without_an_anomaly_is_refused() -> None:
     with pytest.raises(ConfigError, match="mask of labelled anomaly 0 has 6x4 pixels, its image 8x8"):
         RealAnomalies([np.zeros((8, 8, 3), np.uint8)], [np.zeros((4, 6), np.bool_)])
     with pytest.raises(ConfigError, match="1 labelled anomalies but 0 masks"):
         RealAnomalies([np.zeros((8, 8, 3), np.uint8)], [])
+    with pytest.raises(ConfigError, match="nothing is anomalous in the mask of labelled anomaly 1; mark its defect"):
+        RealAnomalies(2 * [np.zeros((8, 8, 3), np.uint8)], [np.eye(8, dtype=np.bool_), np.zeros((8, 8), np.bool_)])
     with pytest.raises(ConfigError, match="there are no labelled anomalies"):
         RealAnomalies([])
 

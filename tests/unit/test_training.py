@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from fcdd import augmentation, detector, networks, normalization, outliers, supervision, training
 from fcdd.errors import ConfigError, ImageError
 from fcdd.inference import Runner
-from fcdd.supervision import TrainingSet
+from fcdd.supervision import HeldOut, TrainingSet
 from fcdd.training import Sampling, TrainOptions
 
 OPTIONS = TrainOptions(
@@ -84,6 +84,23 @@ def test_an_image_that_cannot_be_read_is_named_and_the_next_one_taken() -> None:
     assert sample.left_out == ("vanished: image 3", "vanished: image 4")
     with pytest.raises(ConfigError, match="10 training images in a row cannot be read, the last: vanished"):
         training.draw_sample(TrainingSet(AllBroken()), 0, epoch=0, sampling=SAMPLING)
+
+
+class Copies(list):  # type: ignore[type-arg]
+    """Images of which the first fifteen are held out, as those of a camera that stood still."""
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+        if index < 15:
+            raise HeldOut(f"image {index}")
+        return super().__getitem__(index)  # type: ignore[no-any-return]
+
+
+def test_pictures_that_are_held_out_are_passed_over_however_many_they_are() -> None:
+    sample = training.draw_sample(TrainingSet(Copies(20 * [IMAGES[0]])), 1, epoch=0, sampling=SAMPLING)
+    assert (sample.source, sample.left_out, len(sample.copies)) == (15, (), 14)
+    assert sample.copies[0] == "changed: the same picture is held out (image 1)"
+    with pytest.raises(ConfigError, match="there is no image to train on: of 12, 12 are held out under another name"):
+        training.draw_sample(TrainingSet(Copies(12 * [IMAGES[0]])), 1, epoch=0, sampling=SAMPLING)
 
 
 class AllBroken(Broken):
