@@ -36,9 +36,7 @@ def run(job: Callable[[], int | None]) -> int:
     try:
         return job() or DONE
     except FCDDError as error:
-        # Ray joins the class of a worker's error with its own, and puts the worker's traceback into the message.
-        cause = str(getattr(error, "cause", error)).splitlines() or [type(error).__name__]
-        print(f"error: {printable(cause[0])}", file=sys.stderr)
+        print(f"error: {printable(str(error)) or type(error).__name__}", file=sys.stderr)
         return next((code for kind, code in _CODES.items() if isinstance(error, kind)), FAILED)
     except KeyboardInterrupt:
         print("interrupted; the same command starts again, or goes on", file=sys.stderr)
