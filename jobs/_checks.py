@@ -7,7 +7,6 @@ import shutil
 import socket
 import stat
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,6 +29,10 @@ State = Literal["ok", "warning", "problem", "skipped"]
 SKEW_S, REFUSED_SKEW_S = 30.0, 300.0
 # Ray writes there what its object store does not hold.
 SPILL_BYTES, SHM_BYTES = 10 * 1024**3, 512 * 1024**2
+_SHARED_MEMORY = Path("/dev/shm")
+# Below its folder; a kernel takes no longer name of a socket.
+_LONGEST_SOCKET = "ray/session_2026-11-26_21-46-07_937362_4194304/sockets/plasma_store"
+_SOCKET_NAME_BYTES = 107
 _SHOWN = ("ray", "torch", "pyarrow", "pillow")
 _TIMEOUT_S, _CONNECT_S = 10.0, 1.0
 _REFUSED = (401, 403)
@@ -267,9 +270,41 @@ def gpu() -> Iterator[Finding]:
         yield Finding("GPU", "ok", "none on this machine; CPUs score")
 
 
+def local_ray() -> Iterator[Finding]:
+    """Whether a job that no cluster runs could start a Ray here, as services in a sandbox sometimes cannot."""
+    if address := os.environ.get("RAY_ADDRESS"):
+        yield Finding("local Ray", "skipped", f"jobs join the cluster of RAY_ADDRESS, {address}")
+        return
+    folder = _ray_folder()
+    for place in (folder / "ray", *((_SHARED_MEMORY,) if sys.platform == "linux" else ())):
+        there = next(each for each in (place, *place.parents) if each.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            yield Finding(
+                "local Ray",
+                "problem",
+                f"{there} cannot be written to by this user, and Ray needs {place}",
+                "set RAY_TMPDIR to a folder that can; for a service: PrivateTmp=true, or RuntimeDirectory=",
+            )
+            return
+    if len(bytes(folder / _LONGEST_SOCKET)) > _SOCKET_NAME_BYTES:
+        yield Finding(
+            "local Ray",
+            "problem",
+            f"{folder} is too long for the names of Ray's sockets",
+            "set RAY_TMPDIR to a shorter one",
+        )
+        return
+    yield Finding("local Ray", "ok", f"can start, with its files in {folder}")
+
+
+def _ray_folder() -> Path:
+    """In the order in which Ray looks."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+
+
 def disk() -> Iterator[Finding]:
     """Whether there is room for what Ray spills, and for its object store."""
-    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    folder = _ray_folder()
     free = shutil.disk_usage(folder).free
     if free < SPILL_BYTES:
         yield Finding(
@@ -280,7 +315,7 @@ def disk() -> Iterator[Finding]:
         )
     else:
         yield Finding("disk", "ok", f"{free / 1e9:.0f} GB free in {folder}, where Ray spills")
-    if sys.platform == "linux" and (shared := shutil.disk_usage("/dev/shm").total) < SHM_BYTES:
+    if sys.platform == "linux" and (shared := shutil.disk_usage(_SHARED_MEMORY).total) < SHM_BYTES:
         yield Finding(
             "disk",
             "warning",

@@ -69,7 +69,18 @@ def test_a_good_place_gets_no_complaint(line: Line, monkeypatch: pytest.MonkeyPa
     with dashboard("t0ken", VERSION) as address:
         code, found = examined("--address", address, *places)
     assert code == 0
-    for subject in ("packages", "cluster", "token", "dashboard", "images", "results", "bundle", "clock", "GPU"):
+    for subject in (
+        "packages",
+        "cluster",
+        "token",
+        "dashboard",
+        "images",
+        "results",
+        "bundle",
+        "clock",
+        "GPU",
+        "local Ray",
+    ):
         assert {finding["state"] for finding in found[subject]} == {"ok"}, subject
     assert not any(page for page in storage.pages(line.results))  # the probes are gone
     shown = here("doctor", *places, check=False).stdout
