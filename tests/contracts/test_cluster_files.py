@@ -88,7 +88,8 @@ def test_its_machines_are_spot_closed_and_have_roles_of_their_own() -> None:
         assert all(each["Ebs"]["Encrypted"] for each in node["BlockDeviceMappings"])
     # A group that Ray makes takes ssh from anywhere, whatever else it is told.
     assert "security_group" not in config["provider"]
-    assert config["docker"]["image"].endswith(f":{PROJECT['version']}-gpu")
+    assert re.search(r"@sha256:[0-9a-f]{64}$", config["docker"]["image"])  # a tag can be moved
+    assert f"({PROJECT['version']}-gpu)" in (CLUSTER / "aws/ray-up.yaml").read_text()
     commands = "\n".join(config["head_start_ray_commands"] + config["worker_start_ray_commands"])
     assert commands.count("RAY_AUTH_MODE=token") == 2
     assert "--dashboard-host=127.0.0.1" in commands
