@@ -1,6 +1,7 @@
 """What can be wrong with a place before a job runs there: one function per question, each with what to do about it."""
 
 import ipaddress
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import psutil
@@ -35,6 +36,7 @@ _LONGEST_SOCKET = "ray/session_2026-11-26_21-46-07_937362_4194304/sockets/plasma
 _SOCKET_NAME_BYTES = 107
 _SHOWN = ("ray", "torch", "pyarrow", "pillow")
 _TIMEOUT_S, _CONNECT_S = 10.0, 1.0
+_ANSWER_BYTES = 64 * 1024
 _REFUSED = (401, 403)
 
 
@@ -84,7 +86,7 @@ def cluster(address: str | None) -> Iterator[Finding]:
         return
     url = f"{address.rstrip('/')}/api/version"
     try:
-        anyone = requests.get(url, timeout=_TIMEOUT_S, allow_redirects=False).status_code
+        anyone, _ = _ask(url)
     except requests.RequestException as error:
         why = type(error).__name__
         yield Finding("cluster", "problem", f"{address} does not answer ({why})", "start it, or forward its port")
@@ -109,16 +111,26 @@ def cluster(address: str | None) -> Iterator[Finding]:
             "token", "problem", "the cluster wants one, there is none here", "set RAY_AUTH_TOKEN or ~/.ray/auth_token"
         )
         return
-    answer = requests.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=_TIMEOUT_S, allow_redirects=False)
-    if answer.status_code != 200:
-        yield Finding("token", "problem", f"the cluster refuses ours ({answer.status_code})", "get the cluster's own")
+    status, answer = _ask(url, {"Authorization": f"Bearer {token}"})
+    if status != 200:
+        yield Finding("token", "problem", f"the cluster refuses ours ({status})", "get the cluster's own")
         return
     yield Finding("token", "ok", "nobody is let in without it")
-    there, here = answer.json().get("ray_version"), metadata.version("ray")
+    there, here = answer.get("ray_version"), metadata.version("ray")
     if there == here:
         yield Finding("cluster", "ok", f"{address}, Ray {there}")
     else:
         yield Finding("cluster", "problem", f"it runs Ray {there}, here is {here}", f"pip install 'ray=={there}'")
+
+
+def _ask(url: str, headers: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:
+    """The status of an answer, and its JSON; of whatever may be there no more is read than Ray would say."""
+    with requests.get(url, headers=headers, timeout=_TIMEOUT_S, allow_redirects=False, stream=True) as answer:
+        try:
+            said = json.loads(next(answer.iter_content(_ANSWER_BYTES), b"")) if answer.status_code == 200 else {}
+        except ValueError:
+            said = {}
+        return answer.status_code, said if isinstance(said, dict) else {}
 
 
 def _exposure(address: str) -> Iterator[Finding]:

@@ -36,7 +36,7 @@ def session(
     A local Ray gets a logical CPU more than `cpus`, and room for a block of `block_bytes` on each. Raises ConfigError
     when a cluster has fewer CPUs or GPUs, since Ray would wait for them for ever; for those that an autoscaler starts,
     `ready` waits first. The output of workers stays in Ray's log files: on a terminal its own messages would bury the
-    job's.
+    job's. An error of Ray that nothing within catches becomes an FCDDError.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Its C++ core reports harmless conditions of Ray Data's own actors as errors on the driver's terminal.
@@ -44,14 +44,15 @@ def session(
     with ExitStack() as stack:
         _init(stack, cpus, block_bytes)
         _quiet(stack)
-        ready()
-        total = ray.cluster_resources()
-        if total.get("CPU", 0) < cpus or total.get("GPU", 0) < gpus:
-            raise ConfigError(
-                f"this needs {cpus} CPUs and {gpus} GPUs, the cluster has {total.get('CPU', 0):.0f} and "
-                f"{total.get('GPU', 0):.0f}; use fewer workers or a larger cluster"
-            )
-        yield
+        with one_sentence():
+            ready()
+            total = ray.cluster_resources()
+            if total.get("CPU", 0) < cpus or total.get("GPU", 0) < gpus:
+                raise ConfigError(
+                    f"this needs {cpus} CPUs and {gpus} GPUs, the cluster has {total.get('CPU', 0):.0f} and "
+                    f"{total.get('GPU', 0):.0f}; use fewer workers or a larger cluster"
+                )
+            yield
 
 
 def _init(stack: ExitStack, cpus: int, block_bytes: int) -> None:

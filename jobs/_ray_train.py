@@ -85,7 +85,6 @@ def fit(
         _machines.for_training(workers, min_workers, gpu=gpu, wait_s=wait_s)
 
     with (
-        _ray.one_sentence(),
         _ray.session(cpus=least, gpus=least if gpu else 0, ready=ready),
         _ray.worker_logs() as logs,
         _ray.queue() as failures,

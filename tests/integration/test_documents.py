@@ -48,10 +48,15 @@ def after_the_demo(
     with local_s3.serve("demo", demo.DATA) as server, mock.patch.dict(os.environ, server.environment()):
         storage._store.cache_clear()
         for name, data in files.items():
-            storage.write(f"s3://demo/bundle/{name}", data)
-        for night, cells in zip(demo.NIGHTS, (nominal_cells[300:360], anomalous_cells[:60]), strict=True):
+            storage.write(f"s3://demo/uncalibrated/{name}", data)
+        parts = {"nominal": nominal_cells[100:250], demo.NIGHTS[0]: nominal_cells[300:360]}
+        parts[demo.NIGHTS[1]] = anomalous_cells[:60]
+        for folder, cells in parts.items():
             for cell in cells:
-                storage.write(f"s3://demo/images/{night}/{cell.cell_type}/{cell.path.name}", cell.path.read_bytes())
+                storage.write(f"s3://demo/images/{folder}/{cell.cell_type}/{cell.path.name}", cell.path.read_bytes())
+        places = ("--images", "s3://demo/images/nominal", "--output", "s3://demo/bundle")
+        here("calibrate", "--bundle", "s3://demo/uncalibrated", *places)
+        for night in demo.NIGHTS:
             here("nightly", "--config", str(demo.CONFIG), "--date", night, "--workers", "0", "--no-report", check=False)
     storage._store.cache_clear()
     return tmp_path
