@@ -62,7 +62,7 @@ def after_the_demo(
     return tmp_path
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_rehearsal_of_the_runbook_shows_what_it_says(python: Path, after_the_demo: Path) -> None:
     enter, *lines = block("docs/operations.md", "make demo-shell")
     assert enter == "make demo-shell"
