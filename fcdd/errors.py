@@ -47,3 +47,7 @@ class ImageError(FCDDError):
         super().__init__(f"{reason}: {detail}")
         self.reason: Reason = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[Reason, str]]:
+        """Between processes errors are made anew of what they were made of."""
+        return type(self), (self.reason, self.detail)

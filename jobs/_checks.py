@@ -1,20 +1,20 @@
 """What can be wrong with a place before a job runs there: one function per question, each with what to do about it."""
 
 import ipaddress
+import json
 import os
 import re
 import shutil
 import socket
 import stat
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import psutil
@@ -30,8 +30,13 @@ State = Literal["ok", "warning", "problem", "skipped"]
 SKEW_S, REFUSED_SKEW_S = 30.0, 300.0
 # Ray writes there what its object store does not hold.
 SPILL_BYTES, SHM_BYTES = 10 * 1024**3, 512 * 1024**2
+_SHARED_MEMORY = Path("/dev/shm")
+# Below its folder; a kernel takes no longer name of a socket.
+_LONGEST_SOCKET = "ray/session_2026-11-26_21-46-07_937362_4194304/sockets/plasma_store"
+_SOCKET_NAME_BYTES = 107
 _SHOWN = ("ray", "torch", "pyarrow", "pillow")
 _TIMEOUT_S, _CONNECT_S = 10.0, 1.0
+_ANSWER_BYTES = 64 * 1024
 _REFUSED = (401, 403)
 
 
@@ -81,7 +86,7 @@ def cluster(address: str | None) -> Iterator[Finding]:
         return
     url = f"{address.rstrip('/')}/api/version"
     try:
-        anyone = requests.get(url, timeout=_TIMEOUT_S, allow_redirects=False).status_code
+        anyone, _ = _ask(url)
     except requests.RequestException as error:
         why = type(error).__name__
         yield Finding("cluster", "problem", f"{address} does not answer ({why})", "start it, or forward its port")
@@ -106,16 +111,26 @@ def cluster(address: str | None) -> Iterator[Finding]:
             "token", "problem", "the cluster wants one, there is none here", "set RAY_AUTH_TOKEN or ~/.ray/auth_token"
         )
         return
-    answer = requests.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=_TIMEOUT_S, allow_redirects=False)
-    if answer.status_code != 200:
-        yield Finding("token", "problem", f"the cluster refuses ours ({answer.status_code})", "get the cluster's own")
+    status, answer = _ask(url, {"Authorization": f"Bearer {token}"})
+    if status != 200:
+        yield Finding("token", "problem", f"the cluster refuses ours ({status})", "get the cluster's own")
         return
     yield Finding("token", "ok", "nobody is let in without it")
-    there, here = answer.json().get("ray_version"), metadata.version("ray")
+    there, here = answer.get("ray_version"), metadata.version("ray")
     if there == here:
         yield Finding("cluster", "ok", f"{address}, Ray {there}")
     else:
         yield Finding("cluster", "problem", f"it runs Ray {there}, here is {here}", f"pip install 'ray=={there}'")
+
+
+def _ask(url: str, headers: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:
+    """The status of an answer, and its JSON; of whatever may be there no more is read than Ray would say."""
+    with requests.get(url, headers=headers, timeout=_TIMEOUT_S, allow_redirects=False, stream=True) as answer:
+        try:
+            said = json.loads(next(answer.iter_content(_ANSWER_BYTES), b"")) if answer.status_code == 200 else {}
+        except ValueError:
+            said = {}
+        return answer.status_code, said if isinstance(said, dict) else {}
 
 
 def _exposure(address: str) -> Iterator[Finding]:
@@ -267,9 +282,41 @@ def gpu() -> Iterator[Finding]:
         yield Finding("GPU", "ok", "none on this machine; CPUs score")
 
 
+def local_ray() -> Iterator[Finding]:
+    """Whether a job that no cluster runs could start a Ray here, as services in a sandbox sometimes cannot."""
+    if address := os.environ.get("RAY_ADDRESS"):
+        yield Finding("local Ray", "skipped", f"jobs join the cluster of RAY_ADDRESS, {address}")
+        return
+    folder = _ray_folder()
+    for place in (folder / "ray", *((_SHARED_MEMORY,) if sys.platform == "linux" else ())):
+        there = next(each for each in (place, *place.parents) if each.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            yield Finding(
+                "local Ray",
+                "problem",
+                f"{there} cannot be written to by this user, and Ray needs {place}",
+                "set RAY_TMPDIR to a folder that can; for a service: PrivateTmp=true, or RuntimeDirectory=",
+            )
+            return
+    if len(bytes(folder / _LONGEST_SOCKET)) > _SOCKET_NAME_BYTES:
+        yield Finding(
+            "local Ray",
+            "problem",
+            f"{folder} is too long for the names of Ray's sockets",
+            "set RAY_TMPDIR to a shorter one",
+        )
+        return
+    yield Finding("local Ray", "ok", f"can start, with its files in {folder}")
+
+
+def _ray_folder() -> Path:
+    """In the order in which Ray looks."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+
+
 def disk() -> Iterator[Finding]:
     """Whether there is room for what Ray spills, and for its object store."""
-    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    folder = _ray_folder()
     free = shutil.disk_usage(folder).free
     if free < SPILL_BYTES:
         yield Finding(
@@ -280,7 +327,7 @@ def disk() -> Iterator[Finding]:
         )
     else:
         yield Finding("disk", "ok", f"{free / 1e9:.0f} GB free in {folder}, where Ray spills")
-    if sys.platform == "linux" and (shared := shutil.disk_usage("/dev/shm").total) < SHM_BYTES:
+    if sys.platform == "linux" and (shared := shutil.disk_usage(_SHARED_MEMORY).total) < SHM_BYTES:
         yield Finding(
             "disk",
             "warning",

@@ -48,9 +48,7 @@ def run(job: Callable[[], int | None]) -> int:
 
 def sentence(error: FCDDError) -> str:
     """What went wrong, on one line."""
-    # Ray joins the class of a worker's error with its own, and puts the worker's traceback into the message.
-    cause = str(getattr(error, "cause", error)).splitlines() or [type(error).__name__]
-    return printable(cause[0])
+    return printable(str(error)) or type(error).__name__
 
 
 def code_of(error: FCDDError) -> int:

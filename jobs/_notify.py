@@ -1,23 +1,22 @@
 """Telling others of a committed run: a webhook, a command. Each is told once, and by the next attempt if it was not."""
 
+import json
 import logging
 import os
 import shlex
+import signal
 import subprocess
+import sys
 from collections.abc import Iterable
 from urllib.parse import urlsplit
-
-import requests
-import tenacity
 
 from fcdd import storage
 from fcdd.errors import ConfigError, FCDDError
 from jobs import _lease
 from schemas import Layout, RunRecord
 
-_TIMEOUT_S, _COMMAND_TIMEOUT_S, _TRIES = 10.0, 300.0, 4
-# Worth another try: everything else the receiver means as it says.
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
+# From the first connection to the last answer, of all tries together: whoever is told holds the night's lease.
+_WEBHOOK_S, _COMMAND_S = 60.0, 300.0
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +34,14 @@ def check(webhook: str | None, command: str | None) -> None:
         except ValueError:
             good = False
         if not good:
-            raise ConfigError("--webhook: expected an address that starts with https:// or http://")
+            raise ConfigError("webhook: expected an address that starts with https:// or http://")
     if command is not None:
         try:
             words = shlex.split(command)
         except ValueError as error:  # the command itself may hold a secret
-            raise ConfigError(f"--command: {error}") from error
+            raise ConfigError(f"command: {error}") from error
         if not words:
-            raise ConfigError("--command is empty")
+            raise ConfigError("the command is empty")
 
 
 def untold(layout: Layout, record: RunRecord, ways: Iterable[str]) -> list[str]:
@@ -66,8 +65,8 @@ def tell(layout: Layout, record: RunRecord, exit_code: int, *, webhook: str | No
                     _post(webhook or "", payload, exit_code)
                 else:
                     _run(command or "", payload, record, exit_code)
-            except (requests.RequestException, OSError, subprocess.SubprocessError, NotTold) as error:
-                # An address may carry a secret, and so may the text of an error about it.
+            except (OSError, NotTold) as error:
+                # A command may carry a secret, and so may the text of an error about it.
                 why = str(error) if isinstance(error, NotTold) else type(error).__name__
                 failures.append(f"run {record.run_id} is committed, but the {way} could not be told: {why}")
             else:
@@ -78,32 +77,40 @@ def tell(layout: Layout, record: RunRecord, exit_code: int, *, webhook: str | No
 def _post(webhook: str, payload: bytes, exit_code: int) -> None:
     host = urlsplit(webhook).hostname
     headers = {"Content-Type": "application/json", "X-FCDD-Exit-Code": str(exit_code)}
-
-    def send() -> int:
-        return requests.post(webhook, payload, headers=headers, timeout=_TIMEOUT_S, allow_redirects=False).status_code
-
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(requests.RequestException)
-        | tenacity.retry_if_result(lambda status: status in _PASSING),
-        stop=tenacity.stop_after_attempt(_TRIES),
-        wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
-        retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
-    )
-    status = retrying(send)
-    if status is None or status >= 300:
-        raise NotTold(f"{host} answered {status}")
+    asked = json.dumps({"address": webhook, "headers": headers, "body": payload.decode()}).encode()
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = _within(_WEBHOOK_S, [sys.executable, "-m", "jobs._post"], asked, env, stdout=subprocess.PIPE)
+    said = done.stdout.decode().strip()
+    if not said.isdecimal():  # the class of an error
+        raise NotTold(said or f"its process ended with exit code {done.returncode}")
+    if int(said) >= 300:
+        raise NotTold(f"{host} answered {said}")
     log.info("told %s of the run", host)
 
 
 def _run(command: str, payload: bytes, record: RunRecord, exit_code: int) -> None:
     told = {"FCDD_RUN_ID": record.run_id, "FCDD_VERDICT": record.drift.verdict, "FCDD_EXIT_CODE": str(exit_code)}
     try:
-        done = subprocess.run(
-            shlex.split(command), input=payload, env=os.environ | told, timeout=_COMMAND_TIMEOUT_S, check=False
-        )
-    except FileNotFoundError as error:
-        raise NotTold(f"{shlex.split(command)[0]!r} is not a command here") from error
-    except subprocess.TimeoutExpired as error:
-        raise NotTold(f"it did not end within {_COMMAND_TIMEOUT_S:g} s") from error
+        done = _within(_COMMAND_S, shlex.split(command), payload, os.environ | told)
+    except FileNotFoundError as error:  # its first word may be a secret: TOKEN=... program
+        raise NotTold("there is no program here of the name that it begins with") from error
     if done.returncode:
         raise NotTold(f"it ended with exit code {done.returncode}")
+
+
+def _within(
+    seconds: float, arguments: list[str], data: bytes, env: dict[str, str], stdout: int | None = None
+) -> "subprocess.CompletedProcess[bytes]":
+    """Run a program on `data`; when time is up, or we are interrupted, it is ended with all that it started.
+
+    Raises NotTold when time is up, OSError when it cannot be started.
+    """
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=stdout, env=env, start_new_session=True) as process:
+        try:
+            said, _ = process.communicate(data, seconds)
+        except subprocess.TimeoutExpired as error:
+            raise NotTold(f"it was not done within {seconds:g} s") from error
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(arguments, process.returncode, said)

@@ -47,11 +47,21 @@ def with_run(rows: pa.Table, intent: Intent) -> pa.Table:
 
 
 def place(layout: Layout, path: str, rows: pa.Table) -> Part:
-    """Write a table once, at `path` below the results; "{}" in it becomes a hash of the content."""
+    """Create a table, at `path` below the results; "{}" in it becomes a hash of the content.
+
+    An earlier attempt may have placed it. Nothing is ever replaced: a role that may create parts need not be one that
+    may replace them. Raises FCDDError when there is something else of that name.
+    """
     data = to_parquet(rows)
     sha = hashlib.sha256(data).hexdigest()
     path = path.replace("{}", sha[:16])
-    storage.write(storage.join(layout.results, path), data)
+    try:
+        storage.create(storage.join(layout.results, path), data)
+    except FileExistsError as error:
+        raise FCDDError(
+            f"there is a part {path} with another content than its name says: damaged or replaced; delete it and run "
+            "the same command again"
+        ) from error
     return Part(path=path, rows=rows.num_rows, bytes=len(data), sha256=sha)
 
 

@@ -103,8 +103,9 @@ def fit(
         )
         failed: Exception | None = None
         try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
+            with _ray.one_sentence():
+                trainer.fit()
+        except (FCDDError, ray.train.TrainingFailedError) as error:
             failed = error
         except SystemExit as error:  # what Ray Train makes of Ctrl-C
             raise KeyboardInterrupt from error
@@ -113,4 +114,5 @@ def fit(
         if failed is not None:
             reasons: dict[int, Any] = getattr(failed, "worker_failures", {})
             reason = next(iter(reasons.values()), failed)
-            raise TrainingFailed(f"training failed: {str(reason).strip().splitlines()[-1]}") from failed
+            said = str(reason).strip().splitlines()[-1:] or [type(reason).__name__]
+            raise TrainingFailed(f"training failed: {said[0]}; --resume goes on from the last checkpoint") from failed

@@ -189,7 +189,7 @@ def _stages(settings: ScoreSettings, cluster: ExitStack) -> "Stages | None":
     # Late: Ray's import costs seconds that a wrong option should not wait for.
     from jobs import _machines, _ray
 
-    _ray.join(cluster)
+    _ray.join(cluster, stages.SHARD_PIXEL_BYTES)
     return _machines.for_scoring(_machines.Ask(settings.workers, settings.gpu, settings.cluster_wait_s))
 
 

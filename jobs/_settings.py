@@ -11,6 +11,7 @@ import argparse
 import datetime as dt
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,6 +61,20 @@ def _checked_size(text: str) -> str:
 ImageSize = Annotated[str, BeforeValidator(str), AfterValidator(_checked_size)]
 
 
+# Options that may hold a secret: every user of a machine sees its command lines, and Ray keeps those of its jobs.
+SECRET_OPTIONS = ("webhook", "command")
+
+
+def refuse_secrets(argv: Sequence[str], elsewhere: str = "") -> None:
+    """Raises ConfigError for a secret on a command line; `elsewhere` says where the variable has to be instead."""
+    for option in (word.partition("=")[0] for word in argv):
+        if option.startswith("--") and (name := option[2:]) in SECRET_OPTIONS:
+            raise ConfigError(
+                f"{option} may hold a secret, and others see a command line: give it as the variable "
+                f"FCDD_{name.upper()}{elsewhere}, or as {name} in a --config file that others cannot read"
+            )
+
+
 class JobSettings(BaseSettings):
     """Base of every job's options; `verb` names the command, and its table in the TOML file unless `table` does."""
 
@@ -81,6 +96,7 @@ class JobSettings(BaseSettings):
     @classmethod
     def parse(cls, argv: Sequence[str] | None) -> Self:
         """Options from the command line (sys.argv if None). Raises ConfigError in one sentence."""
+        refuse_secrets(sys.argv[1:] if argv is None else argv)
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         finder.add_argument("--config", type=Path)
         known, _ = finder.parse_known_args(argv)
@@ -114,7 +130,8 @@ class JobSettings(BaseSettings):
                 about = f": {field.description}" if field else ""
                 problems.append(f"{flag} is missing{about}")
             else:
-                problems.append(f"{flag}: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})")
+                got = "" if names and names[0] in SECRET_OPTIONS else f" (got {problem['input']!r})"
+                problems.append(f"{flag}: {problem['msg'].removeprefix('Value error, ')}{got}")
         return "; ".join(problems)
 
     @classmethod

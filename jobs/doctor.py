@@ -55,6 +55,7 @@ def examine(settings: DoctorSettings) -> int:
         *((("results", partial(_checks.results, settings.results)),) if settings.results else ()),
         *((("bundle", partial(_checks.model, settings.bundle)),) if settings.bundle else ()),
         ("GPU", _checks.gpu),
+        ("local Ray", _checks.local_ray),
         ("disk", _checks.disk),
     ]
     found = [finding for subject, check in checks for finding in _checks.asked(subject, check)]

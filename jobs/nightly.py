@@ -65,10 +65,15 @@ class NightlySettings(ScoreSettings):
         description="the exit codes 4 and 5; --no-verdict-codes: 0 instead, for a scheduler that repeats what fails",
     )
     report: bool = Field(True, description="write the report of the run beside its record, as `fcdd report` does")
-    webhook: SecretStr | None = Field(None, description="address that gets the run record as a JSON POST")
+    webhook: SecretStr | None = Field(
+        None,
+        description="address that gets the run record as a JSON POST; only by FCDD_WEBHOOK or in the TOML file, since "
+        "it may hold a secret and others see a command line",
+    )
     command: SecretStr | None = Field(
         None,
-        description="program that gets the run record on its input, and FCDD_RUN_ID, FCDD_VERDICT and FCDD_EXIT_CODE",
+        description="program that gets the run record on its input, and FCDD_RUN_ID, FCDD_VERDICT and FCDD_EXIT_CODE; "
+        "only by FCDD_COMMAND or in the TOML file",
     )
 
     def alarm_limit(self, images: int) -> int:

@@ -19,12 +19,13 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from fcdd.errors import ConfigError, FCDDError
 from jobs import _console
-from jobs._settings import JobSettings
+from jobs._settings import JobSettings, refuse_secrets
 from jobs._verbs import VERBS
 
 # Where `ray start` puts the dashboard, and with it the job server.
@@ -73,6 +74,7 @@ def submit(argv: list[str]) -> int:
         )
     if verb in NOT_THERE:
         raise ConfigError(f"`fcdd {verb}` runs on your machine, not on a cluster")
+    refuse_secrets(arguments, " in the environment of the cluster's nodes")
     _check_config(settings, arguments)
     command = command_line(settings, verb, arguments)
     print(shlex.join(command), flush=True)
@@ -105,6 +107,8 @@ def _address(settings: SubmitSettings) -> str:
     address = settings.address or os.environ.get("RAY_API_SERVER_ADDRESS") or LOCAL_DASHBOARD
     if not re.match(r"https?://", address):
         raise ConfigError(f"expected the address of the dashboard, like {LOCAL_DASHBOARD}, got {address!r}")
+    if "@" in urlsplit(address).netloc:
+        raise ConfigError("--address holds a user's name, and others see a command line; the token is what lets you in")
     return address
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from fcdd import storage
@@ -71,13 +72,19 @@ class Line:
             data = picture(seed * 1000 + index, brighter=brighter, defect=index < defects)
             storage.write(f"{self.root}/{folder}/cam-{index % 2}/{index:03d}.png", data)
 
-    def nightly(self, *options: str, day: int = 1, check: bool = False) -> "subprocess.CompletedProcess[str]":
+    def nightly(
+        self, *options: str, day: int = 1, check: bool = False, webhook: str | None = None, command: str | None = None
+    ) -> "subprocess.CompletedProcess[str]":
         where = ["--bundle", f"{self.root}/bundle", "--results", self.results, "--collection", "c"]
         images = [] if "--images" in options else ["--images", f"{self.root}/nights/{{date}}"]
         night = () if "--date" in options else ("--date", f"2026-11-{day:02d}")
         # The report costs seconds; those tests that are about it ask for it.
         report = () if "--report" in options else ("--no-report",)
-        return here("nightly", *where, *images, *night, "--workers", "0", *report, *options, check=check)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (("FCDD_WEBHOOK", webhook), ("FCDD_COMMAND", command)):
+                if value is not None:
+                    patch.setenv(name, value)
+            return here("nightly", *where, *images, *night, "--workers", "0", *report, *options, check=check)
 
     def around(self, verb: str, *options: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         return here(verb, "--results", self.results, "--collection", "c", *options, check=check)

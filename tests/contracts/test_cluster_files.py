@@ -88,7 +88,8 @@ def test_its_machines_are_spot_closed_and_have_roles_of_their_own() -> None:
         assert all(each["Ebs"]["Encrypted"] for each in node["BlockDeviceMappings"])
     # A group that Ray makes takes ssh from anywhere, whatever else it is told.
     assert "security_group" not in config["provider"]
-    assert config["docker"]["image"].endswith(f":{PROJECT['version']}-gpu")
+    assert re.search(r"@sha256:[0-9a-f]{64}$", config["docker"]["image"])  # a tag can be moved
+    assert f"({PROJECT['version']}-gpu)" in (CLUSTER / "aws/ray-up.yaml").read_text()
     commands = "\n".join(config["head_start_ray_commands"] + config["worker_start_ray_commands"])
     assert commands.count("RAY_AUTH_MODE=token") == 2
     assert "--dashboard-host=127.0.0.1" in commands
@@ -98,23 +99,45 @@ def test_its_machines_are_spot_closed_and_have_roles_of_their_own() -> None:
         assert source == token or (ROOT / source).exists()
 
 
-def test_the_head_may_start_workers_and_end_only_its_own() -> None:
+def test_the_head_may_start_only_the_workers_that_are_configured_and_end_only_its_own() -> None:
     statements = json.loads((CLUSTER / "aws/ec2-head.json").read_text())["Statement"]
-    cluster = yaml.safe_load((CLUSTER / "aws/ray-up.yaml").read_text())["cluster_name"]
-    own = {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": cluster}}
-    free = set()
+    config = yaml.safe_load((CLUSTER / "aws/ray-up.yaml").read_text())
+    workers = [kind["node_config"] for name, kind in config["available_node_types"].items() if name != "head"]
+    own = {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": config["cluster_name"]}}
+    starts = {}
     for each in statements:
-        assert not any("*" in action for action in each["Action"])
         for action in each["Action"]:
-            if action == "ec2:CreateTags":  # a tag is what makes a machine its own
+            assert "*" not in action
+            if action == "ec2:RunInstances":
+                starts |= {_kind(resource): (resource, each.get("Condition")) for resource in each["Resource"]}
+            elif action == "ec2:CreateTags":  # a tag is what makes a machine its own
                 assert each["Condition"] in (own, {"StringEquals": {"ec2:CreateAction": "RunInstances"}})
             elif action == "ec2:TerminateInstances":
                 assert each["Condition"] == own
             elif action == "iam:PassRole":
                 assert each["Resource"] == ["arn:aws:iam::123456789012:role/fcdd-worker"]
             else:
-                free.add(action)
-    assert {action for action in free if not action.startswith("ec2:Describe")} == {"ec2:RunInstances"}
+                assert action.startswith("ec2:Describe")
+    assert set(starts) == {"instance", "volume", "image", "security-group", "subnet", "network-interface", "key-pair"}
+    assert starts["instance"][1] == {
+        "StringEquals": {
+            "aws:RequestTag/ray-cluster-name": config["cluster_name"],
+            "ec2:InstanceType": sorted(each["InstanceType"] for each in workers),
+            "ec2:InstanceMarketType": "spot",
+            "ec2:MetadataHttpTokens": "required",
+        },
+        "ArnEquals": {"ec2:InstanceProfile": workers[0]["IamInstanceProfile"]["Arn"]},
+    }
+    assert starts["volume"][1] == {"Bool": {"ec2:Encrypted": "true"}}
+    for worker in workers:
+        assert starts["image"][0].endswith(f"::image/{worker['ImageId']}")
+        assert [starts["security-group"][0].rpartition("/")[2]] == worker["SecurityGroupIds"]
+    for kind, (resource, _) in starts.items():
+        assert resource.startswith(f"arn:aws:ec2:{config['provider']['region']}:"), kind
+
+
+def _kind(resource: str) -> str:
+    return resource.rpartition(":")[2].partition("/")[0]
 
 
 # --- schedules

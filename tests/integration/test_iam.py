@@ -128,9 +128,9 @@ def test_each_role_may_do_what_its_jobs_do_and_nothing_more(
         places = ("--images", f"{images}/good", "--bundle", f"{bundles}/line-4-v2", "--calibration-share", "0.3")
         here("train", *places, *small, *alone)
 
-    told = ("--command", f"{sys.executable} -c pass")
+    monkeypatch.setenv("FCDD_COMMAND", f"{sys.executable} -c pass")
     with recorder.role("score"):
-        here("nightly", *bundle, "--images", f"{images}/{{date}}", *where, *night, *alone, *told, check=False)
+        here("nightly", *bundle, "--images", f"{images}/{{date}}", *where, *night, *alone, check=False)
     storage.write(f"{images}/{NIGHT}/broken.png", picture(50))
     storage.write(f"{images}/2026-11-02/0.png", picture(51))
     with recorder.role("score"):
@@ -182,3 +182,12 @@ def test_each_role_may_do_what_its_jobs_do_and_nothing_more(
             if not any(allows(rule, ask) for ask in recorder.seen[role]) and not tells_what_is_missing(rule, known)
         ]
         assert unused == [], role
+
+
+def test_no_role_may_replace_what_is_published() -> None:
+    published = [f"{BUCKET}/results/{table}/x" for table in ("scores", "quarantine", "deleted", "drift")]
+    for role, policy in POLICIES.items():
+        for action, resource, null in rules(policy):
+            covers = any(fnmatch.fnmatchcase(name, resource) for name in (*published, f"{BUCKET}/results/runs/x.json"))
+            if action == "s3:PutObject" and covers:
+                assert null == {"s3:if-none-match": "false"}, (role, resource)

@@ -6,16 +6,20 @@ import json
 import os
 import re
 import shlex
+import socketserver
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import duckdb
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +27,7 @@ from PIL import Image
 
 from fcdd import bundle, calibration, heatmap, storage
 from fcdd.detector import Detector
-from jobs import _parts
+from jobs import _notify, _parts
 from schemas import DRIFT, Layout, RunRecord
 from tests.integration.test_scoring import number
 from tests.line import NUM_CALIBRATION, NUM_IMAGES, SIZE, Line, here, picture
@@ -201,15 +205,15 @@ def test_a_webhook_and_a_command_get_the_record_once(line: Line, receiver: Recei
     line.upload("nights/2026-11-01", seed=1, brighter=25)
     told = tmp_path / "told"
     script = f"import os, sys; open({str(told)!r}, 'a').write(os.environ['FCDD_EXIT_CODE'] + sys.stdin.read())"
-    hooks = ("--webhook", receiver.address, "--command", shlex.join([sys.executable, "-c", script]))
+    hooks = {"webhook": receiver.address, "command": shlex.join([sys.executable, "-c", script])}
     receiver.answers = [503, 500]  # tried again at once
-    assert line.nightly(*hooks).returncode == 4
+    assert line.nightly(**hooks).returncode == 4
     [(headers, payload)] = receiver.got
     [record] = line.records()
     assert RunRecord.model_validate(payload) == record
     assert headers["X-FCDD-Exit-Code"] == "4"
     assert told.read_text() == f"4{record.model_dump_json()}"
-    assert line.nightly(*hooks).returncode == 4
+    assert line.nightly(**hooks).returncode == 4
     assert len(receiver.got) == 1
     assert "canary-secret" not in record.model_dump_json()
     assert "canary-secret" not in "".join(path.read_text() for path in Path(line.results).rglob("*.json"))
@@ -218,16 +222,81 @@ def test_a_webhook_and_a_command_get_the_record_once(line: Line, receiver: Recei
 def test_who_could_not_be_told_is_told_by_the_next_attempt(line: Line, receiver: Receiver) -> None:
     line.upload("nights/2026-11-01", 5, seed=1)
     receiver.answers = [404]
-    refused = line.nightly("--webhook", receiver.address)
+    refused = line.nightly(webhook=receiver.address)
     assert refused.returncode == 1
     assert "is committed, but the webhook could not be told: 127.0.0.1 answered 404" in refused.stderr
     assert "canary-secret" not in refused.stdout + refused.stderr
-    assert line.nightly("--webhook", receiver.address).returncode == 0
+    assert line.nightly(webhook=receiver.address).returncode == 0
     assert len(receiver.got) == 1
-    failing = line.nightly("--command", "false")
+    failing = line.nightly(command="false")
     assert failing.returncode == 1
     assert "the command could not be told: it ended with exit code 1; the same command tries again" in failing.stderr
-    assert "'nothing-here' is not a command here" in line.nightly("--command", "nothing-here").stderr
+    missing = line.nightly(command="canary-secret --now").stderr
+    assert "could not be told: there is no program here of the name that it begins with" in missing
+    assert "canary-secret" not in missing
+
+
+class Endless(socketserver.ThreadingTCPServer):
+    """A receiver whose answer never ends: it sends one piece again and again until nobody listens."""
+
+    daemon_threads = True
+
+    def __init__(self, head: bytes, piece: bytes, pause_s: float) -> None:
+        super().__init__(("127.0.0.1", 0), _Endless)
+        self.head, self.piece, self.pause_s, self.sent = head, piece, pause_s, 0
+        self.over = threading.Event()
+
+
+class _Endless(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        server = self.server
+        assert isinstance(server, Endless)
+        with suppress(OSError):
+            self.request.sendall(server.head)
+            while True:
+                self.request.sendall(server.piece)
+                server.sent += len(server.piece)
+                time.sleep(server.pause_s)
+        server.over.set()
+
+
+@pytest.mark.parametrize(
+    ("head", "piece", "pause_s", "code"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"z", 0.2, 1),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.2, 1),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"z" * 2**20, 0, 0),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", b"z", 0.2, 0),
+    ],
+    ids=["a header that drips", "patience asked for again and again", "a body without an end", "a body that drips"],
+)
+def test_an_answer_that_never_ends_neither_hangs_the_night_nor_fills_memory(
+    line: Line, monkeypatch: pytest.MonkeyPatch, head: bytes, piece: bytes, pause_s: float, code: int
+) -> None:
+    monkeypatch.setattr(_notify, "_WEBHOOK_S", 4.0)
+    line.upload("nights/2026-11-01", 2, seed=1)
+    with Endless(head, piece, pause_s) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = line.nightly(webhook=f"http://127.0.0.1:{server.server_address[1]}/canary-secret")
+        assert server.over.wait(60)  # the connection is closed, whoever is at its other end
+        server.shutdown()
+    assert done.returncode == code, done.stderr
+    assert ("the webhook could not be told: it was not done within 4 s" in done.stderr) == (code == 1)
+    assert server.sent < 64 * 2**20
+    assert len(line.records()) == 1
+
+
+def test_a_command_that_does_not_end_is_ended_with_all_that_it_started(
+    line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_notify, "_COMMAND_S", 2.0)
+    line.upload("nights/2026-11-01", 2, seed=1)
+    child = tmp_path / "child"
+    done = line.nightly(command=shlex.join(["sh", "-c", f"sleep 1000 & echo $! > {child}; wait"]))
+    assert done.returncode == 1
+    assert "the command could not be told: it was not done within 2 s" in done.stderr
+    sleeper = int(child.read_text())
+    assert not psutil.pid_exists(sleeper) or psutil.Process(sleeper).status() == psutil.STATUS_ZOMBIE
 
 
 def test_one_that_cannot_be_told_keeps_neither_the_others_nor_the_nights_waiting(
@@ -236,14 +305,14 @@ def test_one_that_cannot_be_told_keeps_neither_the_others_nor_the_nights_waiting
     for day in (1, 2, 3):
         line.upload(f"nights/2026-11-{day:02d}", day, seed=day)
     line.nightly(day=1, check=True)
-    command = ("--command", f"tee -a {tmp_path}/told")
-    dead = line.nightly("--catch-up", "--webhook", "http://127.0.0.1:9/x", *command, day=3)
+    command = f"tee -a {tmp_path}/told"
+    dead = line.nightly("--catch-up", webhook="http://127.0.0.1:9/x", command=command, day=3)
     assert dead.returncode == 1
     assert dead.stderr.count("the webhook could not be told: ConnectionError") == 2
     assert [record.num_scored for record in line.records()] == [1, 2, 3]
     assert (tmp_path / "told").read_text().count('"run_id"') == 2
     # The next night's attempt tells what is left, and nobody twice; of the first night nobody was to be told.
-    assert line.nightly("--webhook", receiver.address, *command, day=4).returncode == 0
+    assert line.nightly(webhook=receiver.address, command=command, day=4).returncode == 0
     told = [payload["day"] for _, payload in receiver.got]
     assert sorted(map(str, told)) == ["2026-11-02", "2026-11-03", "2026-11-04"]
     assert (tmp_path / "told").read_text().count('"run_id"') == 3
@@ -298,7 +367,7 @@ def test_a_run_is_not_added_to_with_another_false_alarm_rate(line: Line) -> None
 def test_drift_tables_and_marks_stay_and_what_no_record_names_goes(line: Line, receiver: Receiver) -> None:
     line.upload("nights/2026-11-01", 4, seed=1)
     storage.write(f"{line.root}/nights/2026-11-01/x.png", b"broken")
-    line.nightly("--webhook", receiver.address, check=True)
+    line.nightly(webhook=receiver.address, check=True)
     [first] = line.records()
     storage.write(f"{line.root}/nights/2026-11-01/x.png", picture(5))
     line.around("retry-quarantine", "--date", "2026-11-01", "--workers", "0")
@@ -550,6 +619,7 @@ class Wrong:
     arguments: list[str]
     message: str
     files: dict[str, bytes] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 WRONG = {
@@ -561,9 +631,18 @@ WRONG = {
     "a false-discovery rate of zero": Wrong(["nightly", "--fdr", "0"], "--fdr: Input should be greater than 0"),
     "a date that is none": Wrong(["nightly", "--date", "tomorrow"], "--date: expected a date like 2026-11-24"),
     "a webhook without a host": Wrong(
-        ["nightly", "--webhook", "example.com"], "expected an address that starts with https"
+        ["nightly"], "expected an address that starts with https", environment={"FCDD_WEBHOOK": "canary-secret"}
     ),
-    "a command with an open quote": Wrong(["nightly", "--command", "echo '"], "No closing quotation"),
+    "a command with an open quote": Wrong(
+        ["nightly"], "No closing quotation", environment={"FCDD_COMMAND": "canary-secret '"}
+    ),
+    "a webhook that is a list": Wrong(
+        ["nightly", "--config", "{root}/a.toml"], "--webhook", {"a.toml": b'[nightly]\nwebhook = ["canary-secret"]'}
+    ),
+    "a webhook that others see": Wrong(
+        ["nightly", "--webhook=https://example.com/canary-secret"], "give it as the variable FCDD_WEBHOOK, or as"
+    ),
+    "a command that others see": Wrong(["nightly", "--command", "canary-secret"], "as the variable FCDD_COMMAND, or"),
     "a night scored again": Wrong(["nightly", "--rescore"], "to score a night again use `fcdd score --rescore`"),
     "no calibration images": Wrong(["calibrate", "--images", "{root}/none", "--output", "{root}/o"], "no images under"),
     "calibration images that are all the same": Wrong(
@@ -592,8 +671,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_work_is_one_sentence(line: Line, case: str) -> None:
+def test_what_cannot_work_is_one_sentence(line: Line, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = WRONG[case]
+    for name, value in wrong.environment.items():
+        monkeypatch.setenv(name, value)
     line.upload("nights/2026-11-01", 2, seed=1)
     for name, content in wrong.files.items():
         storage.write(f"{line.root}/{name}", content)
@@ -607,6 +688,7 @@ def test_what_cannot_work_is_one_sentence(line: Line, case: str) -> None:
     assert done.returncode == 2, done.stdout + done.stderr
     [error] = [row for row in done.stderr.splitlines() if row.startswith("error: ")]
     assert wrong.message in error
+    assert "canary-secret" not in done.stdout + done.stderr
 
 
 def test_a_bundle_without_a_calibration_says_so(line: Line) -> None:

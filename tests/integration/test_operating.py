@@ -69,7 +69,18 @@ def test_a_good_place_gets_no_complaint(line: Line, monkeypatch: pytest.MonkeyPa
     with dashboard("t0ken", VERSION) as address:
         code, found = examined("--address", address, *places)
     assert code == 0
-    for subject in ("packages", "cluster", "token", "dashboard", "images", "results", "bundle", "clock", "GPU"):
+    for subject in (
+        "packages",
+        "cluster",
+        "token",
+        "dashboard",
+        "images",
+        "results",
+        "bundle",
+        "clock",
+        "GPU",
+        "local Ray",
+    ):
         assert {finding["state"] for finding in found[subject]} == {"ok"}, subject
     assert not any(page for page in storage.pages(line.results))  # the probes are gone
     shown = here("doctor", *places, check=False).stdout
@@ -228,9 +239,13 @@ def test_submit_prints_the_command_that_it_would_run(tmp_path: Path, monkeypatch
         (("nightly", "--config", "factory.toml"), "give --working-dir"),
         (("--working-dir", ".", "nightly", "--config=nowhere.toml"), "is not in ."),
         (("--submission-id", "a b", "runs"), "--submission-id"),
+        (("nightly", "--webhook", "https://x/canary-secret"), "FCDD_WEBHOOK in the environment of the cluster's nodes"),
+        (("--dry-run", "nightly", "--command=canary-secret"), "FCDD_COMMAND in the environment of the cluster's nodes"),
+        (("--address", "https://ann:canary-secret@head", "runs"), "holds a user's name"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_cluster_is_asked(arguments: tuple[str, ...], said: str) -> None:
     done = submitted(*arguments)
     assert done.returncode == 2
     assert said in done.stderr
+    assert "canary-secret" not in done.stdout + done.stderr

@@ -450,13 +450,13 @@ def test_on_ray_workers_that_always_die_end_the_run_with_a_sentence(
 
 @pytest.mark.ray
 def test_on_ray_killed_workers_cost_nothing(place: Place) -> None:
-    """SIGKILL of a decoder, then of a scoring actor, while the run is at work."""
+    """SIGKILL of a decoder, of what Ray Data counts with, then of a scoring actor, while the run is at work."""
     for index in range(2000):
         storage.write(f"{place.images}/more/{index:04d}.png", picture(index % 5))
     command = [sys.executable, "-m", "jobs.cli", "score", "--bundle", f"{place.root}/bundle", "--images", place.images]
     command += ["--results", place.results, "--collection", "c", "--date", "2026-11-01", "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    victims, deadline = ["fcdd.decoder_process", "ray::MapWorker"], time.monotonic() + 120
+    victims, deadline = ["ray::_StatsActor", "fcdd.decoder_process", "ray::MapWorker"], time.monotonic() + 120
     try:
         while process.poll() is None and victims and time.monotonic() < deadline:
             staged = [info.uri for page in storage.pages(f"{place.results}/_staging") for info in page]
@@ -465,12 +465,14 @@ def test_on_ray_killed_workers_cost_nothing(place: Place) -> None:
                 each.kill()
                 victims.pop(0)
             time.sleep(0.02)
-        _, errors = process.communicate(timeout=120)
+        said, errors = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
             process.kill()
     assert process.returncode == 0, errors
     assert victims == []
+    assert said.lstrip().startswith("run 20261101-")  # what Ray has to say of it is in its log files
+    assert not re.search(r"Traceback|KeyError|StatsActor|raylet", said + errors)
     record = place.record()
     assert (record.num_scored, record.num_quarantined) == (NUM_IMAGES + 2000, 0)
     assert "each once" in place.around("verify", "--sample", "20").stdout

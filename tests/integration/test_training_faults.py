@@ -62,17 +62,33 @@ def _equal(bundle: str, undisturbed: Detector) -> None:
 def test_a_killed_worker_costs_one_checkpoint_interval(trained: Trained, prefix: str, undisturbed: Detector) -> None:
     process = _start(trained, f"{prefix}/b")
     _wait_for_checkpoint(process, f"{prefix}/b")
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(child.cmdline())
-    ]
+    workers = _children(process, "RayTrainWorker")
     assert len(workers) == 2
     workers[1].send_signal(signal.SIGKILL)
     _, log = process.communicate(timeout=200)
     assert process.returncode == 0, log
     assert "resuming after epoch" in log
     _equal(f"{prefix}/b", undisturbed)
+
+
+def _children(process: subprocess.Popen[str], word: str) -> list[psutil.Process]:
+    found = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in found if word in " ".join(child.cmdline())]
+
+
+def test_a_training_whose_controller_is_killed_for_memory_ends_with_a_sentence(trained: Trained, prefix: str) -> None:
+    """Ray's memory monitor ends what it likes with SIGKILL, its own controller too."""
+    process = _start(trained, f"{prefix}/b")
+    _wait_for_checkpoint(process, f"{prefix}/b")
+    [controller] = _children(process, "TrainController")
+    controller.send_signal(signal.SIGKILL)
+    _, log = process.communicate(timeout=200)
+    assert process.returncode == 1, log
+    [said] = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert "memory was short" in said
+    assert "--resume goes on" in said
+    assert "Traceback" not in log
+    assert len(log.splitlines()) < 30
 
 
 def test_a_killed_driver_is_continued_by_the_same_command_with_resume(
