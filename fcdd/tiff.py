@@ -9,6 +9,7 @@ import struct
 from math import prod
 from typing import Any, NamedTuple
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
@@ -31,6 +32,10 @@ _NONE, _JPEG = 1, 7
 _FAX = (2, 3, 4)
 _PREDICTABLE = (5, 8, 32946, 34925, 50000)  # LZW, deflate and its old number, LZMA, Zstandard
 _COMPRESSIONS = (_NONE, *_FAX, _JPEG, 32773, *_PREDICTABLE)
+_DECODERS = (
+    *("bitorder", "packints", "delta", "jpeg", "jpeg8", "lzw", "zlib", "deflate", "packbits", "lzma", "zstd"),
+    *("ccittrle", "ccittfax3", "ccittfax4"),
+)
 _EXTRA_SAMPLES, _INK_SET, _COEFFICIENTS, _REFERENCE, _ORIENTATION = 338, 332, 529, 532, 274
 _REC_601 = (0.299, 0.587, 0.114)
 _FULL_RANGE = (0, 255, 128, 255, 128, 255)
@@ -71,6 +76,17 @@ class Picture(NamedTuple):
         image = image if image.mode == "L" else image.convert("RGB")
         bands = (*image.split(), Image.fromarray(opacity))
         return Image.merge({"L": "La", "RGB": "RGBa"}[image.mode] if self.is_associated else image.mode + "A", bands)
+
+
+def prepare() -> None:
+    """Load the decoders now: imagecodecs loads each when it is first asked for, and then it may be forbidden."""
+    for name in _DECODERS:
+        getattr(imagecodecs, f"{name}_decode")
+    sink = io.BytesIO()
+    for options in ({}, {"compression": "lzw", "predictor": True}, {"tile": (16, 16), "compression": "deflate"}):
+        tifffile.imwrite(sink, np.zeros((32, 32, 3), np.uint16), photometric="rgb", **options)
+        read(sink.getvalue(), max_pixels=2**20, max_frames=1)
+        sink.seek(0)
 
 
 def read(data: bytes, *, max_pixels: int, max_frames: int) -> Picture:
