@@ -122,9 +122,7 @@ def decode_full(
     With `within` (width, height) it is made smaller, in its proportions, until it fits.
     """
     with _reasons(data, limits):
-        if mode == "A":
-            return _opened(data, limits).opacity()
-        picture = _load(data, mode, limits, within).image
+        picture = _opened(data, limits).opacity() if mode == "A" else _load(data, mode, limits, within).image
         if within:
             picture.thumbnail(within)
         return picture

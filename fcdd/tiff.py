@@ -95,6 +95,7 @@ def read(data: bytes, *, max_pixels: int, max_frames: int) -> Picture:
     Raises ImageError too_large before memory is taken, unsupported with what the file is, truncated; whatever tifffile
     raises for a damaged file.
     """
+    _check_first_page(data)
     # Files of these vendors would be read beyond their first page.
     with tifffile.TiffFile(io.BytesIO(data), is_lsm=False, is_scanimage=False, is_ndpi=False) as file:
         page = file.pages[0]
@@ -124,6 +125,15 @@ def read(data: bytes, *, max_pixels: int, max_frames: int) -> Picture:
         frames=frames,
         orientation=orientation if isinstance(orientation, int) else 1,
     )
+
+
+def _check_first_page(data: bytes) -> None:
+    """Raises ImageError truncated when the first page lies beyond the end."""
+    order, is_big = "<" if data.startswith(b"II") else ">", data[2:4] in (b"+\0", b"\0+")
+    start = data[8:16].ljust(8, b"\xff") if is_big else data[4:8].ljust(4, b"\xff")
+    [place] = struct.unpack(order + ("Q" if is_big else "I"), start)
+    if place >= len(data):
+        raise ImageError("truncated", f"the first page of the TIFF lies beyond its {len(data)} bytes")
 
 
 def _count_pages(file: tifffile.TiffFile, data: bytes, limit: int) -> int:
