@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fcdd import images
 from fcdd.errors import ConfigError, ImageError
+from fcdd.isolation import DecoderPool
 from fcdd.supervision import ImageReader
 
 Pixels = npt.NDArray[np.uint8]
@@ -390,12 +390,18 @@ def _map_of(image: Path, folder: Path) -> Path:
 def read_image(path: Path, channels: int) -> Pixels:
     """The whole image (H,W,C) by the rules of `fcdd.images`. Raises ImageError naming a file it cannot read."""
     try:
-        image = images.decode_full(path.read_bytes())
+        image = _decoders().picture(path.read_bytes(), mode="L" if channels == 1 else "RGB")
     except OSError as error:
         raise ImageError("vanished", f"{path}: {error.strerror}") from error
     except ImageError as error:
         raise ImageError(error.reason, f"{path}: {error.detail}") from error
-    return np.asarray(image.convert("L"))[..., None] if channels == 1 else np.asarray(image)
+    return np.asarray(image)[..., None] if channels == 1 else np.asarray(image)
+
+
+@functools.cache
+def _decoders() -> DecoderPool:
+    """Data sets are downloads."""
+    return DecoderPool()
 
 
 def _read(path: Path, channels: int) -> Pixels:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fcdd import images, storage
+from fcdd import storage
 from fcdd.errors import ConfigError, ImageError
 from fcdd.storage import ObjectInfo
 from jobs import _images
@@ -111,6 +111,6 @@ def read_both(info: ObjectInfo, size: tuple[int, int], channels: int) -> tuple[t
 def read_grey(info: ObjectInfo) -> npt.NDArray[np.uint8]:
     """A mask's grey levels (H,W) at full size. Raises ConfigError when it cannot be read."""
     try:
-        return np.asarray(images.decode_full(storage.read_checked(info)).convert("L"))
+        return np.asarray(_images.picture(storage.read_checked(info), mode="L"))
     except ImageError as error:
         raise ConfigError(f"cannot read the mask {info.uri}: {error}") from error

@@ -41,6 +41,7 @@ class RetrySettings(JobSettings):
     workers: int | None = Field(None, ge=0, description="as for `fcdd score`; 0: in this process, without Ray")
     max_image_mb: float = Field(256, gt=0, description="as for `fcdd score`")
     max_megapixels: float = Field(89.5, gt=0, le=500, description="as for `fcdd score`")
+    max_frames: int = Field(1000, ge=1, le=2**31 - 1, description="as for `fcdd score`")
     image_timeout_s: float = Field(30, gt=0, description="as for `fcdd score`")
 
 
