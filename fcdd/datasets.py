@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fcdd.errors import ConfigError, ImageError
+from fcdd.images import EXTENSIONS
 from fcdd.isolation import DecoderPool
 from fcdd.supervision import ImageReader
 
@@ -449,7 +450,7 @@ def nearest_corner(array: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArra
 
 
 def _images_in(folder: Path, pattern: str = "*") -> list[Path]:
-    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in images.EXTENSIONS)
+    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in EXTENSIONS)
 
 
 def _some(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """The rights that a decoder process gives up before it reads its first image, for good.
 
 What it holds open stays: its input, its output, its shared memory. After that no file, no socket, no other process:
-neither the environment of its parent, nor a file of credentials, nor the metadata service of a cloud.
+neither the variables that its parent was started with, nor a file of credentials, nor the metadata service of a cloud.
 """
 
 import ctypes

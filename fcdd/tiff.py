@@ -167,7 +167,7 @@ def _check_supported(page: TiffPage) -> None:
 
 def _no_rule(page: TiffPage) -> str:
     """Why there is no rule for a page; empty if there is one."""
-    bits, jpeg = page.bitspersample, page.compression == _JPEG
+    bits = page.bitspersample
     if page.photometric not in _COLOURS:
         return "colours of this kind have no rule"
     if page.compression not in _COMPRESSIONS:
@@ -189,15 +189,19 @@ def _no_rule(page: TiffPage) -> str:
         return "bits in reversed order have a rule up to 8 bits only"
     if page.photometric == _PALETTE and (page.colormap is None or page.colormap.shape != (3, 2**bits)):
         return "its palette is missing, or of another size than its depth"
+    if page.photometric == _PALETTE and page.compression == _JPEG:
+        return "JPEG does not keep the numbers of a palette's colours"
     if page.photometric == _CMYK and page.tags.valueof(_INK_SET, 1) != 1:
         return "its inks are not cyan, magenta, yellow and black"
+    if page.photometric not in (_BLACK_IS_ZERO, _RGB) and set(_extras(page)) & set(_ASSOCIATED):
+        return "only grey levels and RGB are multiplied by an opacity"
     if page.photometric == _YCBCR:
-        return _no_rule_of_ycbcr(page, jpeg)
+        return _no_rule_of_ycbcr(page)
     return ""
 
 
-def _no_rule_of_ycbcr(page: TiffPage, jpeg: bool) -> str:
-    if jpeg:
+def _no_rule_of_ycbcr(page: TiffPage) -> str:
+    if page.compression == _JPEG and page.planarconfig == 1:
         return "JPEG of this kind with more samples than colours" if page.samplesperpixel > 3 else ""
     if page.is_subsampled:
         return "colours at a lower resolution are read with JPEG compression only"

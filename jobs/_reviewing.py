@@ -184,7 +184,7 @@ def _decoded(mask: str) -> Image.Image:
     try:
         opacity = _decoders().picture(data, mode="A")
     except ImageError as error:
-        raise BadDrawing(f"the mask is no PNG in base64 that can be read: {error}") from error
+        raise BadDrawing(f"expected a mask of at most {_MAX_MASK_PIXELS} pixels that can be read: {error}") from error
     return opacity.point([255 if alpha >= 128 else 0 for alpha in range(256)])
 
 
