@@ -28,9 +28,9 @@ from fcdd.images import Limits, Mode
 REQUEST = struct.Struct("<BBIIQ")
 DECODE = 0
 PICTURES: dict[Mode, int] = {"L": 1, "RGB": 2, "A": 3}
-# Decoded; width, height, frames, format, brightness, contrast, sharpness, hash; lengths of reason and detail.
-REPLY = struct.Struct(f"<?III8sfff{images.HASH_BYTES}sHH")
-_NOTHING = (0, 0, 0, b"", 0.0, 0.0, 0.0, b"")
+# Decoded; width, height, frames, format, is faint, brightness, contrast, sharpness, hash; lengths of reason and detail.
+REPLY = struct.Struct(f"<?III8s?fff{images.HASH_BYTES}sHH")
+_NOTHING = (0, 0, 0, b"", False, 0.0, 0.0, 0.0, b"")
 # Decoded; width, height; lengths of reason and detail.
 PICTURE_REPLY = struct.Struct("<?IIHH")
 # Ready, and without the rights that `fcdd.sandbox` gives up; or with some that could not be given up.
@@ -90,7 +90,7 @@ def _decode(data: bytes, pixels: npt.NDArray[np.uint8], limits: Limits) -> tuple
     height, width, channels = pixels.shape
     image = images.decode(data, size=(height, width), channels=channels, limits=limits)
     pixels[:] = image.pixels
-    found = (image.width, image.height, image.frames, image.format.encode())
+    found = (image.width, image.height, image.frames, image.format.encode(), image.is_faint)
     return (*found, image.brightness, image.contrast, image.sharpness, image.hash)
 
 

@@ -36,6 +36,8 @@ _HASH_ROWS = 16
 _LEVELS = np.arange(256.0)
 # Larger images are never asked for: `--max-megapixels` goes so far.
 MAX_PIXELS = 500_000_000
+# An eighth of 16 bits.
+_FAINT = 2**13
 # Converted at once: the conversions of a whole line-scan image would take several times its memory.
 _BAND_PIXELS = 2**24
 _METADATA_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, OSError, EOFError, struct.error)
@@ -89,7 +91,8 @@ class DecodedImage:
 
     Of the resized pixels, 0..255: `brightness` is the mean, `contrast` the standard deviation, `sharpness` the mean
     absolute difference between neighbours. `frames` is how many pictures the file holds, of which these are the first;
-    `format` one of FORMATS; `hash` a difference hash of 256 bits, near that of pictures that look the same.
+    `format` one of FORMATS; `hash` a difference hash of 256 bits, near that of pictures that look the same. `is_faint`
+    is a 16-bit file of less than an eighth of its range: 12 bits, as many cameras write them, are nearly black.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -97,6 +100,7 @@ class DecodedImage:
     height: int
     frames: int
     format: str
+    is_faint: bool
     brightness: float
     contrast: float
     sharpness: float
@@ -180,6 +184,7 @@ def _decode(data: bytes, size: tuple[int, int], channels: int, limits: Limits) -
         height=loaded.size[1],
         frames=loaded.frames,
         format=loaded.format,
+        is_faint=loaded.is_faint,
         brightness=brightness,
         contrast=contrast,
         sharpness=sharpness(grey),
@@ -222,6 +227,7 @@ class _Loaded(NamedTuple):
     size: tuple[int, int]
     frames: int
     format: str
+    is_faint: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +243,7 @@ class _Opened:
     frames: int
     format: str
     orientation: int
+    is_faint: bool
 
     def eight_bit(self, mode: str) -> Image.Image:
         """The whole, in mode "L" or "RGB"."""
@@ -262,10 +269,10 @@ def _load(data: bytes, mode: str, limits: Limits, at_least: tuple[int, int] | No
     opened = _opened(data, limits, mode, at_least)
     upright, turn = opened.eight_bit(mode), _TURNS.get(opened.orientation)
     if turn is None:
-        return _Loaded(upright, opened.full_size, opened.frames, opened.format)
+        return _Loaded(upright, opened.full_size, opened.frames, opened.format, opened.is_faint)
     quarter = turn not in (Transpose.FLIP_LEFT_RIGHT, Transpose.FLIP_TOP_BOTTOM, Transpose.ROTATE_180)
     size = opened.full_size[::-1] if quarter else opened.full_size
-    return _Loaded(upright.transpose(turn), size, opened.frames, opened.format)
+    return _Loaded(upright.transpose(turn), size, opened.frames, opened.format, opened.is_faint)
 
 
 def _opened(data: bytes, limits: Limits, mode: str = "RGB", at_least: tuple[int, int] | None = None) -> _Opened:
@@ -274,7 +281,8 @@ def _opened(data: bytes, limits: Limits, mode: str = "RGB", at_least: tuple[int,
         from fcdd import tiff  # only who decodes needs it
 
         picture = tiff.read(data, max_pixels=limits.pixels, max_frames=limits.frames)
-        return _Opened(picture.rows, picture.size, picture.size, picture.frames, kind, picture.orientation)
+        is_faint = len(picture.levels) == 2**16 and int(picture.samples.max()) < _FAINT
+        return _Opened(picture.rows, picture.size, picture.size, picture.frames, kind, picture.orientation, is_faint)
     image = _OPEN[kind](io.BytesIO(data), "")  # not Image.open: a limit of its own answers there, without the words
     full_size, frames = image.size, _frames(image)
     if image.width * image.height > limits.pixels:
@@ -289,7 +297,8 @@ def _opened(data: bytes, limits: Limits, mode: str = "RGB", at_least: tuple[int,
     def rows(first: int, last: int) -> Image.Image:
         return image if (first, last) == (0, image.height) else image.crop((0, first, image.width, last))
 
-    return _Opened(rows, image.size, full_size, frames, kind, _orientation(image))
+    is_faint = image.mode.startswith("I;16") and int(np.asarray(image).max()) < _FAINT
+    return _Opened(rows, image.size, full_size, frames, kind, _orientation(image), is_faint)
 
 
 _OPEN: dict[str, Callable[[io.BytesIO, str], ImageFile.ImageFile]] = {

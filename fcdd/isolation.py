@@ -200,13 +200,15 @@ class IsolatedDecoder:
 
     def _receive_pixels(self, slot: int) -> DecodedImage:
         """Raises ImageError, _Died."""
-        width, height, frames, kind, brightness, contrast, sharpness, hash_ = self._reply(decoder_process.REPLY)
+        reply = self._reply(decoder_process.REPLY)
+        width, height, frames, kind, is_faint, brightness, contrast, sharpness, hash_ = reply
         return DecodedImage(
             pixels=self._pixels[slot].copy(),
             width=width,
             height=height,
             frames=frames,
             format=kind.rstrip(b"\0").decode(errors="replace"),
+            is_faint=is_faint,
             brightness=brightness,
             contrast=contrast,
             sharpness=sharpness,

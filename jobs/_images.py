@@ -205,12 +205,24 @@ def load_set(infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) 
         if isinstance(failure, Failure):
             log.warning("left out %s: %s", info.uri, failure.error)
     check_readable(len(good), len(infos))
+    warn_of_faint(sum(image.is_faint for image in good), len(good))
     return ImageSet(
         np.stack([image.pixels for image in good]),
         np.flatnonzero([isinstance(image, DecodedImage) for image in loaded]),
         np.array([[getattr(image, name) for name in STATISTICS] for image in good], np.float32),
         [image.format for image in good],
     )
+
+
+def warn_of_faint(faint: int, of: int) -> None:
+    """Say that 16-bit files hold fewer bits than they have room for."""
+    if faint:
+        log.warning(
+            "%d of %d images are 16-bit files that use less than an eighth of their range, as cameras of 12 bits write "
+            "them: they are scaled by 16 bits and nearly black; write them at full scale, for training and scoring",
+            faint,
+            of,
+        )
 
 
 def check_readable(readable: int, of: int) -> None:

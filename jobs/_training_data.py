@@ -53,7 +53,7 @@ class LoadedImages:
     def __init__(
         self, infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int, held_out: frozenset[str]
     ) -> None:
-        errors, copies = dict[int, ImageError](), dict[int, ImageError]()
+        errors, copies, faint = dict[int, ImageError](), dict[int, ImageError](), 0
         # Shared memory: processes that draw samples do not copy it. A list beside it would take as much again.
         self._pixels = torch.empty((len(infos), *size, channels), dtype=torch.uint8).share_memory_()
         for index, image in enumerate(_images.fetch_each(infos, size, channels)):
@@ -63,6 +63,8 @@ class LoadedImages:
                 copies[index] = ImageError("changed", f"same picture as a calibration image ({infos[index].uri})")
             else:
                 self._pixels.numpy()[index] = image.pixels
+                faint += image.is_faint
+        _images.warn_of_faint(faint, len(infos) - len(errors) - len(copies))
         for error in errors.values():
             log.warning("left out %s", error)
         for index in copies:
