@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fcdd import images
 from fcdd.errors import ConfigError, ImageError
+from fcdd.images import EXTENSIONS
+from fcdd.isolation import DecoderPool
 from fcdd.supervision import ImageReader
 
 Pixels = npt.NDArray[np.uint8]
@@ -390,12 +391,18 @@ def _map_of(image: Path, folder: Path) -> Path:
 def read_image(path: Path, channels: int) -> Pixels:
     """The whole image (H,W,C) by the rules of `fcdd.images`. Raises ImageError naming a file it cannot read."""
     try:
-        image = images.decode_full(path.read_bytes())
+        image = _decoders().picture(path.read_bytes(), mode="L" if channels == 1 else "RGB")
     except OSError as error:
         raise ImageError("vanished", f"{path}: {error.strerror}") from error
     except ImageError as error:
         raise ImageError(error.reason, f"{path}: {error.detail}") from error
-    return np.asarray(image.convert("L"))[..., None] if channels == 1 else np.asarray(image)
+    return np.asarray(image)[..., None] if channels == 1 else np.asarray(image)
+
+
+@functools.cache
+def _decoders() -> DecoderPool:
+    """Data sets are downloads."""
+    return DecoderPool()
 
 
 def _read(path: Path, channels: int) -> Pixels:
@@ -450,7 +457,7 @@ def nearest_corner(array: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArra
 
 
 def _images_in(folder: Path, pattern: str = "*") -> list[Path]:
-    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in images.EXTENSIONS)
+    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in EXTENSIONS)
 
 
 def _some(folder: Path) -> list[Path]:

@@ -14,10 +14,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from fcdd import bundle, images, networks, storage, upsampling
+from fcdd import bundle, networks, storage, upsampling
 from fcdd.bundle import BundleSpec
 from fcdd.errors import BundleError
 from fcdd.inference import Runner
+from fcdd.isolation import DecoderPool
 from fcdd.networks import FCDDNetwork
 from fcdd.runtime import Runtime
 
@@ -48,6 +49,7 @@ class Detector:
         cells = np.shape(spec.calibration.pooled.map_mean)
         if cells != (self.receptive_field.height, self.receptive_field.width):
             raise BundleError(f"the calibration is of maps of {cells}, and network {spec.network!r} makes others")
+        self._decoders = DecoderPool(spec.input_size, spec.channels, processes=1)
         self._runner = Runner(network, spec.normalization, spec.input_size, runtime)
 
     @classmethod
@@ -61,13 +63,13 @@ class Detector:
             storage.write(storage.join(uri, name), content)
 
     def score(self, batch: Sequence[bytes] | npt.NDArray[np.uint8]) -> Scored:
-        """Score encoded images, or pixels (N,H,W,C) uint8 of the bundle's input size.
+        """Score encoded images, decoded apart from this process, or pixels (N,H,W,C) uint8 of the input size.
 
         Raises ImageError for encoded images that cannot be decoded, ValueError for pixels of another shape.
         """
         size, channels = self.spec.input_size, self.spec.channels
         if not isinstance(batch, np.ndarray):
-            decoded = [images.decode(data, size=size, channels=channels).pixels for data in batch]
+            decoded = [self._decoders.decode(data).pixels for data in batch]
             batch = np.stack(decoded) if decoded else np.empty((0, *size, channels), np.uint8)
         if batch.shape[1:] != (*size, channels):
             raise ValueError(f"expected pixels of shape (N, {size[0]}, {size[1]}, {channels}), got {batch.shape}")

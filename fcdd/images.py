@@ -1,21 +1,30 @@
-"""Encoded bytes -> uint8 pixels of the network's size, safely: the one decode path of training and scoring.
+"""Encoded bytes -> uint8 pixels of the network's size: the one decode path of training and scoring.
 
-Pillow is the only decoder, with an allow-list of formats. The rules for unusual images are fixed here,
-because Pillow's own conversions silently saturate some of them: 16-bit grey is scaled to 8 bits,
-transparency is composited on black, EXIF orientation is applied, of animations the first frame counts;
-32-bit and float images are refused. What an image may cost (`Limits`) is checked before memory is taken.
+Jobs reach it through `fcdd.isolation`, which runs it in a process of its own. Pillow decodes JPEG, PNG, WebP and BMP,
+`fcdd.tiff` decodes TIFF. The rules for unusual images are fixed here, because the conversions of the decoders
+silently saturate some of them: 16-bit grey is scaled to 8 bits, transparency is composited on black, the EXIF
+orientation is applied, of animations the first frame counts; 32-bit and float images are refused. What an image may
+cost (`Limits`) is checked before memory is taken.
 """
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    ImageChops,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    WebPImagePlugin,
+)
 from PIL.Image import Transpose
 
 from fcdd.errors import ImageError, Reason
@@ -25,6 +34,12 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 HASH_BYTES = 32
 _HASH_ROWS = 16
 _LEVELS = np.arange(256.0)
+# Larger images are never asked for: `--max-megapixels` goes so far.
+MAX_PIXELS = 500_000_000
+# An eighth of 16 bits.
+_FAINT = 2**13
+# Converted at once: the conversions of a whole line-scan image would take several times its memory.
+_BAND_PIXELS = 2**24
 _METADATA_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, OSError, EOFError, struct.error)
 _ORIENTATION = 0x0112  # EXIF tag; the values and what turns the pixels upright:
 _TURNS = {
@@ -36,18 +51,38 @@ _TURNS = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+_PNG_DEPTH = 24  # where the header of a PNG has its bits per sample
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
+# Decoders name their errors in words only.
+_REASON_WORDS: tuple[tuple[str, Reason], ...] = (
+    ("truncated", "truncated"),
+    ("unsupported", "unsupported"),
+    ("cannot handle", "unsupported"),
+    ("not supported", "unsupported"),
+)
+# Grey levels, colours, or the opacity of a picture.
+Mode = Literal["L", "RGB", "A"]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The largest images that are decoded; what is larger is refused as too_large.
 
-    89 megapixels, where Pillow would warn, decode to 270 MB.
+    89 megapixels decode to 270 MB.
     """
 
     encoded_bytes: int = 256 * 1024**2
     pixels: int = 89_478_485
     frames: int = 1_000
+
+    @property
+    def memory_bytes(self) -> int:
+        """What decoding the largest of these images may take: 16-bit colours, their 8-bit copies and the file."""
+        return max(2 * 1024**3, 20 * self.pixels + self.encoded_bytes)
+
+
+# Whatever any run may have accepted: for those who look at its pictures, or train on pictures that were chosen.
+ACCEPTED = Limits(encoded_bytes=8 * 1024**3, pixels=MAX_PIXELS, frames=2**31 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +91,8 @@ class DecodedImage:
 
     Of the resized pixels, 0..255: `brightness` is the mean, `contrast` the standard deviation, `sharpness` the mean
     absolute difference between neighbours. `frames` is how many pictures the file holds, of which these are the first;
-    `format` one of FORMATS; `hash` a difference hash of 256 bits, near that of pictures that look the same.
+    `format` one of FORMATS; `hash` a difference hash of 256 bits, near that of pictures that look the same. `is_faint`
+    is a 16-bit file of less than an eighth of its range: 12 bits, as many cameras write them, are nearly black.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -64,6 +100,7 @@ class DecodedImage:
     height: int
     frames: int
     format: str
+    is_faint: bool
     brightness: float
     contrast: float
     sharpness: float
@@ -81,13 +118,18 @@ def decode(data: bytes, *, size: tuple[int, int], channels: int, limits: Limits 
         return _decode(data, size, channels, limits)
 
 
-def decode_full(data: bytes, *, limits: Limits = Limits(), at_least: tuple[int, int] | None = None) -> Image.Image:
-    """The whole picture as RGB, by the same rules and with the same errors as `decode`: to be looked at.
+def decode_full(
+    data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None, limits: Limits = Limits()
+) -> Image.Image:
+    """The whole picture in `mode`, by the same rules and with the same errors as `decode`: to be looked at.
 
-    With `at_least` (width, height), a JPEG may come smaller, but not than that: several times as fast.
+    With `within` (width, height) it is made smaller, in its proportions, until it fits.
     """
     with _reasons(data, limits):
-        return _load(data, "RGB", limits, at_least).image
+        picture = _opened(data, limits).opacity() if mode == "A" else _load(data, mode, limits, within).image
+        if within:
+            picture.thumbnail(within)
+        return picture
 
 
 def check_size(encoded_bytes: int, limits: Limits) -> None:
@@ -106,20 +148,32 @@ def _reasons(data: bytes, limits: Limits) -> Iterator[None]:
         yield
     except ImageError:
         raise
-    except UnidentifiedImageError as error:
-        raise ImageError("not_an_image", f"no {', '.join(FORMATS)} image in {len(data)} bytes") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError("too_large", str(error)) from error
     except MemoryError as error:
         raise ImageError("too_large", "decoding it takes more memory than one image may have") from error
     except Exception as error:  # decoders of hostile bytes raise anything: SyntaxError, TypeError, struct.error
-        reason: Reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
-        raise ImageError(reason, f"{type(error).__name__}: {error}") from error
+        words = str(error).lower()
+        reason: Reason = next((reason for word, reason in _REASON_WORDS if word in words), "corrupt")
+        raise ImageError(reason, f"{_format_of(data)}: {type(error).__name__}: {error}") from error
+
+
+def _format_of(data: bytes) -> str:
+    """Which of FORMATS the bytes begin like. Raises ImageError not_an_image for none."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data[:4] in _TIFF_SIGNATURES:
+        return "TIFF"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
+        return "BMP"
+    raise ImageError("not_an_image", f"no {', '.join(FORMATS)} image in {len(data)} bytes")
 
 
 def _decode(data: bytes, size: tuple[int, int], channels: int, limits: Limits) -> DecodedImage:
     height, width = size
-    mode = "L" if channels == 1 else "RGB"
+    mode: Mode = "L" if channels == 1 else "RGB"
     loaded = _load(data, mode, limits, (2 * width, 2 * height))
     resized = loaded.image.resize((width, height), Image.Resampling.BILINEAR)
     brightness, contrast = _mean_and_deviation(resized)
@@ -130,6 +184,7 @@ def _decode(data: bytes, size: tuple[int, int], channels: int, limits: Limits) -
         height=loaded.size[1],
         frames=loaded.frames,
         format=loaded.format,
+        is_faint=loaded.is_faint,
         brightness=brightness,
         contrast=contrast,
         sharpness=sharpness(grey),
@@ -172,29 +227,87 @@ class _Loaded(NamedTuple):
     size: tuple[int, int]
     frames: int
     format: str
+    is_faint: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A picture as it lies in its file: rows [first, last) of `size` as an image of Pillow, in any mode.
+
+    `full_size` is the size without a reduced scale.
+    """
+
+    rows: Callable[[int, int], Image.Image]
+    size: tuple[int, int]
+    full_size: tuple[int, int]
+    frames: int
+    format: str
+    orientation: int
+    is_faint: bool
+
+    def eight_bit(self, mode: str) -> Image.Image:
+        """The whole, in mode "L" or "RGB"."""
+        return self._each(mode, lambda rows: to_eight_bit(rows, mode))
+
+    def opacity(self) -> Image.Image:
+        """Mode "L": 255 where nothing shines through."""
+        return self._each("L", lambda rows: rows.convert("RGBA").getchannel("A"))
+
+    def _each(self, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+        width, height = self.size
+        step = max(1, _BAND_PIXELS // width)
+        if step >= height:
+            return convert(self.rows(0, height))
+        whole = Image.new(mode, self.size)
+        for first in range(0, height, step):
+            whole.paste(convert(self.rows(first, min(first + step, height))), (0, first))
+        return whole
 
 
 def _load(data: bytes, mode: str, limits: Limits, at_least: tuple[int, int] | None) -> _Loaded:
     """Decoded; of a JPEG at a reduced scale of `at_least` (width, height)."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.width * image.height > limits.pixels:
-            raise ImageError("too_large", f"{image.width}x{image.height} pixels, more than {limits.pixels}")
-        full_size = image.size
-        frames = _frames(image)
-        if frames > limits.frames:
-            raise ImageError("too_large", f"{frames} frames, more than {limits.frames}")
-        if at_least:
-            image.draft(mode, at_least)
-        image.load()
-        turn = _TURNS.get(_orientation(image))
-        upright, kind = (
-            to_eight_bit(image, mode),
-            {"MPO": "JPEG"}.get(image.format or "", image.format or ""),
-        )  # several pictures in a JPEG
+    opened = _opened(data, limits, mode, at_least)
+    upright, turn = opened.eight_bit(mode), _TURNS.get(opened.orientation)
     if turn is None:
-        return _Loaded(upright, full_size, frames, kind)
+        return _Loaded(upright, opened.full_size, opened.frames, opened.format, opened.is_faint)
     quarter = turn not in (Transpose.FLIP_LEFT_RIGHT, Transpose.FLIP_TOP_BOTTOM, Transpose.ROTATE_180)
-    return _Loaded(upright.transpose(turn), full_size[::-1] if quarter else full_size, frames, kind)
+    size = opened.full_size[::-1] if quarter else opened.full_size
+    return _Loaded(upright.transpose(turn), size, opened.frames, opened.format, opened.is_faint)
+
+
+def _opened(data: bytes, limits: Limits, mode: str = "RGB", at_least: tuple[int, int] | None = None) -> _Opened:
+    kind = _format_of(data)
+    if kind == "TIFF":
+        from fcdd import tiff  # only who decodes needs it
+
+        picture = tiff.read(data, max_pixels=limits.pixels, max_frames=limits.frames)
+        is_faint = len(picture.levels) == 2**16 and int(picture.samples.max()) < _FAINT
+        return _Opened(picture.rows, picture.size, picture.size, picture.frames, kind, picture.orientation, is_faint)
+    image = _OPEN[kind](io.BytesIO(data), "")  # not Image.open: a limit of its own answers there, without the words
+    full_size, frames = image.size, _frames(image)
+    if image.width * image.height > limits.pixels:
+        raise ImageError("too_large", f"{image.width}x{image.height} pixels, more than {limits.pixels}")
+    if frames > limits.frames:
+        raise ImageError("too_large", f"{frames} frames, more than {limits.frames}")
+    if at_least:
+        image.draft(mode, at_least)
+    image.load()
+    _correct_transparency(image, data)
+
+    def rows(first: int, last: int) -> Image.Image:
+        return image if (first, last) == (0, image.height) else image.crop((0, first, image.width, last))
+
+    is_faint = image.mode.startswith("I;16") and int(np.asarray(image).max()) < _FAINT
+    return _Opened(rows, image.size, full_size, frames, kind, _orientation(image), is_faint)
+
+
+_OPEN: dict[str, Callable[[io.BytesIO, str], ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.jpeg_factory,  # also of several pictures in a JPEG (MPO)
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+}
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _frames(image: Image.Image) -> int:
@@ -205,10 +318,33 @@ def _frames(image: Image.Image) -> int:
         return 1
 
 
+def _correct_transparency(image: Image.Image, data: bytes) -> None:
+    """Pillow keeps the one transparent level of a PNG as the file has it, and scales the pixels.
+
+    Raises ImageError for 16-bit colours, of which it keeps the high bytes: they cannot tell which is the one.
+    """
+    level = image.info.get("transparency")
+    if image.format != "PNG" or level is None:
+        return
+    bits = data[_PNG_DEPTH]
+    if image.mode == "L" and bits < 8:
+        image.info["transparency"] = level * 255 // (2**bits - 1)
+    if image.mode == "RGB" and bits == 16:
+        raise ImageError("unsupported", "PNG: 16-bit colours with one that is transparent")
+
+
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) when the metadata cannot be read: the pixels still can."""
+    """The EXIF orientation, 1 (upright) when the metadata cannot be read: the pixels still can.
+
+    Pillow's `getexif` would take one of XMP as well.
+    """
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        found = image.info.get("exif")
+        if found is None and (text := image.info.get("Raw profile type exif")):  # of ImageMagick, in a PNG
+            found = bytes.fromhex("".join(text.split("\n")[3:]))
+        exif = Image.Exif()
+        exif.load(found or b"")
+        return int(exif.get(_ORIENTATION, 1))
     except _METADATA_ERRORS:
         return 1
 
@@ -216,11 +352,14 @@ def _orientation(image: Image.Image) -> int:
 def to_eight_bit(image: Image.Image, mode: str) -> Image.Image:
     """Convert to mode "L" or "RGB" by the rules of this module; ImageError if there is no rule."""
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint16)
-        return Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert(mode)
+        grey = np.asarray(image)
+        scaled = ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        if (transparent := image.info.get("transparency")) is not None:
+            scaled[grey == transparent] = 0
+        return Image.fromarray(scaled).convert(mode)
     if image.mode in ("1", "L", "RGB", "CMYK", "YCbCr") and "transparency" not in image.info:
-        return image.convert(mode)
+        return image if image.mode == mode else image.convert(mode)
     if image.mode in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa"):
-        colours = image.convert("RGBA")
+        colours = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "black"), colours).convert(mode)
-    raise ImageError("unsupported", f"pixel mode {image.mode!r} has no defined 8-bit value")
+    raise ImageError("unsupported", f"{image.format}: pixel mode {image.mode!r} has no defined 8-bit value")

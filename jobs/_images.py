@@ -2,7 +2,7 @@
 
 import functools
 import logging
-import threading
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from fcdd import images, storage
 from fcdd.calibration import STATISTICS
 from fcdd.errors import ConfigError, FCDDError, ImageError
-from fcdd.images import DecodedImage, Limits
-from fcdd.isolation import IsolatedDecoder
+from fcdd.images import DecodedImage, Limits, Mode
+from fcdd.isolation import DecoderPool, IsolatedDecoder
 from fcdd.storage import ObjectInfo
 from jobs import _listing
 
@@ -27,8 +28,10 @@ REQUESTS_IN_FLIGHT = 16
 _AHEAD, _AHEAD_BYTES = 2 * REQUESTS_IN_FLIGHT, 256 * 1024**2
 # Taken for the size of an image that is to be looked up.
 _ASSUMED_BYTES = 4 * 1024**2
-# The largest allowed image takes a gigabyte while it is decoded and resized: not sixteen at once.
-_DECODING = threading.Semaphore(2)
+# Processes that decode for one that trains or draws. The largest images take gigabytes: not sixteen at once.
+_DECODERS = max(2, min(4, os.cpu_count() or 2))
+# For one image of those that were chosen: they may be larger, and the machine busy with training.
+_DECODE_TIMEOUT_S = 60.0
 # More unreadable training images than this share means the wrong prefix, not a few bad files.
 MAX_UNREADABLE_SHARE = 0.1
 # So many failures of the store and not one success: it is gone, or the credentials are.
@@ -153,15 +156,25 @@ def _fetch(info: ObjectInfo, limits: Limits) -> Fetched:
 
 
 def fetch_and_decode(info: ObjectInfo, size: tuple[int, int], channels: int) -> DecodedImage | Failure:
-    """One image, or why not; never raises for a bad image."""
+    """One image, decoded apart from this process, or why not; never raises for a bad image."""
     stage = "fetch"
     try:
         data = storage.read_checked(info)
         stage = "decode"
-        with _DECODING:
-            return images.decode(data, size=size, channels=channels)
+        return _decoders(size, channels).decode(data)
     except ImageError as error:
         return Failure(stage, error)
+
+
+def picture(data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None) -> Image.Image:
+    """A whole picture (`fcdd.images.decode_full`), decoded apart from this process. Raises ImageError."""
+    return _decoders((1, 1), 1).picture(data, mode=mode, within=within)
+
+
+@functools.lru_cache(maxsize=4)
+def _decoders(size: tuple[int, int], channels: int) -> DecoderPool:
+    """They end with this process, since their input ends."""
+    return DecoderPool(size, channels, processes=_DECODERS, limits=images.ACCEPTED, timeout_s=_DECODE_TIMEOUT_S)
 
 
 def fetch_each(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> Iterator[DecodedImage | Failure]:
@@ -192,12 +205,24 @@ def load_set(infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) 
         if isinstance(failure, Failure):
             log.warning("left out %s: %s", info.uri, failure.error)
     check_readable(len(good), len(infos))
+    warn_of_faint(sum(image.is_faint for image in good), len(good))
     return ImageSet(
         np.stack([image.pixels for image in good]),
         np.flatnonzero([isinstance(image, DecodedImage) for image in loaded]),
         np.array([[getattr(image, name) for name in STATISTICS] for image in good], np.float32),
         [image.format for image in good],
     )
+
+
+def warn_of_faint(faint: int, of: int) -> None:
+    """Say that 16-bit files hold fewer bits than they have room for."""
+    if faint:
+        log.warning(
+            "%d of %d images are 16-bit files that use less than an eighth of their range, as cameras of 12 bits write "
+            "them: they are scaled by 16 bits and nearly black; write them at full scale, for training and scoring",
+            faint,
+            of,
+        )
 
 
 def check_readable(readable: int, of: int) -> None:

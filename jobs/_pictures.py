@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from fcdd import heatmap, images, storage
+from fcdd import heatmap, storage
 from fcdd.bundle import BundleSpec
 from fcdd.errors import ConfigError, ImageError
 from fcdd.storage import ObjectInfo
-from jobs import _console
+from jobs import _console, _images
 from schemas import IDENTITY, RunRecord
 
 if TYPE_CHECKING:
@@ -52,18 +52,18 @@ def info(row: Mapping[str, Any]) -> ObjectInfo:
     return ObjectInfo(*(row[name] for name in IDENTITY))
 
 
-def original(row: Mapping[str, Any], at_least: tuple[int, int] | None = None) -> Image.Image:
-    """The picture that a row of scores is about. Raises ImageError when it is not as, or where, it was scored.
+def original(row: Mapping[str, Any], within: tuple[int, int] | None = None) -> Image.Image:
+    """The picture that a row of scores is about, made to fit `within` (width, height) if that is given.
 
-    With `at_least` (width, height) a JPEG may come smaller, but not than that.
+    Raises ImageError when it is not as, or where, it was scored, or can no longer be decoded.
     """
-    return images.decode_full(storage.read_checked(info(row)), at_least=at_least)
+    return _images.picture(storage.read_checked(info(row)), within=within)
 
 
 def drawn(mask_uri: str) -> bytes:
     """A mask as it lies over the image: red where it is set, else transparent. Raises ConfigError, ImageError."""
     try:
-        mask = images.decode_full(storage.read(mask_uri)).convert("L")
+        mask = _images.picture(storage.read(mask_uri), mode="L")
     except FileNotFoundError as error:
         raise ConfigError(f"the mask {mask_uri} is gone") from error
     painted = Image.new("RGBA", mask.size, _PAINT)

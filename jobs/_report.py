@@ -33,7 +33,7 @@ _EXAMPLES, _GROUPS = 20, 50
 # Long sides; and the bytes of one picture, so that 200 of them stay below 10 MB in base64.
 _THUMBNAIL, _LAYER, _PICTURE_BYTES = 320, 120, 30_000
 _QUALITIES = (80, 60, 40, 20)
-# Pictures that are decoded at once: of the largest, 1 GB.
+# Pictures that are read at once.
 _READS_IN_FLIGHT = 4
 _COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "score_mean", "score_max", "p_value", "is_anomalous", "regions"))
 _COLUMNS += ", image_group, width, height, image_hash, heatmap, model_digest"
@@ -156,7 +156,6 @@ def _thumbnail(row: dict[str, Any]) -> str | ImageError:
         picture = _pictures.original(row, (_THUMBNAIL, _THUMBNAIL))
     except ImageError as error:
         return error
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
     for quality in _QUALITIES:
         uri = _data_uri(picture, "WEBP", quality=quality)
         if len(uri) < _PICTURE_BYTES * 4 / 3:

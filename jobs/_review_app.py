@@ -70,7 +70,6 @@ class Review:
             picture = _pictures.original(row, (_LONG_SIDE, _LONG_SIDE))
         except ImageError as error:
             return PlainTextResponse(f"not as, or where, it was scored: {error}", 410)
-        picture.thumbnail((_LONG_SIDE, _LONG_SIDE))
         return _image(picture, quality=90)
 
     def layer(self, request: Request) -> Response:

@@ -5,6 +5,7 @@ Nothing else is ever written: not the images, not the scores.
 
 import base64
 import binascii
+import functools
 import hashlib
 import io
 import threading
@@ -14,16 +15,19 @@ from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageChops, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field
 
 from fcdd import storage
-from fcdd.errors import ConfigError
-from jobs import _parts
+from fcdd.errors import ConfigError, ImageError
+from fcdd.images import Limits
+from fcdd.isolation import DecoderPool
+from jobs import _images, _parts
 from schemas import LABELS, Layout, conform
 
 MAX_BOXES, MAX_MASK_CHARACTERS = 200, 8_000_000
 _MAX_MASK_PIXELS = 4_000_000
+_PNG = b"\x89PNG\r\n\x1a\n"
 Side = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
@@ -154,8 +158,8 @@ class Labels:
 def _stored(mask_uri: str, size: tuple[int, int]) -> Image.Image:
     """The mask that was kept before. Raises ConfigError when it is gone or another one."""
     try:
-        mask = Image.open(io.BytesIO(storage.read(mask_uri)), formats=("PNG",)).convert("L")
-    except (FileNotFoundError, OSError) as error:
+        mask = _images.picture(storage.read(mask_uri), mode="L")
+    except (FileNotFoundError, ImageError) as error:
         raise ConfigError(f"the mask {mask_uri} is gone or damaged; clear the drawing and draw again") from error
     if mask.size != size:
         raise ConfigError(f"the mask {mask_uri} is not of its image's size; clear the drawing and draw again")
@@ -172,16 +176,19 @@ def _clipped(box: Box, width: int, height: int) -> dict[str, int]:
 def _decoded(mask: str) -> Image.Image:
     """Grey 0 or 255 of a painted PNG."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(mask, validate=True)), formats=("PNG",)) as image:
-            if image.width * image.height > _MAX_MASK_PIXELS:
-                raise BadDrawing(f"expected a mask of at most {_MAX_MASK_PIXELS} pixels, got {image.size}")
-            return image.convert("RGBA").getchannel("A").point([255 if alpha >= 128 else 0 for alpha in range(256)])
-    except (
-        binascii.Error,
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
+        data = base64.b64decode(mask, validate=True)
+    except binascii.Error as error:
         raise BadDrawing("the mask is no PNG in base64") from error
+    if not data.startswith(_PNG):
+        raise BadDrawing("the mask is no PNG in base64")
+    try:
+        opacity = _decoders().picture(data, mode="A")
+    except ImageError as error:
+        raise BadDrawing(f"expected a mask of at most {_MAX_MASK_PIXELS} pixels that can be read: {error}") from error
+    return opacity.point([255 if alpha >= 128 else 0 for alpha in range(256)])
+
+
+@functools.cache
+def _decoders() -> DecoderPool:
+    """For what reviewers send."""
+    return DecoderPool(processes=1, limits=Limits(encoded_bytes=MAX_MASK_CHARACTERS, pixels=_MAX_MASK_PIXELS))

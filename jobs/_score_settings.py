@@ -82,6 +82,9 @@ class ScoreSettings(JobSettings):
     compile: bool = Field(False, description="torch.compile: slow to start, faster on a GPU")
     max_image_mb: float = Field(256, gt=0, description="larger files are quarantined without being fetched")
     max_megapixels: float = Field(89.5, gt=0, le=500, description="larger images are quarantined without being decoded")
+    max_frames: int = Field(
+        1000, ge=1, le=2**31 - 1, description="files of more pictures (pages, frames) are quarantined"
+    )
     image_timeout_s: float = Field(30, gt=0, description="seconds an image may take to decode")
 
     def quarantine_limit(self, images: int) -> int:
@@ -95,7 +98,11 @@ class ScoreSettings(JobSettings):
 
     def limits(self) -> Limits:
         """What one image may cost."""
-        return Limits(encoded_bytes=int(self.max_image_mb * 2**20), pixels=int(self.max_megapixels * 1e6))
+        return Limits(
+            encoded_bytes=int(self.max_image_mb * 2**20),
+            pixels=int(self.max_megapixels * 1e6),
+            frames=self.max_frames,
+        )
 
     def source(self, *, any_bundle: bool = False, may_be_empty: Sequence[str] = ()) -> Source:
         """Where the images come from, see `Source`. Raises ConfigError for nowhere."""

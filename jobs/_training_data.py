@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fcdd import augmentation, datasets, images, storage
+from fcdd import augmentation, datasets, storage
 from fcdd.errors import ConfigError, ImageError
 from fcdd.storage import ObjectInfo
 from fcdd.supervision import HeldOut
@@ -72,7 +72,7 @@ class LoadedImages:
     def __init__(
         self, infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int, held_out: frozenset[str]
     ) -> None:
-        self._infos, self._failed = infos, dict[int, Failure]()
+        self._infos, self._failed, faint = infos, dict[int, Failure](), 0
         # Shared memory: processes that draw samples do not copy it. A list beside it would take as much again, and so
         # would leaving rows out later: usable images come one after the other from the start.
         self._pixels = torch.empty((len(infos), *size, channels), dtype=torch.uint8).share_memory_()
@@ -85,6 +85,8 @@ class LoadedImages:
                 self._pixels.numpy()[self._usable] = image.pixels
                 self._rows[index] = self._usable
                 self._usable += 1
+                faint += image.is_faint
+        _images.warn_of_faint(faint, self._usable)
         errors = {index: _named(failure, infos[index]) for index, failure in self._failed.items()}
         for error in errors.values():
             log.warning("left out %s", error)
@@ -176,6 +178,6 @@ def read_both(info: ObjectInfo, size: tuple[int, int], channels: int) -> tuple[t
 def read_grey(info: ObjectInfo) -> npt.NDArray[np.uint8]:
     """A mask's grey levels (H,W) at full size. Raises ConfigError when it cannot be read."""
     try:
-        return np.asarray(images.decode_full(storage.read_checked(info)).convert("L"))
+        return np.asarray(_images.picture(storage.read_checked(info), mode="L"))
     except ImageError as error:
         raise ConfigError(f"cannot read the mask {info.uri}: {error}") from error

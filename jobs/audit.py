@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import Field
 
-from fcdd import bundle, evidence, heatmap, images, storage
+from fcdd import bundle, evidence, heatmap, storage
 from fcdd.bundle import BundleSpec
 from fcdd.errors import ConfigError, ImageError
 from fcdd.evidence import Evidence
@@ -129,7 +129,7 @@ def _object_mask(
     if settings.object_mask:
         uri = storage.normalize(settings.object_mask)
         try:
-            found = np.asarray(images.decode_full(storage.read(uri)).convert("L")) > 127
+            found = np.asarray(_images.picture(storage.read(uri), mode="L")) > 127
         except FileNotFoundError as error:
             raise ConfigError(f"the object mask {uri} does not exist") from error
         except ImageError as error:

@@ -46,6 +46,7 @@ class RetrySettings(JobSettings):
     workers: int | None = Field(None, ge=0, description="as for `fcdd score`; 0: in this process, without Ray")
     max_image_mb: float | None = Field(None, gt=0, description="as for `fcdd score`; default: the run's")
     max_megapixels: float | None = Field(None, gt=0, le=500, description="as for `fcdd score`; default: the run's")
+    max_frames: int | None = Field(None, ge=1, le=2**31 - 1, description="as for `fcdd score`; default: the run's")
     image_timeout_s: float | None = Field(None, gt=0, description="as for `fcdd score`; default: the run's")
 
 

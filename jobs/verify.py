@@ -8,11 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from fcdd import heatmap, images, storage
-from fcdd.errors import ConfigError, FCDDError, ImageError
-from fcdd.images import Limits
+from fcdd import heatmap, storage
+from fcdd.errors import ConfigError, FCDDError
 from fcdd.storage import ObjectInfo
-from jobs import _console, _parts, _runs
+from jobs import _console, _images, _parts, _runs
+from jobs._images import Failure
 from jobs._settings import FixedNight, JobSettings
 from jobs._staging import Bitmap
 from schemas import IDENTITY, Layout, RunRecord
@@ -130,17 +130,14 @@ def _compare(settings: VerifySettings, record: RunRecord, rows: list[dict[str, A
     precision = str(record.settings.get("precision", "float32"))
     tolerance = settings.tolerance or TOLERANCES[precision]
     gone, worst_score, worst_map = 0, 0.0, 0.0
-    limits = Limits(encoded_bytes=2**62, pixels=2**62, frames=2**62)  # the run has accepted them
     for row in rows:
         info = ObjectInfo(*(row[name] for name in IDENTITY))
-        try:
-            data = storage.read_checked(info)
-        except ImageError as error:
-            log.warning("not compared: %s: %s", info.uri, error)
+        loaded = _images.fetch_and_decode(info, spec.input_size, spec.channels)
+        if isinstance(loaded, Failure):
+            log.warning("not compared: %s: %s", info.uri, loaded.error)
             gone += 1
             continue
-        pixels = images.decode(data, size=spec.input_size, channels=spec.channels, limits=limits).pixels
-        again = detector.score(pixels[None])
+        again = detector.score(loaded.pixels[None])
         score, map_uv = float(getattr(again, spec.score)[0]), again.maps[0]
         stored = heatmap.decode(row["heatmap"])
         largest = max(float(map_uv.max()), 1e-12)

@@ -92,6 +92,20 @@ def test_the_library_reads_neither_clock_nor_environment() -> None:
             assert "environ" not in path.read_text(), path
 
 
+def test_only_the_decoder_process_opens_pictures() -> None:
+    """Whoever looks at an image has credentials: it asks `fcdd.isolation`."""
+    for package in ("fcdd", "jobs"):
+        for path in modules(package):
+            if path.name not in ("images.py", "tiff.py", "decoder_process.py"):
+                text = path.read_text()
+                assert not [
+                    each
+                    for each in ("images.decode(", "images.decode_full(", "Image.open", "imread", "PngImageFile")
+                    if each in text
+                ], path
+                assert not {"tifffile", "imagecodecs", "cv2", "imageio", "torchvision.io"} & set(imports(path)), path
+
+
 def test_no_pickle_is_ever_read_from_storage() -> None:
     for package in MAY_IMPORT:
         for path in modules(package):

@@ -2,15 +2,18 @@ import io
 import struct
 import zlib
 
+import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from fcdd import images
 from fcdd.datasets import LabelledImage
 from fcdd.errors import REASONS, ImageError
+from tests import tiffs
 
 GRADIENT = np.tile(np.linspace(0, 255, 64, dtype=np.uint8), (48, 1))
 
@@ -109,6 +112,7 @@ def _huge_png(width: int, height: int) -> bytes:
 
 PNG = encoded(Image.fromarray(GRADIENT))
 JPEG = encoded(Image.fromarray(GRADIENT), "JPEG")
+TIFF = encoded(Image.fromarray(GRADIENT), "TIFF", compression="tiff_lzw")
 
 
 @pytest.mark.parametrize(
@@ -128,15 +132,122 @@ JPEG = encoded(Image.fromarray(GRADIENT), "JPEG")
         (encoded(Image.fromarray(GRADIENT.astype(np.int32)), "TIFF"), "unsupported"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # Pillow's own, below our error
 def test_bad_images_have_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(ImageError) as caught:
         decode(data)
     assert caught.value.reason == reason
 
 
+def png(bits: int, colour_type: int, rows: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of samples (H,W) or (H,W,S), made by hand; `chunks` lie before the pixels."""
+    height, width = rows.shape[:2]
+    flat = rows.reshape(height, -1)
+    if bits == 16:
+        packed = flat.astype(">u2").view(np.uint8)
+    else:
+        planes = (flat[:, :, None] >> np.arange(bits - 1, -1, -1)) & 1
+        packed = np.packbits(planes.reshape(height, -1).astype(np.uint8), axis=1)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    every = ((b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b""))
+    body = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in every)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def levels(bits: int) -> np.ndarray:
+    return (np.arange(48 * 64).reshape(48, 64) * 21) % 2**bits
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_transparent_level_of_a_grey_png_is_black_at_every_depth(bits: int) -> None:
+    rows, most = levels(bits), 2**bits - 1
+    transparent = int(rows[5, 5])
+    data = png(bits, 0, rows, (b"tRNS", struct.pack(">H", transparent)))
+    expected = np.where(rows == transparent, 0, np.rint(rows * 255 / most))
+    for channels in (1, 3):
+        found = decode(data, channels=channels).pixels
+        np.testing.assert_array_equal(found, np.repeat(expected[:, :, None], channels, 2))
+
+
+def test_a_transparent_colour_of_sixteen_bits_is_refused_since_only_its_high_byte_is_known() -> None:
+    rows = np.stack([levels(16)] * 3, 2)
+    data = png(16, 2, rows, (b"tRNS", struct.pack(">HHH", *rows[3, 3])))
+    with pytest.raises(ImageError, match="unsupported: PNG: 16-bit colours with one that is transparent"):
+        decode(data)
+    assert decode(png(16, 2, rows)).pixels[3, 3, 0] == int(rows[3, 3, 0]) >> 8
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_an_orientation_in_xmp_turns_nothing(kind: str) -> None:
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    picture = Image.fromarray(GRADIENT).convert("RGB")
+    if kind == "PNG":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        data = encoded(picture, kind, pnginfo=info)
+    else:
+        data = encoded(picture, kind, **({"tiffinfo": {700: xmp}} if kind == "TIFF" else {"xmp": xmp}))
+    assert xmp[:20] in data
+    decoded = decode(data)
+    assert (decoded.width, decoded.height) == (64, 48)
+
+
+def _deep_jpeg() -> bytes:
+    return bytes(imagecodecs.jpeg8_encode(levels(12).astype(np.uint16), level=95, bitspersample=12))
+
+
+def _bmp(width: int, *masks: int) -> bytes:
+    header = struct.pack("<IiiHHIIiiII", 40, width, 1, 1, 32, 3, 0, 0, 0, 0, 0) + struct.pack("<III", *masks)
+    return (
+        b"BM" + struct.pack("<IHHI", 14 + len(header) + 4 * width, 0, 0, 14 + len(header)) + header + bytes(4 * width)
+    )
+
+
+BROKEN_TEXT = png(8, 0, levels(8), (b"tEXt", b"Comment\0fine")).replace(b"fine", b"fime")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "words"),
+    [
+        (_deep_jpeg(), "unsupported", "JPEG: .*12-bit"),
+        (_bmp(4, 0x3FF00000, 0xFFC00, 0x3FF), "unsupported", "BMP: .*bitfields"),
+        (BROKEN_TEXT, "corrupt", "PNG: .*tEXt"),
+        (encoded(Image.fromarray(GRADIENT.astype(np.float32)), "TIFF"), "unsupported", "TIFF of 1 x 32 bits floating"),
+        *((start + bytes(60), "corrupt", kind) for start, kind in ((JPEG[:3], "JPEG"), (PNG[:8], "PNG"))),
+        (b"RIFF\x20\0\0\0WEBPVP8 " + bytes(60), "corrupt", "WEBP"),
+        (b"II*\0\x08\0\0\0" + bytes(60), "corrupt", "TIFF"),
+        (b"MM\0*", "truncated", "TIFF"),
+    ],
+)
+def test_a_file_whose_signature_is_right_is_never_no_image(data: bytes, reason: str, words: str) -> None:
+    with pytest.raises(ImageError, match=words) as caught:
+        decode(data)
+    assert caught.value.reason == reason
+
+
+def test_sixteen_bits_with_the_values_of_twelve_are_marked() -> None:
+    for rows, expected in ((levels(12), True), (levels(16), False)):
+        assert decode(png(16, 0, rows)).is_faint is expected
+        assert decode(tiffs.write(rows[:, :, None], tiffs.Form(bits=16))).is_faint is expected
+    assert decode(encoded(Image.new("L", (5, 5)))).is_faint is False
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "P", "I;16", "LA"])
+def test_a_large_picture_is_converted_in_bands_to_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 4)).astype(np.uint8)
+    of_mode = {
+        "I;16": Image.fromarray(noise[:, :, 0].astype(np.uint16) * 257),
+        "P": Image.fromarray(noise).convert("RGB").quantize(64),
+    }
+    data = encoded(of_mode.get(mode) or Image.fromarray(noise).convert(mode), "TIFF" if mode == "CMYK" else "PNG")
+    whole = [np.asarray(images.decode_full(data, mode=each)) for each in ("RGB", "L", "A")]
+    monkeypatch.setattr(images, "_BAND_PIXELS", 64 * 5)
+    for each, expected in zip(("RGB", "L", "A"), whole, strict=True):
+        np.testing.assert_array_equal(np.asarray(images.decode_full(data, mode=each)), expected)
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from([PNG, JPEG]), st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1))
+@given(st.sampled_from([PNG, JPEG, TIFF]), st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1))
 def test_damaged_bytes_give_pixels_or_a_reason_and_nothing_else(data: bytes, edits: list[tuple[int, int]]) -> None:
     damaged = bytearray(data)
     for position, value in edits:

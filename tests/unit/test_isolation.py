@@ -1,10 +1,12 @@
 """Decoding in a process of its own: a crash, a hang or a memory blow-up costs the image and nothing else."""
 
+import ctypes
 import io
 import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,42 +14,84 @@ import psutil
 import pytest
 from PIL import Image
 
-from fcdd import images, isolation
+from fcdd import decoder_process, images, isolation
 from fcdd.errors import FCDDError, ImageError
 from fcdd.images import DecodedImage, Limits
-from fcdd.isolation import IsolatedDecoder
+from fcdd.isolation import DecoderPool, IsolatedDecoder
 
 SIZE = (24, 32)
 # The decoder itself, which dies, hangs or swallows memory at bytes that begin like this.
 SABOTEUR = """
-import os, signal, sys, time
+import ctypes, sys, time
 from fcdd import decoder_process, images
-decode = images._decode
-def sabotaged(data, *options):
+format_of = images._format_of
+def sabotaged(data):
     if data.startswith(b"CRASH"):
-        with open(os.environ["HOME"] + "/crashes", "a") as file:
-            file.write(data.decode())
-        os.kill(os.getpid(), signal.SIGSEGV)
+        ctypes.string_at(0)
     if data.startswith(b"HANG"):
         time.sleep(60)
     if data.startswith(b"HOARD"):
         bytearray(8 * 1024**3)
-    return decode(data, *options)
-images._decode = sabotaged
+    return format_of(data)
+images._format_of = sabotaged
+decoder_process.main(sys.argv[1:])
+"""
+SERVE = "decoder_process.main(sys.argv[1:])"
+# The decoder itself, taken over by an image: it tries what it could do to others, and says what worked.
+INTRUDER = """
+import ctypes, os, resource, socket, subprocess, sys
+from fcdd import decoder_process, images
+from fcdd.errors import ImageError
+parent, libc = os.getppid(), ctypes.CDLL(None, use_errno=True)
+class IoVec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+def memory_of(pid):
+    buffer = ctypes.create_string_buffer(8)
+    mine, its = IoVec(ctypes.addressof(buffer), 8), IoVec(SECRET, 8)
+    assert libc.process_vm_readv(pid, ctypes.byref(mine), 1, ctypes.byref(its), 1, 0) > 0
+def traced(pid):
+    assert libc.ptrace(16, pid, 0, 0) == 0
+attempts = {
+    "the environment of the parent": lambda: open(f"/proc/{parent}/environ", "rb").read(),
+    "the environment of itself": lambda: open("/proc/self/environ", "rb").read(),
+    "a file": lambda: open(sys.executable, "rb").read(1),
+    "a new file": lambda: open("/tmp/fcdd-intruder", "w"),
+    "a folder": lambda: os.listdir("/"),
+    "the network": lambda: socket.create_connection(("127.0.0.1", 9), 1),
+    "a name service": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+    "a local socket": lambda: socket.socket(socket.AF_UNIX),
+    "a program": lambda: subprocess.run(["true"], check=True),
+    "a fork": lambda: os.fork() or os._exit(0),
+    "the memory of the parent": lambda: memory_of(parent),
+    "a debugger of the parent": lambda: traced(parent),
+    "a signal to the parent": lambda: os.kill(parent, 0),
+    "more files": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
+    "smaller shared memory": lambda: [os.ftruncate(fd, 0) for fd in range(3, 20)],
+    "another user": lambda: os.setuid(1),
+}
+def intruded(data):
+    worked = []
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+            worked.append(name)
+        except Exception:
+            pass
+    raise ImageError("corrupt", f"worked: {worked}; HOME {os.environ.get('HOME')}")
+images._format_of = intruded
 decoder_process.main(sys.argv[1:])
 """
 
 
-def picture(seed: int, size: tuple[int, int] = (60, 40)) -> bytes:
+def picture(seed: int, size: tuple[int, int] = (60, 40), enlarged: tuple[int, int] | None = None) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
     sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "PNG")
+    Image.fromarray(pixels).resize(enlarged or size, Image.Resampling.NEAREST).save(sink, "PNG", compress_level=1)
     return sink.getvalue()
 
 
 @pytest.fixture
-def sabotaged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[IsolatedDecoder]:
-    monkeypatch.setenv("HOME", str(tmp_path))
+def sabotaged() -> Iterator[IsolatedDecoder]:
     with IsolatedDecoder(SIZE, 3, timeout_s=1.0, command=("-c", SABOTEUR)) as decoder:
         yield decoder
 
@@ -74,7 +118,7 @@ def test_what_comes_back_is_what_decoding_here_gives() -> None:
 
 @pytest.mark.parametrize("position", range(5))
 def test_a_crash_costs_its_image_two_tries_and_its_neighbours_nothing(
-    sabotaged: IsolatedDecoder, position: int, tmp_path: Path
+    sabotaged: IsolatedDecoder, position: int
 ) -> None:
     data = [picture(seed) for seed in range(4)]
     data.insert(position, b"CRASH")
@@ -83,13 +127,13 @@ def test_a_crash_costs_its_image_two_tries_and_its_neighbours_nothing(
     expected.insert(position, "decoder_crash")
     assert outcomes(results) == expected
     assert "SIGSEGV" in str(results[position])
-    assert (tmp_path / "crashes").read_text() == "CRASH" * isolation.MAX_CRASHES
+    assert sabotaged.crashes == isolation.MAX_CRASHES
 
 
-def test_images_that_all_crash_each_in_their_own_right(sabotaged: IsolatedDecoder, tmp_path: Path) -> None:
+def test_images_that_all_crash_each_in_their_own_right(sabotaged: IsolatedDecoder) -> None:
     results = list(sabotaged.decode_each([b"CRASH1", b"CRASH2", picture(0), b"CRASH3"]))
     assert outcomes(results) == ["decoder_crash", "decoder_crash", "decoded", "decoder_crash"]
-    assert (tmp_path / "crashes").read_text() == "CRASH1CRASH1CRASH2CRASH2CRASH3CRASH3"
+    assert sabotaged.crashes == 3 * isolation.MAX_CRASHES
 
 
 def test_a_hang_is_ended(sabotaged: IsolatedDecoder) -> None:
@@ -142,6 +186,83 @@ def test_a_decoder_that_was_left_in_the_middle_starts_afresh() -> None:
 def test_limits_are_those_of_the_caller() -> None:
     with IsolatedDecoder(SIZE, 1, limits=Limits(pixels=1000, encoded_bytes=10**6)) as decoder:
         assert outcomes(list(decoder.decode_each([picture(0), bytes(10**6 + 1)]))) == ["too_large", "too_large"]
+
+
+def test_a_decoder_that_was_taken_over_can_do_nothing_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also as root: here the tests often are."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
+    monkeypatch.setenv("HOME", "/home/canary")
+    secret = ctypes.create_string_buffer(b"canary")
+    intruder = INTRUDER.replace("SECRET", str(ctypes.addressof(secret)))
+    with IsolatedDecoder(SIZE, 3, command=("-c", intruder)) as decoder:
+        [result] = decoder.decode_each([picture(0)])
+        assert isinstance(result, ImageError)
+        assert result.detail == "worked: []; HOME None"
+
+
+def test_a_system_that_leaves_rights_to_the_decoder_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    isolation._warn_of_rights.cache_clear()
+    command = ("-c", "import sys; from fcdd import decoder_process, sandbox\nsandbox.enter = lambda: False\n" + SERVE)
+    for _ in range(2):
+        with IsolatedDecoder(SIZE, 3, command=command) as decoder:
+            assert outcomes(list(decoder.decode_each([picture(0)]))) == ["decoded"]
+    assert [each.message for each in caplog.records if "cannot take all rights" in each.message] != []
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "A"])
+@pytest.mark.parametrize("within", [None, (30, 30)])
+def test_a_whole_picture_is_what_decoding_here_gives(mode: images.Mode, within: tuple[int, int] | None) -> None:
+    size = (2400, 1800)
+    assert len(decoder_process.bands(size)) > 1
+    large = picture(1, (24, 18), size)
+    with IsolatedDecoder(SIZE, 3) as decoder:
+        for data in (large, picture(2)):
+            expected = images.decode_full(data, mode=mode, within=within)
+            found = decoder.picture(data, mode=mode, within=within)
+            assert found.mode == expected.mode
+            np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+        assert outcomes(list(decoder.decode_each([picture(3)]))) == ["decoded"]
+
+
+@pytest.mark.parametrize(("data", "reason"), [(b"CRASH", "decoder_crash"), (b"HANG", "timeout"), (b"", "empty")])
+def test_a_whole_picture_that_cannot_be_had_has_a_reason(sabotaged: IsolatedDecoder, data: bytes, reason: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        sabotaged.picture(data)
+    assert caught.value.reason == reason
+    assert sabotaged.picture(picture(0)).size == (60, 40)
+
+
+@pytest.mark.parametrize("reply", ["b'x' * 200", "decoder_process.PICTURE_REPLY.pack(True, 2**31, 2**31, 0, 0)"])
+def test_a_reply_that_is_none_is_a_crash_and_not_an_error_of_the_job(reply: str) -> None:
+    lie = (
+        "import sys; from fcdd import decoder_process\n"
+        f"decoder_process._picture = lambda *_: decoder_process._write({reply})\n" + SERVE
+    )
+    with IsolatedDecoder(SIZE, 3, command=("-c", lie), timeout_s=5.0) as decoder, pytest.raises(ImageError) as caught:
+        decoder.picture(picture(0))
+    assert caught.value.reason == "decoder_crash"
+
+
+def test_threads_share_a_few_decoders_and_a_fork_gets_its_own() -> None:
+    data = [picture(seed) for seed in range(24)]
+    pool = DecoderPool(SIZE, 3, processes=2)
+
+    def pids() -> set[int]:
+        return {each.pid for each in psutil.Process().children() if "fcdd.decoder_process" in " ".join(each.cmdline())}
+
+    before = pids()
+    with ThreadPoolExecutor(8) as threads:
+        decoded = list(threads.map(pool.decode, data))
+        assert len(list(threads.map(pool.picture, data))) == 24
+    for encoded, result in zip(data, decoded, strict=True):
+        np.testing.assert_array_equal(result.pixels, images.decode(encoded, size=SIZE, channels=3).pixels)
+    assert 1 <= len(pids() - before) <= 2
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if (pool.decode(data[0]).pixels == decoded[0].pixels).all() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(pool.decode(data[1]).pixels, decoded[1].pixels)
 
 
 def test_the_decoder_gets_no_credentials_and_ends_with_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
