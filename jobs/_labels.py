@@ -4,6 +4,7 @@ A label is of the image as it was looked at: where the file has an image_etag, o
 """
 
 import io
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from fcdd import storage
 from fcdd.errors import ConfigError
 
 NOMINAL, ANOMALOUS, NEITHER = 0, 1, -1
+# Where `fcdd review` keeps its labels (`schemas.Layout.labels`).
+_OF_A_REVIEW = re.compile(r"/labels/collection=[^/]+/labels\.parquet$")
 # Joins labels (as `l`) with scores (as `s`).
 IS_OF = "l.image_uri = s.image_uri AND (l.image_etag = '' OR l.image_etag = s.image_etag)"
 
@@ -69,6 +72,7 @@ def read_anomalies(location: str) -> list[Anomaly]:
     if not found.num_rows:
         raise ConfigError(f"no image in {uri} has label 1: there are no labelled anomalies")
     _check_opened(uri, [*found["image_uri"].to_pylist(), *found["mask_uri"].to_pylist()])
+    _check_masks(uri, found["mask_uri"].to_pylist())
     return [Anomaly(row["image_uri"], row["mask_uri"] or None, row["image_etag"]) for row in found.to_pylist()]
 
 
@@ -135,3 +139,13 @@ def _check_opened(list_uri: str, places: Iterable[str]) -> None:
     local = next((each for each in places if each.startswith("file:")), None)
     if local and not list_uri.startswith("file:"):
         raise ConfigError(f"{list_uri} names the local file {local}; only a local file may name local ones")
+
+
+def _check_masks(list_uri: str, masks: Iterable[str]) -> None:
+    """Raises ConfigError for a mask that `fcdd review` did not draw, in a file of its labels."""
+    if not _OF_A_REVIEW.search(list_uri):
+        return
+    drawn = f"{list_uri.rpartition('/')[0]}/masks/"
+    elsewhere = next((mask for mask in masks if mask and not mask.startswith(drawn)), None)
+    if elsewhere:
+        raise ConfigError(f"{list_uri} names the mask {elsewhere}, which is not below {drawn}; clear that drawing")

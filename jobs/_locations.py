@@ -34,10 +34,14 @@ class Locations:
             places += [place for place in map(storage.normalize, found) if local or not place.startswith("file:")]
         return cls(tuple(dict.fromkeys(places)))
 
+    def hold(self, uri: str) -> bool:
+        """Whether an image lies below one of the locations."""
+        named = storage.normalize(uri) if uri.startswith("file:") else uri  # on a disk ".." leads elsewhere
+        return any(named.startswith(f"{place}/") for place in self.places)
+
     def check(self, uri: str) -> None:
         """Raises ImageError forbidden for an image that lies elsewhere."""
-        named = storage.normalize(uri) if uri.startswith("file:") else uri  # on a disk ".." leads elsewhere
-        if any(named.startswith(f"{place}/") for place in self.places):
+        if self.hold(uri):
             return
         known = ", ".join(self.places) or "none that may be opened"
         raise ImageError(

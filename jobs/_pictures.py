@@ -18,6 +18,7 @@ from fcdd.bundle import BundleSpec
 from fcdd.errors import ConfigError, ImageError
 from fcdd.storage import ObjectInfo
 from jobs import _console, _images
+from jobs._locations import Locations
 from schemas import IDENTITY, RunRecord
 
 if TYPE_CHECKING:
@@ -52,12 +53,18 @@ def info(row: Mapping[str, Any]) -> ObjectInfo:
     return ObjectInfo(*(row[name] for name in IDENTITY))
 
 
-def original(row: Mapping[str, Any], within: tuple[int, int] | None = None) -> Image.Image:
+def encoded(row: Mapping[str, Any], locations: Locations) -> bytes:
+    """The image file that a row of scores is about. Raises ImageError when it is not as, or where, it was scored."""
+    locations.check(row["image_uri"])
+    return storage.read_checked(info(row))
+
+
+def original(row: Mapping[str, Any], locations: Locations, within: tuple[int, int] | None = None) -> Image.Image:
     """The picture that a row of scores is about, made to fit `within` (width, height) if that is given.
 
     Raises ImageError when it is not as, or where, it was scored, or can no longer be decoded.
     """
-    return _images.picture(storage.read_checked(info(row)), within=within)
+    return _images.picture(encoded(row, locations), within=within)
 
 
 def drawn(mask_uri: str) -> bytes:
@@ -73,10 +80,10 @@ def drawn(mask_uri: str) -> bytes:
     return sink.getvalue()
 
 
-def original_or_warn(row: Mapping[str, Any]) -> Image.Image | None:
+def original_or_warn(row: Mapping[str, Any], locations: Locations) -> Image.Image | None:
     """`original`; None, and a word in the log, when there is none."""
     try:
-        return original(row)
+        return original(row, locations)
     except ImageError as error:
         log.warning("no picture of %s: %s", _console.printable(row["image_uri"]), error)
         return None

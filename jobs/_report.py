@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from fcdd.bundle import BundleSpec
 from fcdd.drift import AlarmLaw
 from fcdd.errors import FCDDError, ImageError
 from jobs import _pages, _pictures, _questions, _runs
+from jobs._locations import Locations
 from jobs._questions import MAX_COMPARED
 from jobs.results import Results
 from schemas import IDENTITY, Layout, RunRecord
@@ -53,15 +55,17 @@ class Bar(NamedTuple):
     kind: str = ""
 
 
-def build(results: str, record: RunRecord, *, images: int) -> bytes:
-    """The report of a run with its `images` worst images. Raises ConfigError when its parts cannot be read.
+def build(results: str, record: RunRecord, *, images: int, locations: Locations) -> bytes:
+    """The report of a run with its `images` worst images, which are opened below `locations` only.
+
+    Raises ConfigError when its parts cannot be read.
 
     Images or a bundle that are no longer there are missing from the report, which says so.
     """
     run = Results(results, (record,))
     loaded, without = _bundle(record)
     spec = loaded[0] if loaded else None
-    worst, missing = _worst(run, record, images, loaded)
+    worst, missing = _worst(run, record, images, loaded, locations)
     if missing:
         log.warning("%d of %d images cannot be shown, the first since %s", len(missing), len(worst), missing[0])
     before = [
@@ -123,7 +127,7 @@ def _expected(record: RunRecord) -> str:
 
 
 def _worst(
-    run: Results, record: RunRecord, count: int, loaded: tuple[BundleSpec, bytes] | None
+    run: Results, record: RunRecord, count: int, loaded: tuple[BundleSpec, bytes] | None, locations: Locations
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The worst images with thumbnails, one of each group of near-duplicates; why some cannot be shown."""
     question = _questions.top(count=max(MAX_COMPARED, count), columns=_COLUMNS)
@@ -138,10 +142,11 @@ def _worst(
         )
     ]
     heatmaps = _pictures.Heatmaps({record.bundle: loaded}) if loaded and found else None
+    thumbnail = partial(_thumbnail, locations)
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
-        pictures = list(pool.map(_thumbnail, found[:_READS_IN_FLIGHT]))
+        pictures = list(pool.map(thumbnail, found[:_READS_IN_FLIGHT]))
         if any(not isinstance(each, ImageError) or each.reason != "forbidden" for each in pictures):
-            pictures += pool.map(_thumbnail, found[_READS_IN_FLIGHT:])
+            pictures += pool.map(thumbnail, found[_READS_IN_FLIGHT:])
     pictures += pictures[-1:] * (len(found) - len(pictures))  # no credentials: to ask for all would take minutes
     for row, picture in zip(found, pictures, strict=True):
         row["picture"], row["layer"] = ("" if isinstance(picture, ImageError) else picture), ""
@@ -150,10 +155,10 @@ def _worst(
     return found, [str(each) for each in pictures if isinstance(each, ImageError)]
 
 
-def _thumbnail(row: dict[str, Any]) -> str | ImageError:
+def _thumbnail(locations: Locations, row: dict[str, Any]) -> str | ImageError:
     """A small WebP of the original as a data URI, or why there is none."""
     try:
-        picture = _pictures.original(row, (_THUMBNAIL, _THUMBNAIL))
+        picture = _pictures.original(row, locations, (_THUMBNAIL, _THUMBNAIL))
     except ImageError as error:
         return error
     for quality in _QUALITIES:

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fcdd import heatmap
 from fcdd.errors import FCDDError, ImageError
 from jobs import _console, _pages, _pictures
+from jobs._locations import Locations
 from jobs._pictures import Heatmaps
 from jobs._reviewing import MAX_MASK_CHARACTERS, BadDrawing, Labels, Outdated, Verdict
 from schemas import RunRecord
@@ -43,8 +44,16 @@ Records = Callable[[Mapping[str, Any]], RunRecord]
 class Review:
     """What there is to review. `rows` are of the scores table; images go by their number in it, never by their key."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], record_of: Records, labels: Labels, reviewer: str) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        record_of: Records,
+        labels: Labels,
+        reviewer: str,
+        locations: Locations,
+    ) -> None:
         self._rows, self._record_of, self._labels, self._reviewer = rows, record_of, labels, reviewer
+        self._locations = locations
         self._heatmaps = Heatmaps()
 
     def warm(self) -> None:
@@ -67,7 +76,7 @@ class Review:
         if row is None:
             return PlainTextResponse("there is no such image", 404)
         try:
-            picture = _pictures.original(row, (_LONG_SIDE, _LONG_SIDE))
+            picture = _pictures.original(row, self._locations, (_LONG_SIDE, _LONG_SIDE))
         except ImageError as error:
             return PlainTextResponse(f"not as, or where, it was scored: {error}", 410)
         return _image(picture, quality=90)

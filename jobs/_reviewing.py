@@ -8,6 +8,7 @@ import binascii
 import functools
 import hashlib
 import io
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -29,6 +30,9 @@ MAX_BOXES, MAX_MASK_CHARACTERS = 200, 8_000_000
 _MAX_MASK_PIXELS = 4_000_000
 _PNG = b"\x89PNG\r\n\x1a\n"
 Side = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+log = logging.getLogger(__name__)
 
 
 class Box(BaseModel):
@@ -83,7 +87,16 @@ class Labels:
             table = LABELS.empty_table()
         except (pa.ArrowException, ValueError) as error:
             raise ConfigError(f"{self.uri} does not hold labels of this version: {error}; move it away") from error
-        self._rows: dict[str, dict[str, Any]] = {row["image_uri"]: row for row in table.to_pylist()}
+        self._rows: dict[str, dict[str, Any]] = {row["image_uri"]: self._own(row) for row in table.to_pylist()}
+
+    def _own(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row without a mask that was not drawn here: the file is data, and its masks are opened."""
+        if not row["mask_uri"] or row["mask_uri"].startswith(f"{self._layout.masks(self._collection)}/"):
+            return row
+        log.warning(
+            "left out the mask %r of %r: it is not below those of the labels", row["mask_uri"], row["image_uri"]
+        )
+        return row | {"mask_uri": ""}
 
     def last_said(self, uri: str) -> datetime | None:
         """When something was said of an image, also of an earlier one of that name."""

@@ -23,6 +23,7 @@ from fcdd.evidence import Evidence
 from fcdd.images import DecodedImage
 from fcdd.storage import ObjectInfo
 from jobs import _console, _images, _labels, _pictures, _runs, _views
+from jobs._locations import Locations
 from jobs._settings import JobSettings, Night
 from schemas import IDENTITY
 
@@ -47,6 +48,9 @@ class AuditSettings(JobSettings):
         None, description="picture that is white where the object is; default: found in the mean of nominal images"
     )
     sample: int = Field(64, ge=0, description="images to fetch for their mean; 0: fetch none")
+    images: list[str] = Field(
+        default_factory=list, description="further location whose images may be opened; the run's own always may"
+    )
     pictures: str | None = Field(None, description="local folder for a picture of the evidence over the mean image")
     output: Literal["text", "json"] = Field("text", description="what to print")
 
@@ -89,7 +93,8 @@ def audit(settings: AuditSettings) -> None:
     rows = connection.sql(
         f"SELECT {', '.join(IDENTITY)} FROM {source} WHERE NOT {kind} ORDER BY md5(image_uri) LIMIT {settings.sample}"
     ).fetchall()
-    mean = _mean_image([ObjectInfo(*row) for row in rows], spec)
+    locations = Locations.of(settings.results, records, settings.images)
+    mean = _mean_image([info for row in rows if locations.hold((info := ObjectInfo(*row)).uri)], spec)
     mask = _object_mask(settings, mean, spec)
     found = {name: each.concentrations(mask) for name, each in kinds.items()}
     if settings.output == "json":

@@ -20,6 +20,7 @@ from scipy import stats
 from fcdd import heatmap, storage
 from fcdd.errors import ConfigError
 from jobs import _console, _pictures, _runs, _views
+from jobs._locations import Locations
 from jobs._settings import JobSettings
 from schemas import IDENTITY, Layout, RunRecord
 
@@ -34,6 +35,9 @@ class CompareSettings(JobSettings):
     results: str = Field(description="location of the results")
     top: int = Field(10, ge=1, le=1000, description="how many images that moved most")
     output: Literal["table", "json"] = Field("table", description="what to print")
+    images: list[str] = Field(
+        default_factory=list, description="further location whose images may be opened; the run's own always may"
+    )
     pictures: str | None = Field(
         None, description="local folder for pictures of what moved most (else of flips): original, heatmap of each run"
     )
@@ -77,9 +81,10 @@ def show(settings: CompareSettings) -> None:
         _print(found, a, b)
     if folder:
         heatmaps, out = _pictures.Heatmaps(), sys.stderr if settings.output == "json" else sys.stdout
+        locations = Locations.of(layout.results, (a, b), settings.images)
         drawn = found.movers or found.flips  # another calibration moves nothing, and flips alarms
         for rank, row in enumerate(drawn, start=1):
-            if picture := _pictures.original_or_warn(row):
+            if picture := _pictures.original_or_warn(row, locations):
                 both = zip(maps[id(row)], (a, b), strict=True)
                 shown = [heatmap.overlay(picture, heatmaps(each, run), run.map_threshold) for each, run in both]
                 path = folder / _pictures.file_name(rank, len(drawn), row["image_uri"])

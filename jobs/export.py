@@ -16,6 +16,7 @@ from pydantic_settings import CliPositionalArg
 from fcdd import heatmap, storage
 from fcdd.errors import ConfigError, ImageError
 from jobs import _console, _files, _pictures, _views, results
+from jobs._locations import Locations
 from jobs._settings import JobSettings, Night
 from jobs.results import Results
 from schemas import IDENTITY
@@ -44,6 +45,10 @@ class ExportSettings(JobSettings):
     date: Night | None = Field(None, description="coco, fiftyone: night, YYYY-MM-DD; default: all nights")
     all: bool = Field(False, description="coco, fiftyone: all scored images, not only alarms")
     bundle: str | None = Field(None, description="onnx: location of the bundle")
+    images: list[str] = Field(
+        default_factory=list,
+        description="fiftyone: further location whose images may be opened; the run's own always may",
+    )
     output: str = Field(description="file to write (coco, onnx), or folder (fiftyone)")
 
 
@@ -134,7 +139,8 @@ def _fiftyone(found: Results, settings: ExportSettings) -> None:
         (root / "metadata.json").write_text(json.dumps(about))
         with (root / "samples.json").open("w", encoding="utf-8") as file:
             file.write('{"samples": [')
-            for row, reading in _ahead(_rows(found, settings)):
+            locations = Locations.of(found.location, found.records, settings.images)
+            for row, reading in _ahead(_rows(found, settings), locations):
                 try:
                     data = reading.result()
                 except ImageError as error:
@@ -156,12 +162,12 @@ def _fiftyone(found: Results, settings: ExportSettings) -> None:
     print(f"open        fiftyone.Dataset.from_dir({settings.output!r}, dataset_type=fiftyone.types.FiftyOneDataset)")
 
 
-def _ahead(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Future[bytes]]]:
+def _ahead(rows: Iterable[dict[str, Any]], locations: Locations) -> Iterator[tuple[dict[str, Any], Future[bytes]]]:
     """Each row and its image, of which a few are read while others are worked on."""
     waiting: deque[tuple[dict[str, Any], Future[bytes]]] = deque()
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
         for row in rows:
-            waiting.append((row, pool.submit(storage.read_checked, _pictures.info(row))))
+            waiting.append((row, pool.submit(_pictures.encoded, row, locations)))
             if len(waiting) > _READS_IN_FLIGHT:
                 yield waiting.popleft()
         yield from waiting

@@ -15,6 +15,7 @@ from pydantic import Field
 from fcdd import heatmap
 from fcdd.errors import ConfigError
 from jobs import _console, _labels, _pictures, _questions, _tabular, _views, results
+from jobs._locations import Locations
 from jobs._questions import MAX_COMPARED
 from jobs._settings import JobSettings, Night
 from jobs.results import Results
@@ -50,6 +51,9 @@ class HeatmapSettings(JobSettings):
     )
     regions: bool = Field(True, description="draw boxes around the regions above the threshold")
     caption: bool = Field(True, description="write score, p-value and colour scale under the picture")
+    images: list[str] = Field(
+        default_factory=list, description="further location whose images may be opened; the run's own always may"
+    )
     output: str = Field("heatmaps", description="local folder for the pictures")
 
 
@@ -68,8 +72,9 @@ def draw(settings: HeatmapSettings) -> None:
     )
     rows = chosen(found, settings)
     heatmaps, index = _pictures.Heatmaps(), []
+    locations = Locations.of(found.location, found.records, settings.images)
     for rank, row in enumerate(rows, start=1):
-        picture = _pictures.original_or_warn(row)
+        picture = _pictures.original_or_warn(row, locations)
         if picture is None:
             continue
         name = _pictures.file_name(rank, len(rows), row["image_uri"])

@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr
 from fcdd import storage
 from fcdd.errors import BundleError, ConfigError, FCDDError
 from jobs import _console, _notify, _runs, _score_run, _scoring
+from jobs._locations import Locations
 from jobs._notify import NotTold
 from jobs._score_settings import ScoreSettings, aware
 from jobs._settings import Night
@@ -153,7 +154,9 @@ def _report_once(settings: NightlySettings, layout: Layout, record: RunRecord) -
 
         if storage.exists(uri):
             return []
-        storage.write(uri, _report.build(layout.results, record, images=REPORT_IMAGES))
+        given = [_of(place, record.day) for place in settings.images]
+        locations = Locations.of(layout.results, (record,), given)
+        storage.write(uri, _report.build(layout.results, record, images=REPORT_IMAGES, locations=locations))
     except Exception as error:  # whatever is wrong with a picture or a page, the verdict stands
         log.error("run %s is committed, but its report could not be written: %s", record.run_id, error, exc_info=True)
         return [record.run_id]

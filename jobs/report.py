@@ -7,6 +7,7 @@ from pydantic import Field
 
 from fcdd import storage
 from jobs import _console, _report, results
+from jobs._locations import Locations
 from jobs._settings import JobSettings, Night
 
 
@@ -23,6 +24,9 @@ class ReportSettings(JobSettings):
     date: Night | None = Field(None, description="night, YYYY-MM-DD; default: the latest")
     run: str | None = Field(None, description="id of a run instead, as `fcdd runs` lists them, superseded ones too")
     images: int = Field(50, ge=0, le=1000, description="how many of the most anomalous images")
+    locations: list[str] = Field(
+        default_factory=list, description="further location whose images may be opened; the run's own always may"
+    )
     output: str = Field("report.html", description="file or object to write")
 
 
@@ -38,7 +42,8 @@ def report(settings: ReportSettings) -> None:
     else:
         found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
     record = found.only_collection().records[-1]
-    page = _report.build(found.location, record, images=settings.images)
+    locations = Locations.of(found.location, (record,), settings.locations)
+    page = _report.build(found.location, record, images=settings.images, locations=locations)
     storage.write(storage.normalize(settings.output), page)
     print(f"report      {settings.output}  ({record.collection}, {record.day}; {len(page) / 1e6:.2f} MB)")
 

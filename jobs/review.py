@@ -4,8 +4,9 @@ import logging
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, ClassVar
 
 import uvicorn
@@ -13,9 +14,10 @@ from pydantic import Field
 
 from fcdd.errors import ConfigError
 from jobs import _console, _labels, _lease, _questions, _review_app, _reviewing, _views, results
+from jobs._locations import Locations
 from jobs._settings import JobSettings, Night
 from jobs.results import Results
-from schemas import IDENTITY, Layout
+from schemas import IDENTITY, Layout, RunRecord
 
 # More alarms of a night are not gone through by hand.
 MAX_IMAGES = 5_000
@@ -41,6 +43,9 @@ class ReviewSettings(JobSettings):
     images: int = Field(
         50, ge=1, le=MAX_IMAGES, description="all alarms are shown; if they are fewer, so many of the most anomalous"
     )
+    locations: list[str] = Field(
+        default_factory=list, description="further location whose images may be opened; the run's own always may"
+    )
     reviewer: str = Field("", description="who labels, for the record")
     host: str = Field("127.0.0.1", description="address to listen on; whoever opens the page needs the printed token")
     port: int = Field(8765, ge=0, le=65535, description="port to listen on; 0: any that is free")
@@ -63,7 +68,9 @@ def review(settings: ReviewSettings) -> None:
     place = f"{layout.leases()}/labels/collection={record.collection}"
     with _lease.hold(place, "review", doing="at work on the labels of this collection as") as lease:
         labels = _reviewing.Labels(layout, record.collection, check=lease.check)
-        page = _review_app.Review(rows, lambda row: night.record_of(row["model_digest"]), labels, settings.reviewer)
+        locations = Locations.of(found.location, night.records, settings.locations)
+        record_of = partial(_record_of, night)
+        page = _review_app.Review(rows, record_of, labels, settings.reviewer, locations)
         page.warm()
         loopback = settings.host in _review_app.LOOPBACK
         token = secrets.token_urlsafe(24)  # on this machine, too: other users of it can reach the port
@@ -90,6 +97,10 @@ def review(settings: ReviewSettings) -> None:
             f"next        fcdd calibrate --bundle {record.bundle} --reviewed {labels.uri} --results {found.location} "
             f"--collection {record.collection} --date {record.day} --output NEW_BUNDLE"
         )
+
+
+def _record_of(night: Results, row: Mapping[str, Any]) -> RunRecord:
+    return night.record_of(row["model_digest"])
 
 
 def chosen(night: Results, at_least: int) -> list[dict[str, Any]]:

@@ -9,10 +9,13 @@ import numpy as np
 from pydantic import Field
 
 from fcdd import heatmap, storage
-from fcdd.errors import ConfigError, FCDDError
+from fcdd.bundle import BundleSpec
+from fcdd.errors import ConfigError, FCDDError, ImageError
+from fcdd.images import DecodedImage
 from fcdd.storage import ObjectInfo
 from jobs import _console, _images, _parts, _runs
 from jobs._images import Failure
+from jobs._locations import Locations
 from jobs._settings import FixedNight, JobSettings
 from jobs._staging import Bitmap
 from schemas import IDENTITY, Layout, RunRecord
@@ -35,6 +38,9 @@ class VerifySettings(JobSettings):
     results: str = Field(description="location of the results")
     collection: str = Field(description="name of the image collection")
     date: FixedNight = Field(description="night to check, YYYY-MM-DD")
+    images: list[str] = Field(
+        default_factory=list, description="further location whose images may be opened; the run's own always may"
+    )
     sample: int = Field(50, ge=0, description="how many scored images to fetch and score again")
     seed: int = Field(0, description="of the random sample")
     tolerance: float | None = Field(
@@ -117,6 +123,14 @@ class _Sample:
                 self.rows[place : place + 1] = [row]
 
 
+def _loaded(info: ObjectInfo, spec: BundleSpec, locations: Locations) -> DecodedImage | Failure:
+    try:
+        locations.check(info.uri)
+    except ImageError as error:
+        return Failure("fetch", error)
+    return _images.fetch_and_decode(info, spec.input_size, spec.channels)
+
+
 def _compare(settings: VerifySettings, record: RunRecord, rows: list[dict[str, Any]]) -> tuple[int, int, float, float]:
     """(compared, gone, largest relative deviation of a score, of a map)."""
     if not rows:
@@ -130,9 +144,10 @@ def _compare(settings: VerifySettings, record: RunRecord, rows: list[dict[str, A
     precision = str(record.settings.get("precision", "float32"))
     tolerance = settings.tolerance or TOLERANCES[precision]
     gone, worst_score, worst_map = 0, 0.0, 0.0
+    locations = Locations.of(settings.results, (record,), settings.images)
     for row in rows:
         info = ObjectInfo(*(row[name] for name in IDENTITY))
-        loaded = _images.fetch_and_decode(info, spec.input_size, spec.channels)
+        loaded = _loaded(info, spec, locations)
         if isinstance(loaded, Failure):
             log.warning("not compared: %s: %s", info.uri, loaded.error)
             gone += 1
