@@ -248,7 +248,7 @@ class _ThroughS3fs:
         behind = {"StartAfter": after} if after else {}
         answer = self._call("list_objects_v2", Prefix=prefix, MaxKeys=_PAGE, **behind)
         found = [self._info(each["Key"], each, each["Size"]) for each in answer.get("Contents", [])]
-        return found, bool(answer["IsTruncated"]) and bool(found)
+        return found, bool(answer.get("IsTruncated")) and bool(found)
 
     def has_rooted_keys(self) -> bool:
         """Whether a key of the bucket begins with "/": obstore would list it as another."""

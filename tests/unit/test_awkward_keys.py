@@ -212,6 +212,18 @@ def test_files_that_no_table_can_name_and_links_that_lead_back_are_one_entry_eac
             storage.stat_checked(f"{root}{nothing}")
 
 
+def test_folders_deeper_than_a_path_may_be_long_stop_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"1")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(20):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    Path("deep.png").write_bytes(b"1")
+    readable, unreadable = listed(str(tmp_path))
+    assert readable.uri == f"file://{tmp_path}/a.png"
+    assert isinstance(unreadable, Unreadable)
+
+
 def test_a_location_that_is_not_utf8_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"is not UTF-8"):
         storage.normalize("/data/\udcff")
