@@ -88,7 +88,7 @@ def test_the_library_reads_neither_clock_nor_environment() -> None:
         names = set(imports(path))
         # The storage client is found through AWS_ENDPOINT_URL, as every S3 client is; the decoder's process gets a
         # time limit, and of the environment almost nothing.
-        if path.name not in ("storage.py", "object_store.py", "isolation.py"):
+        if path.name not in (*STORES, "isolation.py"):
             assert not names & {"time", "datetime.datetime.now"}, path
             assert "environ" not in path.read_text(), path
 
