@@ -18,6 +18,8 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 _PAGE, _PIECE_BYTES = 1000, 8 * 1024**2
 # Names of files that are being written; a process that was killed may leave some, which are no objects.
 _UNFINISHED = (".fcdd-", ".part")
+# What is wrong with one name, and not with the disk.
+_OF_THE_NAME = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 # Folders need not be synced where the file system has no such thing.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
 
@@ -114,8 +116,8 @@ def _walk(root: str) -> Iterator[ObjectInfo]:
                 entries = sorted(found, key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):
             continue  # removed meanwhile
-        except PermissionError:
-            if folder == root:
+        except OSError as error:
+            if folder == root or error.errno not in _OF_THE_NAME:
                 raise
             yield Unreadable.named(f"file://{folder}/")
             continue
@@ -134,7 +136,12 @@ def _entry(entry: os.DirEntry[str], above: tuple[tuple[int, int], ...], folders:
         status = entry.stat()
     except FileNotFoundError:
         return  # a link to nothing, or removed meanwhile
-    except (OSError, UnicodeEncodeError):
+    except UnicodeEncodeError:
+        yield Unreadable.named(f"file://{path}")
+        return
+    except OSError as error:
+        if error.errno not in _OF_THE_NAME:
+            raise
         yield Unreadable.named(f"file://{path}")
         return
     if stat.S_ISDIR(status.st_mode):

@@ -21,6 +21,7 @@ from obstore.fsspec import FsspecStore
 from obstore.store import ObjectStore, from_url
 
 from fcdd.errors import ConfigError
+from fcdd.storage_errors import first_line, no_client_can
 from fcdd.stored import Etags, ObjectInfo, plain_etag
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Bucket:
     in_order = True
 
     def __init__(self, scheme: str, name: str) -> None:
-        self._name, self._root, self.etags = f"{scheme}://{name}", f"{scheme}://{name}/", Etags()
+        self._root, self.etags = f"{scheme}://{name}/", Etags()
         self._client = _client(scheme, name)
         self._second = _ThroughS3fs(name) if scheme == "s3" else None
 
@@ -57,7 +58,7 @@ class Bucket:
         if is_path(key):
             return None
         if self._second is None:
-            raise OSError(f"no client can name the key {key!r} of {self._name}; rename that object")
+            raise no_client_can(f"name the key {key!r}")
         return self._second
 
     def head(self, key: str) -> ObjectInfo:
@@ -124,10 +125,12 @@ class Bucket:
                         after = self._key(page[-1])
                     return
             except (exceptions.InvalidPathError, exceptions.GenericError) as error:
-                if self._second is None or not _is_about_keys(error):
+                if not _is_about_keys(error):
                     raise
+                if self._second is None:
+                    raise no_client_can(f"list a page with such a key: {first_line(error)}") from error
             if self._second is None:
-                raise OSError(f"no client can list below {prefix!r} of {self._name}; rename that folder")
+                raise no_client_can(f"list below {prefix!r}")
             page, more = self._second.page(f"{prefix}/" if prefix else "", after)
             if page:
                 yield page
@@ -251,7 +254,7 @@ class _ThroughS3fs:
         behind = {"StartAfter": after} if after else {}
         answer = self._call("list_objects_v2", Prefix=prefix, MaxKeys=_PAGE, **behind)
         found = [self._info(each["Key"], each, each["Size"]) for each in answer.get("Contents", [])]
-        return found, bool(answer["IsTruncated"]) and bool(found)
+        return found, bool(answer.get("IsTruncated")) and bool(found)
 
     def has_rooted_keys(self) -> bool:
         """Whether a key of the bucket begins with "/": obstore would list it as another."""
@@ -320,9 +323,3 @@ def _client_settings(scheme: str) -> tuple["ClientConfig", "RetryConfig"]:
         # A job must not wait for ever on a store that is gone.
         {"max_retries": 4, "retry_timeout": timedelta(seconds=60)},
     )
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, without the client's debug dump behind it, and without the line breaks of a key in it."""
-    text = str(error).split("\n\nDebug source")[0].split("<?xml")[0].split("\n\nCaused by")[0]
-    return " ".join(text.split()).strip(" :")[:300]

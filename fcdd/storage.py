@@ -20,26 +20,22 @@ from typing import TypeVar
 
 import tenacity
 from fsspec import AbstractFileSystem
-from obstore import exceptions
 
 from fcdd import object_store
 from fcdd.errors import ConfigError, ImageError
 from fcdd.foreign_store import Foreign
 from fcdd.local_store import Disk
-from fcdd.object_store import Bucket, first_line
+from fcdd.object_store import Bucket
+from fcdd.storage_errors import NOT_THERE, STORE_ERRORS, explained, first_line, is_final, is_refusal, spelled
 from fcdd.stored import Damaged, ObjectInfo, Store, Unreadable, contradicts, md5, plain_etag
 
-__all__ = ["AbstractFileSystem", "ObjectInfo", "Unreadable", "plain_etag"]
+__all__ = ["AbstractFileSystem", "ObjectInfo", "Unreadable", "plain_etag", "spelled"]
 
 CLOUD_SCHEMES = ("s3", "gs", "az")
 _HALF_A_SCHEME = re.compile(r"(s3|gs|az|file|https?):")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # DuckDB takes them for patterns, in the documented SQL as well as in ours.
 _WILD = "*?[\\"
-_NOT_THERE = (exceptions.NotFoundError, FileNotFoundError)
-_FORBIDDEN = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
-_STORE_ERRORS = (exceptions.BaseError, OSError)
-_NO_BUCKET = ("NoSuchBucket", "specified bucket does not exist")
 # Our tries of one object, each of which the client already tries several times, and their time in all.
 ATTEMPTS, GIVE_UP_AFTER_S = 4, 120.0
 
@@ -53,8 +49,8 @@ def join(uri: str, *parts: str) -> str:
 
 def read(uri: str) -> bytes:
     """The whole object, checked. Raises FileNotFoundError when it does not exist, ConfigError otherwise."""
-    with _explained(uri, "read"):
-        for attempt in _attempts(again=lambda error: not isinstance(error, _NOT_THERE)):
+    with explained(uri, "read"):
+        for attempt in _attempts(again=lambda error: not isinstance(error, NOT_THERE)):
             with attempt:
                 return _get(uri)[0]
     raise AssertionError("the last attempt returns or raises")
@@ -88,10 +84,10 @@ def _checked(read: Callable[[], T]) -> T:
         raise
     except Damaged as error:
         raise ImageError("truncated", f"{error}, {ATTEMPTS} times") from error
-    except _NOT_THERE as error:
+    except NOT_THERE as error:
         raise ImageError("vanished", "deleted since it was listed") from error
-    except _STORE_ERRORS as error:
-        raise ImageError("forbidden" if _is_refusal(error) else "fetch_failed", first_line(error)) from error
+    except STORE_ERRORS as error:
+        raise ImageError("forbidden" if is_refusal(error) else "fetch_failed", first_line(error)) from error
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -135,7 +131,7 @@ def _attempts(again: Callable[[BaseException], bool] = lambda error: True) -> te
     return tenacity.Retrying(
         stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(GIVE_UP_AFTER_S),
         wait=tenacity.wait_exponential(multiplier=0.1, max=10) + tenacity.wait_random(0, 0.2),
-        retry=tenacity.retry_if_exception(lambda e: isinstance(e, (Damaged, *_STORE_ERRORS)) and again(e)),
+        retry=tenacity.retry_if_exception(lambda e: isinstance(e, (Damaged, *STORE_ERRORS)) and again(e)),
         reraise=True,
     )
 
@@ -145,7 +141,7 @@ def write(uri: str, data: bytes) -> None:
 
     The ETag of the answer must be that of the bytes, where it is an MD5: they may be flipped on their way out, too.
     """
-    with _explained(uri, "write"):
+    with explained(uri, "write"):
         for attempt in _attempts():
             with attempt:
                 _put(uri, data)
@@ -164,12 +160,12 @@ def create(uri: str, data: bytes) -> None:
     whatever went wrong is settled by reading back (RELIABILITY finding 7).
     """
     store, key = _locate(uri)
-    with _explained(uri, "write"):
+    with explained(uri, "write"):
         for attempt in _attempts(again=lambda error: not isinstance(error, FileExistsError)):
             with attempt:
                 try:
                     store.create(key, data)
-                except _STORE_ERRORS as error:
+                except STORE_ERRORS as error:
                     _settle(uri, data, error)
 
 
@@ -177,7 +173,7 @@ def _settle(uri: str, data: bytes, error: Exception) -> None:
     """After a create that did not succeed: nothing if ours is there, FileExistsError if another, else the error."""
     try:
         stored = _get(uri)[0]
-    except _NOT_THERE:
+    except NOT_THERE:
         raise error from None
     if stored != data:
         raise FileExistsError(uri) from error
@@ -208,7 +204,7 @@ def check_writable(prefix: str) -> None:
     probe = join(prefix, f"_probe-{uuid.uuid4().hex}")
     write(probe, b"")
     # A policy may allow to write and not to delete: an empty probe left behind harms nobody.
-    with suppress(*_STORE_ERRORS):
+    with suppress(*STORE_ERRORS):
         store, key = _locate(probe)
         store.delete([key])
 
@@ -216,10 +212,10 @@ def check_writable(prefix: str) -> None:
 def exists(uri: str) -> bool:
     """Whether the object is there."""
     store, key = _locate(uri)
-    with _explained(uri, "read"):
+    with explained(uri, "read"):
         try:
             store.head(key)
-        except _NOT_THERE:
+        except NOT_THERE:
             return False
         return True
 
@@ -227,7 +223,7 @@ def exists(uri: str) -> bool:
 def stat(uri: str) -> ObjectInfo:
     """What the store knows of one object. Raises FileNotFoundError when it does not exist."""
     store, key = _locate(uri)
-    with _explained(uri, "read"):
+    with explained(uri, "read"):
         return store.head(key)
 
 
@@ -240,17 +236,17 @@ def pages(prefix: str, *, after: str | None = None) -> Iterator[list[ObjectInfo]
     store, key = _locate(prefix)
     key, root = key.rstrip("/"), _root(prefix)
     offset, failures = after.removeprefix(root) if after else None, 0
-    with _explained(prefix, "list"):
+    with explained(prefix, "list"):
         while True:
             try:
                 for page in store.pages(key, offset):
                     yield page
                     offset, failures = page[-1].uri.removeprefix(root), 0
                 return
-            except _STORE_ERRORS as error:
+            except STORE_ERRORS as error:
                 # A page that came damaged is asked for again; only stores that list by name can go on where they were.
                 failures += 1
-                if failures == ATTEMPTS or _is_final(error) or not store.in_order:
+                if failures == ATTEMPTS or is_final(error) or not store.in_order:
                     raise
                 time.sleep(0.1 * 2**failures)
 
@@ -262,8 +258,8 @@ def lists_in_order(uri: str) -> bool:
 
 def download(uri: str, path: str) -> None:
     """Copy an object to a local file, piece by piece and checked: for objects that may be larger than memory."""
-    with _explained(uri, "read"):
-        for attempt in _attempts(again=lambda error: not isinstance(error, _NOT_THERE)):
+    with explained(uri, "read"):
+        for attempt in _attempts(again=lambda error: not isinstance(error, NOT_THERE)):
             with attempt:
                 _download(uri, path)
 
@@ -292,8 +288,8 @@ def _save(store: Store, key: str, path: str) -> tuple[ObjectInfo, str, int]:
 def delete(uri: str) -> None:
     """Delete an object; nothing happens if it is not there."""
     store, key = _locate(uri)
-    with _explained(uri, "delete"), suppress(*_NOT_THERE):
-        for attempt in _attempts(again=lambda error: not isinstance(error, _NOT_THERE)):
+    with explained(uri, "delete"), suppress(*NOT_THERE):
+        for attempt in _attempts(again=lambda error: not isinstance(error, NOT_THERE)):
             with attempt:
                 store.delete([key])
 
@@ -309,8 +305,8 @@ def delete_all(uris: list[str]) -> None:
     for start in range(0, len(uris), 1000):
         some = uris[start : start + 1000]
         store, _ = _locate(some[0])
-        with _explained(some[0], "delete"):
-            for attempt in _attempts(again=lambda error: not isinstance(error, _NOT_THERE)):
+        with explained(some[0], "delete"):
+            for attempt in _attempts(again=lambda error: not isinstance(error, NOT_THERE)):
                 with attempt:
                     store.delete([_locate(uri)[1] for uri in some])
 
@@ -422,50 +418,3 @@ def _locate(uri: str) -> tuple[Store, str]:
         return _foreign[root], uri[len(root) :]
     scheme, _, bucket = root.rstrip("/").partition("://") if root != "file://" else ("file", "", "")
     return _store(scheme, bucket), uri[len(root) :]
-
-
-@contextmanager
-def _explained(uri: str, action: str) -> Iterator[None]:
-    """Storage errors as one sentence that names the place and the remedy."""
-    try:
-        yield
-    except FileExistsError:
-        raise
-    except Damaged as error:
-        raise ConfigError(
-            f"cannot {action} {spelled(uri)}: {error}, {ATTEMPTS} times; look at the network and the store"
-        ) from error
-    except _STORE_ERRORS as error:
-        what, local = f"cannot {action} {spelled(uri)}", _root(uri) == "file://"
-        # Listing reports every refusal as a generic error, so the server's own words decide.
-        if any(words in str(error) for words in _NO_BUCKET):
-            raise ConfigError(f"{what}: the bucket does not exist; create it or correct it") from error
-        if isinstance(error, _NOT_THERE):
-            raise FileNotFoundError(uri) from error
-        if _is_refusal(error):
-            remedy = (
-                "check who may read and write there"
-                if local
-                else "check the credentials in the environment, their policy, and AWS_ENDPOINT_URL for S3 servers "
-                "other than Amazon's"
-            )
-            raise ConfigError(f"{what}: access denied; {remedy}") from error
-        remedy = "check the path" if local else "check AWS_ENDPOINT_URL, the region and the network"
-        raise ConfigError(f"{what}: {first_line(error)}; {remedy}") from error
-
-
-def spelled(uri: str) -> str:
-    """A URI for a message: as it is, or with escapes if a key in it would break the line or the terminal."""
-    return uri if uri.isprintable() else repr(uri)
-
-
-def _is_final(error: BaseException) -> bool:
-    """Whether a listing would fail again in the same way."""
-    words = (*_NO_BUCKET, "no client can")
-    return _is_refusal(error) or isinstance(error, _NOT_THERE) or any(word in str(error) for word in words)
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether the store refuses these credentials; S3 answers 400 to a token that expired."""
-    words = ("403 Forbidden", "ExpiredToken", "InvalidToken", "TokenRefreshRequired")
-    return isinstance(error, _FORBIDDEN) or any(word in str(error) for word in words)

@@ -97,8 +97,8 @@ def load_isolated(infos: Sequence[ObjectInfo], decoder: IsolatedDecoder, limits:
                 gone += fetched.error.reason in ("forbidden", "fetch_failed")
                 if gone >= STORE_IS_GONE and gone == index + 1:
                     raise StoreUnavailable(
-                        f"the first {gone} images from {infos[0].uri} on cannot be read, for the last one: "
-                        f"{fetched.error}; check the store and the credentials, then run the same command again"
+                        f"the first {gone} images from {storage.spelled(infos[0].uri)} on cannot be read, for the last "
+                        f"one: {fetched.error}; check the store and the credentials, then run the same command again"
                     )
             else:
                 order.append(index)
@@ -203,7 +203,7 @@ def load_set(infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) 
     good = [image for image in loaded if isinstance(image, DecodedImage)]
     for info, failure in zip(infos, loaded, strict=True):
         if isinstance(failure, Failure):
-            log.warning("left out %s: %s", info.uri, failure.error)
+            log.warning("left out %s: %s", storage.spelled(info.uri), failure.error)
     check_readable(len(good), len(infos))
     warn_of_faint(sum(image.is_faint for image in good), len(good))
     return ImageSet(

@@ -21,7 +21,7 @@ from fcdd.errors import ConfigError
 from fcdd.storage import ObjectInfo, Unreadable
 from schemas import Layout
 
-# Below these rules an object is an image all the same: its place is not empty.
+# What falls under these rules is an image all the same: its place is not empty.
 _BY_TIME = ("older", "newer")
 # So many names that cannot be read are logged; all are counted.
 _LOGGED = 20
@@ -95,17 +95,17 @@ class OwnFiles:
         self._are_results = functools.lru_cache(4096)(_are_results)
         self._is_bundle = functools.lru_cache(4096)(_is_bundle)
 
-    def have(self, uri: str) -> bool:
-        """Whether this object is ours. Raises ConfigError when the store does not answer."""
-        if mask := _MASK.search(uri):
-            return self._are_results(uri[: mask.start()])
-        if sheet := _SHEET.search(uri):
-            return self._is_bundle(uri[: sheet.start()])
+    def have(self, uri: str, prefix: str) -> bool:
+        """Whether this object is of a bundle or results at `prefix` or below. Raises ConfigError without an answer."""
+        for name, is_ours in ((_MASK, self._are_results), (_SHEET, self._is_bundle)):
+            if found := name.search(uri):
+                place = uri[: found.start()]
+                return f"{place}/".startswith(f"{prefix}/") and is_ours(place)
         return False
 
 
 def _are_results(location: str) -> bool:
-    return any(info.uri.endswith(".json") for page in storage.pages(Layout(location).runs()) for info in page)
+    return any(info.uri.endswith(".json") for info in next(storage.pages(Layout(location).runs()), []))
 
 
 def _is_bundle(location: str) -> bool:
@@ -126,7 +126,7 @@ def selected(
     below, chosen = f"{prefix}/", []
     for info in page:
         rule = selection.leaves_out(info.uri.removeprefix(below), info, named=own is None)
-        if rule is None and own is not None and own.have(info.uri):
+        if rule is None and own is not None and own.have(info.uri, prefix):
             rule = "our own files"
         if rule is None:
             chosen.append(info)
@@ -137,9 +137,9 @@ def selected(
     return chosen
 
 
-def are_there(chosen: int, skipped: Counter[str]) -> int:
-    """How many images a place holds, whenever they were written."""
-    return chosen + sum(skipped[rule] for rule in _BY_TIME)
+def of_another_time(skipped: Counter[str]) -> int:
+    """How many of those left out are images all the same."""
+    return sum(skipped[rule] for rule in _BY_TIME)
 
 
 def list_images(prefix: str, selection: Selection = Selection()) -> list[ObjectInfo]:  # noqa: B008

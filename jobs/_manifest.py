@@ -12,7 +12,7 @@ import hashlib
 import io
 import logging
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
@@ -233,32 +233,32 @@ class _Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.stopped = threading.Event()
-        self.skipped: Counter[str] = Counter()
         self.duplicates = 0
         self._own = OwnFiles()
-        self._chosen = 0
-        self._images: Counter[int] = Counter()
-        self._skipped_of: dict[int, Counter[str]] = {}
+        # Of each place: images that are chosen, and what is left out by rule.
+        self._chosen: Counter[int] = Counter()
+        self._skipped: defaultdict[int, Counter[str]] = defaultdict(Counter)
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """What is left out of all places, by rule."""
+        return sum(self._skipped.values(), Counter())
 
     def select(
         self, place: int, prefix: str, page: Iterable[ObjectInfo], selection: Selection, *, named: bool = False
     ) -> list[ObjectInfo]:
         """The images of a page of one place; the others are counted by rule. `named`: they come from a list."""
         self.raise_if_stopped()
-        skipped: Counter[str] = Counter()
         with self._lock:
-            chosen = _listing.selected(prefix, page, selection, skipped, None if named else self._own)
-            self._chosen += len(chosen)
-            self._images[place] += _listing.are_there(len(chosen), skipped)
-            self._skipped_of.setdefault(place, Counter()).update(skipped)
-            self.skipped.update(skipped)
+            own = None if named else self._own
+            chosen = _listing.selected(prefix, page, selection, self._skipped[place], own)
+            self._chosen[place] += len(chosen)
             return chosen
 
     def seen(self, place: int) -> None:
         """A place was listed before."""
         with self._lock:
-            self._images[place] += 1
-            self._chosen += 1
+            self._chosen[place] += 1
 
     def check_places(self, source: Source) -> None:
         """Raises ConfigError for a place without a single image, or if no image at all is selected.
@@ -267,14 +267,17 @@ class _Tally:
         folders, and what an unmounted disk leaves behind, are no images; those of another time are.
         """
         for place, prefix in enumerate(source.places()):
-            if not self._images[place] and prefix not in source.may_be_empty:
-                raise _listing.nothing_found([prefix], self._skipped_of.get(place, {}), source.selection)
-        if not source.since_last and not self._chosen:
+            if not self._has_images(place) and prefix not in source.may_be_empty:
+                raise _listing.nothing_found([prefix], self._skipped[place], source.selection)
+        if not source.since_last and not self._chosen.total():
             raise _listing.nothing_found(source.places(), self.skipped, source.selection)
+
+    def _has_images(self, place: int) -> bool:
+        return self._chosen[place] + _listing.of_another_time(self._skipped[place]) > 0
 
     def with_images(self, prefixes: list[str]) -> list[str]:
         """The locations where images were found: of the others nobody knows whether they were deleted."""
-        return [prefix for place, prefix in enumerate(prefixes) if self._images[place]]
+        return [prefix for place, prefix in enumerate(prefixes) if self._has_images(place)]
 
     def raise_if_stopped(self) -> None:
         """End this thread when nobody waits for it any more."""

@@ -37,6 +37,7 @@ VERBS = (
     "metrics",
 )
 ENTRIES = {*(f"jobs.{verb}" for verb in (*VERBS, "retry_quarantine", "cli")), "cluster.demo"}
+STORES = ("storage.py", "object_store.py", "foreign_store.py", "storage_errors.py")
 FORBIDDEN = {
     "fcdd": {"ray", "pyarrow", "duckdb", "boto3"},
     "schemas": {"ray", "torch", "duckdb", "obstore", "fsspec"},
@@ -77,7 +78,7 @@ def test_nothing_imports_an_entry_module() -> None:
 def test_only_storage_opens_locations() -> None:
     for package in ("fcdd", "jobs", "schemas"):
         for path in modules(package):
-            if path.name not in ("storage.py", "object_store.py"):
+            if path.name not in STORES:
                 roots = {name.split(".")[0] for name in imports(path)}
                 assert not roots & {"obstore", "fsspec", "s3fs", "boto3", "botocore"}, path
 
@@ -87,7 +88,7 @@ def test_the_library_reads_neither_clock_nor_environment() -> None:
         names = set(imports(path))
         # The storage client is found through AWS_ENDPOINT_URL, as every S3 client is; the decoder's process gets a
         # time limit, and of the environment almost nothing.
-        if path.name not in ("storage.py", "object_store.py", "isolation.py"):
+        if path.name not in (*STORES, "isolation.py"):
             assert not names & {"time", "datetime.datetime.now"}, path
             assert "environ" not in path.read_text(), path
 

@@ -458,6 +458,8 @@ def test_what_we_wrote_ourselves_is_no_image(tmp_path: Path) -> None:
     expected = sorted(name for name in theirs if name.endswith(".png"))
     found = [each.uri.removeprefix(f"file://{tmp_path}/") for each in _listing.list_images(f"file://{tmp_path}")]
     assert found == expected
+    masks = f"file://{tmp_path}/{results}/labels/collection=c/masks"
+    assert len(_listing.list_images(masks)) == 1  # somebody asks for them
     skipped: Counter[str] = Counter()
     for page in storage.pages(str(tmp_path)):
         _listing.selected(f"file://{tmp_path}", page, Selection(), skipped, OwnFiles())
