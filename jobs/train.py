@@ -212,6 +212,8 @@ def _masked(settings: TrainSettings) -> list[tuple[ObjectInfo, ObjectInfo | None
         except FileNotFoundError as error:
             raise ConfigError(f"{error} does not exist; correct {settings.anomalous}") from error
         same = [each.etag in ("", image.etag) for each, (image, _) in zip(listed, looked, strict=True)]
+        if not any(same):
+            raise ConfigError(f"all {len(same)} images of {settings.anomalous} changed since they were labelled")
         if not all(same):
             changed = listed[same.index(False)].image
             log.warning("left out %d images that changed since they were labelled: %s", same.count(False), changed)

@@ -473,6 +473,7 @@ def _leave_nothing(folder: Path) -> None:
         (_leave_nothing, ("--bundle", "{images}/"), "--bundle is the location of the images"),
         (_leave_nothing, ("--min-workers", "1"), "expected at most 0 workers as --min-workers"),
         (_leave_nothing, ("--anomalous", "{folder}/known.csv"), "gone.png does not exist; correct"),
+        (_leave_nothing, ("--anomalous", "{folder}/changed.csv"), "changed.csv changed since they were labelled"),
         (_leave_nothing, (), "images cannot be read"),
     ],
 )
@@ -485,6 +486,7 @@ def test_what_stands_in_the_way_is_refused_before_an_image_is_decoded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "known.csv").write_text(f"image_uri\n{tmp_path}/gone.png\n")
+    (tmp_path / "changed.csv").write_text(f"image_uri,image_etag\n{unreadable}/3.png,old\n")
     leave(tmp_path)
     given = [option.format(folder=tmp_path, images=unreadable) for option in options]
     assert run(unreadable, tmp_path / "b", *given) == 2
