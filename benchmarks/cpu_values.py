@@ -2,11 +2,11 @@
 
     python -m benchmarks.cpu_values [--pairs N] [--seconds S] [--only pinning|batch] [--smoke]
 
-"pinning": two processes at once, as two workers of `fcdd score`, with OpenVINO's default and with ENABLE_CPU_PINNING
-off; images/s of both together. "batch": one process of one thread with batches of 16 and of 4 images; images/s, and
-pages that the kernel handed out per image. Every figure is of fresh processes that begin together after a warm-up, and
-the two variants take turns: trust the ratios, pair by pair. Random weights, random pixels. Prints one JSON line per
-comparison.
+"pinning": two processes at once, as two workers of `fcdd score`, with OpenVINO's default ("before") and with
+ENABLE_CPU_PINNING off ("after"); images/s of both together. "batch": one process of one thread with batches of 16
+("before") and of 4 images ("after"); images/s, also per second of the processor, and pages that the kernel handed out
+per image. Every figure is of fresh processes that begin together after a warm-up, and the two variants take turns: trust
+the ratios, pair by pair. Random weights, random pixels. Prints one JSON line per comparison.
 """
 
 import argparse
@@ -38,6 +38,14 @@ class Variant(NamedTuple):
     backend: str
     batch: int
     pinning: bool
+
+
+class Measured(NamedTuple):
+    """What came of it; seconds of the processor do not count those in which another process had it."""
+
+    images_per_second: float
+    images_per_cpu_second: float
+    pages_per_image: float
 
 
 class Comparison(NamedTuple):
@@ -79,16 +87,18 @@ def work(variant: Variant, seconds: float) -> None:
     runner(pixels)
     print("ready", flush=True)
     sys.stdin.readline()
-    count, faults, began = 0, resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+    count, faults = 0, resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    began, cpu = time.perf_counter(), time.process_time()
     while (spent := time.perf_counter() - began) < seconds:
         runner(pixels)
         count += len(pixels)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    print(json.dumps({"images_per_second": count / spent, "pages_per_image": faults / count}), flush=True)
+    cpu, faults = time.process_time() - cpu, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    measured = Measured(count / spent, count / cpu, faults / count)
+    print(json.dumps(measured._asdict()), flush=True)
 
 
-def together(variant: Variant, processes: int, seconds: float) -> tuple[float, float]:
-    """Images/s of all processes, and pages per image."""
+def together(variant: Variant, processes: int, seconds: float) -> Measured:
+    """Of all processes: images/s are added."""
     command = [
         sys.executable,
         "-m",
@@ -108,38 +118,37 @@ def together(variant: Variant, processes: int, seconds: float) -> tuple[float, f
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    found: list[dict[str, float]] = [json.loads(process.communicate()[0]) for process in started]
-    return sum(each["images_per_second"] for each in found), statistics.mean(each["pages_per_image"] for each in found)
+    found = [Measured(**json.loads(process.communicate()[0])) for process in started]
+    return Measured(
+        sum(each.images_per_second for each in found),
+        statistics.mean(each.images_per_cpu_second for each in found),
+        statistics.mean(each.pages_per_image for each in found),
+    )
 
 
 def compare(comparison: Comparison, pairs: int, seconds: float) -> dict[str, Any]:
     """Both variants in turn, which of them first changing from pair to pair."""
-    figures: dict[str, list[tuple[float, float]]] = {"before": [], "after": []}
+    figures: dict[str, list[Measured]] = {"before": [], "after": []}
     for pair in range(pairs):
         for name in ("before", "after") if pair % 2 == 0 else ("after", "before"):
             variant: Variant = getattr(comparison, name)
             figures[name].append(together(variant, comparison.processes, seconds))
-    ratios = [after[0] / before[0] for before, after in zip(figures["before"], figures["after"], strict=True)]
-    return {
+    result: dict[str, Any] = {
         "question": comparison.question,
         "network": comparison.before.network,
         "backend": comparison.before.backend,
         "processes": comparison.processes,
-        **{
-            name: {
-                **{
-                    key: value
-                    for key, value in getattr(comparison, name)._asdict().items()
-                    if key in ("batch", "pinning")
-                },
-                "images_per_second": [round(each[0], 1) for each in measured],
-                "pages_per_image": round(statistics.median(each[1] for each in measured)),
-            }
-            for name, measured in figures.items()
-        },
-        "ratios": [round(ratio, 2) for ratio in ratios],
-        "median_ratio": round(statistics.median(ratios), 2),
     }
+    for kind in Measured._fields:
+        before, after = ([float(getattr(each, kind)) for each in figures[name]] for name in ("before", "after"))
+        ratios = [new / old for new, old in zip(after, before, strict=True) if old]
+        result[kind] = {
+            "before": [round(value, 1) for value in before],
+            "after": [round(value, 1) for value in after],
+            "ratios": [round(ratio, 2) for ratio in ratios],
+            "median_ratio": round(statistics.median(ratios), 2) if ratios else None,
+        }
+    return result
 
 
 def main() -> None:

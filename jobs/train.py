@@ -44,13 +44,13 @@ def train(settings: TrainSettings) -> None:
     grouping.compile_pattern(settings.group_pattern)
     labelled = _labelled(settings)
     masked = _masked(settings)
-    # Known anomalies and images to measure on may lie among the nominal ones; neither is nominal for the training.
-    not_nominal = {info.uri for info in labelled} | {info.uri for info, _ in masked}
+    outliers = _listing.list_images(storage.normalize(settings.outliers)) if settings.outliers else []
+    # Known anomalies, their masks, outliers and images to measure on may lie among the nominal ones; none is nominal.
+    not_nominal = {info.uri for info in (*labelled, *outliers, *itertools.chain(*masked)) if info is not None}
     training, calibration = _split(infos, images_uri, settings, not_nominal)
     weights = _prepare(settings, bundle_uri, training, calibration)
     digest = _listing.digest(infos)
     _train_checks.check_resumable(settings, store, digest)
-    outliers = _listing.list_images(storage.normalize(settings.outliers)) if settings.outliers else []
     size, channels = size_of(settings), networks.in_channels(settings.network)
     # The few labelled anomalies are read here, and again by every worker: an unusable mask is found now.
     known, _ = _training_data.read_anomalies(*_unzipped(masked), size, channels)
@@ -212,6 +212,8 @@ def _masked(settings: TrainSettings) -> list[tuple[ObjectInfo, ObjectInfo | None
         except FileNotFoundError as error:
             raise ConfigError(f"{error} does not exist; correct {settings.anomalous}") from error
         same = [each.etag in ("", image.etag) for each, (image, _) in zip(listed, looked, strict=True)]
+        if not any(same):
+            raise ConfigError(f"all {len(same)} images of {settings.anomalous} changed since they were labelled")
         if not all(same):
             changed = listed[same.index(False)].image
             log.warning("left out %d images that changed since they were labelled: %s", same.count(False), changed)

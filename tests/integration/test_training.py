@@ -398,6 +398,26 @@ def test_known_anomalies_among_the_nominal_images_are_not_trained_on_as_nominal(
     assert counts == [40, 34]
 
 
+def test_masks_and_outliers_among_the_nominal_images_are_not_trained_on_as_nominal(few: str, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for folder in ("good", "flaws", "marks", "things"):
+        (images / folder).mkdir(parents=True)
+    paths = sorted(Path(few.removeprefix("file://")).iterdir())
+    for path in paths:
+        (images / "good" / path.name).write_bytes(path.read_bytes())
+    generator = np.random.default_rng(0)
+    for folder, count in (("flaws", 3), ("things", 4)):
+        for index in range(count):
+            noise = generator.integers(0, 256, (60, 60, 3)).astype(np.uint8)
+            Image.fromarray(noise).save(images / folder / f"{index}.png")
+    for index in range(3):
+        Image.fromarray(np.full((60, 60), 255, np.uint8)).save(images / "marks" / f"{index}.png")
+    more = ("--anomalous", f"{images}/flaws", "--masks", f"{images}/marks", "--outliers", f"{images}/things")
+    assert run(str(images), tmp_path / "b", *more) == 0
+    record = Detector.load(str(tmp_path / "b")).spec.training
+    assert record.num_training + record.num_calibration == len(paths)
+
+
 def test_checkpoints_of_another_training_are_not_continued(few: str, tmp_path: Path, capsys: Any) -> None:
     settings = _train_settings.TrainSettings.parse(
         ["--images", few, "--bundle", str(tmp_path / "b"), *SMALL, "--workers", "0"]
@@ -453,6 +473,7 @@ def _leave_nothing(folder: Path) -> None:
         (_leave_nothing, ("--bundle", "{images}/"), "--bundle is the location of the images"),
         (_leave_nothing, ("--min-workers", "1"), "expected at most 0 workers as --min-workers"),
         (_leave_nothing, ("--anomalous", "{folder}/known.csv"), "gone.png does not exist; correct"),
+        (_leave_nothing, ("--anomalous", "{folder}/changed.csv"), "changed.csv changed since they were labelled"),
         (_leave_nothing, (), "images cannot be read"),
     ],
 )
@@ -465,6 +486,7 @@ def test_what_stands_in_the_way_is_refused_before_an_image_is_decoded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "known.csv").write_text(f"image_uri\n{tmp_path}/gone.png\n")
+    (tmp_path / "changed.csv").write_text(f"image_uri,image_etag\n{unreadable}/3.png,old\n")
     leave(tmp_path)
     given = [option.format(folder=tmp_path, images=unreadable) for option in options]
     assert run(unreadable, tmp_path / "b", *given) == 2
