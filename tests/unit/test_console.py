@@ -1,0 +1,30 @@
+"""What the edge of a process makes of errors."""
+
+import pytest
+
+from fcdd.errors import ConfigError, FCDDError
+from jobs import _console
+from jobs._console import LeaseHeld
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            FCDDError("cannot read s3://b/a\nb\x1b[31m.png: empty"),
+            1,
+            "cannot read s3://b/a\ufffdb\ufffd[31m.png: empty",
+        ),
+        (FCDDError("\nb.png: empty"), 1, "\ufffdb.png: empty"),
+        (ConfigError("correct --images"), 2, "correct --images"),
+        (LeaseHeld(), 6, "LeaseHeld"),
+    ],
+)
+def test_an_error_is_one_whole_line_whatever_a_key_holds(
+    error: FCDDError, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job() -> None:
+        raise error
+
+    assert _console.run(job) == code
+    assert capsys.readouterr().err == f"error: {said}\n"
