@@ -31,7 +31,7 @@ _ASSUMED_BYTES = 4 * 1024**2
 # Processes that decode for one that trains or draws. The largest images take gigabytes: not sixteen at once.
 _DECODERS = max(2, min(4, os.cpu_count() or 2))
 # For one image of those that were chosen: they may be larger, and the machine busy with training.
-_DECODE_TIMEOUT_S = 60.0
+_DECODE_TIMEOUT_S = 120.0
 # More unreadable training images than this share means the wrong prefix, not a few bad files.
 MAX_UNREADABLE_SHARE = 0.1
 # So many failures of the store and not one success: it is gone, or the credentials are.

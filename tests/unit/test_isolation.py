@@ -3,8 +3,10 @@
 import ctypes
 import io
 import os
+import struct
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -263,6 +265,41 @@ def test_threads_share_a_few_decoders_and_a_fork_gets_its_own() -> None:
         os._exit(0 if (pool.decode(data[0]).pixels == decoded[0].pixels).all() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     np.testing.assert_array_equal(pool.decode(data[1]).pixels, decoded[1].pixels)
+
+
+def flat_png(width: int, height: int, text: bytes = b"") -> bytes:
+    """Grey, one level, made row by row: as large as a line-scan camera's, and in no time."""
+    rows = zlib.compressobj(1)
+    pixels = b"".join(rows.compress(b"\0" + bytes([200]) * width) for _ in range(height)) + rows.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    every = ((b"IHDR", header), *([(b"zTXt", b"k\0\0" + zlib.compress(text))] if text else []))
+    chunks = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in (*every, (b"IDAT", pixels), (b"IEND", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def test_the_limit_of_pixels_means_what_it_says_above_that_of_pillow() -> None:
+    large = flat_png(8192, 21_900)  # 179.4 megapixels; Pillow alone stops at 179.0
+    with IsolatedDecoder(SIZE, 1, limits=Limits(pixels=180_000_000), timeout_s=200) as decoder:
+        [result] = decoder.decode_each([large])
+        assert isinstance(result, DecodedImage)
+        assert (result.width, result.height) == (8192, 21_900)
+        assert (result.pixels == 200).all()
+        assert decoder.picture(large, mode="L", within=(320, 320)).size == (120, 320)
+    with IsolatedDecoder(SIZE, 1, limits=Limits(pixels=179_000_000)) as decoder:
+        assert outcomes(list(decoder.decode_each([large]))) == ["too_large"]
+
+
+def test_the_memory_of_the_decoder_follows_the_limit_of_pixels() -> None:
+    assert Limits().memory_bytes == 2 * 1024**3
+    assert Limits(pixels=500_000_000).memory_bytes > 20 * 500_000_000
+
+
+def test_much_text_beside_a_picture_is_no_fault_of_the_picture() -> None:
+    with IsolatedDecoder(SIZE, 1) as decoder:
+        assert outcomes(list(decoder.decode_each([flat_png(60, 40, bytes(80 * 1024**2))]))) == ["decoded"]
 
 
 def test_the_decoder_gets_no_credentials_and_ends_with_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
