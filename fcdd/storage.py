@@ -26,7 +26,16 @@ from fcdd.errors import ConfigError, ImageError
 from fcdd.foreign_store import Foreign
 from fcdd.local_store import Disk
 from fcdd.object_store import Bucket
-from fcdd.storage_errors import NOT_THERE, STORE_ERRORS, explained, first_line, is_final, is_refusal, spelled
+from fcdd.storage_errors import (
+    CONDITION_FAILED,
+    NOT_THERE,
+    STORE_ERRORS,
+    explained,
+    first_line,
+    is_final,
+    is_refusal,
+    spelled,
+)
 from fcdd.stored import Damaged, ObjectInfo, Store, Unreadable, contradicts, md5, plain_etag
 
 __all__ = ["AbstractFileSystem", "ObjectInfo", "Unreadable", "plain_etag", "spelled"]
@@ -186,12 +195,12 @@ def replace(uri: str, data: bytes, etag: str) -> str:
     was deleted is never created again by a request that comes late.
     """
     store, key = _locate(uri)
-    with _explained(uri, "write"):
-        for attempt in _attempts(again=lambda error: not isinstance(error, (FileExistsError, *_NOT_THERE))):
+    with explained(uri, "write"):
+        for attempt in _attempts(again=lambda error: not isinstance(error, (FileExistsError, *NOT_THERE))):
             with attempt:
                 try:
                     return store.replace(key, data, etag)
-                except exceptions.PreconditionError as error:  # an answer that got lost looks like this, too
+                except CONDITION_FAILED as error:  # an answer that got lost looks like this, too
                     stored, now = _get(uri)
                     if stored != data:
                         raise FileExistsError(uri) from error

@@ -10,6 +10,7 @@ from fcdd.stored import Damaged
 
 NOT_THERE = (exceptions.NotFoundError, FileNotFoundError)
 _FORBIDDEN = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
+CONDITION_FAILED = exceptions.PreconditionError
 STORE_ERRORS = (exceptions.BaseError, OSError)
 _NO_BUCKET = ("NoSuchBucket", "specified bucket does not exist")
 _CLOUD = ("s3://", "gs://", "az://")
