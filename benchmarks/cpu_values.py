@@ -5,8 +5,8 @@
 "pinning": two processes at once, as two workers of `fcdd score`, with OpenVINO's default ("before") and with
 ENABLE_CPU_PINNING off ("after"); images/s of both together. "batch": one process of one thread with batches of 16
 ("before") and of 4 images ("after"); images/s, also per second of the processor, and pages that the kernel handed out
-per image. Every figure is of fresh processes that begin together after a warm-up, and the two variants take turns: trust
-the ratios, pair by pair. Random weights, random pixels. Prints one JSON line per comparison.
+per image. Every figure is of fresh processes that begin together after a warm-up, and the two variants take turns:
+trust the ratios, pair by pair. Random weights, random pixels. Prints one JSON line per comparison.
 """
 
 import argparse
