@@ -1,15 +1,21 @@
 """From listed objects to pixels, as training and scoring share it."""
 
+import functools
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fcdd import storage
 from fcdd.datasets import LabelledImage
 from fcdd.errors import ConfigError, ImageError
 from fcdd.images import DecodedImage
+from fcdd.isolation import DecoderPool, IsolatedDecoder
 from fcdd.storage import ObjectInfo
-from jobs import _images, _listing, _training_data
+from jobs import _images, _listing, _pictures, _report, _training_data
+from schemas import IDENTITY
+from tests.unit.test_isolation import SABOTEUR
 
 
 @pytest.fixture
@@ -69,3 +75,35 @@ def test_stored_images_are_read_when_asked_for(listed: list[ObjectInfo]) -> None
     Path(listed[3].uri.removeprefix("file://")).unlink()
     with pytest.raises(ImageError, match=f"vanished: deleted since it was listed .{listed[3].uri}"):
         stored[3]
+
+
+@pytest.mark.parametrize(("data", "reason"), [(b"CRASH", "decoder_crash"), (b"HANG", "timeout")])
+def test_a_picture_that_the_decoder_does_not_survive_costs_its_place_and_not_the_job(
+    data: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a report, a review, and whatever draws."""
+    pool = DecoderPool()
+    pool._new = functools.partial(IsolatedDecoder, (1, 1), 1, timeout_s=1.0, command=("-c", SABOTEUR))
+    monkeypatch.setattr(_images, "_decoders", lambda *_: pool)
+    storage.write(f"{tmp_path}/a.png", data)
+    row = storage.stat_checked(f"file://{tmp_path}/a.png")
+    named = dict(zip(IDENTITY, row, strict=True))
+    thumbnail = _report._thumbnail(named)
+    assert isinstance(thumbnail, ImageError)
+    assert thumbnail.reason == reason
+    assert _pictures.original_or_warn(named) is None
+    assert reason in caplog.text
+
+
+def test_images_of_twelve_bits_in_sixteen_are_said_in_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for index, most in enumerate((4095, 4095, 65535)):
+        levels = np.linspace(0, most, 40 * 40).reshape(40, 40).astype(np.uint16)
+        Image.fromarray(levels).save(tmp_path / f"{index}.png")
+    listed = _listing.list_images(f"file://{tmp_path}")
+    _images.load_set(listed, (32, 32), 1)
+    assert "2 of 3 images are 16-bit files that use less than an eighth of their range" in caplog.text
+    caplog.clear()
+    _training_data.LoadedImages(listed, (32, 32), 1, frozenset())
+    assert "2 of 3 images are 16-bit files" in caplog.text
