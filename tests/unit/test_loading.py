@@ -1,17 +1,23 @@
 """From listed objects to pixels, as training and scoring share it."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fcdd import storage
 from fcdd.datasets import LabelledImage
 from fcdd.errors import ConfigError, ImageError
 from fcdd.images import DecodedImage
+from fcdd.isolation import DecoderPool, IsolatedDecoder
 from fcdd.storage import ObjectInfo
 from fcdd.supervision import HeldOut
-from jobs import _images, _listing, _training_data
+from jobs import _images, _listing, _pictures, _report, _training_data
+from jobs._locations import Locations
+from schemas import IDENTITY
+from tests.unit.test_isolation import SABOTEUR
 
 
 @pytest.fixture
@@ -89,3 +95,36 @@ def test_stored_images_leave_out_what_is_held_out_as_loaded_ones_do(listed: list
         assert images.sample(100).shape == (11, 32, 32, 3)
     with pytest.raises(ConfigError, match="every training image is also held out under another name"):
         _training_data.StoredImages(again[2:3], (32, 32), 3, held_out).sample(5)
+
+
+@pytest.mark.parametrize(("data", "reason"), [(b"CRASH", "decoder_crash"), (b"HANG", "timeout")])
+def test_a_picture_that_the_decoder_does_not_survive_costs_its_place_and_not_the_job(
+    data: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a report, a review, and whatever draws."""
+    pool = DecoderPool()
+    pool._new = functools.partial(IsolatedDecoder, (1, 1), 1, timeout_s=1.0, command=("-c", SABOTEUR))
+    monkeypatch.setattr(_images, "_decoders", lambda *_: pool)
+    storage.write(f"{tmp_path}/a.png", data)
+    row = storage.stat_checked(f"file://{tmp_path}/a.png")
+    named = dict(zip(IDENTITY, row, strict=True))
+    locations = Locations((f"file://{tmp_path}",))
+    thumbnail = _report._thumbnail(locations, named)
+    assert isinstance(thumbnail, ImageError)
+    assert thumbnail.reason == reason
+    assert _pictures.original_or_warn(named, locations) is None
+    assert reason in caplog.text
+
+
+def test_images_of_twelve_bits_in_sixteen_are_said_in_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for index, most in enumerate((4095, 4095, 65535)):
+        levels = np.linspace(0, most, 40 * 40).reshape(40, 40).astype(np.uint16)
+        Image.fromarray(levels).save(tmp_path / f"{index}.png")
+    listed = _listing.list_images(f"file://{tmp_path}")
+    _images.load_set(listed, (32, 32), 1)
+    assert "2 of 3 images are 16-bit files that use less than an eighth of their range" in caplog.text
+    caplog.clear()
+    _training_data.LoadedImages(listed, (32, 32), 1, frozenset())
+    assert "2 of 3 images are 16-bit files" in caplog.text
