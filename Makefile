@@ -51,7 +51,7 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --extra aws --extra cluster 
 
 lock: $(VENV)/dev.installed  ## pin anew what the container images install
 	$(LOCK) --output-file cluster/image/requirements-gpu.txt
-	$(LOCK) --output-file cluster/image/requirements-cpu.txt $$(sed -En 's/^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==.*/--no-emit-package \1/p' cluster/image/requirements-gpu.txt)
+	$(LOCK) --constraint cluster/image/requirements-gpu.txt --output-file cluster/image/requirements-cpu.txt $$(sed -En 's/^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==.*/--no-emit-package \1/p' cluster/image/requirements-gpu.txt)
 	sed -En 's/^(torch|torchvision)==([^ ]+).*/\1==\2/p' cluster/image/requirements-gpu.txt > cluster/image/torch-cpu.txt
 
 clean:  ## remove the environment and everything the demo left
