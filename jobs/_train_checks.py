@@ -5,6 +5,7 @@ from collections.abc import Set as AbstractSet
 
 from fcdd import bundle, checkpoint, networks, storage
 from fcdd.errors import ConfigError
+from jobs import _labels
 from jobs._checkpoints import Checkpoints
 from jobs._train_settings import TrainSettings, recorded
 
@@ -21,13 +22,8 @@ def check_options(settings: TrainSettings) -> None:
         raise ConfigError(f"expected at most {settings.workers} workers as --min-workers, got {settings.min_workers}")
     if settings.masks and not settings.anomalous:
         raise ConfigError("--masks are those of the images of --anomalous: give both")
-    if settings.masks and settings.anomalous and is_list(settings.anomalous):
+    if settings.masks and settings.anomalous and _labels.is_file(settings.anomalous):
         raise ConfigError(f"--masks belong to a location of images; {settings.anomalous} names its masks as mask_uri")
-
-
-def is_list(location: str) -> bool:
-    """Whether labelled anomalies are given as a file that names them."""
-    return location.lower().endswith((".csv", ".parquet"))
 
 
 def say_what_is_not_taken(given: AbstractSet[str], settings: TrainSettings) -> None:

@@ -16,7 +16,7 @@ from fcdd.calibration import conformal_threshold
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError
 from fcdd.storage import ObjectInfo
-from jobs import _console, _images, _listing, _train_checks, _train_loop, _trained, _training_data
+from jobs import _console, _images, _labels, _listing, _train_checks, _train_loop, _trained, _training_data
 from jobs._checkpoints import Checkpoints
 from jobs._train_loop import LoopConfig
 from jobs._train_settings import TrainSettings, options_of, size_of, with_preset
@@ -94,9 +94,7 @@ def _labelled(settings: TrainSettings) -> list[LabelledInfo]:
     """The labelled images to measure on."""
     if settings.labels is None:
         return []
-    from jobs import _labels
-
-    table = _labels.read_decided(settings.labels)
+    table = _labels.read_decided(settings.labels, opened=True)
     try:
         infos = [storage.stat(uri) for uri in table["image_uri"].to_pylist()]
     except FileNotFoundError as error:
@@ -203,9 +201,7 @@ def _masked(settings: TrainSettings) -> list[tuple[ObjectInfo, ObjectInfo | None
     """The labelled anomalies, each with its mask if there is a location of masks."""
     if not settings.anomalous:
         return []
-    if _train_checks.is_list(settings.anomalous):
-        from jobs import _labels
-
+    if _labels.is_file(settings.anomalous):
         listed = _labels.read_anomalies(settings.anomalous)
         try:
             looked = [(storage.stat(each.image), storage.stat(each.mask) if each.mask else None) for each in listed]
