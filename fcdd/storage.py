@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import tenacity
 from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from fcdd import object_store
 from fcdd.errors import ConfigError, ImageError
@@ -375,8 +376,8 @@ def check_results(uri: str) -> str:
 
 
 def filesystem(scheme: str) -> AbstractFileSystem:
-    """The fast client as an fsspec filesystem, for libraries that read many URIs of one scheme."""
-    return object_store.filesystem(scheme)
+    """The fast client as an fsspec filesystem, for libraries that read many URIs of one scheme; "file" is the disk."""
+    return LocalFileSystem() if scheme == "file" else object_store.filesystem(scheme)
 
 
 @functools.cache

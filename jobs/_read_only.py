@@ -2,10 +2,8 @@
 
 from typing import Any, NoReturn
 
-from fsspec import AbstractFileSystem
-from fsspec.implementations.local import LocalFileSystem
-
 from fcdd import storage
+from fcdd.storage import AbstractFileSystem
 
 PROTOCOL = "results"
 
@@ -29,9 +27,7 @@ class ReadOnly(AbstractFileSystem):  # type: ignore[misc]
         super().__init__()
         location = location if filesystem else storage.check_results(location)
         self._scheme = location.partition("://")[0]
-        if filesystem is None:
-            filesystem = LocalFileSystem() if self._scheme == "file" else storage.filesystem(self._scheme)
-        self._files = filesystem
+        self._files = filesystem if filesystem is not None else storage.filesystem(self._scheme)
 
     def _inner(self, path: str) -> str:
         rest = path.removeprefix(f"{PROTOCOL}://")
