@@ -65,7 +65,7 @@ def _init(stack: ExitStack, cpus: int, block_bytes: int) -> None:
     ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **here)
-    except (OSError, RuntimeError, ValueError, RayError) as error:
+    except Exception as error:  # Ray raises bare ones, too, for a node that does not start in time
         what = f"join the cluster of RAY_ADDRESS, {address}" if address else "start on this machine"
         raise FCDDError(f"Ray could not {what}: {first_line(error)}; `fcdd doctor` looks at what it needs") from error
     finally:
