@@ -135,7 +135,9 @@ def _entry(entry: os.DirEntry[str], above: tuple[tuple[int, int], ...], folders:
         path.encode()
         status = entry.stat()
     except FileNotFoundError:
-        return  # a link to nothing, or removed meanwhile
+        if entry.is_symlink():  # to a disk that is not mounted, say: nobody knows what lies there
+            yield Unreadable.named(f"file://{path}/")
+        return
     except UnicodeEncodeError:
         yield Unreadable.named(f"file://{path}")
         return

@@ -196,7 +196,7 @@ def replace(uri: str, data: bytes, etag: str) -> str:
     was deleted is never created again by a request that comes late.
     """
     store, key = _locate(uri)
-    with explained(uri, "write"):
+    with explained(uri, "replace"):
         for attempt in _attempts(again=lambda error: not isinstance(error, (FileExistsError, *NOT_THERE))):
             with attempt:
                 try:

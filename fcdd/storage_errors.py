@@ -40,7 +40,7 @@ def explained(uri: str, action: str) -> Iterator[None]:
             raise ConfigError(f"{what}: the bucket does not exist; create it or correct it") from error
         if _UNNAMEABLE in str(error):
             raise ConfigError(f"{what}: {first_line(error)}; rename what is named so") from error
-        if isinstance(error, NOT_THERE):
+        if isinstance(error, NOT_THERE) and action != "write":  # where nothing can be written, nothing is missing
             raise FileNotFoundError(uri) from error
         if is_refusal(error):
             remedy = (

@@ -11,20 +11,25 @@ from fcdd.errors import ConfigError
 
 # Stacks of as many threads as there are cores count as memory, too.
 _STACK_BYTES = 16 * 1024**2
+_AGAIN_S = 0.1
 
 
 @contextmanager
 def seconds(limit: float, interrupt: Callable[[], None]) -> Iterator[None]:
-    """Call `interrupt` from another thread when time is up; what it interrupts is then a ConfigError."""
-    expired = threading.Event()
+    """Call `interrupt` from another thread when time is up, until that helps: it is then a ConfigError.
+
+    Between two queries there is nothing to interrupt, and a query forgets what came before it began.
+    """
+    expired, done = threading.Event(), threading.Event()
 
     def stop() -> None:
+        if done.wait(limit):
+            return
         expired.set()
-        interrupt()
+        while not done.wait(_AGAIN_S):
+            interrupt()
 
-    timer = threading.Timer(limit, stop)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=stop, name="deadline", daemon=True).start()
     try:
         yield
     except KeyboardInterrupt as error:
@@ -32,7 +37,7 @@ def seconds(limit: float, interrupt: Callable[[], None]) -> Iterator[None]:
             raise
         raise ConfigError(f"no answer within {limit:g} s; ask for less, or give it more time (--timeout-s)") from error
     finally:
-        timer.cancel()
+        done.set()
 
 
 @contextmanager

@@ -300,5 +300,10 @@ def _kept(layout: Layout, before: RunRecord | None, plan: Plan) -> tuple[list[Pa
 
 
 def _publish_deleted(layout: Layout, intent: Intent) -> list[Part]:
-    rows = pq.read_table(pa.BufferReader(storage.read(layout.deleted(intent.run_id))))
+    data = storage.read(uri := layout.deleted(intent.run_id))
+    try:
+        rows = pq.read_table(pa.BufferReader(data))
+    except pa.ArrowException as error:
+        staging = layout.staging(intent.run_id)
+        raise FCDDError(f"{uri} is damaged; delete {staging} and run the same command again") from error
     return [_place(layout, intent, "deleted", 0, conform(_parts.with_run(rows, intent), DELETED))]

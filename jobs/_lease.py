@@ -10,6 +10,7 @@ confusion; what keeps two runs from mixing is the conditional put of the commit 
 
 import logging
 import os
+import re
 import socket
 import threading
 import uuid
@@ -28,6 +29,9 @@ from jobs._console import LeaseHeld
 HEARTBEAT_S = 10.0
 # Several heartbeats may get lost on the way before a run is taken for dead.
 TTL_S = 60.0
+
+# Whatever else lies among the leases is none.
+_NAME = re.compile(r"([0-9]{6,12})\.json")
 
 log = logging.getLogger(__name__)
 
@@ -212,8 +216,8 @@ def _look(folder: str, now: datetime | None = None) -> _Found:
 
 
 def _highest(folder: str) -> int:
-    names = [info.uri.rsplit("/", 1)[1] for page in storage.pages(folder) for info in page]
-    return max((int(name.removesuffix(".json")) for name in names if name[0].isdigit()), default=0)
+    names = (info.uri.rsplit("/", 1)[1] for page in storage.pages(folder) for info in page)
+    return max((int(found[1]) for name in names if (found := _NAME.fullmatch(name))), default=0)
 
 
 def _uri(folder: str, number: int) -> str:

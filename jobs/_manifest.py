@@ -391,8 +391,16 @@ def survey(layout: Layout, source: Source, history: list[RunRecord], digest: str
 
 
 def read_part(layout: Layout, run_id: str, index: int) -> pa.Table:
-    """MANIFEST rows of one part. Raises FileNotFoundError."""
-    return pq.read_table(pa.BufferReader(storage.read(layout.manifest_part(run_id, index))))
+    """MANIFEST rows of one part. Raises FileNotFoundError, or FCDDError when it is none, or of another version."""
+    data = storage.read(uri := layout.manifest_part(run_id, index))
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        int(table.schema.metadata[b"source"])
+        return conform(table, MANIFEST).replace_schema_metadata(table.schema.metadata)
+    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise FCDDError(
+            f"{uri} is damaged, or of another version; delete {layout.staging(run_id)} and run the same command again"
+        ) from error
 
 
 def rows_of(table: pa.Table) -> list[ObjectInfo]:

@@ -178,7 +178,7 @@ class Database:
             "dead AS (SELECT image_uri, max(scored_at) since FROM gone GROUP BY image_uri), "
             "lost AS (SELECT image_uri, arg_max(image_etag, scored_at) image_etag, arg_max(run_id, scored_at) "
             f"last_run_id, max(scored_at) last_seen FROM known WHERE ({below}) AND image_uri NOT IN (SELECT image_uri "
-            "FROM spool) AND NOT EXISTS (SELECT 1 FROM closed WHERE starts_with(known.image_uri, folder)) "
+            "FROM spool) AND NOT EXISTS (SELECT 1 FROM closed WHERE starts_with(known.image_uri || '/', folder)) "
             "GROUP BY image_uri) SELECT image_uri, image_etag, last_run_id FROM lost LEFT JOIN dead USING "
             "(image_uri) WHERE since IS NULL OR last_seen > since ORDER BY image_uri"
         )

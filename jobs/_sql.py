@@ -6,6 +6,7 @@ settings and other SQL. So what is not known to only read the views is refused, 
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,6 +33,9 @@ _TABLE_FUNCTIONS = {
     *("duckdb_columns", "duckdb_functions", "duckdb_keywords", "duckdb_tables", "duckdb_types", "duckdb_views"),
 }
 _CATALOGUES = {"information_schema"}
+# What SHOW takes beside a table: nothing, for a SELECT of its own.
+_SHOWN = {"tables", "__show_tables_expanded"}
+_IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]*")
 # Settings name files and folders of this machine; the others change something, or wait.
 _NO_FUNCTIONS = {
     *("current_setting", "getvariable", "write_log", "sleep_ms", "pg_sleep", "setval", "nextval", "currval"),
@@ -49,7 +53,10 @@ def select_only(query: str, tables: Sequence[str]) -> str:
         raise ConfigError(f"expected one SELECT, got {' and '.join(kinds) or 'nothing'}: results are only read")
     text = str(statements[0].query).rstrip().rstrip(";")
     nodes = list(_walk(_tree(text)))
-    ctes = {str(node["key"]).lower() for node in nodes if "key" in node and "value" in node}
+    ctes = {str(node["key"]).lower() for node in nodes if isinstance(node.get("value"), dict) and "key" in node}
+    # A name that means something outside of its CTE, too, would lead there: DuckDB's scopes are not repeated here.
+    if taken := sorted(name for name in ctes if not _IDENTIFIER.fullmatch(name) or name in _internal()):
+        raise ConfigError(f"a part of the question cannot be called {taken[0]!r}; choose another name after WITH")
     for node in nodes:
         if refused := _refused(node, {*tables, *ctes}):
             raise ConfigError(f"{refused}: a question reads the tables {', '.join(tables)}, and nothing else")
@@ -67,6 +74,12 @@ def _tree(query: str) -> Any:
     if tree["error"]:
         raise ConfigError(f"this kind of SELECT cannot be checked: {tree['error_message']}")
     return tree
+
+
+@functools.cache
+def _internal() -> frozenset[str]:
+    """Names of DuckDB's own views."""
+    return frozenset(name for (name,) in _parser().cursor().execute("SELECT view_name FROM duckdb_views()").fetchall())
 
 
 @functools.cache
@@ -102,6 +115,9 @@ def _refused(node: dict[str, Any], tables: set[str]) -> str | None:
     if kind == "TABLE_FUNCTION":
         function = str(node["function"].get("function_name", "")).lower()
         return None if function in _TABLE_FUNCTIONS else f"the table function {function} is not allowed"
+    if kind == "SHOW_REF":
+        name = str(node["table_name"]).strip('"').lower()
+        return None if name in {"", *_SHOWN, *tables} else f"there is no table {name!r}"
     if kind == "BASE_TABLE":
         name, schema = str(node["table_name"]).lower(), str(node["schema_name"]).lower()
         allowed = schema in _CATALOGUES or (schema in ("", "main") and name in tables)

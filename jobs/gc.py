@@ -43,7 +43,8 @@ def collect(settings: GcSettings) -> None:
     """Remove, and say what."""
     layout = Layout(storage.normalize(settings.results))
     _runs.check_there(layout)
-    # Ages are differences of the store's own times: with a wrong clock here, what is new would look old.
+    # Ages are differences of the store's own times, which may be whole seconds: with a wrong clock here, what is new
+    # would look old.
     before = _lease.store_time(layout.leases()) - timedelta(days=settings.older_than_days)
     parts = [info for table in TABLES for info in _objects(f"{layout.results}/{table}")]
     staged = {run_id: _objects(layout.staging(run_id)) for run_id in _runs.staged(layout)}
@@ -56,17 +57,17 @@ def collect(settings: GcSettings) -> None:
         log.warning("published parts are left alone: a record that cannot be read may name them; see above")
         parts = []
     for run_id, objects in staged.items():
-        if run_id in committed or all(info.last_modified < before for info in objects):
+        if run_id in committed or all(info.last_modified <= before for info in objects):
             leftovers = [info for info in parts if _run_of(info.uri) == run_id and info.uri not in named]
             removed += _remove_run(layout, run_id, objects, leftovers, settings.dry_run)
     for info in parts:
-        if info.uri not in named and _run_of(info.uri) not in staged and info.last_modified < before:
+        if info.uri not in named and _run_of(info.uri) not in staged and info.last_modified <= before:
             removed += _remove([info], f"part that no record names: {info.uri}", settings.dry_run)
     collections = sorted({record.collection for record in records.values()})
     unused = [info for each in collections for info in _unused_masks(layout, each, before)]
     removed += _remove(unused, "masks that no label names", settings.dry_run)
     for folder in sorted({info.uri.rsplit("/", 1)[0] for info in _objects(layout.leases())}):
-        old = [info for info in _objects(folder) if info.last_modified < before]
+        old = [info for info in _objects(folder) if info.last_modified <= before]
         if old and _lease.state(folder) is None:
             removed += _remove(old, f"lease of nobody: {folder}", settings.dry_run)
     print(f"{'would remove' if settings.dry_run else 'removed'} {_size(removed)}")
@@ -80,7 +81,7 @@ def _unused_masks(layout: Layout, collection: str, before: datetime) -> list[Obj
         log.warning("the masks of collection %s are left alone: %s", collection, error)
         return []
     drawn = _objects(layout.masks(collection))
-    return [info for info in drawn if info.uri not in kept and info.last_modified < before]
+    return [info for info in drawn if info.uri not in kept and info.last_modified <= before]
 
 
 def _run_of(uri: str) -> str:

@@ -10,6 +10,7 @@ import datetime as dt
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pydantic import Field, SecretStr
@@ -105,31 +106,58 @@ def nightly(settings: NightlySettings) -> int:
             else:
                 _score_run.dry_run(_of_night(settings, night), any_bundle=True, may_be_empty=_dated(settings, night))
         return _console.DONE
-    undone, verdicts, unwritten, failures = list[int](), list[int](), list[str](), list[str]()
+    outcome = _Outcome()
     for night in nights:
         try:
-            record = _committed(settings, layout, night) or _score_run.score(
-                _of_night(settings, night), any_bundle=True, may_be_empty=_dated(settings, night)
-            )
-            code = _shown(settings, record)
-            verdicts.append(code)
-            failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
-            unwritten += _report_once(settings, layout, record)
-        except BundleError:
-            raise  # it would be the same for every night
-        except FCDDError as error:
+            _do(settings, layout, night, outcome)
+        except Exception as error:  # whatever is wrong with one night, the others are done
             if len(nights) == 1:
                 raise
-            print(f"error: {night}: {_console.sentence(error)}", file=sys.stderr)
-            undone.append(_console.code_of(error))
+            outcome.undone.append(_explained(night, error))
+            if isinstance(error, BundleError):
+                break  # it would be the same for every night
     for record in _waiting(settings, layout, nights):
         code, _ = verdict(settings, record)
-        failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
-    if failures:
-        raise NotTold(f"{'; '.join(failures)}; the same command tries again")
+        try:
+            outcome.failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
+        except FCDDError as error:
+            outcome.failures.append(f"run {record.run_id} is committed, but nobody could be told: {error}")
+    if outcome.failures:
+        raise NotTold(f"{'; '.join(outcome.failures)}; the same command tries again")
     # Nights that are not done come first. Whoever is told of a run, and its metrics, say what its verdict's code would.
-    found = [code for code in verdicts if code and settings.verdict_codes]
-    return min(undone or found, default=_console.FAILED if unwritten else _console.DONE)
+    found = [code for code in outcome.verdicts if code and settings.verdict_codes]
+    return min(outcome.undone or found, default=_console.FAILED if outcome.unwritten else _console.DONE)
+
+
+@dataclass
+class _Outcome:
+    """What came of several nights: codes of those that were not done, of verdicts, and who could not be told."""
+
+    undone: list[int] = field(default_factory=list)
+    verdicts: list[int] = field(default_factory=list)
+    unwritten: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def _do(settings: NightlySettings, layout: Layout, night: dt.date, outcome: _Outcome) -> None:
+    """Score one night, unless that is done, and tell of it."""
+    record = _committed(settings, layout, night) or _score_run.score(
+        _of_night(settings, night), any_bundle=True, may_be_empty=_dated(settings, night)
+    )
+    code = _shown(settings, record)
+    outcome.verdicts.append(code)
+    webhook, command = _secret(settings.webhook), _secret(settings.command)
+    outcome.failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
+    outcome.unwritten += _report_once(settings, layout, record)
+
+
+def _explained(night: dt.date, error: Exception) -> int:
+    """Say why a night was not done; its exit code."""
+    if not isinstance(error, FCDDError):
+        log.error("%s was not done", night, exc_info=error)
+        return _console.FAILED
+    print(f"error: {night}: {_console.sentence(error)}", file=sys.stderr)
+    return _console.code_of(error)
 
 
 def _shown(settings: NightlySettings, record: RunRecord) -> int:

@@ -251,7 +251,8 @@ class Results:
 
     def interrupt(self) -> None:
         """Stop whatever is being answered, from another thread; the answer ends with KeyboardInterrupt."""
-        self._database.interrupt()
+        if database := vars(self).get("_database"):
+            database.interrupt()
 
     def parts(self, table: str) -> list[Part]:
         """The published files of a table as the commit records name them. Raises ConfigError as `paths`."""

@@ -1,5 +1,6 @@
 """Which run of a night counts: interrupted, repeated, removed and damaged ones, and nights that fail beside others."""
 
+import datetime as dt
 import hashlib
 import json
 import math
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from fcdd import storage
 from fcdd.bundle import SPEC_FILE
-from jobs import _commit, _plans, _records, _runs, results
+from jobs import _commit, _plans, _records, _runs, _score_run, results
 from schemas import Layout, RunRecord
 from tests.line import Line, here
 
@@ -351,3 +353,79 @@ def test_a_record_is_read_back_before_it_is_written(line: Line) -> None:
     with pytest.raises(ValueError, match="threshold"):
         _records.write(layout_of(line), broken)
     assert not Path(line.results, "runs/x.json").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk", "half", "another version"])
+def test_a_damaged_manifest_of_one_night_is_a_sentence_and_does_not_stop_the_others(
+    line: Line, monkeypatch: pytest.MonkeyPatch, damage: bytes | str
+) -> None:
+    line.upload("nights/2026-11-01", 5, seed=1)
+    line.nightly(day=1, check=True)
+    for day in (2, 3):
+        line.upload(f"nights/2026-11-{day:02d}", 5, seed=day)
+    with monkeypatch.context() as patch:
+        patch.setattr(_commit, "commit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        line.nightly(day=2)
+    layout = layout_of(line)
+    [run_id] = _runs.staged(layout)
+    part = Path(layout.manifest_part(run_id, 0).removeprefix("file://"))
+    whole = part.read_bytes()
+    if damage == "another version":
+        pq.write_table(pq.read_table(part).replace_schema_metadata(None), part)
+    else:
+        part.write_bytes(whole[: len(whole) // 2] if isinstance(damage, str) else damage)
+    Path(layout.plan(run_id).removeprefix("file://")).unlink()
+    done = line.nightly("--catch-up", day=3)
+    assert done.returncode == 1
+    assert "is damaged, or of another version; delete" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [record.day.day for record in line.records()] == [1, 3]
+
+
+def test_whatever_is_wrong_with_one_night_the_others_are_done(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    line.upload("nights/2026-11-01", 5, seed=1)
+    line.nightly(day=1, check=True)
+    for day in (2, 3):
+        line.upload(f"nights/2026-11-{day:02d}", 5, seed=day)
+    score_night = _score_run.score
+
+    def broken(settings: Any, **options: Any) -> RunRecord:
+        if settings.date.day == 2:
+            raise RuntimeError("a fault of this program")
+        return score_night(settings, **options)
+
+    monkeypatch.setattr(_score_run, "score", broken)
+    done = line.nightly("--catch-up", day=3)
+    assert done.returncode == 1
+    assert "2026-11-02 was not done" in done.stderr
+    assert [record.day.day for record in line.records()] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "name", ["000001 (1).json", "000001.json.bak", "\u00b2.json", "9" * 30 + ".json", "now-x", ".json"]
+)
+def test_what_else_lies_among_the_leases_is_none(line: Line, name: str) -> None:
+    line.upload("nights/2026-11-01", 5, seed=1)
+    folder = layout_of(line).lease("c", dt.date(2026, 11, 1))
+    storage.write(f"{folder}/{name}", b"x")
+    score(line)
+    assert len(line.records()) == 1
+    here("gc", "--results", line.results, "--older-than-days", "0")
+
+
+def test_images_behind_a_link_that_leads_nowhere_are_not_taken_for_deleted(line: Line) -> None:
+    line.upload("real", 5, seed=1)
+    line.upload("camera", 5, seed=2)
+    Path(line.root, "all").mkdir()
+    for name in ("real", "camera"):
+        Path(line.root, "all", name).symlink_to(Path(line.root, name))
+    Path(line.root, "all", "one.png").symlink_to(Path(line.root, "camera/cam-0/000.png"))
+    line.nightly("--images", f"{line.root}/all", "--date", "today", check=True)
+    Path(line.root, "camera").rename(Path(line.root, "unmounted"))
+    listed = line.around(
+        *("score", "--bundle", f"{line.root}/bundle", "--images", f"{line.root}/all", "--since-last", "--workers", "0"),
+        *("--date", "2030-01-01"),
+    )
+    assert "deleted" not in listed.stdout
+    assert sum(record.num_deleted for record in line.records()) == 0
+    assert "2 by rule 'unreadable name'" in listed.stderr
