@@ -49,7 +49,7 @@ class BundleSpec(BaseModel):
     channels: Literal[1, 3]
     input_size: tuple[Side, Side]
     normalization: Normalization
-    gaussian_std: float = Field(gt=0, description="of the heatmap upsampling, in input pixels")
+    gaussian_std: float = Field(gt=0, le=65_535, description="of the heatmap upsampling, in input pixels")
     gaussian_extent: int | None = Field(None, ge=1, description="its extent in pixels; default: the receptive field")
     score: Score = Field(DEFAULT_SCORE, description="statistic of the map that is the anomaly score and is calibrated")
     calibration: Calibration

@@ -4,15 +4,16 @@ With n held-out nominal scores c, a new nominal image exchangeable with them has
 p = (1 + #{c >= s}) / (n + 1) <= alpha with probability at most alpha (Vovk et al., 2005; Bates et al., 2023).
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fcdd.errors import ConfigError
 
@@ -73,9 +74,24 @@ class Reference(BaseModel):
     num_images: int = Field(ge=1)
     scores: tuple[float, ...] = Field(min_length=1, description="every nominal anomaly score, ascending")
     statistics: dict[str, tuple[float, ...]] = Field(description="brightness, ...: values, or so many quantiles")
-    formats: dict[str, int] = Field(description="images of each file format")
+    formats: dict[str, Annotated[int, Field(ge=0)]] = Field(description="images of each file format")
     map_mean: tuple[tuple[float, ...], ...] = Field(description="average anomaly map")
     map_std: tuple[tuple[float, ...], ...] = Field(description="deviation of each cell between images")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """Distributions are searched by bisection, and maps compared cell by cell."""
+        if len(self.scores) != self.num_images:
+            raise ValueError(f"there are {len(self.scores)} scores of {self.num_images} images")
+        if set(self.statistics) != set(STATISTICS):
+            raise ValueError(f"expected the statistics {', '.join(STATISTICS)}, got {', '.join(self.statistics)}")
+        for name, values in (("scores", self.scores), *self.statistics.items()):
+            if not values or any(after < before for before, after in itertools.pairwise(values)):
+                raise ValueError(f"the {name} are not ascending, or there are none")
+        widths = {len(row) for row in (*self.map_mean, *self.map_std)}
+        if len(widths) != 1 or not min(widths) or len(self.map_mean) != len(self.map_std):
+            raise ValueError("the average map and its deviation are not two tables of one shape")
+        return self
 
     @classmethod
     def fit(cls, nominal: Nominal) -> Self:
@@ -100,7 +116,7 @@ class Calibration(BaseModel):
 
     alpha: float = Field(gt=0, lt=1, description="promised false-alarm rate of `threshold` and `map_threshold`")
     threshold: float = Field(description="an image is anomalous when its score is above this")
-    map_threshold: float = Field(description="map values above this make a region; display scale 0.5")
+    map_threshold: float = Field(ge=0, description="map values above this make a region; display scale 0.5")
     pooled: Reference = Field(description="all calibration images")
     group_pattern: str | None = Field(None, description="names an image's group; default: its first folder")
     decide_by_group: bool = Field(False, description="whether groups have thresholds and p-values of their own")

@@ -32,7 +32,7 @@ from PIL import Image
 
 from fcdd import decoder_process
 from fcdd.errors import FCDDError, ImageError, Reason
-from fcdd.images import DecodedImage, Limits, Mode
+from fcdd.images import FORMATS, DecodedImage, Limits, Mode
 
 # One image is decoded while the next waits in the pipe.
 _SLOTS = 2
@@ -202,12 +202,17 @@ class IsolatedDecoder:
         """Raises ImageError, _Died."""
         reply = self._reply(decoder_process.REPLY)
         width, height, frames, kind, is_faint, brightness, contrast, sharpness, hash_ = reply
+        kind = kind.rstrip(b"\0").decode(errors="replace")
+        counted = 0 < width * height <= self._limits.pixels and 1 <= frames <= self._limits.frames
+        # A decoder that was taken over must not be believed what would stop the run, or lie in a table as nonsense.
+        if not (counted and kind in FORMATS and all(0 <= each <= 255 for each in (brightness, contrast, sharpness))):
+            raise _Died("decoder_crash", "the decoder gave a reply that is none")
         return DecodedImage(
             pixels=self._pixels[slot].copy(),
             width=width,
             height=height,
             frames=frames,
-            format=kind.rstrip(b"\0").decode(errors="replace"),
+            format=kind,
             is_faint=is_faint,
             brightness=brightness,
             contrast=contrast,
@@ -218,8 +223,8 @@ class IsolatedDecoder:
     def _receive_picture(self, mode: Mode, within: tuple[int, int] | None) -> Image.Image:
         """Raises ImageError, _Died."""
         width, height = self._reply(decoder_process.PICTURE_REPLY)
-        most = within[0] * within[1] if within else self._limits.pixels
-        if not 0 < width * height <= most:
+        fits = within is None or (width <= within[0] and height <= within[1])
+        if not (fits and 0 < width * height <= self._limits.pixels):
             raise _Died("decoder_crash", f"the decoder replied with a picture of {width}x{height} pixels")
         kind = "RGB" if mode == "RGB" else "L"
         picture = Image.new(kind, (width, height))

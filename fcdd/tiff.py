@@ -273,7 +273,9 @@ def _levels(page: TiffPage) -> npt.NDArray[np.uint8]:
     """For each value of a sample its 8-bit level, (2**bits,), or the colour of the palette, (2**bits,3)."""
     values = 2 ** int(page.bitspersample)
     if page.photometric == _PALETTE:
-        return np.ascontiguousarray((np.asarray(page.colormap) >> 8).astype(np.uint8).T)
+        colours = np.asarray(page.colormap)
+        # Some writers put levels of 8 bits into the map, which is of 16; libtiff takes them as they are, too.
+        return np.ascontiguousarray((colours >> (8 if colours.max() > 255 else 0)).astype(np.uint8).T)
     levels = _scale(values, page.samplesperpixel)
     return levels[::-1] if page.photometric == _WHITE_IS_ZERO else levels
 

@@ -21,6 +21,7 @@ from fcdd.images import DecodedImage, Limits, Mode
 from fcdd.isolation import DecoderPool, IsolatedDecoder
 from fcdd.storage import ObjectInfo
 from jobs import _listing
+from jobs._locations import Locations
 
 # Enough to hide the latency of an object store (LIMITS: flat from 16 to 64).
 REQUESTS_IN_FLIGHT = 16
@@ -80,17 +81,20 @@ class Loaded:
     decode_seconds: float = 0.0
 
 
-def load_isolated(infos: Sequence[ObjectInfo], decoder: IsolatedDecoder, limits: Limits) -> Loaded:
+def load_isolated(
+    infos: Sequence[ObjectInfo], decoder: IsolatedDecoder, limits: Limits, allowed: Locations | None = None
+) -> Loaded:
     """Fetch and decode, many requests in flight, decoding apart from this process; never raises for a bad image.
 
-    Raises StoreUnavailable when the store fails again and again, and never succeeds.
+    What lies outside of `allowed` is not opened: manifests and tables are data. None: whatever was listed. Raises
+    StoreUnavailable when the store fails again and again, and never succeeds.
     """
     loaded = Loaded(list(infos), [Failure("fetch", ImageError("fetch_failed", "not tried"))] * len(infos))
     order: list[int] = []
 
     def readable() -> Iterator[bytes]:
         gone = 0
-        for index, (info, fetched) in enumerate(_fetch_ahead(infos, limits, loaded)):
+        for index, (info, fetched) in enumerate(_fetch_ahead(infos, limits, allowed, loaded)):
             loaded.infos[index] = info
             if isinstance(fetched, Failure):
                 loaded.results[index] = fetched
@@ -111,7 +115,9 @@ def load_isolated(infos: Sequence[ObjectInfo], decoder: IsolatedDecoder, limits:
     return loaded
 
 
-def _fetch_ahead(infos: Sequence[ObjectInfo], limits: Limits, loaded: Loaded) -> Iterator[Fetched]:
+def _fetch_ahead(
+    infos: Sequence[ObjectInfo], limits: Limits, allowed: Locations | None, loaded: Loaded
+) -> Iterator[Fetched]:
     """Fetched objects in order; not more than `_AHEAD` of them, or `_AHEAD_BYTES`, wait in memory."""
     waiting: deque[tuple[int, Future[Fetched]]] = deque()
     held = 0
@@ -121,7 +127,7 @@ def _fetch_ahead(infos: Sequence[ObjectInfo], limits: Limits, loaded: Loaded) ->
             while waiting and (len(waiting) >= _AHEAD or held + size > _AHEAD_BYTES):
                 held -= waiting[0][0]
                 yield _waited(waiting.popleft()[1], loaded)
-            waiting.append((size, _fetchers().submit(_fetch, info, limits)))
+            waiting.append((size, _fetchers().submit(_fetch, info, limits, allowed)))
             held += size
         while waiting:
             yield _waited(waiting.popleft()[1], loaded)
@@ -143,9 +149,11 @@ def _waited(future: "Future[Fetched]", loaded: Loaded) -> Fetched:
     return result
 
 
-def _fetch(info: ObjectInfo, limits: Limits) -> Fetched:
+def _fetch(info: ObjectInfo, limits: Limits, allowed: Locations | None) -> Fetched:
     stage = "list"
     try:
+        if allowed:
+            allowed.check(info.uri)
         if _listing.is_to_look_up(info.size):
             info = storage.stat_checked(info.uri)
         images.check_size(info.size, limits)

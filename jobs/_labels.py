@@ -3,6 +3,7 @@
 A label is of the image as it was looked at: where the file has an image_etag, one that was replaced since has none.
 """
 
+import csv
 import io
 import re
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from fcdd import storage
 from fcdd.errors import ConfigError
 
 NOMINAL, ANOMALOUS, NEITHER = 0, 1, -1
+_TEXTS = ("image_uri", "image_etag", "mask_uri")
 # Where `fcdd review` keeps its labels (`schemas.Layout.labels`).
 _OF_A_REVIEW = re.compile(r"/labels/collection=[^/]+/labels\.parquet$")
 # Joins labels (as `l`) with scores (as `s`).
@@ -91,11 +93,24 @@ def _read(location: str, what: str) -> tuple[str, pa.Table]:
     uri = storage.normalize(location)
     try:
         data = io.BytesIO(storage.read(uri))
-        return uri, pq.read_table(data) if uri.lower().endswith(".parquet") else pyarrow.csv.read_csv(data)
+        table = pq.read_table(data) if uri.lower().endswith(".parquet") else _read_csv(data)
+        names = [name.strip().lower() for name in table.column_names]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"{what} {uri} has columns of the same name: {', '.join(table.column_names)}")
+        return uri, table.rename_columns(names)
     except FileNotFoundError as error:
         raise ConfigError(f"{what} {uri} cannot be found") from error
     except pa.ArrowException as error:
         raise ConfigError(f"{what} {uri} cannot be read as CSV or Parquet: {error}") from error
+
+
+def _read_csv(data: io.BytesIO) -> pa.Table:
+    """A table whose names, ETags and locations are texts, also where they look like numbers (0x8DB9F1A2B3C4D5E)."""
+    text = io.TextIOWrapper(io.BytesIO(data.getvalue()), "utf-8-sig", errors="replace", newline="")
+    header = next(csv.reader(text), [])
+    kinds = {name: pa.string() for name in header if name.strip().lower() in _TEXTS}
+    options = pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=True)
+    return pyarrow.csv.read_csv(io.BytesIO(data.getvalue()), convert_options=options)
 
 
 def _select(uri: str, table: pa.Table, wanted: dict[str, str | int]) -> pa.Table:
@@ -117,7 +132,7 @@ def _select(uri: str, table: pa.Table, wanted: dict[str, str | int]) -> pa.Table
         raise ConfigError(f"{what}, in {uri}: {error}") from error
     if "image_etag" in columns:  # clients and inventories disagree about the quotes
         columns["image_etag"] = pa.array(
-            [storage.plain_etag(each) for each in columns["image_etag"].to_pylist()], pa.string()
+            [storage.plain_etag(each.strip()) for each in columns["image_etag"].to_pylist()], pa.string()
         )
     if "mask_uri" in columns:
         masks = columns["mask_uri"].to_pylist()

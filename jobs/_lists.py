@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import posixpath
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -31,6 +32,11 @@ _ETAG_NAMES, _SIZE_NAMES, _TIME_NAMES = (
 )
 _KNOWN = {_BUCKET, _KEY, *_URI_NAMES, *_ETAG_NAMES, *_SIZE_NAMES, *_TIME_NAMES, *_VERSION_NAMES}
 
+# What readers make of bytes and documents that are no list.
+_NOT_A_LIST = (
+    *(ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, EOFError),
+    *(csv.Error, gzip.BadGzipFile, zlib.error),
+)
 # One entry of a list, with whatever types it has there.
 Entry = dict[str, Any]
 
@@ -54,8 +60,9 @@ def entries(list_uri: str, base: str | None, *, must_be_known: bool = False) -> 
             if len(page) == _PAGE:
                 yield page
                 page = []
-    except (ValueError, csv.Error, gzip.BadGzipFile, EOFError) as error:
-        raise ConfigError(f"cannot read the list {storage.spelled(list_uri)}: {error}") from error
+    except _NOT_A_LIST as error:
+        what = f"{type(error).__name__}: {error}" if isinstance(error, (LookupError, TypeError)) else str(error)
+        raise ConfigError(f"cannot read the list {storage.spelled(list_uri)}: {what[:300]}") from error
     if page:
         yield page
 
@@ -106,9 +113,11 @@ def _info(entry: Entry, base: str | None, where: str, list_uri: str, must_be_kno
         return _listing.to_look_up(ObjectInfo(uri, "", 0, _EPOCH))
     try:
         moment = time if isinstance(time, datetime) else datetime.fromisoformat(str(time))
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        if not 0 <= int(size) < 2**63:
+            raise ValueError(f"a size of {size} bytes")
         return ObjectInfo(uri, storage.plain_etag(str(etag)), int(size), moment)
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(f"{where}: {error}") from error
 
 

@@ -28,7 +28,8 @@ class Locations:
         places = [storage.normalize(place) for place in given]
         local = storage.normalize(results).startswith("file:")
         for record in records:
-            found = [*record.images, *map(str, record.settings.get("images") or ())]
+            named = record.settings.get("images")
+            found = [*record.images, *(named if isinstance(named, list) and all(map(_is_text, named)) else ())]
             if record.settings.get("image_list"):
                 found += [place.rpartition("/")[0] for place in record.images]
             places += [place for place in map(storage.normalize, found) if local or not place.startswith("file:")]
@@ -37,7 +38,7 @@ class Locations:
     def hold(self, uri: str) -> bool:
         """Whether an image lies below one of the locations."""
         named = storage.normalize(uri) if uri.startswith("file:") else uri  # on a disk ".." leads elsewhere
-        return any(named.startswith(f"{place}/") for place in self.places)
+        return any(named.startswith(f"{place.rstrip('/')}/") for place in self.places)
 
     def check(self, uri: str) -> None:
         """Raises ImageError forbidden for an image that lies elsewhere."""
@@ -48,3 +49,7 @@ class Locations:
             "forbidden",
             f"it lies outside the locations of its run ({known}); to have it opened, add its location as --images",
         )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)

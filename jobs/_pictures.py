@@ -42,6 +42,12 @@ def folder(location: str) -> Path:
     return path
 
 
+def check_apart(location: str, locations: Locations) -> None:
+    """Raises ConfigError for pictures of ours below the images of a run: the next night would score them."""
+    if locations.hold(f"{storage.normalize(location)}/x"):
+        raise ConfigError(f"{location} lies below the images of the run, and would be scored; choose another place")
+
+
 def file_name(rank: int, of: int, uri: str) -> str:
     """Named by rank and a hash of the URI, since a key is never a path."""
     width = max(2, len(str(of)))

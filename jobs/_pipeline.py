@@ -26,6 +26,7 @@ from fcdd.images import DecodedImage, Limits
 from fcdd.isolation import IsolatedDecoder
 from fcdd.runtime import Runtime
 from jobs import _images, _manifest, _staging
+from jobs._locations import Locations
 from jobs._staging import Coverage
 from schemas import IDENTITY, MANIFEST, Layout
 from schemas.runs import ManifestPart
@@ -106,6 +107,7 @@ class FetchDecode:
     roots: tuple[str, ...]
     group_pattern: str | None
     attempt: str
+    allowed: Locations | None = None
 
     def __call__(self, shards: pa.Table) -> Iterator[pa.Table]:
         """One table per shard."""
@@ -116,7 +118,7 @@ class FetchDecode:
     def load(self, rows: pa.Table, shard: Shard) -> pa.Table:
         """Manifest rows of a shard, loaded."""
         decoder = _decoder(self.size, self.channels, self.limits, self.timeout_s)
-        loaded = _images.load_isolated(_manifest.rows_of(rows), decoder, self.limits)
+        loaded = _images.load_isolated(_manifest.rows_of(rows), decoder, self.limits, self.allowed)
         columns = _source_columns(rows["row_id"], loaded.infos)
         columns["position"] = pa.array(range(shard["start"], shard["stop"]), pa.int64())
         columns |= _failure_columns(loaded.results)

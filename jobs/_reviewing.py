@@ -4,7 +4,6 @@ Nothing else is ever written: not the images, not the scores.
 """
 
 import base64
-import binascii
 import functools
 import hashlib
 import io
@@ -190,7 +189,7 @@ def _decoded(mask: str) -> Image.Image:
     """Grey 0 or 255 of a painted PNG."""
     try:
         data = base64.b64decode(mask, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise BadDrawing("the mask is no PNG in base64") from error
     if not data.startswith(_PNG):
         raise BadDrawing("the mask is no PNG in base64")

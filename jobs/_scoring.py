@@ -27,6 +27,7 @@ from jobs import _commit, _console, _records, _runs
 from jobs import _pipeline as stages
 from jobs._decisions import Map
 from jobs._lease import Lease
+from jobs._locations import Locations
 from jobs._manifest import Listing, Source
 from jobs._pipeline import Shard
 from jobs._progress import Progress
@@ -60,6 +61,8 @@ class Job(NamedTuple):
     source: Source
     spec: BundleSpec
     weights: bytes
+    # Where the images of the run may lie; None: wherever the user's list says.
+    allowed: Locations | None
 
     @property
     def alpha(self) -> float:
@@ -100,7 +103,8 @@ def prepare(settings: ScoreSettings, *, any_bundle: bool = False, may_be_empty: 
     spec, weights = bundle.load(storage.normalize(settings.bundle))
     settings.runtime().check(spec.network)
     grouping.compile_pattern(spec.calibration.group_pattern)
-    job = Job(settings, layout, source, spec, weights)
+    allowed = None if source.list_uri else Locations(tuple(source.prefixes))
+    job = Job(settings, layout, source, spec, weights, allowed)
     Decider(spec.calibration, job.alpha)  # the calibration supports it
     return job
 
@@ -237,7 +241,7 @@ def receipts(job: Job, intent: Intent, shards: list[Shard], where: "Stages | Non
     limits, timeout_s = settings.limits(), settings.image_timeout_s
     named = (intent.roots, spec.calibration.group_pattern)
     fetch_decode = stages.FetchDecode(
-        job.layout.results, run_id, spec.input_size, spec.channels, limits, timeout_s, *named, attempt
+        job.layout.results, run_id, spec.input_size, spec.channels, limits, timeout_s, *named, attempt, job.allowed
     )
     stage_parts = stages.StageParts(job.layout.results, run_id, attempt)
     if where is None:

@@ -68,7 +68,8 @@ SECRET_OPTIONS = ("webhook", "command")
 def refuse_secrets(argv: Sequence[str], elsewhere: str = "") -> None:
     """Raises ConfigError for a secret on a command line; `elsewhere` says where the variable has to be instead."""
     for option in (word.partition("=")[0] for word in argv):
-        if option.startswith("--") and (name := option[2:]) in SECRET_OPTIONS:
+        # Options are taken in any case of their letters.
+        if option.startswith("--") and (name := option[2:].lower()) in SECRET_OPTIONS:
             raise ConfigError(
                 f"{option} may hold a secret, and others see a command line: give it as the variable "
                 f"FCDD_{name.upper()}{elsewhere}, or as {name} in a --config file that others cannot read"
@@ -130,7 +131,9 @@ class JobSettings(BaseSettings):
                 about = f": {field.description}" if field else ""
                 problems.append(f"{flag} is missing{about}")
             else:
-                got = "" if names and names[0] in SECRET_OPTIONS else f" (got {problem['input']!r})"
+                # The value of a name that is no option may be that of a secret one, misspelt.
+                hidden = problem["type"] == "extra_forbidden" or (names and names[0] in SECRET_OPTIONS)
+                got = "" if hidden else f" (got {problem['input']!r})"
                 problems.append(f"{flag}: {problem['msg'].removeprefix('Value error, ')}{got}")
         return "; ".join(problems)
 

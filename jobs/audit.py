@@ -63,10 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 @_views.readable()
 def audit(settings: AuditSettings) -> None:
     """Measure, print, draw."""
-    folder = _pictures.folder(settings.pictures) if settings.pictures else None
     records = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
     records = _runs.of_latest_bundle(records)
     record = records[-1]
+    locations = Locations.of(settings.results, records, settings.images)
+    if settings.pictures:
+        _pictures.check_apart(settings.pictures, locations)
+    folder = _pictures.folder(settings.pictures) if settings.pictures else None
     spec, _ = bundle.load(record.bundle)
     if spec.digest != record.bundle_digest:
         raise ConfigError(f"the bundle at {record.bundle} is not the one that run {record.run_id} used")
@@ -93,7 +96,6 @@ def audit(settings: AuditSettings) -> None:
     rows = connection.sql(
         f"SELECT {', '.join(IDENTITY)} FROM {source} WHERE NOT {kind} ORDER BY md5(image_uri) LIMIT {settings.sample}"
     ).fetchall()
-    locations = Locations.of(settings.results, records, settings.images)
     mean = _mean_image([info for row in rows if locations.hold((info := ObjectInfo(*row)).uri)], spec)
     mask = _object_mask(settings, mean, spec)
     found = {name: each.concentrations(mask) for name, each in kinds.items()}

@@ -68,9 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def show(settings: CompareSettings) -> None:
     """Print the comparison; save pictures if asked."""
-    folder = _pictures.folder(settings.pictures) if settings.pictures else None
     layout = Layout(storage.normalize(settings.results))
     a, b = (_runs.named(layout, run_id) for run_id in (settings.run_a, settings.run_b))
+    locations = Locations.of(layout.results, (a, b), settings.images)
+    if settings.pictures:
+        _pictures.check_apart(settings.pictures, locations)
+    folder = _pictures.folder(settings.pictures) if settings.pictures else None
     found = compare(settings, a, b)
     maps = {
         id(row): (row.pop("heatmap_a"), row.pop("heatmap_b")) for rows in (found.flips, found.movers) for row in rows
@@ -81,7 +84,6 @@ def show(settings: CompareSettings) -> None:
         _print(found, a, b)
     if folder:
         heatmaps, out = _pictures.Heatmaps(), sys.stderr if settings.output == "json" else sys.stdout
-        locations = Locations.of(layout.results, (a, b), settings.images)
         drawn = found.movers or found.flips  # another calibration moves nothing, and flips alarms
         for rank, row in enumerate(drawn, start=1):
             if picture := _pictures.original_or_warn(row, locations):

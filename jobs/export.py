@@ -65,6 +65,8 @@ def export(settings: ExportSettings) -> None:
     if settings.results is None:
         raise ConfigError("--results is missing: the location of the results")
     found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
+    if settings.format == "fiftyone":
+        _pictures.check_apart(settings.output, Locations.of(found.location, found.records))
     with _views.readable():
         (_coco if settings.format == "coco" else _fiftyone)(found, settings)
 

@@ -64,7 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw(settings: HeatmapSettings) -> None:
     """One file per image, named by rank, and index.csv, which says what each shows."""
-    folder = _pictures.folder(settings.output)
     found = (
         results.open_run(settings.results, settings.run)
         if settings.run
@@ -73,6 +72,8 @@ def draw(settings: HeatmapSettings) -> None:
     rows = chosen(found, settings)
     heatmaps, index = _pictures.Heatmaps(), []
     locations = Locations.of(found.location, found.records, settings.images)
+    _pictures.check_apart(settings.output, locations)
+    folder = _pictures.folder(settings.output)
     for rank, row in enumerate(rows, start=1):
         picture = _pictures.original_or_warn(row, locations)
         if picture is None:

@@ -236,7 +236,10 @@ class Results:
 
     def record_of(self, model_digest: str) -> RunRecord:
         """A run that was scored with this bundle."""
-        return next(record for record in reversed(self.records) if record.bundle_digest == model_digest)
+        for record in reversed(self.records):
+            if record.bundle_digest == model_digest:
+                return record
+        raise ConfigError(f"a row says that it was scored with bundle {model_digest[:12]!r}, and none of the runs was")
 
     def _table(self, table: str, columns: Sequence[str] | None) -> duckdb.DuckDBPyRelation:
         schema = _schema(table)

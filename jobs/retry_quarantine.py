@@ -14,6 +14,7 @@ from fcdd import storage
 from fcdd.errors import ConfigError
 from fcdd.storage import ObjectInfo
 from jobs import _console, _lease, _listing, _manifest, _parts, _plans, _records, _runs, _scoring
+from jobs._locations import Locations
 from jobs._manifest import Listing
 from jobs._score_settings import ScoreSettings
 from jobs._settings import FixedNight, JobSettings
@@ -44,6 +45,9 @@ class RetrySettings(JobSettings):
     collection: str = Field(description="name of the image collection")
     date: FixedNight = Field(description="night whose quarantine is tried again, YYYY-MM-DD")
     workers: int | None = Field(None, ge=0, description="as for `fcdd score`; 0: in this process, without Ray")
+    locations: list[str] = Field(
+        default_factory=list, description="further location whose images may be opened; the run's own always may"
+    )
     max_image_mb: float | None = Field(None, gt=0, description="as for `fcdd score`; default: the run's")
     max_megapixels: float | None = Field(None, gt=0, le=500, description="as for `fcdd score`; default: the run's")
     max_frames: int | None = Field(None, ge=1, le=2**31 - 1, description="as for `fcdd score`; default: the run's")
@@ -65,7 +69,8 @@ def retry(settings: RetrySettings) -> RunRecord:
         [before] = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
         if not before.num_quarantined:
             raise ConfigError(f"run {before.run_id} has no quarantined images; there is nothing to try again")
-        job = _scoring.prepare(_score_settings(settings, before))
+        locations = Locations.of(layout.results, (before,), settings.locations)
+        job = _scoring.prepare(_score_settings(settings, before))._replace(allowed=locations)
         if job.spec.digest != before.bundle_digest:
             raise ConfigError(f"the bundle at {before.bundle} is not the one that run {before.run_id} used")
         _records.check_free(layout, f"{before.run_id}-q")
@@ -80,7 +85,7 @@ def _score_settings(settings: RetrySettings, before: RunRecord) -> ScoreSettings
     """The options of the run that is retried, with those of this command."""
     kept = ScoreSettings.model_fields.keys() - _ITS_OWN
     options: dict[str, Any] = {name: value for name, value in before.settings.items() if name in kept}
-    own = settings.model_dump(exclude={"config"}, exclude_none=True)
+    own = settings.model_dump(exclude={"config", "locations"}, exclude_none=True)
     decided = {"bundle": before.bundle, "alpha": before.alpha, "fdr": before.fdr}
     # Everything that is left may stay unreadable: that is no reason to refuse what became readable.
     return ScoreSettings.of(options | own | decided | {"max_quarantine_share": 1.0})

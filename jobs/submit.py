@@ -115,7 +115,8 @@ def _address(settings: SubmitSettings) -> str:
 def _check_config(settings: SubmitSettings, arguments: list[str]) -> None:
     """Raises ConfigError for a configuration file that will not be where the job looks for it."""
     for before, word in zip(["", *arguments], arguments, strict=False):
-        value = word if before == "--config" else word.removeprefix("--config=") if "--config=" in word else None
+        name, equals, given = word.partition("=")
+        value = word if before.lower() == "--config" else given if equals and name.lower() == "--config" else None
         if value is None or Path(value).is_absolute():  # a file of the cluster's machines
             continue
         if settings.working_dir is None:

@@ -80,7 +80,14 @@ def show(settings: VerifySettings) -> None:
 def verify(settings: VerifySettings, record: RunRecord) -> Checked:
     """Raises NotAsPromised for the first thing that is wrong."""
     layout = Layout(storage.normalize(settings.results))
-    proof, chosen = Bitmap(record.num_listed), _Sample(settings.sample, settings.seed)
+    promised = sum(part.rows for part in (*record.scores, *record.quarantine))
+    if promised != record.num_listed:
+        raise NotAsPromised(f"run {record.run_id} listed {record.num_listed} images, and its parts have {promised}")
+    _parts.check(settings.results, record.parts())
+    try:
+        proof, chosen = Bitmap(record.num_listed), _Sample(settings.sample, settings.seed)
+    except MemoryError as error:
+        raise NotAsPromised(f"run {record.run_id} says that it has {record.num_listed} images") from error
     for table, parts, count in (
         ("scores", record.scores, record.num_scored),
         ("quarantine", record.quarantine, record.num_quarantined),

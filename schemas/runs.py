@@ -1,12 +1,22 @@
 """The records of a run: what it is to do, what it listed, and the commit record that makes it exist for readers."""
 
-from datetime import date
-from typing import Any, Literal
+from datetime import date, datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+
+
+def _in_reach(moment: datetime) -> datetime:
+    """Times are added to and compared, so those at the ends of the calendar are refused."""
+    if not 1970 <= moment.year <= 9000:
+        raise ValueError("expected a time from 1970 to 9000")
+    return moment
+
 
 # JSON has no NaN and no infinity, and times without a zone cannot be compared with others.
-_Time = AwareDatetime
+_Time = Annotated[AwareDatetime, AfterValidator(_in_reach)]
+# What the tables of records can hold.
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
 _PART = (
     r"^(scores|quarantine|deleted|drift)/collection=[a-z0-9][a-z0-9_-]*/date=\d{4}-\d{2}-\d{2}/run=[A-Za-z0-9_-]+/"
     r"[A-Za-z0-9_-]+\.parquet$"
@@ -21,8 +31,8 @@ class Part(_Record):
     """One published Parquet file; `path` is relative to the results location, and never leads out of it."""
 
     path: str = Field(pattern=_PART)
-    rows: int = Field(ge=0)
-    bytes: int = Field(ge=0)
+    rows: _Count
+    bytes: _Count
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -92,26 +102,26 @@ class RunRecord(_Record):
     supersedes: str | None
     started_at: _Time
     committed_at: _Time = Field(description="of the runs of a night that none superseded, the latest by this counts")
-    num_listed: int
-    num_scored: int
-    num_quarantined: int
-    num_anomalous: int
-    num_deleted: int
-    num_listed_twice: int
-    num_duplicates_dropped: int
-    num_bytes: int
-    skipped: dict[str, int]
-    quarantine_reasons: dict[str, int]
+    num_listed: _Count
+    num_scored: _Count
+    num_quarantined: _Count
+    num_anomalous: _Count
+    num_deleted: _Count
+    num_listed_twice: _Count
+    num_duplicates_dropped: _Count
+    num_bytes: _Count
+    skipped: dict[str, _Count]
+    quarantine_reasons: dict[str, _Count]
     manifest_digest: str
     threshold: float = Field(description="scores above it are anomalous, except in groups of their own")
     group_thresholds: dict[str, float] = Field(description="of groups that are judged by their own calibration")
     map_threshold: float
     alpha: float = Field(description="promised false-alarm rate of the alarms")
-    num_calibration: int
+    num_calibration: _Count
     smallest_p_value: float = Field(description="1 / (num_calibration + 1): no image can have less")
     fdr: float = Field(description="promised false-discovery rate of the list of images with p <= fdr_p_value")
     fdr_p_value: float = Field(description="the list's largest p-value; 0 for an empty list")
-    num_discoveries: int = Field(description="images on that list")
+    num_discoveries: _Count = Field(description="images on that list")
     drift: Drift
     images_per_second: float
     stage_seconds: dict[str, float]

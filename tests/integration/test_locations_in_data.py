@@ -114,3 +114,41 @@ def test_masks_that_were_not_drawn_in_a_review_are_not_opened(line: Line) -> Non
         check=False,
     )
     assert (done.returncode, "which is not below" in done.stderr) == (2, True)
+
+
+def test_a_retry_does_not_open_what_a_quarantine_names_elsewhere(line: Line) -> None:
+    line.upload("nights/2026-11-01", 10, seed=1)
+    for name in ("a", "b"):
+        storage.write(f"{line.root}/nights/2026-11-01/{name}.png", b"broken")
+    storage.write(f"{line.root}/private/secret.png", picture(7))
+    line.nightly(check=True)
+    [record] = line.records()
+    [part] = record.quarantine
+    path = Path(line.results, part.path)
+    table = pq.read_table(path, partitioning=None)
+    rows = sorted(table.to_pylist(), key=lambda row: row["image_uri"])
+    rows[0]["image_uri"] = f"file://{line.root}/private/secret.png"
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    data = path.read_bytes()
+    changed = part.model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    forged = record.model_copy(update={"quarantine": (changed,)})
+    Path(line.results, "runs", f"{record.run_id}.json").write_text(f"{forged.model_dump_json()}\n")
+    storage.write(f"{line.root}/nights/2026-11-01/b.png", picture(8))
+    line.around("retry-quarantine", "--date", "2026-11-01", "--workers", "0")
+    [after] = line.records()
+    assert (after.num_scored, after.num_quarantined, after.quarantine_reasons) == (11, 1, {"forbidden": 1})
+    line.around("retry-quarantine", "--date", "2026-11-01", "--workers", "0", "--locations", f"{line.root}/private")
+    [after] = line.records()
+    assert (after.num_scored, after.num_quarantined) == (12, 0)
+
+
+def test_pictures_are_not_put_where_the_next_night_would_score_them(line: Line) -> None:
+    line.upload("nights/2026-11-01", 10, seed=1, defects=2)
+    line.nightly(check=False)
+    below = f"{line.root}/nights/2026-11-01/pictures"
+    for verb, *options in (("heatmap", "--output", below), ("audit", "--pictures", below)):
+        done = line.around(verb, *options, check=False)
+        assert (done.returncode, "lies below the images of the run" in done.stderr) == (2, True)
+    done = line.around("export", "fiftyone", "--output", below, check=False)
+    assert (done.returncode, "lies below the images of the run" in done.stderr) == (2, True)
+    assert not Path(below).exists()

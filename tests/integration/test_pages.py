@@ -503,6 +503,7 @@ def test_only_our_own_page_may_label(nights: Line) -> None:  # noqa: F811
                 assert ask(address, f"/{kind}/{number}")[0] == 404
             assert ask(address, f"/label/{number}", body=verdict, **json_type)[0] == 404
         for nonsense in (
+            '{"label": 1, "mask": "\u00e9"}'.encode(),
             b"[" * 100_000,
             b'{"label": 1' + b"0" * 400 + b"}",
             b"\xff",

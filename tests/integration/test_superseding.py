@@ -7,6 +7,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,15 @@ FOREIGN = {
     "deep JSON": b"[" * 100_000,
     "a long number": b'{"version": 1' + b"0" * 400 + b"}",
     "not UTF-8": b"\xff\xfe\x00",
+    "a number that no table holds": "num_listed",
+    "a count that no table holds": "quarantine_reasons",
+    "a time at the end of the calendar": "committed_at",
 }
+
+
+def _edited(record: RunRecord, field: str) -> bytes:
+    values = {"num_listed": 10**30, "quarantine_reasons": {"x": 10**40}, "committed_at": "9999-12-31T23:59:59.999999Z"}
+    return json.dumps(record.model_dump(mode="json") | {field: values[field]}).encode()
 
 
 def test_an_object_among_the_records_that_is_none_costs_a_warning_and_nothing_else(line: Line) -> None:
@@ -211,7 +220,7 @@ def test_an_object_among_the_records_that_is_none_costs_a_warning_and_nothing_el
     [record] = line.records()
     text = record.model_dump_json()
     others = {
-        **FOREIGN,
+        **{name: _edited(record, value) if isinstance(value, str) else value for name, value in FOREIGN.items()},
         "NaN": text.replace(f'"threshold":{record.threshold!r}', '"threshold":NaN').encode(),
         "a time without a zone": text.replace('Z"', '"').encode(),
         "a part elsewhere": text.replace("scores/collection=c/", "scores/../../collection=c/").encode(),
@@ -251,6 +260,33 @@ def test_a_bundle_with_a_number_that_is_none_is_refused(line: Line, value: float
     assert "is not a bundle specification" in done.stderr
     assert "map_threshold" in done.stderr
     assert not Path(line.results).exists()
+
+
+NONSENSE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "scores that are not ascending": lambda c: c["pooled"]["scores"].reverse(),
+    "a statistic that is not ascending": lambda c: c["pooled"]["statistics"]["contrast"].reverse(),
+    "another number of images": lambda c: c["pooled"].update(num_images=10**9),
+    "a number that is none": lambda c: c["pooled"].update(num_images=10**30),
+    "a ragged map": lambda c: c["pooled"]["map_mean"][0].pop(),
+    "no statistics": lambda c: c["pooled"].update(statistics={}),
+    "an empty statistic": lambda c: c["pooled"]["statistics"].update(contrast=[]),
+    "formats less than none": lambda c: c["pooled"].update(formats={"PNG": -5}),
+    "a threshold below all": lambda c: c.update(map_threshold=-1),
+}
+
+
+@pytest.mark.parametrize("case", NONSENSE)
+def test_a_calibration_that_does_not_fit_together_is_refused(line: Line, case: str) -> None:
+    line.upload("nights/2026-11-01", 5, seed=1)
+    path = Path(line.root, "bundle", SPEC_FILE)
+    fields = json.loads(path.read_text())
+    del fields["digest"]
+    NONSENSE[case](fields["calibration"])
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    path.write_text(json.dumps({"digest": digest, **fields}))
+    done = line.nightly(check=False)
+    assert (done.returncode, "is not a bundle specification" in done.stderr) == (2, True)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("field", ["deep", "size", "number"])

@@ -329,3 +329,33 @@ def test_an_owner_that_is_killed_takes_the_decoder_with_it(tmp_path: Path) -> No
     except psutil.NoSuchProcess:
         return
     assert not psutil.pid_exists(child)
+
+
+LIAR = """
+import os, sys
+from fcdd import decoder_process as d
+nan = float("nan")
+requests = sys.stdin.buffer
+os.write(1, d.READY)
+while header := requests.read(d.REQUEST.size):
+    kind, _, width, height, length = d.REQUEST.unpack(header)
+    requests.read(length)
+    lie = {lie}
+    os.write(1, d.REPLY.pack(True, *lie, b"x" * 32, 0, 0) if kind == 0 else d.PICTURE_REPLY.pack(True, 10**6, 1, 0, 0))
+"""
+LIES = {
+    "a size beyond all limits": (2**32 - 1, 2**32 - 1, 1, b"PNG", False, 1.0, 1.0, 1.0),
+    "no size": (0, 7, 1, b"PNG", False, 1.0, 1.0, 1.0),
+    "frames beyond the limit": (10, 10, 2**32 - 1, b"PNG", False, 1.0, 1.0, 1.0),
+    "statistics that are no numbers": (10, 10, 1, b"PNG", False, float("nan"), 1.0, 1.0),
+    "statistics beyond their range": (10, 10, 1, b"PNG", False, 1.0, -1e38, 1.0),
+    "a format that is none": (10, 10, 1, b"\x1b[31mX\x07", False, 1.0, 1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_decoder_that_lies_is_taken_for_one_that_crashed(lie: str) -> None:
+    with IsolatedDecoder(SIZE, 3, command=("-c", LIAR.format(lie=LIES[lie]))) as decoder:
+        assert outcomes(list(decoder.decode_each([picture(1)]))) == ["decoder_crash"]
+        with pytest.raises(ImageError, match="decoder_crash"):
+            decoder.picture(picture(1), mode="RGB", within=(100, 100))

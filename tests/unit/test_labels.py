@@ -16,6 +16,7 @@ SAME = {
     "no ETags": "image_uri,label\ns3://b/a.png,1\ns3://b/b.png,0\n",
     "an empty column": "image_uri,label,image_etag,mask_uri\ns3://b/a.png,1,,\ns3://b/b.png,0,,\n",
     "a column that is empty for some": 'image_uri,label,image_etag\ns3://b/a.png,1,\ns3://b/b.png,0,"""x"""\n',
+    "blanks and capitals in the header": " image_uri , Label\ns3://b/a.png,1\ns3://b/b.png,0\n",
     "a byte order mark": "\ufeffimage_uri,label\ns3://b/a.png,1\ns3://b/b.png,0\n",
 }
 
@@ -72,3 +73,16 @@ def test_a_file_that_is_not_local_names_no_local_file_that_will_be_opened(s3: Lo
     assert _labels.read_decided(f"{prefix}/image.parquet").num_rows == 2  # who only compares names opens nothing
     with pytest.raises(ConfigError, match=r"names the local file file:///etc/a\.png"):
         _labels.read_decided(f"{prefix}/image.parquet", opened=True)
+
+
+@pytest.mark.parametrize("etag", ["0x8DB9F1A2B3C4D5E", "12345678", "1e5", '"""0x8DB9F1A2B3C4D5E"""', " 0x1 "])
+def test_an_etag_that_looks_like_a_number_is_the_text_that_it_is(tmp_path: Path, etag: str) -> None:
+    (tmp_path / "x.csv").write_text(f"image_uri,label,image_etag\ns3://b/a.png,1,{etag}\ns3://b/b.png,0,\n")
+    [found] = _labels.read_anomalies(str(tmp_path / "x.csv"))
+    assert found.etag == etag.strip().strip('"')
+
+
+def test_columns_that_differ_in_capitals_only_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("image_uri,label,Label\ns3://b/a.png,1,0\n")
+    with pytest.raises(ConfigError, match="columns of the same name"):
+        _labels.read(str(tmp_path / "x.csv"))

@@ -7,6 +7,7 @@ from fcdd.errors import ConfigError
 from jobs import _train_checks
 from jobs._settings import height_and_width
 from jobs._train_settings import TrainSettings, with_preset
+from jobs.nightly import NightlySettings
 from jobs.score import ScoreSettings
 
 REQUIRED = ["--images", "in", "--bundle", "out"]
@@ -115,3 +116,17 @@ def test_an_option_without_an_effect_is_said(
 def test_an_unknown_anomaly_is_refused_with_the_choice() -> None:
     with pytest.raises(ConfigError, match="--anomalies: choose one of: mixed, defects, cutpaste, perlin, confetti"):
         TrainSettings.parse(["--images", "x", "--bundle", "y", "--anomalies", "confeti"])
+
+
+@pytest.mark.parametrize("option", ["--webhook", "--WEBHOOK", "--Webhook=x", "--COMMAND"])
+def test_a_secret_is_refused_on_a_command_line_whatever_its_letters(option: str) -> None:
+    with pytest.raises(ConfigError, match="may hold a secret") as refused:
+        NightlySettings.parse(["--images", "x", option, "https://hooks/canary-secret"])
+    assert "canary" not in str(refused.value)
+
+
+def test_the_value_of_a_misspelt_option_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "f.toml").write_text('[nightly]\nweb_hook = "https://hooks/canary-secret"\n')
+    with pytest.raises(ConfigError, match="--web-hook: Extra inputs") as refused:
+        NightlySettings.parse(["--config", str(tmp_path / "f.toml")])
+    assert "canary" not in str(refused.value)

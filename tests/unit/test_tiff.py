@@ -241,3 +241,11 @@ def test_tifffile_writes_what_is_read() -> None:
         stored = np.moveaxis(colours, 2, 0) if "planarconfig" in options else colours
         tifffile.imwrite(sink, stored, photometric="rgb", **options)  # type: ignore[arg-type]
         np.testing.assert_array_equal(shown(sink.getvalue()), (colours >> 8).astype(np.uint8))
+
+
+def test_a_palette_of_eight_bit_levels_is_taken_as_it_is() -> None:
+    """Some writers forget that the map is of 16 bits; libtiff takes it so, too."""
+    samples, colours = smooth(8, 1), palette(8)
+    right = images.decode_full(tiffs.write(samples, Form(photometric=PALETTE, palette=colours)))
+    small = images.decode_full(tiffs.write(samples, Form(photometric=PALETTE, palette=colours >> 8)))
+    np.testing.assert_array_equal(np.asarray(small), np.asarray(right))
