@@ -96,20 +96,28 @@ def _without_condition() -> None:
 def _without_order() -> None:
     """The record first, the parts afterwards."""
     from fcdd import storage
-    from jobs import _commit, _parts
+    from jobs import _parts, _records
 
     late: dict[str, bytes] = {}
     write, create = storage.write, storage.create
 
     class Late:
+        """Keeps the parts back."""
+
         def __getattr__(self, name: str) -> Any:
             return getattr(storage, name)
 
-        def write(self, uri: str, data: bytes) -> None:
+        def create(self, uri: str, data: bytes) -> None:
             late[uri] = data
 
         def read(self, uri: str) -> bytes:
             return late.get(uri) or storage.read(uri)
+
+    class First:
+        """Writes the record, then the parts."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(storage, name)
 
         def create(self, uri: str, data: bytes) -> None:
             create(uri, data)
@@ -117,7 +125,7 @@ def _without_order() -> None:
             for part, content in late.items():
                 write(part, content)
 
-    _commit.storage = _parts.storage = Late()  # type: ignore[assignment]
+    _parts.storage, _records.storage = Late(), First()  # type: ignore[attr-defined, assignment]
 
 
 def _without_retries() -> None:

@@ -149,10 +149,10 @@ def test_submitted_jobs_are_stopped_finished_and_end_with_their_own_exit_code(
     layout = Layout(place.results)
     assert _runs.records(layout, "c") == []
     # It was told politely, and gives its lease back: the next one need not wait until that is old.
-    deadline = time.monotonic() + 15
-    while _lease.state(layout.lease("c", dt.date.fromisoformat(NIGHT))) and time.monotonic() < deadline:
+    deadline, lease = time.monotonic() + 15, layout.lease("c", dt.date.fromisoformat(NIGHT))
+    while _lease.state(lease) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not any(page for page in storage.pages(layout.leases()))
+    assert _lease.state(lease) is None
     assert "interrupted; the same command" in ray("job", "logs", "stopped").stdout
 
     again = fcdd("submit", "--submission-id", "stopped", "score", *options, check=False)
