@@ -53,7 +53,11 @@ class Disk:
         return info, _pieces(number, info)
 
     def put(self, key: str, data: bytes) -> str:
-        """Replace a file as a whole."""
+        """Replace a file as a whole; a device or a pipe, like /dev/null, stays what it is and is written into."""
+        if os.path.exists(key) and not (os.path.isfile(key) or os.path.isdir(key)):
+            with open(key, "wb") as stream:
+                stream.write(data)
+            return ""
         with _written(key, data) as unfinished:
             os.replace(unfinished, key)
         return ""

@@ -14,18 +14,23 @@ from fcdd.errors import ConfigError
 def appearing(location: str) -> Iterator[Path]:
     """A path to write a file or a folder to, which gets its name when all is written; nothing is left of a failure.
 
-    Raises ConfigError when it is no local path, or cannot be written; a folder must not be there, or be empty.
+    A device or a pipe, like /dev/null, stays what it is and is written into. Raises ConfigError when it is no local
+    path, or cannot be written; a folder must not be there, or be empty.
     """
     if "://" in location:
         raise ConfigError(f"expected a local path, got {location!r}")
     path = Path(location).expanduser()
     if path.is_dir() and any(path.iterdir()):
         raise ConfigError(f"{path} is there and not empty; choose another place")
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
+    target = path.resolve()  # what a link leads to is replaced, not the link
+    unfinished = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
-        os.replace(unfinished, path)
+        os.replace(unfinished, target)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
     finally:

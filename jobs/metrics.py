@@ -69,6 +69,7 @@ class Records:
     def __init__(self, layout: Layout, collection: str | None) -> None:
         self._layout, self._collection = layout, collection
         self._known: dict[str, RunRecord] = {}
+        self._num_left_out = 0
         self._lock = threading.Lock()
 
     def collect(self) -> Iterator[Any]:
@@ -83,6 +84,8 @@ class Records:
             readable = 0
             log.error("the records cannot be read: %s", error)
         yield GaugeMetricFamily("fcdd_results_readable", "whether the records could be read just now", value=readable)
+        strange = "objects among the records that are none, or of a later version; the log names them"
+        yield GaugeMetricFamily("fcdd_records_left_out", strange, value=self._num_left_out)
         # Oldest night first, so each collection is left with its latest one.
         latest = {record.collection: record for record in _runs.current(list(self._known.values()))}
         told = [record for name, record in latest.items() if self._collection in (None, name)]
@@ -100,6 +103,7 @@ class Records:
         self._known |= _runs.read(new)
         # Who takes a record away wants the run not to count.
         self._known = {uri: self._known[uri] for uri in there if uri in self._known}
+        self._num_left_out = len(there) - len(self._known)
 
 
 def _midnight(record: RunRecord) -> float:

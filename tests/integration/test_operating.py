@@ -189,11 +189,17 @@ def test_the_page_follows_the_records_and_outlives_what_cannot_be_read(line: Lin
                 time.sleep(0.1)
         raise AssertionError("nobody listens")
 
-    assert scrape() == {("fcdd_results_readable",): 1}
+    assert scrape() == {("fcdd_results_readable",): 1, ("fcdd_records_left_out",): 0}
     line.nightly(day=1)
     night = ("fcdd_last_night_timestamp_seconds", "c")
     assert night in (seen := scrape())
     storage.write(Layout(line.results).record("20261102-abc"), b"{}")  # of a later version, say
+    strange = scrape()
+    assert (strange["fcdd_results_readable",], strange["fcdd_records_left_out",]) == (1, 1)
+    assert strange[night] == seen[night]
+    runs = Path(line.results) / "runs"
+    runs.rename(runs.with_name("away"))
+    runs.symlink_to(runs)  # a disk that cannot be read
     gone = scrape()
     assert gone["fcdd_results_readable",] == 0
     assert gone[night] == seen[night]

@@ -1,5 +1,6 @@
 """What `fcdd score` and the commands around it promise, by the real commands; without Ray where it changes nothing."""
 
+import datetime as dt
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from PIL import Image
 from fcdd import storage
 from jobs import _parts, _runs
 from schemas import Layout, RunRecord
+from schemas.runs import Intent
 from tests.conftest import Fcdd
 from tests.faults.harness import encoded
 from tests.line import here
@@ -276,7 +278,7 @@ def test_verify_finds_what_is_wrong(place: Place) -> None:
         content = sink.getvalue().to_pybytes()
         storage.write(uri, content)
         new = part.model_copy(
-            update={"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "rows": changed.num_rows}
+            update={"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "rows": NUM_IMAGES}
         )
         altered = record.model_copy(update={"scores": (new,)})
         storage.write(Layout(place.results).record(record.run_id), altered.model_dump_json().encode())
@@ -298,15 +300,27 @@ def test_gc_removes_what_the_dead_left_and_nothing_that_is_named(place: Place) -
     layout = Layout(place.results)
     record = place.record()
     # A run that died while it was published, long ago: staging and an unnamed part.
-    storage.write(layout.intent("dead"), b"{}")
+    dead = Intent(
+        run_id="dead",
+        collection="c",
+        day=dt.date(2026, 11, 1),
+        images=(place.images,),
+        selection={},
+        bundle="b",
+        bundle_digest="d",
+        alpha=0.01,
+        fdr=0.1,
+        started_at=dt.datetime(2026, 11, 1, tzinfo=dt.UTC),
+    )
+    storage.write(layout.intent("dead"), dead.model_dump_json().encode())
     storage.write(f"{place.results}/scores/collection=c/date=2026-11-01/run=dead/part-0.parquet", b"x")
     storage.write(f"{place.results}/scores/collection=c/date=2026-11-01/run=older/part-0.parquet", b"x")
     kept = here("gc", "--results", place.results).stdout
     assert "removed 0 objects" in kept
     planned = here("gc", "--results", place.results, "--older-than-days", "0", "--dry-run").stdout
-    assert "would remove 3 objects" in planned
+    assert "would remove 4 objects" in planned  # with the mark of a lease that nobody holds
     assert storage.exists(layout.intent("dead"))
-    assert "removed 3 objects" in here("gc", "--results", place.results, "--older-than-days", "0").stdout
+    assert "removed 4 objects" in here("gc", "--results", place.results, "--older-than-days", "0").stdout
     assert not storage.exists(layout.intent("dead"))
     assert place.record() == record
     assert len(place.rows("scores")) == NUM_IMAGES

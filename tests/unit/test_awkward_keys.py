@@ -206,7 +206,7 @@ def test_files_that_no_table_can_name_and_links_that_lead_back_are_one_entry_eac
     assert set(readable) == {"a/good.png", "a/line\nbreak \x1b.png", "other.png"}
     assert storage.read_checked(readable["a/line\nbreak \x1b.png"]) == b"2"
     unreadable = sorted(info.uri.removeprefix(root) for info in found if isinstance(info, Unreadable))
-    assert unreadable == ["a/\\xff.png", "a/up/", "b\\xff", "self"]
+    assert unreadable == ["a/\\xff.png", "a/up/", "b\\xff", "gone.png/", "self"]
     for nothing in ("pipe.png", "a", "other.png/below.png", "nul\x00.png"):
         with pytest.raises(ImageError, match="vanished"):
             storage.stat_checked(f"{root}{nothing}")

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from fcdd import storage
 from fcdd.errors import ConfigError, ImageError
 from fcdd.storage import ObjectInfo
+from jobs import _files
 
 
 def listed(uri: str) -> list[ObjectInfo]:
@@ -144,3 +146,34 @@ def test_storage_problems_are_one_sentence_with_a_remedy(
                 assert "\n" not in str(caught.value)
                 assert "wrong" not in str(caught.value)
         storage._store.cache_clear()
+
+
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_a_device_or_a_pipe_stays_what_it_is_and_is_written_into(tmp_path: Path, through_a_link: bool) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDWR)
+    named = pipe
+    if through_a_link:
+        named = tmp_path / "link"
+        named.symlink_to(pipe)
+    try:
+        storage.write(f"file://{named}", b"an object")
+        assert os.read(reading, 99) == b"an object"
+        with _files.appearing(str(named)) as path:
+            path.write_bytes(b"a file")
+        assert os.read(reading, 99) == b"a file"
+    finally:
+        os.close(reading)
+    assert pipe.is_fifo()
+    assert named.is_symlink() == through_a_link
+
+
+def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for text in ("first", "second"):
+        with _files.appearing(str(tmp_path / "link")) as path:
+            path.write_text(text)
+        assert (tmp_path / "file").read_text() == text
+    assert (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
