@@ -25,7 +25,7 @@ def appearing(location: str) -> Iterator[Path]:
     if path.exists() and not (path.is_file() or path.is_dir()):
         yield path
         return
-    target = path.resolve()  # what a link leads to is replaced, not the link
+    target = Path(os.path.realpath(path))  # what a link leads to is replaced, not the link
     unfinished = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
