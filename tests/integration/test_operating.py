@@ -171,7 +171,8 @@ def test_the_latest_night_is_told_from_its_record(line: Line) -> None:
     verdicts = {verdict: told["fcdd_last_run_drift", "c", verdict] for verdict in ("ok", "watch", "drifted")}
     assert verdicts == {verdict: float(verdict == record.drift.verdict) for verdict in verdicts}
     assert page(here("metrics", "--results", line.results, "--collection", "other", "--once").stdout) == {
-        ("fcdd_results_readable",): 1
+        ("fcdd_results_readable",): 1,
+        ("fcdd_records_left_out",): 0,
     }
 
 
