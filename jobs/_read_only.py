@@ -1,5 +1,7 @@
 """The file system under DuckDB: it opens files of the results to read, and does nothing else whatever it is asked."""
 
+import io
+import threading
 from typing import Any, NoReturn
 
 from fcdd import storage
@@ -34,10 +36,10 @@ class ReadOnly(AbstractFileSystem):  # type: ignore[misc]
         return rest if self._scheme == "file" else f"{self._scheme}://{rest}"
 
     def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-        """A file to read."""
+        """A file to read, by many threads at once."""
         if mode != "rb":
             self._refuse()
-        return self._files.open(self._inner(path), "rb", **options)
+        return _SharedFile(self._files.open(self._inner(path), "rb", **options))
 
     def glob(self, path: str, **_: Any) -> list[str]:
         """The one file of that name, whatever signs are in it."""
@@ -60,3 +62,41 @@ class ReadOnly(AbstractFileSystem):  # type: ignore[misc]
 
     mkdir = makedirs = rmdir = rm = rm_file = _rm = mv = cp_file = copy = touch = put_file = pipe_file = _refuse
     created = sign = _refuse
+
+
+class _SharedFile(io.RawIOBase):
+    """A file whose every thread has a position of its own.
+
+    DuckDB's threads share one handle of a file: each calls seek, then read, and another thread's seek may come between.
+    """
+
+    def __init__(self, file: Any) -> None:
+        super().__init__()
+        self._file, self._lock, self._thread = file, threading.Lock(), threading.local()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(getattr(self._thread, "position", 0))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with self._lock:
+            if whence == io.SEEK_CUR:
+                offset, whence = self.tell() + offset, io.SEEK_SET
+            self._thread.position = int(self._file.seek(offset, whence))
+        return self.tell()
+
+    def read(self, size: int | None = -1) -> bytes:
+        with self._lock:
+            self._file.seek(self.tell())
+            data = bytes(self._file.read(-1 if size is None else size))
+            self._thread.position = self.tell() + len(data)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -1,4 +1,6 @@
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from fcdd import storage
 from fcdd.errors import ConfigError, ImageError
 from fcdd.storage import ObjectInfo
 from jobs import _files
+from jobs._read_only import ReadOnly, path
 
 
 def listed(uri: str) -> list[ObjectInfo]:
@@ -160,8 +163,8 @@ def test_a_device_or_a_pipe_stays_what_it_is_and_is_written_into(tmp_path: Path,
     try:
         storage.write(f"file://{named}", b"an object")
         assert os.read(reading, 99) == b"an object"
-        with _files.appearing(str(named)) as path:
-            path.write_bytes(b"a file")
+        with _files.appearing(str(named)) as named_path:
+            named_path.write_bytes(b"a file")
         assert os.read(reading, 99) == b"a file"
     finally:
         os.close(reading)
@@ -172,8 +175,28 @@ def test_a_device_or_a_pipe_stays_what_it_is_and_is_written_into(tmp_path: Path,
 def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "file")
     for text in ("first", "second"):
-        with _files.appearing(str(tmp_path / "link")) as path:
-            path.write_text(text)
+        with _files.appearing(str(tmp_path / "link")) as written:
+            written.write_text(text)
         assert (tmp_path / "file").read_text() == text
     assert (tmp_path / "link").is_symlink()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_threads_that_share_a_handle_read_what_they_asked_for(place: str) -> None:
+    """As DuckDB's threads do, which call seek, then read."""
+    content = bytes(range(256)) * 400
+    storage.write(f"{place}/part", content)
+    with ReadOnly(place).open(path(f"{place}/part")) as file:
+
+        def wrong(start: int) -> int:
+            count = 0
+            for position in range(start, len(content) - 99, 7919):
+                file.seek(position)
+                time.sleep(0.0005)
+                count += file.read(99) != content[position : position + 99]
+            return count
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(wrong, range(40))) == 0
+        file.seek(-3, os.SEEK_END)
+        assert (file.read(), file.tell()) == (content[-3:], len(content))
