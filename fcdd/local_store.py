@@ -54,7 +54,7 @@ class Disk:
 
     def put(self, key: str, data: bytes) -> str:
         """Replace a file as a whole; a device or a pipe, like /dev/null, stays what it is and is written into."""
-        if os.path.exists(key) and not (os.path.isfile(key) or os.path.isdir(key)):
+        if is_stream(key):
             with open(key, "wb") as stream:
                 stream.write(data)
             return ""
@@ -107,6 +107,11 @@ class Disk:
     def is_encrypted(self, key: str) -> bool:
         """Its ETags are never MD5s, and never look like one."""
         return False
+
+
+def is_stream(path: str) -> bool:
+    """Whether a device, a pipe or a socket is there: something that content is written into, and that has no whole."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 def _walk(root: str) -> Iterator[ObjectInfo]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fcdd import local_store
 from fcdd.errors import ConfigError
 
 
@@ -22,8 +23,11 @@ def appearing(location: str) -> Iterator[Path]:
     path = Path(location).expanduser()
     if path.is_dir() and any(path.iterdir()):
         raise ConfigError(f"{path} is there and not empty; choose another place")
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        yield path
+    if local_store.is_stream(str(path)):
+        try:
+            yield path
+        except OSError as error:
+            raise _cannot_write(path, error) from error
         return
     target = Path(os.path.realpath(path))  # what a link leads to is replaced, not the link
     unfinished = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -32,8 +36,12 @@ def appearing(location: str) -> Iterator[Path]:
         yield unfinished
         os.replace(unfinished, target)
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+        raise _cannot_write(path, error) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         with suppress(OSError):
             unfinished.unlink()
+
+
+def _cannot_write(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place")
