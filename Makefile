@@ -24,7 +24,7 @@ browser:
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	echo "note: there is no chromium, so the tests in a browser are skipped; install Debian's package chromium to run them"
 
-test: browser $(VENV)/test.installed  ## set everything up and run the tests (about 20 minutes on two cores)
+test: browser $(VENV)/test.installed  ## set everything up and run the tests (20 to 25 minutes on two busy cores)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not chaos"
 
 test-slow: browser $(VENV)/test.installed  ## the tests that `make test` leaves out

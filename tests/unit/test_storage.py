@@ -174,9 +174,12 @@ def test_a_device_or_a_pipe_stays_what_it_is_and_is_written_into(tmp_path: Path,
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full, on Linux only")
 def test_a_device_that_is_full_is_one_sentence() -> None:
-    with pytest.raises(ConfigError, match="cannot write /dev/full: No space left"):
-        with _files.appearing("/dev/full") as path, path.open("wb", buffering=0) as file:
-            file.write(b"x")
+    with (
+        pytest.raises(ConfigError, match="cannot write /dev/full: No space left"),
+        _files.appearing("/dev/full") as path,
+        path.open("wb", buffering=0) as file,
+    ):
+        file.write(b"x")
 
 
 def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
