@@ -64,7 +64,7 @@ def finish(
         calibration=calibration,
         calibrated_on=root,
         training=TrainingRecord(
-            images=storage.normalize(settings.images),
+            images=root,
             num_training=progress.num_images,
             num_calibration=len(held_out.pixels),
             data_digest=_listing.digest(infos),
