@@ -48,6 +48,7 @@ def collect(settings: GcSettings) -> None:
     before = _lease.store_time(layout.leases()) - timedelta(days=settings.older_than_days)
     parts = [info for table in TABLES for info in _objects(f"{layout.results}/{table}")]
     staged = {run_id: _objects(layout.staging(run_id)) for run_id in _runs.staged(layout)}
+    leases = _objects(layout.leases())  # before this process takes some itself
     there = _runs.uris(layout)
     records = _runs.read(there)
     committed = {record.run_id for record in records.values()}
@@ -66,8 +67,8 @@ def collect(settings: GcSettings) -> None:
     collections = sorted({record.collection for record in records.values()})
     unused = [info for each in collections for info in _unused_masks(layout, each, before)]
     removed += _remove(unused, "masks that no label names", settings.dry_run)
-    for folder in sorted({info.uri.rsplit("/", 1)[0] for info in _objects(layout.leases())}):
-        old = [info for info in _objects(folder) if info.last_modified <= before]
+    for folder in sorted({info.uri.rsplit("/", 1)[0] for info in leases}):
+        old = [info for info in leases if info.uri.rsplit("/", 1)[0] == folder and info.last_modified <= before]
         if old and _lease.state(folder) is None:
             removed += _remove(old, f"lease of nobody: {folder}", settings.dry_run)
     print(f"{'would remove' if settings.dry_run else 'removed'} {_size(removed)}")

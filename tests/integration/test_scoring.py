@@ -403,13 +403,13 @@ SITECUSTOMIZE = """
 import sys
 if "fcdd.decoder_process" in " ".join(sys.orig_argv):
     import os, signal
-    from PIL import Image
-    opened = Image.open
-    def sabotaged(file, *rest, **options):
-        if file.getvalue().endswith(b"CRASH"):
+    from PIL.PngImagePlugin import PngImageFile
+    opened = PngImageFile._open
+    def sabotaged(self):
+        if self.fp.getvalue().endswith(b"CRASH"):
             os.kill(os.getpid(), signal.SIGSEGV)
-        return opened(file, *rest, **options)
-    Image.open = sabotaged
+        opened(self)
+    PngImageFile._open = sabotaged
 """
 
 
