@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from fcdd import storage
 from fcdd.calibration import Calibration
 from fcdd.errors import FCDDError
-from jobs import _decisions, _manifest, _parts, _plans, _records, _staging
-from jobs._console import TooManyBadImages
+from jobs import _decisions, _manifest, _parts, _plans, _runs, _staging
 from jobs._decisions import Map
+from jobs._errors import TooManyBadImages
 from jobs._staging import Bitmap, Coverage, Staged
 from schemas import DELETED, Layout, Part, RunRecord, conform
 from schemas.runs import Intent, ManifestPart, Plan
@@ -132,11 +132,11 @@ def commit(
     if record.num_scored + record.num_quarantined != record.num_listed:
         raise IncompleteRun(f"{record.num_listed} listed, but {record.num_scored} + {record.num_quarantined} published")
     try:
-        _records.write(layout, record)
+        _runs.write(layout, record)
     except FileExistsError:
         log.warning("run %s was committed by another process meanwhile; its record stands", intent.run_id)
         clean_up(layout, intent.run_id)
-        return _records.parse(layout.record(intent.run_id))
+        return _runs.parse(layout.record(intent.run_id))
     clean_up(layout, intent.run_id)
     return record
 

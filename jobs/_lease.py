@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fcdd import storage
 from fcdd.errors import FCDDError
-from jobs._console import LeaseHeld
+from jobs._errors import LeaseHeld
 
 HEARTBEAT_S = 10.0
 # Several heartbeats may get lost on the way before a run is taken for dead.

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from jobs import _console
+from jobs import _text
 
 _LOADER = jinja2.PackageLoader("jobs")
 # Control characters of keys are replaced; what is markup already stays as it is.
@@ -18,7 +18,7 @@ _TEMPLATES = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-    finalize=lambda value: _console.printable(value) if type(value) is str else value,
+    finalize=lambda value: _text.printable(value) if type(value) is str else value,
 )
 
 

@@ -17,7 +17,7 @@ from fcdd import heatmap, storage
 from fcdd.bundle import BundleSpec
 from fcdd.errors import ConfigError, ImageError
 from fcdd.storage import ObjectInfo
-from jobs import _console, _images
+from jobs import _images, _text
 from jobs._locations import Locations
 from schemas import IDENTITY, RunRecord
 
@@ -91,7 +91,7 @@ def original_or_warn(row: Mapping[str, Any], locations: Locations) -> Image.Imag
     try:
         return original(row, locations)
     except ImageError as error:
-        log.warning("no picture of %s: %s", _console.printable(row["image_uri"]), error)
+        log.warning("no picture of %s: %s", _text.printable(row["image_uri"]), error)
         return None
 
 

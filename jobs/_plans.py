@@ -100,3 +100,10 @@ def _of_another_version(layout: Layout, run_id: str) -> ConfigError:
         f"run {run_id} was begun by another version of this program, and cannot be finished by this one; finish it "
         f"with that one, or delete {layout.staging(run_id)} to begin again"
     )
+
+
+def staged(layout: Layout) -> list[str]:
+    """Ids of all runs that have staging."""
+    prefix = f"{layout.all_staging()}/"
+    names = (info.uri.removeprefix(prefix).split("/", 1)[0] for p in storage.pages(layout.all_staging()) for info in p)
+    return sorted(set(names))

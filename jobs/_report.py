@@ -69,7 +69,7 @@ def build(results: str, record: RunRecord, *, images: int, locations: Locations)
     if missing:
         log.warning("%d of %d images cannot be shown, the first since %s", len(missing), len(worst), missing[0])
     before = [
-        each for each in _runs.current(_runs.records(Layout(results), record.collection)) if each.day <= record.day
+        each for each in _runs.current(_runs.history(Layout(results), record.collection)) if each.day <= record.day
     ]
     context = {
         "record": record,

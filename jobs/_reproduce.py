@@ -18,7 +18,7 @@ from pydantic import Field
 from fcdd import protocols
 from fcdd.errors import ConfigError, FCDDError, ImageError
 from fcdd.protocols import PROTOCOLS, Protocol
-from jobs import _console
+from jobs import _text
 from jobs._settings import JobSettings
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def _make(settings: ProtocolSettings, protocol: Protocol, name: str, seed: int, 
         )
     except (FloatingPointError, ImageError) as error:
         raise TrainingFailed(f"{name}, seed {seed}: {error}") from error
-    stored = {"class": name, "seed": seed, "conditions": _conditions(settings, protocol), **_console.plain(outcome)}
+    stored = {"class": name, "seed": seed, "conditions": _conditions(settings, protocol), **_text.plain(outcome)}
     stored["seconds"] = round(time.perf_counter() - start, 1)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(stored, indent=1) + "\n")

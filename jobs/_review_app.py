@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fcdd import heatmap
 from fcdd.errors import FCDDError, ImageError
-from jobs import _console, _pages, _pictures
+from jobs import _pages, _pictures, _text
 from jobs._locations import Locations
 from jobs._pictures import Heatmaps
 from jobs._reviewing import MAX_MASK_CHARACTERS, BadDrawing, Labels, Outdated, Verdict
@@ -144,8 +144,8 @@ class Review:
         row = self._rows[index]
         label, said = self._labels.of(row), self._labels.last_said(row["image_uri"])
         return {
-            "name": _console.printable(row["image_uri"]),
-            "group": _console.printable(row["image_group"]),
+            "name": _text.printable(row["image_uri"]),
+            "group": _text.printable(row["image_group"]),
             "date": row["date"].isoformat(),
             "score": row["anomaly_score"],
             "p_value": row["p_value"],

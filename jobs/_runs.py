@@ -1,14 +1,17 @@
-"""Commit records of a results location, and which of them count."""
+"""Commit records of a results location: how one is written and read, and which of them count.
+
+A run exists for readers if and only if its record does. Loads neither torch nor Ray.
+"""
 
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
+from pydantic import ValidationError
+
 from fcdd import storage
 from fcdd.errors import ConfigError
-from jobs import _records
-from jobs._records import NotARecord
 from schemas import Layout, RunRecord
 
 _READS_IN_FLIGHT = 16
@@ -18,10 +21,55 @@ _NAMED = 20
 log = logging.getLogger(__name__)
 
 
-def records(layout: Layout, collection: str | None = None) -> list[RunRecord]:
+class NotARecord(ConfigError):
+    """An object among the commit records is damaged, foreign, or of another version."""
+
+
+def find(layout: Layout, run_id: str) -> RunRecord | None:
+    """The commit record, None while the run is not committed."""
+    try:
+        return parse(layout.record(run_id))
+    except FileNotFoundError:
+        return None
+
+
+def parse(uri: str) -> RunRecord:
+    """The commit record at `uri`. Raises FileNotFoundError, or NotARecord when it is not a record."""
+    try:
+        record = RunRecord.model_validate_json(storage.read(uri))
+    except ValidationError as error:
+        raise NotARecord(f"{uri} is not a run record of this version; move it out of the runs folder") from error
+    if uri.rsplit("/", 1)[-1] != f"{record.run_id}.json":
+        raise NotARecord(f"{uri} is a copy of the record of run {record.run_id}; move it out of the runs folder")
+    return record
+
+
+def check_free(layout: Layout, run_id: str) -> None:
+    """Raises ConfigError when there is an object of that name already: a run would be scored for nothing."""
+    if storage.exists(uri := layout.record(run_id)):
+        raise ConfigError(
+            f"the next run of this command is {run_id}, and there is something at {uri} that is not its record; move "
+            "it out of the runs folder"
+        )
+
+
+def write(layout: Layout, record: RunRecord) -> None:
+    """Create the record, which makes the run exist for readers.
+
+    Raises FileExistsError when another record of that name is there, and ValueError, before anything is written, when
+    what would be written could not be read back.
+    """
+    # One line: the JSON tables of Athena, Trino and Spark have a record on each.
+    data = f"{record.model_dump_json()}\n".encode()
+    if RunRecord.model_validate_json(data) != record:
+        raise ValueError(f"the record of run {record.run_id} would be read back as another one")
+    storage.create(layout.record(record.run_id), data)
+
+
+def history(layout: Layout, collection: str | None = None) -> list[RunRecord]:
     """All commit records (of a collection), oldest first, superseded ones too."""
     return sorted(
-        (record for record in read(uris(layout)).values() if collection in (None, record.collection)),
+        (record for record in read_all(uris(layout)).values() if collection in (None, record.collection)),
         key=lambda record: (record.committed_at, record.run_id),
     )
 
@@ -39,7 +87,7 @@ def uris(layout: Layout) -> list[str]:
     return [uri for uri in listed if uri.endswith(".json") and "/" not in uri.removeprefix(prefix)]
 
 
-def read(uris: list[str]) -> dict[str, RunRecord]:
+def read_all(uris: list[str]) -> dict[str, RunRecord]:
     """The records there by their locations, many read at a time.
 
     An object that is no record costs a warning and nothing else: whoever may write one object must not be able to hide
@@ -52,7 +100,7 @@ def read(uris: list[str]) -> dict[str, RunRecord]:
 
 def _parsed(uri: str) -> RunRecord | None:
     try:
-        return _records.parse(uri)
+        return parse(uri)
     except FileNotFoundError:
         return None
     except NotARecord as error:
@@ -79,7 +127,7 @@ def of_latest_bundle(records: Sequence[RunRecord]) -> list[RunRecord]:
 
 def of_night(layout: Layout, collection: str, day: date) -> RunRecord | None:
     """The run that counts for a night by now."""
-    nights = current(records(layout, collection))
+    nights = current(history(layout, collection))
     return next((record for record in nights if record.day == day), None)
 
 
@@ -92,7 +140,7 @@ def committed(
     ConfigError when there is none.
     """
     layout = Layout(storage.normalize(results))
-    everything = records(layout)
+    everything = history(layout)
     matching = [
         record
         for record in everything
@@ -115,9 +163,9 @@ def committed(
 
 def named(layout: Layout, run_id: str) -> RunRecord:
     """The commit record of a run that somebody named, superseded ones too. Raises ConfigError when there is none."""
-    if record := _records.read(layout, run_id):
+    if record := find(layout, run_id):
         return record
-    known = [record.run_id for record in records(layout)][-_NAMED:]
+    known = [record.run_id for record in history(layout)][-_NAMED:]
     there = f"there are: {', '.join(known)}" if known else "score a collection with `fcdd score` first"
     raise ConfigError(f"there is no committed run {run_id!r} under {layout.results}; {there}")
 
@@ -142,10 +190,3 @@ def current(records: list[RunRecord]) -> list[RunRecord]:
     )
     nights = {(record.collection, record.day): record for record in standing}
     return [nights[night] for night in sorted(nights)]
-
-
-def staged(layout: Layout) -> list[str]:
-    """Ids of all runs that have staging."""
-    prefix = f"{layout.all_staging()}/"
-    names = (info.uri.removeprefix(prefix).split("/", 1)[0] for p in storage.pages(layout.all_staging()) for info in p)
-    return sorted(set(names))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fcdd.errors import ConfigError
-from jobs import _commit, _lease, _manifest, _plans, _progress, _records, _runs, _scoring
+from jobs import _commit, _lease, _manifest, _plans, _progress, _runs, _scoring
 from jobs._manifest import Listing
 from jobs._score_settings import ScoreSettings
 from jobs._scoring import Job
@@ -36,7 +36,7 @@ def score(settings: ScoreSettings, *, any_bundle: bool = False, may_be_empty: Se
                 f"{attempt.before.alpha:g}, not {job.alpha:g}: give the same --alpha, or score the night again without "
                 "--since-last"
             )
-        _records.check_free(job.layout, attempt.run_id)
+        _runs.check_free(job.layout, attempt.run_id)
         intent = _plans.fix_intent(job.layout, job.intent(attempt.run_id, attempt.before, keep=keep))
         with Listing(job.layout, intent, job.source, attempt.history) as listing:
             return _scoring.stage_and_commit(job, intent, listing, lease)
@@ -62,7 +62,7 @@ def name_run(job: Job) -> str:
 
 def next_attempt(job: Job) -> Attempt:
     """What is committed, and what comes next."""
-    name, history = name_run(job), _runs.records(job.layout, job.settings.collection)
+    name, history = name_run(job), _runs.history(job.layout, job.settings.collection)
     committed = [r for r in history if r.run_id == name or r.run_id.startswith(f"{name}-")]
     before = next((record for record in _runs.current(history) if record.day == job.settings.date), None)
     return Attempt(_next_name(name, [record.run_id for record in committed]), before, committed, history)

@@ -23,7 +23,7 @@ from fcdd.calibration import Decider
 from fcdd.drift import AlarmLaw
 from fcdd.errors import ConfigError, FCDDError
 from fcdd.runtime import Runtime
-from jobs import _commit, _console, _records, _runs
+from jobs import _commit, _runs, _text
 from jobs import _pipeline as stages
 from jobs._decisions import Map
 from jobs._lease import Lease
@@ -112,7 +112,7 @@ def prepare(settings: ScoreSettings, *, any_bundle: bool = False, may_be_empty: 
 def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -> RunRecord:
     """Score and commit what is not done yet of a run."""
     started = time.perf_counter()
-    before = _records.parse(job.layout.record(intent.keeps)) if intent.keeps else None
+    before = _runs.parse(job.layout.record(intent.keeps)) if intent.keeps else None
     with ExitStack() as cluster:
         with Progress() as progress:
             stage_all(job, intent, listing, lease, progress, cluster)
@@ -312,7 +312,7 @@ def show(record: RunRecord) -> None:
         rows.append(("supersedes", record.supersedes))
     written = sum(part.bytes for part in (*record.scores, *record.quarantine))
     rows.append(("written", f"{len(record.scores) + len(record.quarantine)} files, {written / 1e6:.2f} MB"))
-    rows += [("drift" if verdict else "", _console.printable(verdict or reason)) for verdict, reason in why]
+    rows += [("drift" if verdict else "", _text.printable(verdict or reason)) for verdict, reason in why]
     for name, value in rows:
         table.add_row(name, value)
     Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from fcdd import storage
 from fcdd.errors import ConfigError
-from jobs import _console, _files
+from jobs import _files, _text
 
 Format = Literal["table", "csv", "json", "parquet", "arrow"]
 # Beyond it a table helps nobody.
@@ -160,10 +160,10 @@ def show(reader: pa.RecordBatchReader, title: str = "") -> None:
     # Without a terminal nothing may be cut: a URI is there to be copied.
     width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
     console = Console(width=width, markup=False, highlight=False)
-    cells = [[_console.printable(_shown(value)) for value in row.values()] for row in rows]
+    cells = [[_text.printable(_shown(value)) for value in row.values()] for row in rows]
     with console.capture() as captured:
         if title:
-            console.print(_console.printable(title))
+            console.print(_text.printable(title))
         if _least_width(reader.schema, cells) <= console.width:
             console.print(_table(reader.schema, cells))
         else:
@@ -200,7 +200,7 @@ def _table(schema: pa.Schema, cells: list[list[str]]) -> Table:
         number = (
             not _is_text(field.type) and not pa.types.is_temporal(field.type) and not pa.types.is_boolean(field.type)
         )
-        name, justify = _console.printable(field.name), "right" if number else "left"
+        name, justify = _text.printable(field.name), "right" if number else "left"
         table.add_column(name, justify=justify, overflow="fold", no_wrap=not _is_text(field.type))  # type: ignore[arg-type]
     for row in cells:
         table.add_row(*row)
@@ -214,7 +214,7 @@ def _cards(schema: pa.Schema, cells: list[list[str]]) -> Table:
     table.add_column(overflow="fold")
     for row in cells:
         for name, value in zip(schema.names, row, strict=True):
-            table.add_row(_console.printable(name), value)
+            table.add_row(_text.printable(name), value)
         table.add_row("", "")
     return table
 

@@ -17,7 +17,7 @@ from fcdd.bundle import BundleSpec
 from fcdd.calibration import STATISTICS, Calibration, Floats, Nominal, conformal_threshold
 from fcdd.errors import BundleError, ConfigError
 from fcdd.storage import ObjectInfo
-from jobs import _console, _labels, _listing, _runs, _views
+from jobs import _console, _labels, _listing, _runs, _text, _views
 from jobs._settings import JobSettings, Night
 from schemas import RunRecord
 
@@ -102,7 +102,7 @@ def calibrate(settings: CalibrateSettings) -> None:
     own = fitted.deciding(fitted.alpha)
     for group, reference in fitted.groups.items():
         how = "decides by its own" if group in own else "told apart for drift"
-        print(f"group       {_console.printable(group)}: {reference.num_images} images, {how}")
+        print(f"group       {_text.printable(group)}: {reference.num_images} images, {how}")
 
 
 def _warn_of_higher(before: float, after: float, values: Floats, uris: list[str], what: str) -> None:
@@ -114,7 +114,7 @@ def _warn_of_higher(before: float, after: float, values: Floats, uris: list[str]
         "the new %s, %.6g, is %s the old one, %.6g, and fewer defects will be found; are all images nominal? It is set "
         "by the %d with the largest values, among them %s",
         *(what, after, f"{after / before:.1f} times" if before > 0 else "far above", before, len(highest)),
-        ", ".join(f"{_console.printable(uris[index])} ({values[index]:.6g})" for index in highest[:_NAMED]),
+        ", ".join(f"{_text.printable(uris[index])} ({values[index]:.6g})" for index in highest[:_NAMED]),
     )
 
 

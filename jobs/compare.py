@@ -19,7 +19,7 @@ from scipy import stats
 
 from fcdd import heatmap, storage
 from fcdd.errors import ConfigError
-from jobs import _console, _pictures, _runs, _views
+from jobs import _console, _pictures, _runs, _text, _views
 from jobs._locations import Locations
 from jobs._settings import JobSettings
 from schemas import IDENTITY, Layout, RunRecord
@@ -79,7 +79,7 @@ def show(settings: CompareSettings) -> None:
         id(row): (row.pop("heatmap_a"), row.pop("heatmap_b")) for rows in (found.flips, found.movers) for row in rows
     }
     if settings.output == "json":
-        print(json.dumps(_console.plain(found), indent=1, default=str))
+        print(json.dumps(_text.plain(found), indent=1, default=str))
     else:
         _print(found, a, b)
     if folder:
@@ -184,7 +184,7 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
             (row["is_anomalous_a"], row["is_anomalous_b"]), ""
         )
         values = (str(row["rank_a"]), str(row["rank_b"]), f"{row['p_value_a']:.4f}", f"{row['p_value_b']:.4f}", alarm)
-        table.add_row(_console.printable(row["image_uri"]), *values)
+        table.add_row(_text.printable(row["image_uri"]), *values)
     Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs import _checks, _console
+from jobs import _checks, _console, _errors, _text
 from jobs._checks import Finding
 from jobs._settings import JobSettings
 
@@ -63,7 +63,7 @@ def examine(settings: DoctorSettings) -> int:
         print(json.dumps([finding._asdict() for finding in found]))
     else:
         _show(found)
-    return _console.USER_MUST_ACT if any(finding.state == "problem" for finding in found) else _console.DONE
+    return _errors.USER_MUST_ACT if any(finding.state == "problem" for finding in found) else _errors.DONE
 
 
 def _show(found: list[Finding]) -> None:
@@ -72,7 +72,7 @@ def _show(found: list[Finding]) -> None:
         table.add_column(name, overflow="fold")
     for finding in found:
         state = Text(finding.state, _COLOURS[finding.state])
-        table.add_row(finding.subject, state, _console.printable(finding.found), finding.do)
+        table.add_row(finding.subject, state, _text.printable(finding.found), finding.do)
     Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
 
 

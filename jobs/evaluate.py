@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fcdd.errors import ConfigError
 from fcdd.metrics import ImageMetrics, ThresholdMetrics, image_metrics, threshold_metrics
-from jobs import _console, _labels, _runs, _views
+from jobs import _console, _labels, _runs, _text, _views
 from jobs._settings import JobSettings, Night
 
 SCORES = ("anomaly_score", "score_mean", "score_max", "score_top1pct")
@@ -98,7 +98,7 @@ def show(settings: EvaluateSettings) -> None:
     """Print the evaluation with its conditions."""
     result = evaluate(settings)
     if settings.output == "json":
-        print(json.dumps(_console.plain(result), indent=1))
+        print(json.dumps(_text.plain(result), indent=1))
         return
     first = result.metrics[SCORES[0]]
     print(f"runs        {', '.join(result.runs)}")

@@ -15,7 +15,7 @@ from pydantic_settings import CliPositionalArg
 
 from fcdd import heatmap, storage
 from fcdd.errors import ConfigError, ImageError
-from jobs import _console, _files, _pictures, _views, results
+from jobs import _console, _files, _pictures, _text, _views, results
 from jobs._locations import Locations
 from jobs._settings import JobSettings, Night
 from jobs.results import Results
@@ -146,7 +146,7 @@ def _fiftyone(found: Results, settings: ExportSettings) -> None:
                 try:
                     data = reading.result()
                 except ImageError as error:
-                    log.warning("left out %s: %s", _console.printable(row["image_uri"]), error)
+                    log.warning("left out %s: %s", _text.printable(row["image_uri"]), error)
                     failed += 1
                     continue
                 samples += 1

@@ -14,8 +14,8 @@ from pydantic import Field
 from fcdd import storage
 from fcdd.errors import ConfigError
 from fcdd.storage import ObjectInfo
-from jobs import _console, _lease, _plans, _reviewing, _runs
-from jobs._console import LeaseHeld
+from jobs import _console, _lease, _plans, _reviewing, _runs, _text
+from jobs._errors import LeaseHeld
 from jobs._settings import JobSettings
 from schemas import Layout
 
@@ -47,10 +47,10 @@ def collect(settings: GcSettings) -> None:
     # would look old.
     before = _lease.store_time(layout.leases()) - timedelta(days=settings.older_than_days)
     parts = [info for table in TABLES for info in _objects(f"{layout.results}/{table}")]
-    staged = {run_id: _objects(layout.staging(run_id)) for run_id in _runs.staged(layout)}
+    staged = {run_id: _objects(layout.staging(run_id)) for run_id in _plans.staged(layout)}
     leases = _objects(layout.leases())  # before this process takes some itself
     there = _runs.uris(layout)
-    records = _runs.read(there)
+    records = _runs.read_all(there)
     committed = {record.run_id for record in records.values()}
     named = {f"{layout.results}/{part.path}" for record in records.values() for part in record.parts()}
     removed: list[ObjectInfo] = []
@@ -122,7 +122,7 @@ def _remove_run(
 
 def _remove(objects: list[ObjectInfo], what: str, dry_run: bool) -> list[ObjectInfo]:
     if objects:
-        print(f"{_console.printable(what)}: {_size(objects)}")
+        print(f"{_text.printable(what)}: {_size(objects)}")
     if not dry_run:
         storage.delete_all([info.uri for info in objects])
     return objects

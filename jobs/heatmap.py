@@ -14,7 +14,7 @@ from pydantic import Field
 
 from fcdd import heatmap
 from fcdd.errors import ConfigError
-from jobs import _console, _labels, _pictures, _questions, _tabular, _views, results
+from jobs import _console, _labels, _pictures, _questions, _tabular, _text, _views, results
 from jobs._locations import Locations
 from jobs._questions import MAX_COMPARED
 from jobs._settings import JobSettings, Night
@@ -82,7 +82,7 @@ def draw(settings: HeatmapSettings) -> None:
         path = folder / (Path(name).with_suffix(".npy") if settings.style == "numpy" else name)
         record = found.record_of(row["model_digest"])
         save(path, picture, heatmaps(row["heatmap"], record), row, record, settings)
-        print(f"{path}  {row['anomaly_score']:.4g}  {_console.printable(row['image_uri'])}")
+        print(f"{path}  {row['anomaly_score']:.4g}  {_text.printable(row['image_uri'])}")
         index.append({"file": path.name, **{name: row[name] for name in ("image_uri", "anomaly_score", "p_value")}})
     if not index:
         raise ConfigError("not one picture could be made; the images are not where they were scored")
@@ -132,7 +132,7 @@ def save(
         shown = _pictures.side_by_side([picture, shown])
     if settings.caption:
         alarm = "alarm" if row["is_anomalous"] else "no alarm"
-        regions = _console.number(len(row["regions"]), "region")
+        regions = _text.number(len(row["regions"]), "region")
         text = f"score {row['anomaly_score']:.4g}   p {row['p_value']:.4g}   {alarm}   {regions}"
         shown = _pictures.captioned(shown, text, threshold)
     shown.save(path, pnginfo=_about(row, threshold))

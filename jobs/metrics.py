@@ -100,7 +100,7 @@ class Records:
     def _read(self) -> None:
         there = _runs.uris(self._layout)
         new = [uri for uri in there if uri not in self._known]
-        self._known |= _runs.read(new)
+        self._known |= _runs.read_all(new)
         # Who takes a record away wants the run not to count.
         self._known = {uri: self._known[uri] for uri in there if uri in self._known}
         self._num_left_out = len(there) - len(self._known)

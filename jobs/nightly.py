@@ -17,7 +17,7 @@ from pydantic import Field, SecretStr
 
 from fcdd import storage
 from fcdd.errors import BundleError, ConfigError, FCDDError
-from jobs import _console, _notify, _runs, _score_run, _scoring
+from jobs import _console, _errors, _notify, _runs, _score_run, _scoring
 from jobs._locations import Locations
 from jobs._notify import NotTold
 from jobs._score_settings import ScoreSettings, aware
@@ -105,7 +105,7 @@ def nightly(settings: NightlySettings) -> int:
                 print(f"run          {record.run_id}  ({settings.collection}, {night}) is committed: nothing to do")
             else:
                 _score_run.dry_run(_of_night(settings, night), any_bundle=True, may_be_empty=_dated(settings, night))
-        return _console.DONE
+        return _errors.DONE
     outcome = _Outcome()
     for night in nights:
         try:
@@ -126,7 +126,7 @@ def nightly(settings: NightlySettings) -> int:
         raise NotTold(f"{'; '.join(outcome.failures)}; the same command tries again")
     # Nights that are not done come first. Whoever is told of a run, and its metrics, say what its verdict's code would.
     found = [code for code in outcome.verdicts if code and settings.verdict_codes]
-    return min(outcome.undone or found, default=_console.FAILED if outcome.unwritten else _console.DONE)
+    return min(outcome.undone or found, default=_errors.FAILED if outcome.unwritten else _errors.DONE)
 
 
 @dataclass
@@ -155,9 +155,9 @@ def _explained(night: dt.date, error: Exception) -> int:
     """Say why a night was not done; its exit code."""
     if not isinstance(error, FCDDError):
         log.error("%s was not done", night, exc_info=error)
-        return _console.FAILED
+        return _errors.FAILED
     print(f"error: {night}: {_console.sentence(error)}", file=sys.stderr)
-    return _console.code_of(error)
+    return _errors.exit_code(error)
 
 
 def _shown(settings: NightlySettings, record: RunRecord) -> int:
@@ -196,15 +196,15 @@ def verdict(settings: NightlySettings, record: RunRecord) -> tuple[int, str]:
     """The exit code of a committed run, and why; drift comes first, since alarms of a drifted run mean little."""
     limit = settings.alarm_limit(record.num_scored)
     if record.drift.verdict == "drifted":
-        return _console.DRIFTED, "the images are not those that the bundle was calibrated for"
+        return _errors.DRIFTED, "the images are not those that the bundle was calibrated for"
     if record.num_anomalous > limit:
-        return _console.ALARMS_ABOVE_LIMIT, f"{record.num_anomalous} alarms, the limit is {limit}"
-    return _console.DONE, ""
+        return _errors.ALARMS_ABOVE_LIMIT, f"{record.num_anomalous} alarms, the limit is {limit}"
+    return _errors.DONE, ""
 
 
 def _committed(settings: NightlySettings, layout: Layout, night: dt.date) -> RunRecord | None:
     """The night's run, whatever command made it."""
-    current = _runs.current(_runs.records(layout, settings.collection))
+    current = _runs.current(_runs.history(layout, settings.collection))
     record = next((record for record in current if record.day == night), None)
     if record:
         log.info("run %s of %s was committed at %s", record.run_id, night, record.committed_at)
@@ -216,7 +216,7 @@ def _waiting(settings: NightlySettings, layout: Layout, done: list[dt.date]) -> 
     """Recent runs that were made to be told of, and of which nobody has been told: an attempt died, or gave up."""
     since = settings.date - dt.timedelta(days=CATCH_UP_DAYS)
     asked = [way for way, target in (("webhook", settings.webhook), ("command", settings.command)) if target]
-    current = _runs.current(_runs.records(layout, settings.collection))
+    current = _runs.current(_runs.history(layout, settings.collection))
     recent = [record for record in current if record.day >= since and record.day not in done]
     return [r for r in recent if _notify.untold(layout, r, (way for way in asked if r.settings.get(way)))]
 
@@ -225,7 +225,7 @@ def _nights(settings: NightlySettings, layout: Layout) -> list[dt.date]:
     """The nights to do, oldest first."""
     if not settings.catch_up:
         return [settings.date]
-    done = {record.day for record in _runs.records(layout, settings.collection)}
+    done = {record.day for record in _runs.history(layout, settings.collection)}
     before = [day for day in done if day < settings.date]
     if not before:
         return [settings.date]

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
 from fcdd.errors import ConfigError
-from jobs import _bounds, _console, _questions, _tabular, _views, results
+from jobs import _bounds, _console, _questions, _tabular, _text, _views, results
 from jobs._questions import MAX_COMPARED, TOP_COLUMNS, Question
 from jobs._settings import JobSettings, Night
 from jobs._tabular import Format
@@ -212,7 +212,7 @@ def _operator(node: dict[str, Any], depth: int) -> Iterator[str]:
         for name in ("Projections", "File Filters", "Filters", "Order By", "Groups", "Conditions"):
             if name in info:
                 value = info[name] if isinstance(info[name], str) else ", ".join(info[name])
-                yield f"{'  ' * depth}    {name.lower()}: {_console.printable(value)}"
+                yield f"{'  ' * depth}    {name.lower()}: {_text.printable(value)}"
         depth += 1
     for child in node.get("children", ()):
         yield from _operator(child, depth)

@@ -13,7 +13,7 @@ from pydantic import Field
 from fcdd import storage
 from fcdd.errors import ConfigError
 from fcdd.storage import ObjectInfo
-from jobs import _console, _lease, _listing, _manifest, _parts, _plans, _records, _runs, _scoring
+from jobs import _console, _lease, _listing, _manifest, _parts, _plans, _runs, _scoring
 from jobs._locations import Locations
 from jobs._manifest import Listing
 from jobs._score_settings import ScoreSettings
@@ -73,7 +73,7 @@ def retry(settings: RetrySettings) -> RunRecord:
         job = _scoring.prepare(_score_settings(settings, before))._replace(allowed=locations)
         if job.spec.digest != before.bundle_digest:
             raise ConfigError(f"the bundle at {before.bundle} is not the one that run {before.run_id} used")
-        _records.check_free(layout, f"{before.run_id}-q")
+        _runs.check_free(layout, f"{before.run_id}-q")
         intent = _plans.fix_intent(layout, job.intent(f"{before.run_id}-q", before, keep=True, is_retry=True))
         if _plans.read_plan(layout, intent.run_id) is None:
             _plan(layout, intent, before)

@@ -13,7 +13,7 @@ import uvicorn
 from pydantic import Field
 
 from fcdd.errors import ConfigError
-from jobs import _console, _labels, _lease, _questions, _review_app, _reviewing, _views, results
+from jobs import _console, _labels, _lease, _questions, _review_app, _reviewing, _text, _views, results
 from jobs._locations import Locations
 from jobs._settings import JobSettings, Night
 from jobs.results import Results
@@ -87,11 +87,11 @@ def review(settings: ReviewSettings) -> None:
     said = Counter(label["label"] for row in rows if (label := labels.of(row)))
     print(
         f"labelled    {sum(said.values())} of {len(rows)}: "
-        + ", ".join(_console.number(said[n], _WORDS[n]) for n in _WORDS)
+        + ", ".join(_text.number(said[n], _WORDS[n]) for n in _WORDS)
     )
     unseen = sum(row["is_anomalous"] and labels.of(row) is None for row in rows)
     if unseen:
-        print(f"next        {_console.number(unseen, 'alarm')} without a label yet: the same command goes on")
+        print(f"next        {_text.number(unseen, 'alarm')} without a label yet: the same command goes on")
     else:
         print(
             f"next        fcdd calibrate --bundle {record.bundle} --reviewed {labels.uri} --results {found.location} "
@@ -121,7 +121,7 @@ def chosen(night: Results, at_least: int) -> list[dict[str, Any]]:
 def _count(rows: Sequence[dict[str, Any]]) -> str:
     alarms = sum(row["is_anomalous"] for row in rows)
     others = f", and the {len(rows) - alarms} most anomalous other images" if len(rows) > alarms else ""
-    return f"{_console.number(alarms, 'alarm')}{others}"
+    return f"{_text.number(alarms, 'alarm')}{others}"
 
 
 def _listening(host: str, port: int) -> socket.socket:

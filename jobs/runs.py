@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fcdd import storage
 from fcdd.errors import ConfigError
-from jobs import _console, _lease, _plans, _runs
+from jobs import _console, _lease, _plans, _runs, _text
 from jobs._settings import JobSettings
 from jobs._staging import Coverage
 from schemas import Layout
@@ -74,14 +74,14 @@ def show(settings: RunsSettings) -> None:
         alarms = "" if run.anomalous is None else run.anomalous
         counts = (run.listed, run.scored, run.quarantined, alarms, run.drift or "")
         rate = "" if run.images_per_second is None else f"{run.images_per_second:.1f}"
-        names = map(_console.printable, (run.run_id, run.collection))
+        names = map(_text.printable, (run.run_id, run.collection))
         table.add_row(*names, str(run.date), run.state, *map(str, counts), rate)
     Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
 
 
 def committed(layout: Layout) -> Iterator[Run]:
     """Runs that readers see, and those whose place another one took."""
-    records = _runs.records(layout)
+    records = _runs.history(layout)
     newest = {record.run_id for record in _runs.current(records)}
     for record in records:
         current = record.run_id in newest
@@ -103,7 +103,7 @@ def committed(layout: Layout) -> Iterator[Run]:
 
 def uncommitted(layout: Layout) -> Iterator[Run]:
     """Runs that are being made, and those that died."""
-    for run_id in _runs.staged(layout):
+    for run_id in _plans.staged(layout):
         if storage.exists(layout.record(run_id)):
             continue
         try:

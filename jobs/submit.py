@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from fcdd.errors import ConfigError, FCDDError
-from jobs import _console
+from jobs import _console, _errors
 from jobs._settings import JobSettings, refuse_secrets
 from jobs._verbs import VERBS
 
@@ -78,7 +78,7 @@ def submit(argv: list[str]) -> int:
     _check_config(settings, arguments)
     command = command_line(settings, verb, arguments)
     print(shlex.join(command), flush=True)
-    return _console.DONE if settings.dry_run else _run(settings, command)
+    return _errors.DONE if settings.dry_run else _run(settings, command)
 
 
 def _verb_at(argv: list[str]) -> int:
@@ -148,19 +148,19 @@ def _run(settings: SubmitSettings, command: list[str]) -> int:
             print(f"the job goes on; to stop it: {stop}", file=sys.stderr)
             raise
     if not settings.wait:
-        return _console.DONE if code == 0 else _console.FAILED
+        return _errors.DONE if code == 0 else _errors.FAILED
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             info = JobSubmissionClient(address).get_job_info(job)
     except (RuntimeError, ConnectionError, ValueError) as error:  # said by `ray job submit` above
         raise FCDDError(f"the job {job} could not be asked how it ended: {str(error).splitlines()[0]}") from error
     if info.status == JobStatus.STOPPED:
-        return _console.INTERRUPTED
+        return _errors.INTERRUPTED
     if info.status == JobStatus.SUCCEEDED and code == 0:
-        return _console.DONE
+        return _errors.DONE
     if not info.status.is_terminal():
         raise FCDDError(f"the connection to the log of {job} broke off while it was {info.status}; it may go on")
-    return info.driver_exit_code or _console.FAILED
+    return info.driver_exit_code or _errors.FAILED
 
 
 def _is_known(address: str, job: str) -> bool:

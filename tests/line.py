@@ -95,4 +95,4 @@ class Line:
         return found
 
     def records(self) -> list[RunRecord]:
-        return _runs.current(_runs.records(Layout(f"file://{self.results}"), "c"))
+        return _runs.current(_runs.history(Layout(f"file://{self.results}"), "c"))

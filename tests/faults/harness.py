@@ -96,7 +96,7 @@ def _without_condition() -> None:
 def _without_order() -> None:
     """The record first, the parts afterwards."""
     from fcdd import storage
-    from jobs import _parts, _records
+    from jobs import _parts, _runs
 
     late: dict[str, bytes] = {}
     write, create = storage.write, storage.create
@@ -125,7 +125,7 @@ def _without_order() -> None:
             for part, content in late.items():
                 write(part, content)
 
-    _parts.storage, _records.storage = Late(), First()  # type: ignore[attr-defined, assignment]
+    _parts.storage, _runs.storage = Late(), First()  # type: ignore[attr-defined, assignment]
 
 
 def _without_retries() -> None:

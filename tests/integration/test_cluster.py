@@ -147,7 +147,7 @@ def test_submitted_jobs_are_stopped_finished_and_end_with_their_own_exit_code(
     said, _ = job.communicate(timeout=60)
     assert "Job 'stopped' was stopped" in said
     layout = Layout(place.results)
-    assert _runs.records(layout, "c") == []
+    assert _runs.history(layout, "c") == []
     # It was told politely, and gives its lease back: the next one need not wait until that is old.
     deadline, lease = time.monotonic() + 15, layout.lease("c", dt.date.fromisoformat(NIGHT))
     while _lease.state(lease) and time.monotonic() < deadline:

@@ -12,8 +12,8 @@ import pytest
 from fcdd import heatmap, storage
 from fcdd.detector import Detector
 from fcdd.errors import FCDDError
-from jobs import _commit, _manifest, _parts, _plans, _records, _runs, _staging, _views
-from jobs._console import TooManyBadImages
+from jobs import _commit, _manifest, _parts, _plans, _runs, _staging, _views
+from jobs._errors import TooManyBadImages
 from jobs._listing import Selection
 from jobs._manifest import Listing, Source
 from jobs._staging import Coverage
@@ -139,7 +139,7 @@ def test_a_complete_run_is_published_sorted_and_staging_is_gone(layout: Layout, 
     assert published(layout, record, "scores") == [i for i in range(20) if i != 2]
     assert published(layout, record, "quarantine") == [2]
     assert (record.num_scored, record.num_quarantined, record.num_anomalous) == (19, 1, 19)
-    assert _records.read(layout, plan.intent.run_id) == record
+    assert _runs.find(layout, plan.intent.run_id) == record
     assert not any(page for page in storage.pages(f"{layout.results}/_staging"))
 
 
@@ -147,7 +147,7 @@ def test_a_missing_row_is_never_committed(layout: Layout, plan: Plan, detector: 
     stage(layout, plan, range(19))
     with pytest.raises(_commit.IncompleteRun, match="1 of 20 images"):
         commit(layout, plan, detector)
-    assert _records.read(layout, plan.intent.run_id) is None
+    assert _runs.find(layout, plan.intent.run_id) is None
     assert missing(layout, plan) == [19]
 
 
@@ -197,7 +197,7 @@ def test_a_run_that_dies_before_the_record_is_finished_by_the_next(
         patch.setattr(storage, "create", die)
         with pytest.raises(KeyboardInterrupt):
             commit(layout, plan, detector)
-    assert _records.read(layout, plan.intent.run_id) is None
+    assert _runs.find(layout, plan.intent.run_id) is None
     record = commit(layout, plan, detector)
     files = [info.uri for page in storage.pages(f"{layout.results}/scores") for info in page]
     assert files == [f"{layout.results}/{part.path}" for part in record.scores]

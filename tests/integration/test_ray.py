@@ -12,7 +12,7 @@ import ray.data
 from fcdd.errors import BundleError, FCDDError, ImageError
 from jobs import _local_ray, _ray
 from jobs._commit import IncompleteRun
-from jobs._console import LeaseHeld
+from jobs._errors import LeaseHeld
 
 pytestmark = pytest.mark.ray
 MB = 1024**2

@@ -535,7 +535,7 @@ def test_twenty_kills_at_random_end_with_every_image_once(place: Place) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
             process.wait()
-        records = _runs.records(Layout(place.results))
+        records = _runs.history(Layout(place.results))
         for record in records[committed:]:
             assert (record.num_listed, record.num_scored) == (NUM_IMAGES + 600, NUM_IMAGES + 600), attempt
         committed = len(records)

@@ -17,7 +17,7 @@ import pytest
 
 from fcdd import storage
 from fcdd.bundle import SPEC_FILE
-from jobs import _commit, _plans, _records, _runs, _score_run, results
+from jobs import _commit, _plans, _runs, _score_run, results
 from schemas import Layout, RunRecord
 from tests.line import Line, here
 
@@ -83,7 +83,7 @@ def test_a_run_is_not_committed_when_another_one_came_first(line: Line, monkeypa
     code, said = score(line, check=False)
     [record] = line.records()
     assert record.settings["webhook"] is None  # it is that of `nightly`
-    assert (code, len(_runs.records(layout_of(line)))) == (1, 1)
+    assert (code, len(_runs.history(layout_of(line)))) == (1, 1)
     assert f"{record.run_id} came to count for c 2026-11-01 in place of no run; nothing was committed" in said
     assert score(line)[0] == 0  # the same command begins again
     [again] = line.records()
@@ -98,7 +98,7 @@ def test_of_the_runs_of_a_night_the_one_that_took_the_place_of_another_is_the_la
     score(line)
     for _ in range(2):
         score(line, "--rescore")
-    first, second, third = _runs.records(layout_of(line))
+    first, second, third = _runs.history(layout_of(line))
     assert (second.supersedes, third.supersedes) == (first.run_id, second.run_id)
     ahead = first.model_copy(update={"committed_at": first.committed_at.replace(year=2040)})
     Path(line.results, "runs", f"{first.run_id}.json").write_text(ahead.model_dump_json())
@@ -115,7 +115,7 @@ def test_every_documented_way_reads_the_run_that_counts(line: Line, monkeypatch:
     line.upload("nights/2026-11-01", 5, seed=1)
     for options in ((), ("--rescore",), ("--rescore",)):
         score(line, *options)
-    first, second, third = _runs.records(layout_of(line))
+    first, second, third = _runs.history(layout_of(line))
     assert second.supersedes == first.run_id
     Path(line.results, "runs", f"{second.run_id}.json").unlink()
     wanted = [f"{line.results}/{part.path}" for part in third.scores]
@@ -143,7 +143,7 @@ def test_a_name_of_a_run_is_not_used_again_when_a_record_was_removed(line: Line)
     line.upload("nights/2026-11-01", 5, seed=1)
     score(line)
     score(line, "--rescore")
-    first, second = (record.run_id for record in _runs.records(layout_of(line)))
+    first, second = (record.run_id for record in _runs.history(layout_of(line)))
     Path(line.results, "runs", f"{first}.json").unlink()
     score(line, "--rescore")
     assert [record.run_id for record in line.records()] == [f"{first}-r3"]
@@ -151,7 +151,7 @@ def test_a_name_of_a_run_is_not_used_again_when_a_record_was_removed(line: Line)
     code, said = score(line, "--rescore", check=False)
     assert code == 2
     assert f"the next run of this command is {first}-r4, and there is something at" in said
-    assert _runs.staged(layout_of(line)) == []  # nothing was scored for nothing
+    assert _plans.staged(layout_of(line)) == []  # nothing was scored for nothing
     assert [record.run_id for record in line.records()] == [f"{first}-r3"]
     assert second == f"{first}-r2"
 
@@ -313,12 +313,12 @@ def test_gc_goes_by_the_clock_of_the_store_and_leaves_what_it_cannot_read(
     line.upload("nights/2026-11-01", 5, seed=1)
     interrupted_before_the_record(line, monkeypatch)
     layout = layout_of(line)
-    [run_id] = _runs.staged(layout)
+    [run_id] = _plans.staged(layout)
     future = time.time() + 8 * 86_400
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: future)
         here("gc", "--results", line.results)
-    assert _runs.staged(layout) == [run_id]
+    assert _plans.staged(layout) == [run_id]
     intent = json.loads(storage.read(layout.intent(run_id)))
     storage.write(layout.intent(run_id), json.dumps(intent | {"of_a_later_version": 1}).encode())
     old = time.time() - 30 * 86_400
@@ -326,7 +326,7 @@ def test_gc_goes_by_the_clock_of_the_store_and_leaves_what_it_cannot_read(
         os.utime(path, (old, old))
     left = here("gc", "--results", line.results)
     assert f"left staging of {run_id}: run {run_id} was begun by another version of this program" in left.stderr
-    assert _runs.staged(layout) == [run_id]
+    assert _plans.staged(layout) == [run_id]
     assert "was begun by another version" in score(line, check=False)[1]
     storage.write(layout.intent(run_id), json.dumps(intent | {"runtime": {"device": "tpu"}}).encode())
     code, said = score(line, check=False)
@@ -339,7 +339,7 @@ def test_what_is_left_of_an_interrupted_removal_never_looks_like_work_that_is_do
     line.upload("nights/2026-11-01", 20, seed=1)
     interrupted_before_the_record(line, monkeypatch)
     layout = layout_of(line)
-    [run_id] = _runs.staged(layout)
+    [run_id] = _plans.staged(layout)
     staged = [info.uri for page in storage.pages(layout.staging(run_id)) for info in page]
     groups = _plans.in_order_of_removal(staged)
     assert sorted(uri for group in groups for uri in group) == sorted(staged)
@@ -387,7 +387,7 @@ def test_a_record_is_read_back_before_it_is_written(line: Line) -> None:
     [record] = line.records()
     broken = record.model_copy(update={"run_id": "x", "threshold": math.nan})
     with pytest.raises(ValueError, match="threshold"):
-        _records.write(layout_of(line), broken)
+        _runs.write(layout_of(line), broken)
     assert not Path(line.results, "runs/x.json").exists()
 
 
@@ -403,7 +403,7 @@ def test_a_damaged_manifest_of_one_night_is_a_sentence_and_does_not_stop_the_oth
         patch.setattr(_commit, "commit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         line.nightly(day=2)
     layout = layout_of(line)
-    [run_id] = _runs.staged(layout)
+    [run_id] = _plans.staged(layout)
     part = Path(layout.manifest_part(run_id, 0).removeprefix("file://"))
     whole = part.read_bytes()
     if damage == "another version":

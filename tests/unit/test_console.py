@@ -4,7 +4,7 @@ import pytest
 
 from fcdd.errors import ConfigError, FCDDError
 from jobs import _console
-from jobs._console import LeaseHeld
+from jobs._errors import LeaseHeld
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from cluster.local_s3 import LocalS3
 from fcdd import storage
 from jobs import _lease
-from jobs._console import LeaseHeld
+from jobs._errors import LeaseHeld
 from jobs._lease import LeaseLost, Owner
 
 
