@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fcdd import datasets, heatmap, images, networks, objective, regions
+from fcdd import heatmap, images, networks, objective, regions
 from fcdd.inference import Runner
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
+from fcdd.paper import datasets
 from fcdd.runtime import Runtime
 
 CASES = {

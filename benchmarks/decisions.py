@@ -27,7 +27,6 @@ from scipy import stats
 from fcdd import (
     augmentation,
     calibration,
-    datasets,
     detector,
     drift,
     duplicates,
@@ -41,14 +40,15 @@ from fcdd import (
     training,
 )
 from fcdd.calibration import STATISTICS, Calibration, Decider, Nominal
-from fcdd.datasets import LabelledImage
 from fcdd.drift import AlarmLaw
 from fcdd.images import DecodedImage
 from fcdd.inference import Runner
+from fcdd.paper import datasets
+from fcdd.paper.datasets import LabelledImage
 from fcdd.supervision import TrainingSet
 from fcdd.training import Sampling, TrainOptions
-from jobs import _decisions
-from jobs._decisions import Counts
+from jobs.scoring import decisions
+from jobs.scoring.decisions import Counts
 
 NETWORK = "whitened:efficientnet_lite0:stage4+stage3+stage5:2"
 SIZE = (224, 224)
@@ -230,7 +230,7 @@ def drifts(kinds: dict[str, Images], anomalous: Images, runs: int, generator: np
             fitted = Calibration.fit(nominal.nominal(held_out), alpha=0.01)
             bad = generator.choice(len(defective.scores), count, replace=False)
             source = kinds.get(name, nominal)
-            scopes = _decisions.judge(_counts(fitted, [(source, run), (defective, bad)]), fitted, 0.01)
+            scopes = decisions.judge(_counts(fitted, [(source, run), (defective, bad)]), fitted, 0.01)
             findings = [(scope.group, each) for scope in scopes for each in scope.findings]
             verdicts.append(drift.worst([each.verdict for _, each in findings]))
             for each in {each.what for _, each in findings if each.verdict == "drifted"}:
@@ -256,7 +256,7 @@ def _counts(fitted: Calibration, parts: list[tuple[Images, npt.NDArray[np.int64]
             scores, groups = source.scores[chosen], source.groups[chosen].tolist()
             p, alarms = decide(scores, groups)
             rows = _rows(scores, p, alarms, groups, source.maps[chosen], source.statistics[chosen])
-            counts.add(_decisions.count_rows(rows, fitted))
+            counts.add(decisions.count_rows(rows, fitted))
     return counts
 
 
@@ -351,10 +351,10 @@ def cost(cells: list[LabelledImage], network: str, side: int) -> None:
     measure("regions", lambda: [find(m, fitted.map_threshold) for m in maps if m.max() > fitted.map_threshold])
     rows = _rows(scores, p, alarms, groups, maps, np.asarray(nominal.statistics, np.float32))
     many = pa.concat_tables([rows] * 20)
-    counts = measure("count for list and drift", lambda: _decisions.count_rows(many, fitted))
+    counts = measure("count for list and drift", lambda: decisions.count_rows(many, fitted))
     timed["count for list and drift"] /= 20
     started = time.perf_counter()
-    _decisions.judge(counts, fitted, 0.05)
+    decisions.judge(counts, fitted, 0.05)
     once = time.perf_counter() - started
     work = timed["decode"] + timed["network"] - timed["sharpness and hash"]
     for name, microseconds in timed.items():

@@ -21,9 +21,10 @@ import numpy.typing as npt
 import torch
 
 from benchmarks import boards, elpv, textures
-from fcdd import augmentation, calibration, datasets, detector, metrics, networks, splits, supervision, training
+from fcdd import augmentation, calibration, detector, metrics, networks, splits, supervision, training
 from fcdd.detector import Scored
 from fcdd.inference import Runner
+from fcdd.paper import datasets
 from fcdd.supervision import TrainingSet
 from fcdd.training import Sampling, TrainOptions
 

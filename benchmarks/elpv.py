@@ -15,20 +15,10 @@ import time
 import numpy as np
 import torch
 
-from fcdd import (
-    augmentation,
-    datasets,
-    detector,
-    images,
-    metrics,
-    networks,
-    normalization,
-    splits,
-    supervision,
-    training,
-)
-from fcdd.datasets import LabelledImage
+from fcdd import augmentation, detector, images, metrics, networks, normalization, splits, supervision, training
 from fcdd.inference import Runner
+from fcdd.paper import datasets
+from fcdd.paper.datasets import LabelledImage
 from fcdd.supervision import TrainingSet
 from fcdd.training import Sampling, TrainOptions
 

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from fcdd import augmentation, datasets, heatmap, images, networks, outliers, training
+from fcdd import augmentation, heatmap, images, networks, outliers, training
 from fcdd.inference import Runner
+from fcdd.paper import datasets
 from fcdd.supervision import TrainingSet
 from fcdd.training import Sampling, TrainOptions
-from jobs import _parts
+from jobs.catalog import part_files
 
 SIZE = (224, 224)
 NETWORK = "backbone:efficientnet_lite0:stage3"
@@ -60,7 +61,7 @@ def trained_maps(num_training: int, num_scored: int, epochs: int) -> np.ndarray:
 
 def column_bytes(values: list[bytes]) -> float:
     """Bytes per image of a binary column, written as the results are."""
-    data = _parts.to_parquet(pa.table({"heatmap": values}))
+    data = part_files.to_parquet(pa.table({"heatmap": values}))
     group = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0)
     return float(group.column(0).total_compressed_size / group.num_rows)
 

@@ -20,10 +20,10 @@ import psutil
 
 from benchmarks.scoring import BUCKET, make_bundle, upload
 from cluster import local_s3
-from fcdd import storage
-from jobs import _runs
+from fcdd.io import storage
+from jobs.catalog import commit_records
 
-KINDS = {"actor": "ray::MapWorker", "decoder": "fcdd.decoder_process"}
+KINDS = {"actor": "ray::MapWorker", "decoder": "fcdd.io.decoder_process"}
 
 
 def resident(process: psutil.Process) -> tuple[int, int]:
@@ -68,7 +68,7 @@ def run(count: int) -> dict[str, object]:
             pass
         time.sleep(0.1)
     assert process.returncode == 0
-    [record] = _runs.committed(results, "c")
+    [record] = commit_records.committed(results, "c")
     assert record.num_scored == count
     return {"images": count, **{kind: [f"{part / 1e6:.0f} MB" for part in peak] for kind, peak in peaks.items()}}
 

@@ -26,13 +26,15 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from fcdd import heatmap, storage
+from fcdd import heatmap
 from fcdd.bundle import BundleSpec
+from fcdd.io import storage
 from fcdd.runtime import Runtime
-from jobs import _commit, _pipeline, _score_run, _staging
-from jobs._pipeline import StartLog
-from jobs._progress import Progress
-from jobs._score_settings import ScoreSettings
+from jobs.catalog import staging
+from jobs.scoring import publishing, runs, stages
+from jobs.scoring.options import ScoreSettings
+from jobs.scoring.progress import Progress
+from jobs.scoring.stages import StartLog
 from schemas import Layout
 
 RATE = "FCDD_BENCH_IMAGES_PER_SECOND"
@@ -48,7 +50,7 @@ class SimulatedFetch:
     def __call__(self, shards: pa.Table) -> Iterator[pa.Table]:
         """One table per shard."""
         for shard in shards.to_pylist():
-            part = _pipeline._manifest_part(self.results, self.run_id, shard["part"])
+            part = stages._manifest_part(self.results, self.run_id, shard["part"])
             rows = part.slice(shard["start"] - shard["part_start"], shard["stop"] - shard["start"])
             yield rows.append_column("position", pa.array(range(shard["start"], shard["stop"]), pa.int64()))
 
@@ -70,14 +72,14 @@ class SimulatedScore:
         constant |= {"image_group": "", "p_value": 0.5, "is_anomalous": False, "heatmap": self.map}
         constant |= {"heatmap_height": 28, "heatmap_width": 28, "regions": [], "image_hash": b"\0" * 32}
         columns = {name: rows[name] for name in rows.column_names}
-        for field in _staging.ROW:
-            if field.name in columns or field.name in _staging.FAILURE_COLUMNS:
+        for field in staging.ROW:
+            if field.name in columns or field.name in staging.FAILURE_COLUMNS:
                 continue
             columns[field.name] = pa.array([constant.get(field.name, 0.5)] * count, field.type)
-        for name in _staging.FAILURE_COLUMNS:
-            columns[name] = pa.nulls(count, _staging.ROW.field(name).type)
-        table = pa.table({name: columns[name] for name in _staging.ROW.names})
-        for name in _pipeline.SECONDS:
+        for name in staging.FAILURE_COLUMNS:
+            columns[name] = pa.nulls(count, staging.ROW.field(name).type)
+        table = pa.table({name: columns[name] for name in staging.ROW.names})
+        for name in stages.SECONDS:
             table = table.append_column(name, pa.array(np.full(count, 1 / self.rate / 3, np.float32)))
         time.sleep(max(0.0, count / self.rate - (time.perf_counter() - started)))
         return self.then(table)
@@ -86,12 +88,12 @@ class SimulatedScore:
 def one(workers: int, rate: float, seconds: float) -> dict[str, Any]:
     """One run, in this process."""
     from benchmarks import scale
-    from jobs import _ray
+    from jobs.on_ray import session
 
     os.environ[RATE] = str(rate)
     images = int(workers * rate * seconds)
     scale.simulate(images)
-    _pipeline.FetchDecode, _pipeline.Score = SimulatedFetch, SimulatedScore  # type: ignore[misc, assignment]
+    stages.FetchDecode, stages.Score = SimulatedFetch, SimulatedScore  # type: ignore[misc, assignment]
     seen: list[tuple[float, int]] = []
     add = Progress.add
 
@@ -111,11 +113,11 @@ def one(workers: int, rate: float, seconds: float) -> dict[str, Any]:
         before = me.cpu_times()
         where = ["--bundle", f"{folder}/bundle", "--images", scale.PREFIX, "--results", f"{folder}/results"]
         argv = [*where, "--collection", "c", "--date", "2026-11-01", "--workers", str(workers)]
-        with _ray.session(cpus=workers + 1):
+        with session.session(cpus=workers + 1):
             family = [p for p in me.children(recursive=True) if any(w in " ".join(p.cmdline()) for w in RAYS_OWN)]
             cpu = {p.pid: sum(p.cpu_times()[:2]) for p in family}
             kept = _keep_starts()
-            record = _score_run.score(ScoreSettings.parse(argv))
+            record = runs.score(ScoreSettings.parse(argv))
             alive = [p for p in family if p.is_running()]
             rays = sum(sum(p.cpu_times()[:2]) - cpu[p.pid] for p in alive)
         after = me.cpu_times()
@@ -133,14 +135,14 @@ def one(workers: int, rate: float, seconds: float) -> dict[str, Any]:
 def _keep_starts() -> list[float]:
     """When workers said that they start: their objects are gone once the run is committed."""
     found: list[float] = []
-    clean_up = _commit.clean_up
+    clean_up = publishing.clean_up
 
     def kept(layout: Layout, run_id: str) -> None:
         folder = f"{layout.staging(run_id)}/starts"
         found.extend(info.last_modified.timestamp() for page in storage.pages(folder) for info in page)
         clean_up(layout, run_id)
 
-    _commit.clean_up = kept
+    publishing.clean_up = kept
     return found
 
 

@@ -26,10 +26,11 @@ from PIL import Image
 from benchmarks import result_tables
 from benchmarks.result_tables import FIRST_NIGHT, image_uri
 from cluster import local_s3
-from fcdd import detector, networks, storage
+from fcdd import detector, networks
 from fcdd.bundle import BundleSpec, TrainingRecord
 from fcdd.calibration import STATISTICS, Calibration, Nominal
 from fcdd.detector import Detector
+from fcdd.io import storage
 from fcdd.normalization import Normalization
 from jobs import results
 from schemas import IDENTITY, SCORES, Layout, RunRecord

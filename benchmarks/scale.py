@@ -22,13 +22,16 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from fcdd import bundle, heatmap, storage
+from fcdd import bundle, heatmap
 from fcdd.calibration import STATISTICS, Calibration, Nominal
-from fcdd.storage import ObjectInfo
-from jobs import _commit, _manifest, _ray, _staging
-from jobs._listing import Selection
-from jobs._manifest import Listing, Source
-from jobs._staging import Coverage
+from fcdd.io import storage
+from fcdd.io.storage import ObjectInfo
+from jobs.catalog import staging
+from jobs.catalog.staging import Coverage
+from jobs.on_ray import session
+from jobs.scoring import manifests, publishing
+from jobs.scoring.manifests import Listing, Source
+from jobs.sources.listing import Selection
 from schemas import Layout
 from schemas.runs import Intent, ManifestPart
 
@@ -79,7 +82,7 @@ def make_bundle(uri: str) -> None:
 def stage_part(results: str, run_id: str, index: int, part: ManifestPart) -> None:
     """What a scorer would have staged for one part of the manifest."""
     layout = Layout(results)
-    rows = _manifest.read_part(layout, run_id, index)
+    rows = manifests.read_part(layout, run_id, index)
     maps = [heatmap.encode(np.random.default_rng(seed).random((4, 4), np.float32)) for seed in range(64)]
     generator = np.random.default_rng(index)
     for start in range(0, part.rows, SHARD_ROWS):
@@ -106,10 +109,10 @@ def stage_part(results: str, run_id: str, index: int, part: ManifestPart) -> Non
         constants = {"width": 300, "height": 300, "num_frames": 1, "heatmap_height": 4, "heatmap_width": 4}
         for name, value in constants.items():
             columns[name] = np.full(count, value, np.int32)
-        columns["regions"] = pa.array([[]] * count, _staging.ROW.field("regions").type)
-        for name in _staging.FAILURE_COLUMNS:
-            columns[name] = pa.nulls(count, _staging.ROW.field(name).type)
-        _staging.put(layout, run_id, "aaaaaaaa", pa.table({name: columns[name] for name in _staging.ROW.names}))
+        columns["regions"] = pa.array([[]] * count, staging.ROW.field("regions").type)
+        for name in staging.FAILURE_COLUMNS:
+            columns[name] = pa.nulls(count, staging.ROW.field(name).type)
+        staging.put(layout, run_id, "aaaaaaaa", pa.table({name: columns[name] for name in staging.ROW.names}))
 
 
 def main() -> None:
@@ -181,13 +184,13 @@ def run(count: int, results: str, bundle_uri: str, memory: Memory) -> None:
     step("find out what is done", started)
     started = time.perf_counter()
     with ExitStack() as cluster:
-        _ray.join(cluster)
-        record = _commit.commit(
+        session.join(cluster)
+        record = publishing.commit(
             layout,
             plan,
             fitted,
             before=None,
-            run=_ray.parallel_map,
+            run=session.parallel_map,
             check=lambda: None,
             now=lambda: WHEN,
             facts=lambda seconds: {"images_per_second": 1.0, "stage_seconds": {}, "settings": {}, "versions": {}},

@@ -37,13 +37,16 @@ import pyarrow as pa
 import torch
 
 from cluster import local_s3
-from fcdd import bundle, calibration, datasets, detector, heatmap, images, networks, objective, regions, storage
+from fcdd import bundle, calibration, detector, heatmap, images, networks, objective, regions
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import STATISTICS, Calibration, Nominal
 from fcdd.detector import Detector
 from fcdd.inference import Runner
+from fcdd.io import storage
 from fcdd.normalization import Normalization
-from jobs import _listing, _parts, _runs
+from fcdd.paper import datasets
+from jobs.catalog import commit_records, part_files
+from jobs.sources import listing
 
 WORKERS = 2
 BUCKET = "s3://bench"
@@ -108,7 +111,7 @@ def job(network: str, count: int, round_: int) -> dict[str, Any]:
     done = subprocess.run([*command, "--workers", str(WORKERS)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     seconds = time.perf_counter() - started
-    [record] = _runs.committed(results, "c")
+    [record] = commit_records.committed(results, "c")
     assert record.num_scored == count, record
     workers = {k: round(v, 1) for k, v in record.stage_seconds.items()}
     size = sum(part.bytes for part in record.scores)
@@ -117,7 +120,7 @@ def job(network: str, count: int, round_: int) -> dict[str, Any]:
 
 def bare(network: str, count: int, round_: int) -> dict[str, Any]:
     """The same work in plain loops."""
-    infos = _listing.list_images(f"{BUCKET}/images")
+    infos = listing.list_images(f"{BUCKET}/images")
     queue: Any = multiprocessing.get_context("spawn").Queue()
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(WORKERS)
@@ -169,7 +172,7 @@ def _bare_loop(network: str, infos: list[storage.ObjectInfo], barrier: Any, queu
                     "regions": [[region._asdict() for region in each] for each in found],
                 }
             )
-            storage.write(f"{BUCKET}/bare/{os.getpid()}-{start}.parquet", _parts.to_parquet(table))
+            storage.write(f"{BUCKET}/bare/{os.getpid()}-{start}.parquet", part_files.to_parquet(table))
     queue.put((started, time.time()))
 
 

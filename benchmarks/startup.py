@@ -15,7 +15,7 @@ import time
 
 from benchmarks.scoring import BUCKET, make_bundle, upload
 from cluster import local_s3
-from fcdd import storage
+from fcdd.io import storage
 
 
 def run(round_: int) -> float:

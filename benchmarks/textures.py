@@ -25,19 +25,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from fcdd import (
-    augmentation,
-    datasets,
-    images,
-    metrics,
-    networks,
-    normalization,
-    splits,
-    supervision,
-    training,
-    upsampling,
-)
+from fcdd import augmentation, images, metrics, networks, normalization, splits, supervision, training, upsampling
 from fcdd.inference import Runner
+from fcdd.paper import datasets
 from fcdd.supervision import TrainingSet
 from fcdd.training import Sampling, TrainOptions
 

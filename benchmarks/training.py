@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fcdd import datasets
+from fcdd.paper import datasets
 
 
 class Case(NamedTuple):

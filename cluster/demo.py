@@ -25,8 +25,10 @@ from types import FrameType
 import psutil
 
 from cluster import local_s3
-from fcdd import datasets, splits, storage
-from fcdd.datasets import LabelledImage
+from fcdd import splits
+from fcdd.io import storage
+from fcdd.paper import datasets
+from fcdd.paper.datasets import LabelledImage
 
 OUTPUT = Path("demo-output")
 CONFIG = Path(__file__).with_name("demo.toml")

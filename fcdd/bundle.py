@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fcdd import storage
 from fcdd.calibration import Calibration
 from fcdd.errors import BundleError
+from fcdd.io import storage
 from fcdd.normalization import Normalization
 
 FORMAT_VERSION: Literal[3] = 3

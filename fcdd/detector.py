@@ -14,11 +14,12 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from fcdd import bundle, networks, storage, upsampling
+from fcdd import bundle, networks, upsampling
 from fcdd.bundle import BundleSpec
 from fcdd.errors import BundleError
 from fcdd.inference import Runner
-from fcdd.isolation import DecoderPool
+from fcdd.io import storage
+from fcdd.io.isolation import DecoderPool
 from fcdd.networks import FCDDNetwork
 from fcdd.runtime import Runtime
 

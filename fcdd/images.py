@@ -1,7 +1,7 @@
 """Encoded bytes -> uint8 pixels of the network's size: the one decode path of training and scoring.
 
-Jobs reach it through `fcdd.isolation`, which runs it in a process of its own. Pillow decodes JPEG, PNG, WebP and BMP,
-`fcdd.tiff` decodes TIFF. The rules for unusual images are fixed here, because the conversions of the decoders
+Jobs reach it through `fcdd.io.isolation`, which runs it in a process of its own. Pillow decodes JPEG, PNG, WebP and
+BMP, `fcdd.tiff` decodes TIFF. The rules for unusual images are fixed here, because the conversions of the decoders
 silently saturate some of them: 16-bit grey is scaled to 8 bits, transparency is composited on black, the EXIF
 orientation is applied, of animations the first frame counts; 32-bit and float images are refused. What an image may
 cost (`Limits`) is checked before memory is taken.

@@ -1,6 +1,6 @@
 """TIFF by rules: the samples of the first page, whatever its byte order, depth, compression, planes, strips or tiles.
 
-tifffile reads the structure, imagecodecs the strips and tiles; both only in the process of `fcdd.isolation`. A TIFF
+tifffile reads the structure, imagecodecs the strips and tiles; both only in the process of `fcdd.io.isolation`. A TIFF
 can be anything, and a guess is a wrong picture: what no rule here names is refused as unsupported, with what it is.
 """
 

@@ -4,8 +4,9 @@ Every random choice of a sample (whether it becomes anomalous, the anomaly, the 
 keyed by (seed, epoch, sample), and the order of an epoch from (seed, epoch): the same batches are drawn whatever the
 number of workers that share them.
 
-Optimisers and schedules: the published ones (METHOD section 5; `fcdd.protocols` has the values) and our own recipe,
-AdamW with a one-cycle learning rate. Half of the samples are anomalous (METHOD section 4: online, probability 0.5).
+Optimisers and schedules: the published ones (METHOD section 5; `fcdd.paper.protocols` has the values) and our own
+recipe, AdamW with a one-cycle learning rate. Half of the samples are anomalous (METHOD section 4: online, probability
+0.5).
 
 Shapes: N images, B batch, H x W pixels, C channels.
 """

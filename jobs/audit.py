@@ -16,15 +16,19 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import Field
 
-from fcdd import bundle, evidence, heatmap, storage
+from fcdd import bundle, evidence, heatmap
 from fcdd.bundle import BundleSpec
 from fcdd.errors import ConfigError, ImageError
 from fcdd.evidence import Evidence
 from fcdd.images import DecodedImage
-from fcdd.storage import ObjectInfo
-from jobs import _console, _images, _labels, _pictures, _runs, _views
-from jobs._locations import Locations
-from jobs._settings import JobSettings, Night
+from fcdd.io import storage
+from fcdd.io.storage import ObjectInfo
+from jobs.catalog import commit_records, label_files, views
+from jobs.shell import process
+from jobs.shell.settings import JobSettings, Night
+from jobs.sources import fetching
+from jobs.sources.locations import Locations
+from jobs.viewing import rendering
 from schemas import IDENTITY
 
 _ROWS_AT_ONCE = 5_000
@@ -57,30 +61,30 @@ class AuditSettings(JobSettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: audit(AuditSettings.parse(argv)))
+    return process.run(lambda: audit(AuditSettings.parse(argv)))
 
 
-@_views.readable()
+@views.readable()
 def audit(settings: AuditSettings) -> None:
     """Measure, print, draw."""
-    records = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
-    records = _runs.of_latest_bundle(records)
+    records = commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
+    records = commit_records.of_latest_bundle(records)
     record = records[-1]
     locations = Locations.of(settings.results, records, settings.images)
     if settings.pictures:
-        _pictures.check_apart(settings.pictures, locations)
-    folder = _pictures.folder(settings.pictures) if settings.pictures else None
+        rendering.check_apart(settings.pictures, locations)
+    folder = rendering.folder(settings.pictures) if settings.pictures else None
     spec, _ = bundle.load(record.bundle)
     if spec.digest != record.bundle_digest:
         raise ConfigError(f"the bundle at {record.bundle} is not the one that run {record.run_id} used")
-    labels = _labels.read_decided(settings.labels) if settings.labels else None
-    connection = _views.connect(settings.results)
-    _views.scores(connection, settings.results, records)
+    labels = label_files.read_decided(settings.labels) if settings.labels else None
+    connection = views.connect(settings.results)
+    views.scores(connection, settings.results, records)
     kind = "is_anomalous"
     if labels is not None:
         connection.register("labels", labels)
         connection.sql(
-            f"SELECT s.*, l.label = 1 AS labelled FROM scores s JOIN labels l ON {_labels.IS_OF}"
+            f"SELECT s.*, l.label = 1 AS labelled FROM scores s JOIN labels l ON {label_files.IS_OF}"
         ).create_view("q")
         kind = "labelled"
     source = "scores" if labels is None else "q"
@@ -124,7 +128,7 @@ def _batches(
 
 def _mean_image(infos: list[ObjectInfo], spec: BundleSpec) -> npt.NDArray[np.float64] | None:
     """Mean grey image (H,W) of what can still be read, None if nothing can."""
-    loaded = _images.fetch_each(infos, spec.input_size, spec.channels)
+    loaded = fetching.fetch_each(infos, spec.input_size, spec.channels)
     pixels = [image.pixels.mean(2) for image in loaded if isinstance(image, DecodedImage)]
     return np.mean(pixels, axis=0) if pixels else None
 
@@ -136,7 +140,7 @@ def _object_mask(
     if settings.object_mask:
         uri = storage.normalize(settings.object_mask)
         try:
-            found = np.asarray(_images.picture(storage.read(uri), mode="L")) > 127
+            found = np.asarray(fetching.picture(storage.read(uri), mode="L")) > 127
         except FileNotFoundError as error:
             raise ConfigError(f"the object mask {uri} does not exist") from error
         except ImageError as error:
@@ -188,8 +192,8 @@ def _picture(mean: npt.NDArray[np.float64] | None, kinds: dict[str, Evidence], s
         share = each.share().astype(np.float32)
         # A cell of three times the even share is in the middle of the scale.
         shown.append(heatmap.overlay(grey, share, 3 / share.size))
-    return _pictures.side_by_side(shown)
+    return rendering.side_by_side(shown)
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

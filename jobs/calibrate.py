@@ -12,13 +12,16 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from fcdd import bundle, grouping, heatmap, splits, storage
+from fcdd import bundle, grouping, heatmap, splits
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import STATISTICS, Calibration, Floats, Nominal, conformal_threshold
 from fcdd.errors import BundleError, ConfigError
-from fcdd.storage import ObjectInfo
-from jobs import _console, _labels, _listing, _runs, _text, _views
-from jobs._settings import JobSettings, Night
+from fcdd.io import storage
+from fcdd.io.storage import ObjectInfo
+from jobs.catalog import commit_records, label_files, views
+from jobs.shell import formatting, process
+from jobs.shell.settings import JobSettings, Night
+from jobs.sources import listing
 from schemas import RunRecord
 
 log = logging.getLogger(__name__)
@@ -58,7 +61,7 @@ class CalibrateSettings(JobSettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: calibrate(CalibrateSettings.parse(argv)))
+    return process.run(lambda: calibrate(CalibrateSettings.parse(argv)))
 
 
 def calibrate(settings: CalibrateSettings) -> None:
@@ -102,7 +105,7 @@ def calibrate(settings: CalibrateSettings) -> None:
     own = fitted.deciding(fitted.alpha)
     for group, reference in fitted.groups.items():
         how = "decides by its own" if group in own else "told apart for drift"
-        print(f"group       {_text.printable(group)}: {reference.num_images} images, {how}")
+        print(f"group       {formatting.printable(group)}: {reference.num_images} images, {how}")
 
 
 def _warn_of_higher(before: float, after: float, values: Floats, uris: list[str], what: str) -> None:
@@ -114,7 +117,7 @@ def _warn_of_higher(before: float, after: float, values: Floats, uris: list[str]
         "the new %s, %.6g, is %s the old one, %.6g, and fewer defects will be found; are all images nominal? It is set "
         "by the %d with the largest values, among them %s",
         *(what, after, f"{after / before:.1f} times" if before > 0 else "far above", before, len(highest)),
-        ", ".join(f"{_text.printable(uris[index])} ({values[index]:.6g})" for index in highest[:_NAMED]),
+        ", ".join(f"{formatting.printable(uris[index])} ({values[index]:.6g})" for index in highest[:_NAMED]),
     )
 
 
@@ -123,12 +126,12 @@ def _from_images(
 ) -> tuple[str, Nominal, list[str]]:
     """Images of a location, scored here, and their locations."""
     from fcdd.detector import Detector  # late: a reviewed run needs no torch
-    from jobs import _calibrating
+    from jobs.training import measurement
 
     location = storage.normalize(settings.images or "")
-    infos = _sampled(_not_trained_on(_listing.list_images(location), spec), settings.max_images)
+    infos = _sampled(_not_trained_on(listing.list_images(location), spec), settings.max_images)
     conformal_threshold(np.zeros(len(infos)), settings.alpha or spec.calibration.alpha)  # before all are scored
-    measured, uris = _calibrating.measure(Detector(spec, weights), infos, [location], pattern)
+    measured, uris = measurement.measure(Detector(spec, weights), infos, [location], pattern)
     return location, measured, uris
 
 
@@ -157,23 +160,23 @@ def _sampled(infos: list[ObjectInfo], limit: int) -> list[ObjectInfo]:
     return sorted(chosen, key=lambda info: info.uri)
 
 
-@_views.readable()
+@views.readable()
 def _from_run(settings: CalibrateSettings, spec: BundleSpec, pattern: str | None) -> tuple[str, Nominal, list[str]]:
     """The images of committed runs whose alarms were all looked at, without those that are anomalous; locations."""
     if not settings.results or not settings.collection:
         raise ConfigError("--reviewed needs --results and --collection: where the reviewed run is")
-    records = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
+    records = commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
     for record in records:
         if record.bundle_digest != spec.digest and not _has_weights(record, spec):
             raise ConfigError(
                 f"run {record.run_id} was scored with another bundle ({record.bundle_digest[:12]}): its scores say "
                 "nothing about this one; choose its --date, or its bundle"
             )
-    connection = _views.connect(settings.results)
-    _views.scores(connection, settings.results, records)
-    connection.register("labels", _labels.read(settings.reviewed or ""))
+    connection = views.connect(settings.results)
+    views.scores(connection, settings.results, records)
+    connection.register("labels", label_files.read(settings.reviewed or ""))
     latest = "QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY date DESC) = 1"
-    labelled = f"SELECT s.*, l.label FROM scores s LEFT JOIN labels l ON {_labels.IS_OF}"
+    labelled = f"SELECT s.*, l.label FROM scores s LEFT JOIN labels l ON {label_files.IS_OF}"
     connection.sql(f"SELECT * FROM ({labelled}) {latest}").create_view("reviewed")
     [(unseen, known)] = connection.sql(
         "SELECT count(*) FILTER (is_anomalous AND label IS NULL), count(label) FROM reviewed"
@@ -222,4 +225,4 @@ def _has_weights(record: RunRecord, spec: BundleSpec) -> bool:
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

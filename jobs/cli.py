@@ -4,9 +4,9 @@ import importlib
 import sys
 from typing import NoReturn
 
-from jobs import _console
-from jobs._verbs import VERBS
-from jobs._versions import versions
+from jobs.shell import process
+from jobs.shell.verbs import VERBS
+from jobs.shell.versions import versions
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
 
 def run() -> NoReturn:
     """The console script."""
-    _console.leave(main())
+    process.leave(main())
 
 
 if __name__ == "__main__":

@@ -17,11 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from fcdd import heatmap, storage
+from fcdd import heatmap
 from fcdd.errors import ConfigError
-from jobs import _console, _pictures, _runs, _text, _views
-from jobs._locations import Locations
-from jobs._settings import JobSettings
+from fcdd.io import storage
+from jobs.catalog import commit_records, views
+from jobs.shell import formatting, process
+from jobs.shell.settings import JobSettings
+from jobs.sources.locations import Locations
+from jobs.viewing import rendering
 from schemas import IDENTITY, Layout, RunRecord
 
 
@@ -63,43 +66,43 @@ class Comparison(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: show(CompareSettings.parse(argv)))
+    return process.run(lambda: show(CompareSettings.parse(argv)))
 
 
 def show(settings: CompareSettings) -> None:
     """Print the comparison; save pictures if asked."""
     layout = Layout(storage.normalize(settings.results))
-    a, b = (_runs.named(layout, run_id) for run_id in (settings.run_a, settings.run_b))
+    a, b = (commit_records.named(layout, run_id) for run_id in (settings.run_a, settings.run_b))
     locations = Locations.of(layout.results, (a, b), settings.images)
     if settings.pictures:
-        _pictures.check_apart(settings.pictures, locations)
-    folder = _pictures.folder(settings.pictures) if settings.pictures else None
+        rendering.check_apart(settings.pictures, locations)
+    folder = rendering.folder(settings.pictures) if settings.pictures else None
     found = compare(settings, a, b)
     maps = {
         id(row): (row.pop("heatmap_a"), row.pop("heatmap_b")) for rows in (found.flips, found.movers) for row in rows
     }
     if settings.output == "json":
-        print(json.dumps(_text.plain(found), indent=1, default=str))
+        print(json.dumps(formatting.plain(found), indent=1, default=str))
     else:
         _print(found, a, b)
     if folder:
-        heatmaps, out = _pictures.Heatmaps(), sys.stderr if settings.output == "json" else sys.stdout
+        heatmaps, out = rendering.Heatmaps(), sys.stderr if settings.output == "json" else sys.stdout
         drawn = found.movers or found.flips  # another calibration moves nothing, and flips alarms
         for rank, row in enumerate(drawn, start=1):
-            if picture := _pictures.original_or_warn(row, locations):
+            if picture := rendering.original_or_warn(row, locations):
                 both = zip(maps[id(row)], (a, b), strict=True)
                 shown = [heatmap.overlay(picture, heatmaps(each, run), run.map_threshold) for each, run in both]
-                path = folder / _pictures.file_name(rank, len(drawn), row["image_uri"])
-                _pictures.side_by_side([picture, *shown]).save(path)
+                path = folder / rendering.file_name(rank, len(drawn), row["image_uri"])
+                rendering.side_by_side([picture, *shown]).save(path)
                 print(f"picture {rank:2d}  {path}", file=out)
 
 
-@_views.readable()
+@views.readable()
 def compare(settings: CompareSettings, a: RunRecord, b: RunRecord) -> Comparison:
     """Join on name and ETag, and measure. Raises ConfigError when the runs have fewer than two images in common."""
-    connection = _views.connect(settings.results)
+    connection = views.connect(settings.results)
     for name, record in (("a", a), ("b", b)):
-        _views.scores(connection, settings.results, [record], name)
+        views.scores(connection, settings.results, [record], name)
     columns = ", ".join(f"{t}.{c} AS {c}_{t}" for t in "ab" for c in ("anomaly_score", "p_value", "is_anomalous"))
     ranks = ", ".join(f"rank() OVER (ORDER BY {t}.anomaly_score DESC) AS rank_{t}" for t in "ab")
     identity = ", ".join(f"a.{name}" for name in IDENTITY)
@@ -184,9 +187,9 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
             (row["is_anomalous_a"], row["is_anomalous_b"]), ""
         )
         values = (str(row["rank_a"]), str(row["rank_b"]), f"{row['p_value_a']:.4f}", f"{row['p_value_b']:.4f}", alarm)
-        table.add_row(_text.printable(row["image_uri"]), *values)
+        table.add_row(formatting.printable(row["image_uri"]), *values)
     Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

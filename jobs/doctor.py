@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs import _checks, _console, _errors, _text
-from jobs._checks import Finding
-from jobs._settings import JobSettings
+from jobs.shell import checks, errors, formatting, process
+from jobs.shell.checks import Finding
+from jobs.shell.settings import JobSettings
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red", "skipped": "dim"}
 
@@ -41,29 +41,29 @@ class DoctorSettings(JobSettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: examine(DoctorSettings.parse(argv)))
+    return process.run(lambda: examine(DoctorSettings.parse(argv)))
 
 
 def examine(settings: DoctorSettings) -> int:
     """Ask everything, show the answers."""
     address = settings.address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    checks = [
-        ("packages", _checks.packages),
-        ("cluster", partial(_checks.cluster, address)),
-        ("token file", _checks.token_is_private),
-        *(("images", partial(_checks.images, place)) for place in settings.images),
-        *((("results", partial(_checks.results, settings.results)),) if settings.results else ()),
-        *((("bundle", partial(_checks.model, settings.bundle)),) if settings.bundle else ()),
-        ("GPU", _checks.gpu),
-        ("local Ray", _checks.local_ray),
-        ("disk", _checks.disk),
+    questions = [
+        ("packages", checks.packages),
+        ("cluster", partial(checks.cluster, address)),
+        ("token file", checks.token_is_private),
+        *(("images", partial(checks.images, place)) for place in settings.images),
+        *((("results", partial(checks.results, settings.results)),) if settings.results else ()),
+        *((("bundle", partial(checks.model, settings.bundle)),) if settings.bundle else ()),
+        ("GPU", checks.gpu),
+        ("local Ray", checks.local_ray),
+        ("disk", checks.disk),
     ]
-    found = [finding for subject, check in checks for finding in _checks.asked(subject, check)]
+    found = [finding for subject, check in questions for finding in checks.asked(subject, check)]
     if settings.output == "json":
         print(json.dumps([finding._asdict() for finding in found]))
     else:
         _show(found)
-    return _errors.USER_MUST_ACT if any(finding.state == "problem" for finding in found) else _errors.DONE
+    return errors.USER_MUST_ACT if any(finding.state == "problem" for finding in found) else errors.DONE
 
 
 def _show(found: list[Finding]) -> None:
@@ -72,9 +72,9 @@ def _show(found: list[Finding]) -> None:
         table.add_column(name, overflow="fold")
     for finding in found:
         state = Text(finding.state, _COLOURS[finding.state])
-        table.add_row(finding.subject, state, _text.printable(finding.found), finding.do)
+        table.add_row(finding.subject, state, formatting.printable(finding.found), finding.do)
     Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

@@ -11,8 +11,9 @@ from pydantic import Field
 
 from fcdd.errors import ConfigError
 from fcdd.metrics import ImageMetrics, ThresholdMetrics, image_metrics, threshold_metrics
-from jobs import _console, _labels, _runs, _text, _views
-from jobs._settings import JobSettings, Night
+from jobs.catalog import commit_records, label_files, views
+from jobs.shell import formatting, process
+from jobs.shell.settings import JobSettings, Night
 
 SCORES = ("anomaly_score", "score_mean", "score_max", "score_top1pct")
 
@@ -53,24 +54,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     given = sys.argv[1:] if argv is None else argv
     if any(argument.partition("=")[0] == "--protocol" for argument in given):
-        from jobs import _reproduce  # it imports torch
+        from jobs import reproduce  # it imports torch
 
-        return _console.run(lambda: _reproduce.reproduce(_reproduce.ProtocolSettings.parse(argv)))
-    return _console.run(lambda: show(EvaluateSettings.parse(argv)))
+        return process.run(lambda: reproduce.reproduce(reproduce.ProtocolSettings.parse(argv)))
+    return process.run(lambda: show(EvaluateSettings.parse(argv)))
 
 
-@_views.readable()
+@views.readable()
 def evaluate(settings: EvaluateSettings) -> Evaluation:
     """Join scores with labels and measure."""
-    records = _runs.of_latest_bundle(
-        _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
+    records = commit_records.of_latest_bundle(
+        commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
     )
-    connection = _views.connect(settings.results)
-    _views.scores(connection, settings.results, records)
-    labels = _labels.read_decided(settings.labels)
+    connection = views.connect(settings.results)
+    views.scores(connection, settings.results, records)
+    labels = label_files.read_decided(settings.labels)
     connection.register("labels", labels)
     joined = connection.sql(
-        f"SELECT label, is_anomalous, {', '.join(SCORES)} FROM labels l JOIN scores s ON {_labels.IS_OF} "
+        f"SELECT label, is_anomalous, {', '.join(SCORES)} FROM labels l JOIN scores s ON {label_files.IS_OF} "
         "QUALIFY row_number() OVER (PARTITION BY s.image_uri ORDER BY date DESC) = 1"  # the latest night of an image
     ).fetchnumpy()
     truth = np.asarray(joined["label"])
@@ -98,7 +99,7 @@ def show(settings: EvaluateSettings) -> None:
     """Print the evaluation with its conditions."""
     result = evaluate(settings)
     if settings.output == "json":
-        print(json.dumps(_text.plain(result), indent=1))
+        print(json.dumps(formatting.plain(result), indent=1))
         return
     first = result.metrics[SCORES[0]]
     print(f"runs        {', '.join(result.runs)}")
@@ -125,4 +126,4 @@ def show(settings: EvaluateSettings) -> None:
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

@@ -13,12 +13,16 @@ from PIL import Image
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from fcdd import heatmap, storage
+from fcdd import heatmap
 from fcdd.errors import ConfigError, ImageError
-from jobs import _console, _files, _pictures, _text, _views, results
-from jobs._locations import Locations
-from jobs._settings import JobSettings, Night
+from fcdd.io import storage
+from jobs import results
+from jobs.catalog import views
 from jobs.results import Results
+from jobs.shell import formatting, local_files, process
+from jobs.shell.settings import JobSettings, Night
+from jobs.sources.locations import Locations
+from jobs.viewing import rendering
 from schemas import IDENTITY
 
 _COLUMNS = ", ".join((*IDENTITY, "image_group", "width", "height", "collection", "date", "anomaly_score", "p_value"))
@@ -54,7 +58,7 @@ class ExportSettings(JobSettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: export(ExportSettings.parse(argv)))
+    return process.run(lambda: export(ExportSettings.parse(argv)))
 
 
 def export(settings: ExportSettings) -> None:
@@ -66,8 +70,8 @@ def export(settings: ExportSettings) -> None:
         raise ConfigError("--results is missing: the location of the results")
     found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
     if settings.format == "fiftyone":
-        _pictures.check_apart(settings.output, Locations.of(found.location, found.records))
-    with _views.readable():
+        rendering.check_apart(settings.output, Locations.of(found.location, found.records))
+    with views.readable():
         (_coco if settings.format == "coco" else _fiftyone)(found, settings)
 
 
@@ -79,7 +83,7 @@ def _rows(found: Results, settings: ExportSettings) -> Iterator[dict[str, Any]]:
 def _coco(found: Results, settings: ExportSettings) -> None:
     """Two passes over the rows, so that none has to be kept: images, then their regions."""
     images = regions = 0
-    with _files.appearing(settings.output) as path, path.open("w", encoding="utf-8") as file:
+    with local_files.appearing(settings.output) as path, path.open("w", encoding="utf-8") as file:
         info = {"description": "regions of anomaly maps above the map threshold", "version": "1.0"}
         info["runs"] = ", ".join(record.run_id for record in found.records)
         categories = [{"id": 1, "name": "anomaly", "supercategory": "anomaly"}]
@@ -132,10 +136,10 @@ def _coco_region(number: int, image_id: int, region: dict[str, Any]) -> dict[str
 def _fiftyone(found: Results, settings: ExportSettings) -> None:
     """Images are copied, since FiftyOne opens local files; heatmaps lie beside them, on the display scale."""
     samples = failed = 0
-    heatmaps = _pictures.Heatmaps()
+    heatmaps = rendering.Heatmaps()
     name = f"fcdd-{'-'.join(dict.fromkeys(record.collection for record in found.records))}"
     about = {"name": name, "media_type": "image", "info": {"runs": [record.run_id for record in found.records]}}
-    with _files.appearing(settings.output) as root:
+    with local_files.appearing(settings.output) as root:
         for folder in ("data", "fields/heatmap"):
             (root / folder).mkdir(parents=True)
         (root / "metadata.json").write_text(json.dumps(about))
@@ -146,11 +150,11 @@ def _fiftyone(found: Results, settings: ExportSettings) -> None:
                 try:
                     data = reading.result()
                 except ImageError as error:
-                    log.warning("left out %s: %s", _text.printable(row["image_uri"]), error)
+                    log.warning("left out %s: %s", formatting.printable(row["image_uri"]), error)
                     failed += 1
                     continue
                 samples += 1
-                stem = Path(_pictures.file_name(samples, 10**6, row["image_uri"])).stem
+                stem = Path(rendering.file_name(samples, 10**6, row["image_uri"])).stem
                 image, picture = f"data/{stem}{Path(row['image_uri']).suffix.lower()}", f"fields/heatmap/{stem}.png"
                 (root / image).write_bytes(data)
                 threshold = found.record_of(row["model_digest"]).map_threshold
@@ -169,7 +173,7 @@ def _ahead(rows: Iterable[dict[str, Any]], locations: Locations) -> Iterator[tup
     waiting: deque[tuple[dict[str, Any], Future[bytes]]] = deque()
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
         for row in rows:
-            waiting.append((row, pool.submit(_pictures.encoded, row, locations)))
+            waiting.append((row, pool.submit(rendering.encoded, row, locations)))
             if len(waiting) > _READS_IN_FLIGHT:
                 yield waiting.popleft()
         yield from waiting
@@ -223,4 +227,4 @@ def _onnx(settings: ExportSettings) -> None:
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

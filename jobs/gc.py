@@ -11,12 +11,13 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from fcdd import storage
 from fcdd.errors import ConfigError
-from fcdd.storage import ObjectInfo
-from jobs import _console, _lease, _plans, _reviewing, _runs, _text
-from jobs._errors import LeaseHeld
-from jobs._settings import JobSettings
+from fcdd.io import storage
+from fcdd.io.storage import ObjectInfo
+from jobs.catalog import commit_records, intents, label_store, leases
+from jobs.shell import formatting, process
+from jobs.shell.errors import LeaseHeld
+from jobs.shell.settings import JobSettings
 from schemas import Layout
 
 TABLES = ("scores", "quarantine", "deleted", "drift")
@@ -36,21 +37,21 @@ class GcSettings(JobSettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: collect(GcSettings.parse(argv)))
+    return process.run(lambda: collect(GcSettings.parse(argv)))
 
 
 def collect(settings: GcSettings) -> None:
     """Remove, and say what."""
     layout = Layout(storage.normalize(settings.results))
-    _runs.check_there(layout)
+    commit_records.check_there(layout)
     # Ages are differences of the store's own times, which may be whole seconds: with a wrong clock here, what is new
     # would look old.
-    before = _lease.store_time(layout.leases()) - timedelta(days=settings.older_than_days)
+    before = leases.store_time(layout.leases()) - timedelta(days=settings.older_than_days)
     parts = [info for table in TABLES for info in _objects(f"{layout.results}/{table}")]
-    staged = {run_id: _objects(layout.staging(run_id)) for run_id in _plans.staged(layout)}
-    leases = _objects(layout.leases())  # before this process takes some itself
-    there = _runs.uris(layout)
-    records = _runs.read_all(there)
+    staged = {run_id: _objects(layout.staging(run_id)) for run_id in intents.staged(layout)}
+    marks = _objects(layout.leases())  # before this process takes some itself
+    there = commit_records.uris(layout)
+    records = commit_records.read_all(there)
     committed = {record.run_id for record in records.values()}
     named = {f"{layout.results}/{part.path}" for record in records.values() for part in record.parts()}
     removed: list[ObjectInfo] = []
@@ -67,9 +68,9 @@ def collect(settings: GcSettings) -> None:
     collections = sorted({record.collection for record in records.values()})
     unused = [info for each in collections for info in _unused_masks(layout, each, before)]
     removed += _remove(unused, "masks that no label names", settings.dry_run)
-    for folder in sorted({info.uri.rsplit("/", 1)[0] for info in leases}):
-        old = [info for info in leases if info.uri.rsplit("/", 1)[0] == folder and info.last_modified <= before]
-        if old and _lease.state(folder) is None:
+    for folder in sorted({info.uri.rsplit("/", 1)[0] for info in marks}):
+        old = [info for info in marks if info.uri.rsplit("/", 1)[0] == folder and info.last_modified <= before]
+        if old and leases.state(folder) is None:
             removed += _remove(old, f"lease of nobody: {folder}", settings.dry_run)
     print(f"{'would remove' if settings.dry_run else 'removed'} {_size(removed)}")
 
@@ -77,7 +78,7 @@ def collect(settings: GcSettings) -> None:
 def _unused_masks(layout: Layout, collection: str, before: datetime) -> list[ObjectInfo]:
     """Drawings that were replaced, or taken back; none where the labels cannot be read."""
     try:
-        kept = _reviewing.Labels(layout, collection).masks()
+        kept = label_store.Labels(layout, collection).masks()
     except ConfigError as error:
         log.warning("the masks of collection %s are left alone: %s", collection, error)
         return []
@@ -100,17 +101,17 @@ def _remove_run(
     """
     what = f"staging of {run_id}"
     try:
-        intent = _plans.read_intent(layout, run_id)
+        intent = intents.read_intent(layout, run_id)
     except ConfigError as error:
         log.warning("left %s: %s", what, error)
         return []
     infos = {info.uri: info for info in objects}
-    ordered = [infos[uri] for group in _plans.in_order_of_removal(list(infos)) for uri in group]
+    ordered = [infos[uri] for group in intents.in_order_of_removal(list(infos)) for uri in group]
     garbage = [*leftovers, *ordered]
     if dry_run or intent is None:
         return _remove(garbage, what, dry_run)
     try:
-        with _lease.hold(layout.lease(intent.collection, intent.day), "gc"):
+        with leases.hold(layout.lease(intent.collection, intent.day), "gc"):
             if set(_objects(layout.staging(run_id))) != set(objects):
                 log.info("left %s: it was taken up meanwhile", what)
                 return []
@@ -122,7 +123,7 @@ def _remove_run(
 
 def _remove(objects: list[ObjectInfo], what: str, dry_run: bool) -> list[ObjectInfo]:
     if objects:
-        print(f"{_text.printable(what)}: {_size(objects)}")
+        print(f"{formatting.printable(what)}: {_size(objects)}")
     if not dry_run:
         storage.delete_all([info.uri for info in objects])
     return objects
@@ -137,4 +138,4 @@ def _size(objects: list[ObjectInfo]) -> str:
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

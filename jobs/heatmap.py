@@ -14,11 +14,14 @@ from pydantic import Field
 
 from fcdd import heatmap
 from fcdd.errors import ConfigError
-from jobs import _console, _labels, _pictures, _questions, _tabular, _text, _views, results
-from jobs._locations import Locations
-from jobs._questions import MAX_COMPARED
-from jobs._settings import JobSettings, Night
+from jobs import results
+from jobs.catalog import label_files, views
 from jobs.results import Results
+from jobs.shell import formatting, process, tables
+from jobs.shell.settings import JobSettings, Night
+from jobs.sources.locations import Locations
+from jobs.viewing import queries, rendering
+from jobs.viewing.queries import MAX_COMPARED
 from schemas import IDENTITY, RunRecord
 
 Style = Literal["side-by-side", "overlay", "16-bit", "numpy"]
@@ -59,7 +62,7 @@ class HeatmapSettings(JobSettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: draw(HeatmapSettings.parse(argv)))
+    return process.run(lambda: draw(HeatmapSettings.parse(argv)))
 
 
 def draw(settings: HeatmapSettings) -> None:
@@ -70,34 +73,34 @@ def draw(settings: HeatmapSettings) -> None:
         else results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
     )
     rows = chosen(found, settings)
-    heatmaps, index = _pictures.Heatmaps(), []
+    heatmaps, index = rendering.Heatmaps(), []
     locations = Locations.of(found.location, found.records, settings.images)
-    _pictures.check_apart(settings.output, locations)
-    folder = _pictures.folder(settings.output)
+    rendering.check_apart(settings.output, locations)
+    folder = rendering.folder(settings.output)
     for rank, row in enumerate(rows, start=1):
-        picture = _pictures.original_or_warn(row, locations)
+        picture = rendering.original_or_warn(row, locations)
         if picture is None:
             continue
-        name = _pictures.file_name(rank, len(rows), row["image_uri"])
+        name = rendering.file_name(rank, len(rows), row["image_uri"])
         path = folder / (Path(name).with_suffix(".npy") if settings.style == "numpy" else name)
         record = found.record_of(row["model_digest"])
         save(path, picture, heatmaps(row["heatmap"], record), row, record, settings)
-        print(f"{path}  {row['anomaly_score']:.4g}  {_text.printable(row['image_uri'])}")
+        print(f"{path}  {row['anomaly_score']:.4g}  {formatting.printable(row['image_uri'])}")
         index.append({"file": path.name, **{name: row[name] for name in ("image_uri", "anomaly_score", "p_value")}})
     if not index:
         raise ConfigError("not one picture could be made; the images are not where they were scored")
     columns = {name: [row[name] for row in index] for name in index[0]}
-    _tabular.write(pa.table(columns).to_reader(), "csv", str(folder / "index.csv"))
+    tables.write(pa.table(columns).to_reader(), "csv", str(folder / "index.csv"))
 
 
 def chosen(found: Results, settings: HeatmapSettings) -> list[dict[str, Any]]:
     """The rows to draw. Raises ConfigError for an image that was not scored."""
     if not settings.uri and not settings.uris:
-        question = _questions.top(count=max(MAX_COMPARED, settings.top), columns=_COLUMNS)
-        with _views.readable():
+        question = queries.top(count=max(MAX_COMPARED, settings.top), columns=_COLUMNS)
+        with views.readable():
             rows = found.of_latest_bundle().sql(*question).to_arrow_table()
-        return list(_questions.without_duplicates(rows, settings.top).to_pylist())
-    uris = [*settings.uri, *(_labels.read_uris(settings.uris) if settings.uris else [])]
+        return list(queries.without_duplicates(rows, settings.top).to_pylist())
+    uris = [*settings.uri, *(label_files.read_uris(settings.uris) if settings.uris else [])]
     latest = "QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY date DESC) = 1"
     asked = f"SELECT {_COLUMNS} FROM scores WHERE list_contains($uris, image_uri) {latest}"
     by_uri = {row["image_uri"]: row for row in found.rows(asked, {"uris": uris})}
@@ -127,14 +130,14 @@ def save(
             Image.fromarray(heatmap.to_16bit(full, threshold)).save(path, pnginfo=_about(row, threshold))
         return
     boxes = row["regions"] if settings.regions else []
-    shown = _pictures.boxed(heatmap.overlay(picture, values, threshold), boxes)
+    shown = rendering.boxed(heatmap.overlay(picture, values, threshold), boxes)
     if settings.style == "side-by-side":
-        shown = _pictures.side_by_side([picture, shown])
+        shown = rendering.side_by_side([picture, shown])
     if settings.caption:
         alarm = "alarm" if row["is_anomalous"] else "no alarm"
-        regions = _text.number(len(row["regions"]), "region")
+        regions = formatting.number(len(row["regions"]), "region")
         text = f"score {row['anomaly_score']:.4g}   p {row['p_value']:.4g}   {alarm}   {regions}"
-        shown = _pictures.captioned(shown, text, threshold)
+        shown = rendering.captioned(shown, text, threshold)
     shown.save(path, pnginfo=_about(row, threshold))
 
 
@@ -148,4 +151,4 @@ def _about(row: dict[str, Any], threshold: float) -> PngInfo:
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

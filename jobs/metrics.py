@@ -1,7 +1,7 @@
 """`fcdd metrics`: what became of the latest runs, for Prometheus, from their commit records.
 
-A run's own metrics (jobs._live_metrics) end with its process. Whether a night is missing can only be told by something
-that is there when no run is: this, a page of gauges that it reads anew from the records at every scrape.
+A run's own metrics (jobs.scoring.live_metrics) end with its process. Whether a night is missing can only be told by
+something that is there when no run is: this, a page of gauges that it reads anew from the records at every scrape.
 """
 
 import logging
@@ -12,10 +12,11 @@ from typing import Any, ClassVar, get_args
 
 from pydantic import Field
 
-from fcdd import storage
 from fcdd.errors import ConfigError, FCDDError
-from jobs import _console, _runs
-from jobs._settings import JobSettings
+from fcdd.io import storage
+from jobs.catalog import commit_records
+from jobs.shell import process
+from jobs.shell.settings import JobSettings
 from schemas import Layout, RunRecord
 from schemas.runs import Drift
 
@@ -41,7 +42,7 @@ class MetricsSettings(JobSettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: serve(MetricsSettings.parse(argv)))
+    return process.run(lambda: serve(MetricsSettings.parse(argv)))
 
 
 def serve(settings: MetricsSettings) -> None:
@@ -87,7 +88,7 @@ class Records:
         strange = "objects among the records that are none, or of a later version; the log names them"
         yield GaugeMetricFamily("fcdd_records_left_out", strange, value=self._num_left_out)
         # Oldest night first, so each collection is left with its latest one.
-        latest = {record.collection: record for record in _runs.current(list(self._known.values()))}
+        latest = {record.collection: record for record in commit_records.current(list(self._known.values()))}
         told = [record for name, record in latest.items() if self._collection in (None, name)]
         for name, help_text, label, values in _GAUGES:
             labels = ["collection", *([label] if label else [])]
@@ -98,9 +99,9 @@ class Records:
             yield family
 
     def _read(self) -> None:
-        there = _runs.uris(self._layout)
+        there = commit_records.uris(self._layout)
         new = [uri for uri in there if uri not in self._known]
-        self._known |= _runs.read_all(new)
+        self._known |= commit_records.read_all(new)
         # Who takes a record away wants the run not to count.
         self._known = {uri: self._known[uri] for uri in there if uri in self._known}
         self._num_left_out = len(there) - len(self._known)
@@ -145,4 +146,4 @@ _GAUGES: tuple[tuple[str, str, str, _Values], ...] = (
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

@@ -15,13 +15,15 @@ from typing import Any, ClassVar
 
 from pydantic import Field, SecretStr
 
-from fcdd import storage
 from fcdd.errors import BundleError, ConfigError, FCDDError
-from jobs import _console, _errors, _notify, _runs, _score_run, _scoring
-from jobs._locations import Locations
-from jobs._notify import NotTold
-from jobs._score_settings import ScoreSettings, aware
-from jobs._settings import Night
+from fcdd.io import storage
+from jobs.catalog import commit_records
+from jobs.scoring import notify, runs, waves
+from jobs.scoring.notify import NotTold
+from jobs.scoring.options import ScoreSettings, aware
+from jobs.shell import errors, process
+from jobs.shell.settings import Night
+from jobs.sources.locations import Locations
 from schemas import Layout, RunRecord
 
 PLACEHOLDER = "{date}"
@@ -85,7 +87,7 @@ class NightlySettings(ScoreSettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: nightly(NightlySettings.parse(argv)))
+    return process.run(lambda: nightly(NightlySettings.parse(argv)))
 
 
 def nightly(settings: NightlySettings) -> int:
@@ -94,7 +96,7 @@ def nightly(settings: NightlySettings) -> int:
     Raises NotTold at the end. Whatever stops a single night is raised.
     """
     webhook, command = _secret(settings.webhook), _secret(settings.command)
-    _notify.check(webhook, command)
+    notify.check(webhook, command)
     if settings.rescore:
         raise ConfigError("a nightly run only scores what is new; to score a night again use `fcdd score --rescore`")
     layout = Layout(storage.normalize(settings.results))
@@ -104,8 +106,8 @@ def nightly(settings: NightlySettings) -> int:
             if record := _committed(settings, layout, night):
                 print(f"run          {record.run_id}  ({settings.collection}, {night}) is committed: nothing to do")
             else:
-                _score_run.dry_run(_of_night(settings, night), any_bundle=True, may_be_empty=_dated(settings, night))
-        return _errors.DONE
+                runs.dry_run(_of_night(settings, night), any_bundle=True, may_be_empty=_dated(settings, night))
+        return errors.DONE
     outcome = _Outcome()
     for night in nights:
         try:
@@ -119,14 +121,14 @@ def nightly(settings: NightlySettings) -> int:
     for record in _waiting(settings, layout, nights):
         code, _ = verdict(settings, record)
         try:
-            outcome.failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
+            outcome.failures += notify.tell(layout, record, code, webhook=webhook, command=command)
         except FCDDError as error:
             outcome.failures.append(f"run {record.run_id} is committed, but nobody could be told: {error}")
     if outcome.failures:
         raise NotTold(f"{'; '.join(outcome.failures)}; the same command tries again")
     # Nights that are not done come first. Whoever is told of a run, and its metrics, say what its verdict's code would.
     found = [code for code in outcome.verdicts if code and settings.verdict_codes]
-    return min(outcome.undone or found, default=_errors.FAILED if outcome.unwritten else _errors.DONE)
+    return min(outcome.undone or found, default=errors.FAILED if outcome.unwritten else errors.DONE)
 
 
 @dataclass
@@ -141,13 +143,13 @@ class _Outcome:
 
 def _do(settings: NightlySettings, layout: Layout, night: dt.date, outcome: _Outcome) -> None:
     """Score one night, unless that is done, and tell of it."""
-    record = _committed(settings, layout, night) or _score_run.score(
+    record = _committed(settings, layout, night) or runs.score(
         _of_night(settings, night), any_bundle=True, may_be_empty=_dated(settings, night)
     )
     code = _shown(settings, record)
     outcome.verdicts.append(code)
     webhook, command = _secret(settings.webhook), _secret(settings.command)
-    outcome.failures += _notify.tell(layout, record, code, webhook=webhook, command=command)
+    outcome.failures += notify.tell(layout, record, code, webhook=webhook, command=command)
     outcome.unwritten += _report_once(settings, layout, record)
 
 
@@ -155,14 +157,14 @@ def _explained(night: dt.date, error: Exception) -> int:
     """Say why a night was not done; its exit code."""
     if not isinstance(error, FCDDError):
         log.error("%s was not done", night, exc_info=error)
-        return _errors.FAILED
-    print(f"error: {night}: {_console.sentence(error)}", file=sys.stderr)
-    return _errors.exit_code(error)
+        return errors.FAILED
+    print(f"error: {night}: {process.sentence(error)}", file=sys.stderr)
+    return errors.exit_code(error)
 
 
 def _shown(settings: NightlySettings, record: RunRecord) -> int:
     """Print the summary of a committed run and its verdict; the exit code of the verdict."""
-    _scoring.show(record)
+    waves.show(record)
     code, why = verdict(settings, record)
     if why:
         print(f"exit code {code}: {why}" + ("" if settings.verdict_codes else " (0 is asked for)"))
@@ -178,13 +180,13 @@ def _report_once(settings: NightlySettings, layout: Layout, record: RunRecord) -
         return []
     uri = layout.report(record.collection, record.day, record.run_id)
     try:
-        from jobs import _report  # it loads torch, to draw
+        from jobs.viewing import html_report  # it loads torch, to draw
 
         if storage.exists(uri):
             return []
         given = [_of(place, record.day) for place in settings.images]
         locations = Locations.of(layout.results, (record,), given)
-        storage.write(uri, _report.build(layout.results, record, images=REPORT_IMAGES, locations=locations))
+        storage.write(uri, html_report.build(layout.results, record, images=REPORT_IMAGES, locations=locations))
     except Exception as error:  # whatever is wrong with a picture or a page, the verdict stands
         log.error("run %s is committed, but its report could not be written: %s", record.run_id, error, exc_info=True)
         return [record.run_id]
@@ -196,19 +198,19 @@ def verdict(settings: NightlySettings, record: RunRecord) -> tuple[int, str]:
     """The exit code of a committed run, and why; drift comes first, since alarms of a drifted run mean little."""
     limit = settings.alarm_limit(record.num_scored)
     if record.drift.verdict == "drifted":
-        return _errors.DRIFTED, "the images are not those that the bundle was calibrated for"
+        return errors.DRIFTED, "the images are not those that the bundle was calibrated for"
     if record.num_anomalous > limit:
-        return _errors.ALARMS_ABOVE_LIMIT, f"{record.num_anomalous} alarms, the limit is {limit}"
-    return _errors.DONE, ""
+        return errors.ALARMS_ABOVE_LIMIT, f"{record.num_anomalous} alarms, the limit is {limit}"
+    return errors.DONE, ""
 
 
 def _committed(settings: NightlySettings, layout: Layout, night: dt.date) -> RunRecord | None:
     """The night's run, whatever command made it."""
-    current = _runs.current(_runs.history(layout, settings.collection))
+    current = commit_records.current(commit_records.history(layout, settings.collection))
     record = next((record for record in current if record.day == night), None)
     if record:
         log.info("run %s of %s was committed at %s", record.run_id, night, record.committed_at)
-        _score_run.warn_of_other_rates(record, settings.alpha or record.alpha, settings.fdr)
+        runs.warn_of_other_rates(record, settings.alpha or record.alpha, settings.fdr)
     return record
 
 
@@ -216,16 +218,16 @@ def _waiting(settings: NightlySettings, layout: Layout, done: list[dt.date]) -> 
     """Recent runs that were made to be told of, and of which nobody has been told: an attempt died, or gave up."""
     since = settings.date - dt.timedelta(days=CATCH_UP_DAYS)
     asked = [way for way, target in (("webhook", settings.webhook), ("command", settings.command)) if target]
-    current = _runs.current(_runs.history(layout, settings.collection))
+    current = commit_records.current(commit_records.history(layout, settings.collection))
     recent = [record for record in current if record.day >= since and record.day not in done]
-    return [r for r in recent if _notify.untold(layout, r, (way for way in asked if r.settings.get(way)))]
+    return [r for r in recent if notify.untold(layout, r, (way for way in asked if r.settings.get(way)))]
 
 
 def _nights(settings: NightlySettings, layout: Layout) -> list[dt.date]:
     """The nights to do, oldest first."""
     if not settings.catch_up:
         return [settings.date]
-    done = {record.day for record in _runs.history(layout, settings.collection)}
+    done = {record.day for record in commit_records.history(layout, settings.collection)}
     before = [day for day in done if day < settings.date]
     if not before:
         return [settings.date]
@@ -277,4 +279,4 @@ def _secret(value: SecretStr | None) -> str | None:
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

@@ -10,11 +10,14 @@ from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
 from fcdd.errors import ConfigError
-from jobs import _bounds, _console, _questions, _tabular, _text, _views, results
-from jobs._questions import MAX_COMPARED, TOP_COLUMNS, Question
-from jobs._settings import JobSettings, Night
-from jobs._tabular import Format
+from jobs import results
+from jobs.catalog import views
 from jobs.results import Results
+from jobs.shell import formatting, limits, process, tables
+from jobs.shell.settings import JobSettings, Night
+from jobs.shell.tables import Format
+from jobs.viewing import queries
+from jobs.viewing.queries import MAX_COMPARED, TOP_COLUMNS, Question
 
 # Options that only some questions know.
 _BELONGS = {
@@ -66,7 +69,7 @@ class QuerySettings(JobSettings):
     explain: bool = Field(False, description="show how it is answered instead: files, row groups and bytes read")
     timeout_s: float = Field(600, gt=0, description="seconds a question may take")
     memory_gb: float = Field(
-        _views.MEMORY_GB, gt=0.1, description="memory a question may take; what is sorted goes to the disk beyond it"
+        views.MEMORY_GB, gt=0.1, description="memory a question may take; what is sorted goes to the disk beyond it"
     )
     output: Format = Field("table", description="table for people; csv, json, parquet, arrow for programs")
     to: str | None = Field(None, description="write the answer into this file or object; its ending names the format")
@@ -87,7 +90,7 @@ class QuerySettings(JobSettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: query(QuerySettings.parse(argv)))
+    return process.run(lambda: query(QuerySettings.parse(argv)))
 
 
 def query(settings: QuerySettings) -> None:
@@ -105,9 +108,9 @@ def query(settings: QuerySettings) -> None:
     )
     found = replace(found.of_latest_bundle() if kind == "top" else found, memory_gb=settings.memory_gb)
     with (
-        _bounds.seconds(settings.timeout_s, found.interrupt),
-        _views.readable("the question cannot be answered"),
-        _bounds.memory(settings.memory_gb),
+        limits.seconds(settings.timeout_s, found.interrupt),
+        views.readable("the question cannot be answered"),
+        limits.memory(settings.memory_gb),
     ):
         _answer(kind, settings, found)
 
@@ -117,24 +120,24 @@ def _answer(kind: str, settings: QuerySettings, found: Results) -> None:
     if settings.explain:
         print("\n".join(explained(found.explain(*question))))
     elif kind == "top" and not settings.duplicates:
-        _tabular.write(_top(settings, found, question), settings.output, settings.to, _title(settings))
+        tables.write(_top(settings, found, question), settings.output, settings.to, _title(settings))
     else:
         title = _title(settings) if kind == "top" else ""
         if kind == "changes" and settings.output == "table":
-            _tabular.show(_questions.run_totals(found).to_reader())
-            common = _questions.num_common(found)
+            tables.show(queries.run_totals(found).to_reader())
+            common = queries.num_common(found)
             title = f"changed, of the {common} images that both nights have"
             if not common:
                 print("the two nights have no image in common: what is the same by name is compared")
                 return
-        _tabular.write(found.sql(*question).to_arrow_reader(), settings.output, settings.to, title)
+        tables.write(found.sql(*question).to_arrow_reader(), settings.output, settings.to, title)
 
 
 def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
     if settings.group is not None:
         _check_group(found, settings.group)
     if kind == "top":
-        return _questions.top(
+        return queries.top(
             count=settings.top if settings.duplicates else max(MAX_COMPARED, settings.top),
             columns=TOP_COLUMNS if settings.duplicates else f"{TOP_COLUMNS}, image_hash, heatmap",
             alarms=settings.alarms,
@@ -145,7 +148,7 @@ def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
     if kind == "history":
         if settings.uri is None:
             raise ConfigError("whose history? add --uri, as `fcdd query top` shows it")
-        question = _questions.history(settings.uri)
+        question = queries.history(settings.uri)
         if not found.sql(*question).fetchall():
             raise ConfigError(
                 f"these runs know no image {settings.uri!r}; an image is named by its whole location, as `fcdd query` "
@@ -157,21 +160,21 @@ def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
             raise ConfigError("which question? add --sql 'SELECT ...'")
         return Question(settings.sql, {})
     if kind == "alarms":
-        return _questions.alarms(settings.by, settings.group)
+        return queries.alarms(settings.by, settings.group)
     if kind == "changes":
-        return _questions.changes(found)
+        return queries.changes(found)
     if kind == "quarantine":
-        return _questions.quarantine(settings.group)
+        return queries.quarantine(settings.group)
     return Question(f"SELECT {_RUNS}" if settings.output == "table" and not settings.to else "FROM runs", {})
 
 
 def _top(settings: QuerySettings, found: Results, question: Question) -> pa.RecordBatchReader:
     """The worst of each group of near-duplicates; a warning where not all could be compared."""
-    with _views.readable():
+    with views.readable():
         rows = found.sql(*question).to_arrow_table()
     if rows.num_rows == max(MAX_COMPARED, settings.top):
         log.warning("near-duplicates were looked for among the %d most anomalous images", rows.num_rows)
-    table = _questions.without_duplicates(rows, settings.top)
+    table = queries.without_duplicates(rows, settings.top)
     unseen = ("score_max", "run_id") if settings.output == "table" and not settings.to else ()
     return table.drop_columns(["image_hash", "heatmap", *unseen]).to_reader()
 
@@ -212,11 +215,11 @@ def _operator(node: dict[str, Any], depth: int) -> Iterator[str]:
         for name in ("Projections", "File Filters", "Filters", "Order By", "Groups", "Conditions"):
             if name in info:
                 value = info[name] if isinstance(info[name], str) else ", ".join(info[name])
-                yield f"{'  ' * depth}    {name.lower()}: {_text.printable(value)}"
+                yield f"{'  ' * depth}    {name.lower()}: {formatting.printable(value)}"
         depth += 1
     for child in node.get("children", ()):
         yield from _operator(child, depth)
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

@@ -5,10 +5,12 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from fcdd import storage
-from jobs import _console, _report, results
-from jobs._locations import Locations
-from jobs._settings import JobSettings, Night
+from fcdd.io import storage
+from jobs import results
+from jobs.shell import process
+from jobs.shell.settings import JobSettings, Night
+from jobs.sources.locations import Locations
+from jobs.viewing import html_report
 
 
 class ReportSettings(JobSettings):
@@ -32,7 +34,7 @@ class ReportSettings(JobSettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: report(ReportSettings.parse(argv)))
+    return process.run(lambda: report(ReportSettings.parse(argv)))
 
 
 def report(settings: ReportSettings) -> None:
@@ -43,10 +45,10 @@ def report(settings: ReportSettings) -> None:
         found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
     record = found.only_collection().records[-1]
     locations = Locations.of(found.location, (record,), settings.locations)
-    page = _report.build(found.location, record, images=settings.images, locations=locations)
+    page = html_report.build(found.location, record, images=settings.images, locations=locations)
     storage.write(storage.normalize(settings.output), page)
     print(f"report      {settings.output}  ({record.collection}, {record.day}; {len(page) / 1e6:.2f} MB)")
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

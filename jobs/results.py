@@ -29,11 +29,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from fcdd import heatmap, storage
+from fcdd import heatmap
 from fcdd.errors import ConfigError
+from fcdd.io import storage
+from fcdd.io.storage import AbstractFileSystem
 from fcdd.regions import Region
-from fcdd.storage import AbstractFileSystem
-from jobs import _parts, _read_only, _runs, _scratch, _sql, _views
+from jobs.catalog import allowed_sql, commit_records, part_files, read_only, views
+from jobs.shell import temporary
 from schemas import DELETED, DRIFT, LABELS, QUARANTINE, RUNS, SCORES, Layout, Part, RunRecord
 
 if TYPE_CHECKING:
@@ -73,13 +75,13 @@ def open(
     first, last = (_day(date or since), _day(date or until))
     location = filesystem.unstrip_protocol(filesystem._strip_protocol(location)) if filesystem else location
     with storage.through(location, filesystem):
-        records = _runs.committed(location, collection, first=first, last=last)
+        records = commit_records.committed(location, collection, first=first, last=last)
         return Results(storage.normalize(location), tuple(records), filesystem)
 
 
 def open_run(location: str, run_id: str) -> "Results":
     """One run by its id, superseded ones too. Raises ConfigError when it is not committed."""
-    return Results(storage.normalize(location), (_runs.named(Layout(storage.normalize(location)), run_id),))
+    return Results(storage.normalize(location), (commit_records.named(Layout(storage.normalize(location)), run_id),))
 
 
 def _day(value: dt.date | str | None) -> dt.date | None:
@@ -144,7 +146,7 @@ class Results:
     location: str
     records: tuple[RunRecord, ...]
     filesystem: AbstractFileSystem | None = None
-    memory_gb: float = _views.MEMORY_GB
+    memory_gb: float = views.MEMORY_GB
 
     def __repr__(self) -> str:
         nights = ", ".join(
@@ -183,14 +185,14 @@ class Results:
         Raises ConfigError for anything but one SELECT, and for one that makes no sense; what fails while rows are
         fetched is an error of DuckDB. Files other than the published ones, and the network, are out of its reach.
         """
-        question = _sql.select_only(query, list(TABLES))
-        with _views.readable(_NO_ANSWER):
+        question = allowed_sql.select_only(query, list(TABLES))
+        with views.readable(_NO_ANSWER):
             return self._database.cursor(question).sql(question, params=dict(params or {}))
 
     def explain(self, query: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """How a SELECT was answered: DuckDB's profile, with the files, row groups and bytes that were read."""
-        question = _sql.select_only(query, list(TABLES))
-        with _views.readable(_NO_ANSWER):
+        question = allowed_sql.select_only(query, list(TABLES))
+        with views.readable(_NO_ANSWER):
             cursor = self._database.cursor(question)
             [(_, profile)] = cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {question}", dict(params or {})).fetchall()
         return dict(json.loads(profile))
@@ -218,7 +220,7 @@ class Results:
 
     def rows(self, query: str, params: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
         """The rows of a SELECT as dictionaries, a thousand in memory at a time."""
-        with _views.readable(_NO_ANSWER):
+        with views.readable(_NO_ANSWER):
             for batch in self.sql(query, params).to_arrow_reader(_ROWS_AT_ONCE):
                 yield from batch.to_pylist()
 
@@ -231,7 +233,7 @@ class Results:
 
     def of_latest_bundle(self) -> "Results":
         """The runs of the latest night's bundle: ranks across bundles mean nothing. The others are named in the log."""
-        records = tuple(_runs.of_latest_bundle(self.records))
+        records = tuple(commit_records.of_latest_bundle(self.records))
         return self if records == self.records else replace(self, records=records)
 
     def record_of(self, model_digest: str) -> RunRecord:
@@ -250,7 +252,7 @@ class Results:
     def check(self, table: str) -> None:
         """Raises FCDDError for a file of a table that is not what was published."""
         with storage.through(self.location, self.filesystem):
-            _parts.check(self.location, self.parts(table))
+            part_files.check(self.location, self.parts(table))
 
     def interrupt(self) -> None:
         """Stop whatever is being answered, from another thread; the answer ends with KeyboardInterrupt."""
@@ -290,15 +292,15 @@ class _Database:
 
     def __init__(self, of: Results) -> None:
         # Removed with these results, or at the end of the process: DuckDB's own would lie in the current folder.
-        self._spill = _scratch.ScratchFolder("query")
-        self._connection, self._made = _views.connect(of.location, of.filesystem), threading.Lock()
+        self._spill = temporary.ScratchFolder("query")
+        self._connection, self._made = views.connect(of.location, of.filesystem), threading.Lock()
         self._of, self._cursors = of, weakref.WeakSet[duckdb.DuckDBPyConnection]()
         names = [name for name in TABLES if name != "runs"]
-        self._paths = {name: [_read_only.path(path) for path in of.paths(name)] for name in names}
+        self._paths = {name: [read_only.path(path) for path in of.paths(name)] for name in names}
         self._missing = set(self._paths)
-        _views.table(self._connection, "runs", of.runs())
+        views.table(self._connection, "runs", of.runs())
         allowed = [path for paths in self._paths.values() for path in paths]
-        _views.lock(self._connection, allowed, self._spill.name, of.memory_gb)
+        views.lock(self._connection, allowed, self._spill.name, of.memory_gb)
 
     def cursor(self, query: str) -> duckdb.DuckDBPyConnection:
         """A cursor of its own for one question: several may be read at the same time."""
@@ -306,7 +308,7 @@ class _Database:
             named = [name for name in self._missing if re.search(rf"\b{name}\b|{_CATALOG}", query, re.IGNORECASE)]
             for name in named:
                 self._of.check(name)
-                _views.view(self._connection, name, self._paths[name], TABLES[name])
+                views.view(self._connection, name, self._paths[name], TABLES[name])
                 self._missing.remove(name)
             cursor = self._connection.cursor()
             self._cursors.add(cursor)

@@ -10,14 +10,17 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from fcdd import storage
 from fcdd.errors import ConfigError
-from fcdd.storage import ObjectInfo
-from jobs import _console, _lease, _listing, _manifest, _parts, _plans, _runs, _scoring
-from jobs._locations import Locations
-from jobs._manifest import Listing
-from jobs._score_settings import ScoreSettings
-from jobs._settings import FixedNight, JobSettings
+from fcdd.io import storage
+from fcdd.io.storage import ObjectInfo
+from jobs.catalog import commit_records, intents, leases, part_files
+from jobs.scoring import manifests, waves
+from jobs.scoring.manifests import Listing
+from jobs.scoring.options import ScoreSettings
+from jobs.shell import process
+from jobs.shell.settings import FixedNight, JobSettings
+from jobs.sources import listing
+from jobs.sources.locations import Locations
 from schemas import MANIFEST, Layout, RunRecord
 from schemas.runs import Intent, ManifestPart, Plan
 
@@ -56,7 +59,7 @@ class RetrySettings(JobSettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: _scoring.show(retry(RetrySettings.parse(argv))))
+    return process.run(lambda: waves.show(retry(RetrySettings.parse(argv))))
 
 
 def retry(settings: RetrySettings) -> RunRecord:
@@ -65,20 +68,22 @@ def retry(settings: RetrySettings) -> RunRecord:
     Raises ConfigError when the night has no quarantine.
     """
     layout = Layout(storage.normalize(settings.results))
-    with _lease.hold(layout.lease(settings.collection, settings.date), "retry-quarantine") as lease:
-        [before] = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
+    with leases.hold(layout.lease(settings.collection, settings.date), "retry-quarantine") as lease:
+        [before] = commit_records.committed(
+            settings.results, settings.collection, first=settings.date, last=settings.date
+        )
         if not before.num_quarantined:
             raise ConfigError(f"run {before.run_id} has no quarantined images; there is nothing to try again")
         locations = Locations.of(layout.results, (before,), settings.locations)
-        job = _scoring.prepare(_score_settings(settings, before))._replace(allowed=locations)
+        job = waves.prepare(_score_settings(settings, before))._replace(allowed=locations)
         if job.spec.digest != before.bundle_digest:
             raise ConfigError(f"the bundle at {before.bundle} is not the one that run {before.run_id} used")
-        _runs.check_free(layout, f"{before.run_id}-q")
-        intent = _plans.fix_intent(layout, job.intent(f"{before.run_id}-q", before, keep=True, is_retry=True))
-        if _plans.read_plan(layout, intent.run_id) is None:
+        commit_records.check_free(layout, f"{before.run_id}-q")
+        intent = intents.fix_intent(layout, job.intent(f"{before.run_id}-q", before, keep=True, is_retry=True))
+        if intents.read_plan(layout, intent.run_id) is None:
             _plan(layout, intent, before)
-        with Listing(layout, intent, job.source) as listing:
-            return _scoring.stage_and_commit(job, intent, listing, lease)
+        with Listing(layout, intent, job.source) as found:
+            return waves.stage_and_commit(job, intent, found, lease)
 
 
 def _score_settings(settings: RetrySettings, before: RunRecord) -> ScoreSettings:
@@ -95,16 +100,16 @@ def _plan(layout: Layout, intent: Intent, before: RunRecord) -> None:
     """A manifest of the quarantined images, under their old row ids, to be looked up as they are now."""
     found: list[tuple[int, ObjectInfo]] = []
     for part in before.quarantine:
-        rows = _parts.read_published(layout, part, MANIFEST.names).select(MANIFEST.names)
-        unknown = map(_listing.to_look_up, _manifest.rows_of(rows))
+        rows = part_files.read_published(layout, part, MANIFEST.names).select(MANIFEST.names)
+        unknown = map(listing.to_look_up, manifests.rows_of(rows))
         found += zip(rows["row_id"].to_pylist(), unknown, strict=True)
     found.sort()
     parts = []
-    for index, start in enumerate(range(0, len(found), _manifest.PART_ROWS)):
-        ids, infos = zip(*found[start : start + _manifest.PART_ROWS], strict=True)
-        storage.write(layout.manifest_part(intent.run_id, index), _manifest.part_bytes(list(infos), ids, -1))
+    for index, start in enumerate(range(0, len(found), manifests.PART_ROWS)):
+        ids, infos = zip(*found[start : start + manifests.PART_ROWS], strict=True)
+        storage.write(layout.manifest_part(intent.run_id, index), manifests.part_bytes(list(infos), ids, -1))
         parts.append(ManifestPart(start=start, rows=len(ids), source=-1, last_uri=infos[-1].uri))
-    _plans.create_plan(
+    intents.create_plan(
         layout,
         Plan(
             intent=intent,
@@ -120,4 +125,4 @@ def _plan(layout: Layout, intent: Intent, before: RunRecord) -> None:
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

@@ -13,17 +13,20 @@ import uvicorn
 from pydantic import Field
 
 from fcdd.errors import ConfigError
-from jobs import _console, _labels, _lease, _questions, _review_app, _reviewing, _text, _views, results
-from jobs._locations import Locations
-from jobs._settings import JobSettings, Night
+from jobs import results
+from jobs.catalog import label_files, label_store, leases, views
 from jobs.results import Results
+from jobs.shell import formatting, process
+from jobs.shell.settings import JobSettings, Night
+from jobs.sources.locations import Locations
+from jobs.viewing import queries, review_app
 from schemas import IDENTITY, Layout, RunRecord
 
 # More alarms of a night are not gone through by hand.
 MAX_IMAGES = 5_000
 _COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "p_value", "is_anomalous", "regions", "image_group", "date"))
 _COLUMNS += ", run_id, width, height, heatmap, model_digest"
-_WORDS = {_labels.ANOMALOUS: "real defect", _labels.NOMINAL: "false alarm", _labels.NEITHER: "bad image"}
+_WORDS = {label_files.ANOMALOUS: "real defect", label_files.NOMINAL: "false alarm", label_files.NEITHER: "bad image"}
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ class ReviewSettings(JobSettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: review(ReviewSettings.parse(argv)))
+    return process.run(lambda: review(ReviewSettings.parse(argv)))
 
 
 def review(settings: ReviewSettings) -> None:
@@ -66,15 +69,15 @@ def review(settings: ReviewSettings) -> None:
         raise ConfigError(f"run {record.run_id} scored no image, so there is nothing to review")
     layout = Layout(found.location)
     place = f"{layout.leases()}/labels/collection={record.collection}"
-    with _lease.hold(place, "review", doing="at work on the labels of this collection as") as lease:
-        labels = _reviewing.Labels(layout, record.collection, check=lease.check)
+    with leases.hold(place, "review", doing="at work on the labels of this collection as") as lease:
+        labels = label_store.Labels(layout, record.collection, check=lease.check)
         locations = Locations.of(found.location, night.records, settings.locations)
         record_of = partial(_record_of, night)
-        page = _review_app.Review(rows, record_of, labels, settings.reviewer, locations)
+        page = review_app.Review(rows, record_of, labels, settings.reviewer, locations)
         page.warm()
-        loopback = settings.host in _review_app.LOOPBACK
+        loopback = settings.host in review_app.LOOPBACK
         token = secrets.token_urlsafe(24)  # on this machine, too: other users of it can reach the port
-        application = _review_app.application(page, hosts=_review_app.LOOPBACK if loopback else None, token=token)
+        application = review_app.application(page, hosts=review_app.LOOPBACK if loopback else None, token=token)
         with _listening(settings.host, settings.port) as listener:
             port = listener.getsockname()[1]
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -87,11 +90,11 @@ def review(settings: ReviewSettings) -> None:
     said = Counter(label["label"] for row in rows if (label := labels.of(row)))
     print(
         f"labelled    {sum(said.values())} of {len(rows)}: "
-        + ", ".join(_text.number(said[n], _WORDS[n]) for n in _WORDS)
+        + ", ".join(formatting.number(said[n], _WORDS[n]) for n in _WORDS)
     )
     unseen = sum(row["is_anomalous"] and labels.of(row) is None for row in rows)
     if unseen:
-        print(f"next        {_text.number(unseen, 'alarm')} without a label yet: the same command goes on")
+        print(f"next        {formatting.number(unseen, 'alarm')} without a label yet: the same command goes on")
     else:
         print(
             f"next        fcdd calibrate --bundle {record.bundle} --reviewed {labels.uri} --results {found.location} "
@@ -105,14 +108,14 @@ def _record_of(night: Results, row: Mapping[str, Any]) -> RunRecord:
 
 def chosen(night: Results, at_least: int) -> list[dict[str, Any]]:
     """The alarms, and the most anomalous others up to `at_least` images; the most anomalous first."""
-    with _views.readable():
-        rows = list(night.rows(*_questions.top(count=MAX_IMAGES, columns=_COLUMNS, alarms=True)))
+    with views.readable():
+        rows = list(night.rows(*queries.top(count=MAX_IMAGES, columns=_COLUMNS, alarms=True)))
         if len(rows) == MAX_IMAGES:
             log.warning("only the %d most anomalous alarms are shown", MAX_IMAGES)
         if len(rows) >= at_least:
             return rows
         # Groups with thresholds of their own: some alarms have lower scores than images that are none.
-        others = night.rows(*_questions.top(count=at_least, columns=_COLUMNS))
+        others = night.rows(*queries.top(count=at_least, columns=_COLUMNS))
         alarms = {row["image_uri"] for row in rows}
         rows += [row for row in others if row["image_uri"] not in alarms][: at_least - len(rows)]
     return sorted(rows, key=lambda row: (-row["anomaly_score"], row["image_uri"]))
@@ -121,7 +124,7 @@ def chosen(night: Results, at_least: int) -> list[dict[str, Any]]:
 def _count(rows: Sequence[dict[str, Any]]) -> str:
     alarms = sum(row["is_anomalous"] for row in rows)
     others = f", and the {len(rows) - alarms} most anomalous other images" if len(rows) > alarms else ""
-    return f"{_text.number(alarms, 'alarm')}{others}"
+    return f"{formatting.number(alarms, 'alarm')}{others}"
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -136,4 +139,4 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

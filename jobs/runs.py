@@ -12,11 +12,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fcdd import storage
 from fcdd.errors import ConfigError
-from jobs import _console, _lease, _plans, _runs, _text
-from jobs._settings import JobSettings
-from jobs._staging import Coverage
+from fcdd.io import storage
+from jobs.catalog import commit_records, intents, leases
+from jobs.catalog.staging import Coverage
+from jobs.shell import formatting, process
+from jobs.shell.settings import JobSettings
 from schemas import Layout
 
 log = logging.getLogger(__name__)
@@ -51,13 +52,13 @@ class Run(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: show(RunsSettings.parse(argv)))
+    return process.run(lambda: show(RunsSettings.parse(argv)))
 
 
 def show(settings: RunsSettings) -> None:
     """Print the runs, oldest night first."""
     layout = Layout(storage.normalize(settings.results))
-    _runs.check_there(layout)
+    commit_records.check_there(layout)
     found = sorted(
         (run for run in (*committed(layout), *uncommitted(layout)) if settings.collection in (None, run.collection)),
         key=lambda run: (run.collection, run.date, run.started_at),
@@ -74,15 +75,15 @@ def show(settings: RunsSettings) -> None:
         alarms = "" if run.anomalous is None else run.anomalous
         counts = (run.listed, run.scored, run.quarantined, alarms, run.drift or "")
         rate = "" if run.images_per_second is None else f"{run.images_per_second:.1f}"
-        names = map(_text.printable, (run.run_id, run.collection))
+        names = map(formatting.printable, (run.run_id, run.collection))
         table.add_row(*names, str(run.date), run.state, *map(str, counts), rate)
     Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
 
 
 def committed(layout: Layout) -> Iterator[Run]:
     """Runs that readers see, and those whose place another one took."""
-    records = _runs.history(layout)
-    newest = {record.run_id for record in _runs.current(records)}
+    records = commit_records.history(layout)
+    newest = {record.run_id for record in commit_records.current(records)}
     for record in records:
         current = record.run_id in newest
         yield Run(
@@ -103,18 +104,18 @@ def committed(layout: Layout) -> Iterator[Run]:
 
 def uncommitted(layout: Layout) -> Iterator[Run]:
     """Runs that are being made, and those that died."""
-    for run_id in _plans.staged(layout):
+    for run_id in intents.staged(layout):
         if storage.exists(layout.record(run_id)):
             continue
         try:
-            intent = _plans.read_intent(layout, run_id)
+            intent = intents.read_intent(layout, run_id)
         except ConfigError as error:
             log.warning("left out: %s", error)
             continue
         if intent is None:
             continue
-        lease = _lease.state(layout.lease(intent.collection, intent.day), now=datetime.now(UTC))
-        plan = _plans.read_plan(layout, run_id)
+        lease = leases.state(layout.lease(intent.collection, intent.day), now=datetime.now(UTC))
+        plan = intents.read_plan(layout, run_id)
         done = Coverage.read(layout, run_id)
         failed = min(done.most_failed(), done.count())
         yield Run(
@@ -134,4 +135,4 @@ def uncommitted(layout: Layout) -> Iterator[Run]:
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

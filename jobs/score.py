@@ -9,21 +9,22 @@ run, and does nothing for a committed one.
 
 from collections.abc import Sequence
 
-from jobs import _console, _score_run, _scoring
-from jobs._score_settings import ScoreSettings
+from jobs.scoring import runs, waves
+from jobs.scoring.options import ScoreSettings
+from jobs.shell import process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: _main(ScoreSettings.parse(argv)))
+    return process.run(lambda: _main(ScoreSettings.parse(argv)))
 
 
 def _main(settings: ScoreSettings) -> None:
     if settings.dry_run:
-        _score_run.dry_run(settings)
+        runs.dry_run(settings)
     else:
-        _scoring.show(_score_run.score(settings))
+        waves.show(runs.score(settings))
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from fcdd.errors import ConfigError, FCDDError
-from jobs import _console, _errors
-from jobs._settings import JobSettings, refuse_secrets
-from jobs._verbs import VERBS
+from jobs.shell import errors, process
+from jobs.shell.settings import JobSettings, refuse_secrets
+from jobs.shell.verbs import VERBS
 
 # Where `ray start` puts the dashboard, and with it the job server.
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
@@ -60,7 +60,7 @@ class SubmitSettings(JobSettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: submit(list(sys.argv[1:] if argv is None else argv)))
+    return process.run(lambda: submit(list(sys.argv[1:] if argv is None else argv)))
 
 
 def submit(argv: list[str]) -> int:
@@ -78,7 +78,7 @@ def submit(argv: list[str]) -> int:
     _check_config(settings, arguments)
     command = command_line(settings, verb, arguments)
     print(shlex.join(command), flush=True)
-    return _errors.DONE if settings.dry_run else _run(settings, command)
+    return errors.DONE if settings.dry_run else _run(settings, command)
 
 
 def _verb_at(argv: list[str]) -> int:
@@ -137,30 +137,30 @@ def _run(settings: SubmitSettings, command: list[str]) -> int:
     address, job = command[command.index("--address") + 1], command[command.index("--submission-id") + 1]
     if settings.submission_id and _is_known(address, job):
         raise ConfigError(f"there has been a job {job!r} on this cluster; choose another --submission-id, or none")
-    with subprocess.Popen([program, *command[1:]]) as process:
+    with subprocess.Popen([program, *command[1:]]) as running:
         # Ctrl-C reaches the client, too; the job goes on.
         try:
-            code = process.wait()
+            code = running.wait()
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
-            process.wait()
+            running.send_signal(signal.SIGINT)
+            running.wait()
             stop = shlex.join(["ray", "job", "stop", "--address", address, job])
             print(f"the job goes on; to stop it: {stop}", file=sys.stderr)
             raise
     if not settings.wait:
-        return _errors.DONE if code == 0 else _errors.FAILED
+        return errors.DONE if code == 0 else errors.FAILED
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             info = JobSubmissionClient(address).get_job_info(job)
     except (RuntimeError, ConnectionError, ValueError) as error:  # said by `ray job submit` above
         raise FCDDError(f"the job {job} could not be asked how it ended: {str(error).splitlines()[0]}") from error
     if info.status == JobStatus.STOPPED:
-        return _errors.INTERRUPTED
+        return errors.INTERRUPTED
     if info.status == JobStatus.SUCCEEDED and code == 0:
-        return _errors.DONE
+        return errors.DONE
     if not info.status.is_terminal():
         raise FCDDError(f"the connection to the log of {job} broke off while it was {info.status}; it may go on")
-    return info.driver_exit_code or _errors.FAILED
+    return info.driver_exit_code or errors.FAILED
 
 
 def _is_known(address: str, job: str) -> bool:
@@ -174,4 +174,4 @@ def _is_known(address: str, job: str) -> bool:
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

@@ -11,23 +11,28 @@ from contextlib import contextmanager
 
 import torch
 
-from fcdd import bundle, datasets, detector, grouping, networks, splits, storage
+from fcdd import bundle, detector, grouping, networks, splits
 from fcdd.calibration import conformal_threshold
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError
-from fcdd.storage import ObjectInfo
-from jobs import _console, _images, _labels, _listing, _train_checks, _train_loop, _trained, _training_data
-from jobs._checkpoints import Checkpoints
-from jobs._train_loop import LoopConfig
-from jobs._train_settings import TrainSettings, options_of, size_of, with_preset
-from jobs._trained import LabelledInfo
+from fcdd.io import storage
+from fcdd.io.storage import ObjectInfo
+from fcdd.paper import datasets
+from jobs.catalog import label_files
+from jobs.shell import process
+from jobs.sources import fetching, listing
+from jobs.training import checks, data_set, finish, train_loop
+from jobs.training.checkpoints import Checkpoints
+from jobs.training.finish import LabelledInfo
+from jobs.training.options import TrainSettings, options_of, size_of, with_preset
+from jobs.training.train_loop import LoopConfig
 
 log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: train(TrainSettings.parse(argv)))
+    return process.run(lambda: train(TrainSettings.parse(argv)))
 
 
 def train(settings: TrainSettings) -> None:
@@ -36,30 +41,30 @@ def train(settings: TrainSettings) -> None:
     images_uri, bundle_uri = storage.normalize(settings.images), storage.normalize(settings.bundle)
     location = storage.normalize(settings.checkpoints or storage.join(settings.bundle, "_checkpoints"))
     store = Checkpoints(location, settings.keep_checkpoints)
-    _train_checks.check_options(settings)
-    _train_checks.check_places(settings, store)
-    _train_checks.say_what_is_not_taken(given, settings)
-    infos = _listing.list_images(images_uri)
+    checks.check_options(settings)
+    checks.check_places(settings, store)
+    checks.say_what_is_not_taken(given, settings)
+    infos = listing.list_images(images_uri)
     _refuse_anomalous(infos, images_uri)
     grouping.compile_pattern(settings.group_pattern)
     labelled = _labelled(settings)
     masked = _masked(settings)
-    outliers = _listing.list_images(storage.normalize(settings.outliers)) if settings.outliers else []
+    outliers = listing.list_images(storage.normalize(settings.outliers)) if settings.outliers else []
     # Known anomalies, their masks, outliers and images to measure on may lie among the nominal ones; none is nominal.
     not_nominal = {info.uri for info in (*labelled, *outliers, *itertools.chain(*masked)) if info is not None}
     training, calibration = _split(infos, images_uri, settings, not_nominal)
     weights = _prepare(settings, bundle_uri, training, calibration)
-    digest = _listing.digest(infos)
-    _train_checks.check_resumable(settings, store, digest)
+    digest = listing.digest(infos)
+    checks.check_resumable(settings, store, digest)
     size, channels = size_of(settings), networks.in_channels(settings.network)
     # The few labelled anomalies are read here, and again by every worker: an unusable mask is found now.
-    known, _ = _training_data.read_anomalies(*_unzipped(masked), size, channels)
+    known, _ = data_set.read_anomalies(*_unzipped(masked), size, channels)
     log.info("training on %d nominal images, calibrating on %d others", len(training), len(calibration))
     # Read before any worker starts: a prefix of unreadable images is found here.
-    anomalous = frozenset(map(_training_data.pixel_digest, known))
-    held_out = _training_data.without(_images.load_set(calibration, size, channels), calibration, anomalous)
+    anomalous = frozenset(map(data_set.pixel_digest, known))
+    held_out = data_set.without(fetching.load_set(calibration, size, channels), calibration, anomalous)
     conformal_threshold(held_out.positions, settings.alpha)  # enough of them are readable
-    not_trained_on = anomalous | set(map(_training_data.pixel_digest, held_out.pixels))
+    not_trained_on = anomalous | set(map(data_set.pixel_digest, held_out.pixels))
     loop = _loop_config(settings, training, outliers, not_trained_on, masked, weights, digest, location)
     if settings.overwrite and not settings.resume:
         store.clear()
@@ -68,7 +73,7 @@ def train(settings: TrainSettings) -> None:
         found = store.latest()
         if found is None:
             raise ConfigError(f"the checkpoints at {loop.checkpoints} are gone or damaged; train again")
-        trained = _trained.finish(settings, infos, calibration, held_out, labelled, found[0])
+        trained = finish.finish(settings, infos, calibration, held_out, labelled, found[0])
         if Detector.load(bundle_uri).spec.digest != trained.spec.digest:
             raise ConfigError(f"{bundle_uri} was overwritten while it was being written; train again")
     store.clear()
@@ -94,7 +99,7 @@ def _labelled(settings: TrainSettings) -> list[LabelledInfo]:
     """The labelled images to measure on."""
     if settings.labels is None:
         return []
-    table = _labels.read_decided(settings.labels, opened=True)
+    table = label_files.read_decided(settings.labels, opened=True)
     try:
         infos = [storage.stat(uri) for uri in table["image_uri"].to_pylist()]
     except FileNotFoundError as error:
@@ -134,9 +139,9 @@ def _prepare(
     conformal_threshold(torch.zeros(len(calibration)).numpy(), settings.alpha)
     storage.check_writable(bundle_uri)
     if settings.mlflow:
-        from jobs import _training_report
+        from jobs.training import report
 
-        _training_report.connect_mlflow(settings.mlflow)
+        report.connect_mlflow(settings.mlflow)
     if settings.pretrained and networks.is_pretrained(settings.network):
         networks.load_pretrained(network, settings.network, settings.weights)
     return detector.serialize(network)
@@ -187,7 +192,7 @@ def _loop_config(
         checkpoints=checkpoints,
         keep_checkpoints=settings.keep_checkpoints,
         checkpoint_steps=settings.checkpoint_steps,
-        conditions=_train_checks.conditions(settings, data_digest),
+        conditions=checks.conditions(settings, data_digest),
     )
 
 
@@ -201,8 +206,8 @@ def _masked(settings: TrainSettings) -> list[tuple[ObjectInfo, ObjectInfo | None
     """The labelled anomalies, each with its mask if there is a location of masks."""
     if not settings.anomalous:
         return []
-    if _labels.is_file(settings.anomalous):
-        listed = _labels.read_anomalies(settings.anomalous)
+    if label_files.is_file(settings.anomalous):
+        listed = label_files.read_anomalies(settings.anomalous)
         try:
             looked = [(storage.stat(each.image), storage.stat(each.mask) if each.mask else None) for each in listed]
         except FileNotFoundError as error:
@@ -215,11 +220,11 @@ def _masked(settings: TrainSettings) -> list[tuple[ObjectInfo, ObjectInfo | None
             log.warning("left out %d images that changed since they were labelled: %s", same.count(False), changed)
         return list(itertools.compress(looked, same))
     root = storage.normalize(settings.anomalous)
-    found = _listing.list_images(root)
+    found = listing.list_images(root)
     if not settings.masks:
         return [(info, None) for info in found]
     mask_root = storage.normalize(settings.masks)
-    masks = {_stem(info.uri, mask_root).removesuffix("_mask"): info for info in _listing.list_images(mask_root)}
+    masks = {_stem(info.uri, mask_root).removesuffix("_mask"): info for info in listing.list_images(mask_root)}
     missing = [info.uri for info in found if _stem(info.uri, root) not in masks]
     if missing:
         raise ConfigError(f"{missing[0]} has no mask in {mask_root}; give all anomalous images masks, or none")
@@ -256,13 +261,13 @@ def _left(settings: TrainSettings, store: Checkpoints) -> str:
 def _run(settings: TrainSettings, loop: LoopConfig) -> None:
     """Train in this process, or on the workers of Ray Train."""
     if settings.workers == 0:
-        _train_loop.train(loop, _train_loop.Alone())
+        train_loop.train(loop, train_loop.Alone())
         return
     # Imported late: a wrong option is answered in a second, not after five of Ray's import.
-    from jobs import _ray_train
+    from jobs.training import ray_train
 
     with tempfile.TemporaryDirectory() as folder:
-        _ray_train.fit(
+        ray_train.fit(
             loop,
             workers=settings.workers,
             min_workers=settings.min_workers,
@@ -274,4 +279,4 @@ def _run(settings: TrainSettings, loop: LoopConfig) -> None:
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

@@ -8,16 +8,19 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from fcdd import heatmap, storage
+from fcdd import heatmap
 from fcdd.bundle import BundleSpec
 from fcdd.errors import ConfigError, FCDDError, ImageError
 from fcdd.images import DecodedImage
-from fcdd.storage import ObjectInfo
-from jobs import _console, _images, _parts, _runs
-from jobs._images import Failure
-from jobs._locations import Locations
-from jobs._settings import FixedNight, JobSettings
-from jobs._staging import Bitmap
+from fcdd.io import storage
+from fcdd.io.storage import ObjectInfo
+from jobs.catalog import commit_records, part_files
+from jobs.catalog.staging import Bitmap
+from jobs.shell import process
+from jobs.shell.settings import FixedNight, JobSettings
+from jobs.sources import fetching
+from jobs.sources.fetching import Failure
+from jobs.sources.locations import Locations
 from schemas import IDENTITY, Layout, RunRecord
 
 # Relative to the score, and to the largest value of the map beside the quantisation of the stored one.
@@ -61,12 +64,12 @@ class Checked(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _console.run(lambda: show(VerifySettings.parse(argv)))
+    return process.run(lambda: show(VerifySettings.parse(argv)))
 
 
 def show(settings: VerifySettings) -> None:
     """Verify, and say what was checked."""
-    [record] = _runs.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
+    [record] = commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
     checked = verify(settings, record)
     print(f"run        {record.run_id}  ({record.collection}, {record.day})")
     print(f"parts      {checked.parts} files are whole, by size and sha256")
@@ -83,7 +86,7 @@ def verify(settings: VerifySettings, record: RunRecord) -> Checked:
     promised = sum(part.rows for part in (*record.scores, *record.quarantine))
     if promised != record.num_listed:
         raise NotAsPromised(f"run {record.run_id} listed {record.num_listed} images, and its parts have {promised}")
-    _parts.check(settings.results, record.parts())
+    part_files.check(settings.results, record.parts())
     try:
         proof, chosen = Bitmap(record.num_listed), _Sample(settings.sample, settings.seed)
     except MemoryError as error:
@@ -94,7 +97,7 @@ def verify(settings: VerifySettings, record: RunRecord) -> Checked:
     ):
         rows = 0
         for part in parts:
-            table_rows = _parts.read_published(layout, part)
+            table_rows = part_files.read_published(layout, part)
             row_ids = table_rows["row_id"].to_numpy()
             if len(row_ids) and (row_ids.min() < 0 or row_ids.max() >= record.num_listed):
                 raise NotAsPromised(f"{part.path} has row ids beyond {record.num_listed} images")
@@ -108,7 +111,7 @@ def verify(settings: VerifySettings, record: RunRecord) -> Checked:
     if (found := proof.count()) != record.num_listed:
         raise NotAsPromised(f"{record.num_listed - found} images of run {record.run_id} are in no part")
     for part in record.parts()[len(record.scores) + len(record.quarantine) :]:
-        _parts.read_published(layout, part)
+        part_files.read_published(layout, part)
     compared, gone, score, map_ = _compare(settings, record, chosen.rows)
     return Checked(len(record.parts()), found, compared, gone, score, map_)
 
@@ -135,7 +138,7 @@ def _loaded(info: ObjectInfo, spec: BundleSpec, locations: Locations) -> Decoded
         locations.check(info.uri)
     except ImageError as error:
         return Failure("fetch", error)
-    return _images.fetch_and_decode(info, spec.input_size, spec.channels)
+    return fetching.fetch_and_decode(info, spec.input_size, spec.channels)
 
 
 def _compare(settings: VerifySettings, record: RunRecord, rows: list[dict[str, Any]]) -> tuple[int, int, float, float]:
@@ -176,4 +179,4 @@ def _compare(settings: VerifySettings, record: RunRecord, rows: list[dict[str, A
 
 
 if __name__ == "__main__":
-    _console.leave(main())
+    process.leave(main())

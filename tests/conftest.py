@@ -11,8 +11,9 @@ import torch
 
 from cluster import local_s3
 from cluster.local_s3 import LocalS3
-from fcdd import datasets, storage
-from fcdd.datasets import LabelledImage
+from fcdd.io import storage
+from fcdd.paper import datasets
+from fcdd.paper.datasets import LabelledImage
 from tests import awkward_s3
 from tests.awkward_s3 import AwkwardS3
 

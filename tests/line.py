@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcdd import storage
-from jobs import _runs
+from fcdd.io import storage
+from jobs.catalog import commit_records
 from schemas import Layout, RunRecord
 
 NUM_CALIBRATION, NUM_IMAGES = 200, 60
@@ -95,4 +95,4 @@ class Line:
         return found
 
     def records(self) -> list[RunRecord]:
-        return _runs.current(_runs.history(Layout(f"file://{self.results}"), "c"))
+        return commit_records.current(commit_records.history(Layout(f"file://{self.results}"), "c"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fcdd import datasets
+from fcdd.paper import datasets
 
 GENERATOR = np.random.default_rng(0)
 

@@ -17,9 +17,10 @@ import pytest
 import yaml
 
 from cluster import demo
-from jobs import _live_metrics, metrics
-from jobs._settings import JobSettings
-from jobs._verbs import VERBS
+from jobs import metrics
+from jobs.scoring import live_metrics
+from jobs.shell.settings import JobSettings
+from jobs.shell.verbs import VERBS
 from tests.contracts.test_documentation import JOBS
 
 ROOT = Path(__file__).parents[2]
@@ -184,7 +185,7 @@ def test_the_crontab_runs_commands_that_exist_with_the_variables_of_the_file(tmp
 
 # --- monitoring
 
-SOURCE = re.sub(r"\s*\n\s*", " ", Path(_live_metrics.__file__).read_text())
+SOURCE = re.sub(r"\s*\n\s*", " ", Path(live_metrics.__file__).read_text())
 LIVE = {f"ray_{name}" for name in re.findall(r'"(fcdd_\w+)", description', SOURCE)}
 RECORDED = {"fcdd_results_readable", "fcdd_records_left_out", *(name for name, *_ in metrics._GAUGES)}
 

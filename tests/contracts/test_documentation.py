@@ -12,11 +12,8 @@ from typing import get_args
 import pytest
 
 from cluster import demo
-from fcdd.protocols import PROTOCOLS
+from fcdd.paper.protocols import PROTOCOLS
 from jobs import cli
-from jobs._reproduce import ProtocolSettings
-from jobs._settings import JobSettings
-from jobs._train_settings import TrainSettings
 from jobs.audit import AuditSettings
 from jobs.calibrate import CalibrateSettings
 from jobs.compare import CompareSettings
@@ -29,11 +26,14 @@ from jobs.metrics import MetricsSettings
 from jobs.nightly import NightlySettings
 from jobs.query import QuerySettings
 from jobs.report import ReportSettings
+from jobs.reproduce import ProtocolSettings
 from jobs.retry_quarantine import RetrySettings
 from jobs.review import ReviewSettings
 from jobs.runs import RunsSettings
 from jobs.score import ScoreSettings
+from jobs.shell.settings import JobSettings
 from jobs.submit import SubmitSettings
+from jobs.training.options import TrainSettings
 from jobs.verify import VerifySettings
 from tests import environments, sandbox
 

@@ -20,12 +20,12 @@ import pytest
 import yaml
 
 from cluster import launch
-from jobs._settings import JobSettings
-from jobs._train_settings import TrainSettings
 from jobs.doctor import DoctorSettings
 from jobs.metrics import MetricsSettings
 from jobs.nightly import NightlySettings
 from jobs.score import ScoreSettings
+from jobs.shell.settings import JobSettings
+from jobs.training.options import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster/kubernetes"

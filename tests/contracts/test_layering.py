@@ -94,7 +94,7 @@ def test_the_library_reads_neither_clock_nor_environment() -> None:
 
 
 def test_only_the_decoder_process_opens_pictures() -> None:
-    """Whoever looks at an image has credentials: it asks `fcdd.isolation`."""
+    """Whoever looks at an image has credentials: it asks `fcdd.io.isolation`."""
     for package in ("fcdd", "jobs"):
         for path in modules(package):
             if path.name not in ("images.py", "tiff.py", "decoder_process.py"):
@@ -119,7 +119,7 @@ def test_no_pickle_is_ever_read_from_storage() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "fcdd.storage",
+        "fcdd.io.storage",
         "fcdd.heatmap",
         "schemas",
         "jobs.query",
@@ -139,7 +139,7 @@ def test_package_init_of_the_library_imports_nothing() -> None:
     assert list(imports(ROOT / "fcdd" / "__init__.py")) == []
 
 
-@pytest.mark.parametrize("module", ["fcdd", "fcdd.detector", "fcdd.training", "fcdd.backbones", "fcdd.storage"])
+@pytest.mark.parametrize("module", ["fcdd", "fcdd.detector", "fcdd.training", "fcdd.backbones", "fcdd.io.storage"])
 def test_the_library_loads_neither_ray_nor_pyarrow(module: str) -> None:
     """`fcdd.metrics` is not among them: scikit-learn loads pandas, and pandas pyarrow, where they are installed."""
     code = f"import sys, {module}; print(sorted({{'ray', 'pyarrow'}} & set(sys.modules)))"

@@ -37,11 +37,12 @@ def _main(argv: list[str], environment: dict[str, str], log: str, without: str |
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     import torch
 
-    from jobs import _lease, gc, score
+    from jobs import gc, score
+    from jobs.catalog import leases
 
     torch.set_num_threads(1)
     if "ttl" in patches:
-        _lease.TTL_S = patches["ttl"]
+        leases.TTL_S = patches["ttl"]
     if without:
         SAFEGUARDS[without]()
     main = gc.main if argv[0] == "--results" else score.main
@@ -66,7 +67,7 @@ def run(
 
 def _without_checks() -> None:
     """Bodies are believed as they come."""
-    from fcdd import storage
+    from fcdd.io import storage
 
     def believe(info: storage.ObjectInfo) -> bytes:
         store, key = storage._locate(info.uri)
@@ -78,7 +79,7 @@ def _without_checks() -> None:
 
 def _without_read_back() -> None:
     """A conditional put whose answer is not "created" has failed."""
-    from fcdd import storage
+    from fcdd.io import storage
 
     def refuse(uri: str, data: bytes, error: Exception) -> None:
         raise error
@@ -88,15 +89,15 @@ def _without_read_back() -> None:
 
 def _without_condition() -> None:
     """Records are put as anything else is."""
-    from fcdd import storage
+    from fcdd.io import storage
 
     storage.create = storage.write
 
 
 def _without_order() -> None:
     """The record first, the parts afterwards."""
-    from fcdd import storage
-    from jobs import _parts, _runs
+    from fcdd.io import storage
+    from jobs.catalog import commit_records, part_files
 
     late: dict[str, bytes] = {}
     write, create = storage.write, storage.create
@@ -125,12 +126,12 @@ def _without_order() -> None:
             for part, content in late.items():
                 write(part, content)
 
-    _parts.storage, _runs.storage = Late(), First()  # type: ignore[attr-defined, assignment]
+    part_files.storage, commit_records.storage = Late(), First()  # type: ignore[attr-defined, assignment]
 
 
 def _without_retries() -> None:
     """The first failure of the store is the last."""
-    from fcdd import storage
+    from fcdd.io import storage
 
     storage.ATTEMPTS = 1
 

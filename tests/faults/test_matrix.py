@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from cluster.local_s3 import LocalS3
-from fcdd import storage
 from fcdd.detector import Detector
+from fcdd.io import storage
 from tests.faults import harness, proxy
 from tests.faults.oracle import Oracle, Reader, Violation
 from tests.faults.proxy import FAULTS, FaultProxy, Request

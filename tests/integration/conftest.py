@@ -12,9 +12,10 @@ from PIL import Image
 
 from cluster import demo
 from cluster.local_s3 import LocalS3
-from fcdd import bundle, storage
-from fcdd.datasets import LabelledImage
-from jobs import _runs
+from fcdd import bundle
+from fcdd.io import storage
+from fcdd.paper.datasets import LabelledImage
+from jobs.catalog import commit_records
 from schemas import RunRecord
 from tests.line import NUM_CALIBRATION, Line, here
 from tests.unit.test_detector import make
@@ -111,7 +112,7 @@ def night(
     storage.write(f"{root}/labels.csv", "\n".join(labels).encode())
     night = Night(trained.bundle, images, results, f"{root}/labels.csv", uploaded, broken, "", None)  # type: ignore[arg-type]
     done = fcdd(*night.arguments())
-    [record] = _runs.committed(results, COLLECTION)
+    [record] = commit_records.committed(results, COLLECTION)
     return Night(trained.bundle, images, results, f"{root}/labels.csv", uploaded, broken, done.stdout, record)
 
 

@@ -12,7 +12,7 @@ import pyarrow.dataset as pa_dataset
 import pytest
 import s3fs
 
-from fcdd import storage
+from fcdd.io import storage
 from jobs import results
 from tests.awkward_s3 import AwkwardS3
 from tests.line import Line, here, picture

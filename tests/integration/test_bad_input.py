@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local_s3 import LocalS3
-from fcdd import storage
+from fcdd.io import storage
 from tests.conftest import Fcdd
 from tests.integration.conftest import NIGHT, Night, Trained
 

@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 
 import schemas
-from fcdd import calibration, heatmap, storage
+from fcdd import calibration, heatmap
 from fcdd.detector import Detector
-from jobs import _parts, _runs
+from fcdd.io import storage
+from jobs.catalog import commit_records, part_files
 from schemas import Layout
 from tests.integration.conftest import COLLECTION, NIGHT, Fcdd, Night, Trained
 
@@ -29,7 +30,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 def rows(night: Night, table: str) -> list[dict[str, object]]:
     parts = getattr(night.record, table)
-    return [row for part in parts for row in _parts.read_published(Layout(night.results), part).to_pylist()]
+    return [row for part in parts for row in part_files.read_published(Layout(night.results), part).to_pylist()]
 
 
 def test_training_leaves_a_verified_bundle_and_says_what_it_did(trained: Trained) -> None:
@@ -148,7 +149,7 @@ def test_the_same_command_again_does_nothing_and_says_so(fcdd: Fcdd, night: Nigh
     again = fcdd(*night.arguments())
     assert "nothing to do" in again.stderr
     assert again.stdout == night.output
-    assert len(_runs.committed(night.results, COLLECTION)) == 1
+    assert len(commit_records.committed(night.results, COLLECTION)) == 1
 
 
 def test_query_shows_the_highest_scores_and_saves_their_pictures(fcdd: Fcdd, night: Night, tmp_path: Path) -> None:
@@ -207,10 +208,10 @@ def test_a_killed_run_leaves_nothing_to_readers_and_the_same_command_finishes_it
     assert not storage.exists(f"{results}/runs/{night.record.run_id}.json")
     done = fcdd(*arguments)
     assert "going on with run" in done.stderr
-    [record] = _runs.committed(results, COLLECTION)
+    [record] = commit_records.committed(results, COLLECTION)
     assert (record.num_scored, record.num_quarantined) == (151, 4)
     assert record.num_duplicates_dropped == 0  # what was staged before the kill was not done again
     first = {row["image_uri"]: row["anomaly_score"] for row in rows(night, "scores")}
     [part] = record.scores
-    second = _parts.read_published(Layout(results), part).to_pylist()
+    second = part_files.read_published(Layout(results), part).to_pylist()
     assert {row["image_uri"]: row["anomaly_score"] for row in second} == pytest.approx(first, rel=1e-5)

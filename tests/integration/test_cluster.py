@@ -19,10 +19,11 @@ import requests
 from cluster import local_ray
 from cluster.local_ray import LocalRay, Node
 from cluster.local_s3 import LocalS3
-from fcdd import bundle, storage
+from fcdd import bundle
 from fcdd.detector import Detector
-from jobs import _lease, _runs
-from jobs._checkpoints import Checkpoints
+from fcdd.io import storage
+from jobs.catalog import commit_records, leases
+from jobs.training.checkpoints import Checkpoints
 from schemas import Layout
 from tests.conftest import Fcdd
 from tests.integration.conftest import Trained
@@ -147,12 +148,12 @@ def test_submitted_jobs_are_stopped_finished_and_end_with_their_own_exit_code(
     said, _ = job.communicate(timeout=60)
     assert "Job 'stopped' was stopped" in said
     layout = Layout(place.results)
-    assert _runs.history(layout, "c") == []
+    assert commit_records.history(layout, "c") == []
     # It was told politely, and gives its lease back: the next one need not wait until that is old.
     deadline, lease = time.monotonic() + 15, layout.lease("c", dt.date.fromisoformat(NIGHT))
-    while _lease.state(lease) and time.monotonic() < deadline:
+    while leases.state(lease) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert _lease.state(lease) is None
+    assert leases.state(lease) is None
     assert "interrupted; the same command" in ray("job", "logs", "stopped").stdout
 
     again = fcdd("submit", "--submission-id", "stopped", "score", *options, check=False)

@@ -9,14 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fcdd import heatmap, storage
+from fcdd import heatmap
 from fcdd.detector import Detector
 from fcdd.errors import FCDDError
-from jobs import _commit, _manifest, _parts, _plans, _runs, _staging, _views
-from jobs._errors import TooManyBadImages
-from jobs._listing import Selection
-from jobs._manifest import Listing, Source
-from jobs._staging import Coverage
+from fcdd.io import storage
+from jobs.catalog import commit_records, intents, part_files, staging, views
+from jobs.catalog.staging import Coverage
+from jobs.scoring import manifests, publishing
+from jobs.scoring.manifests import Listing, Source
+from jobs.shell.errors import TooManyBadImages
+from jobs.sources.listing import Selection
 from schemas import Layout, RunRecord
 from schemas.runs import Intent, Plan
 from tests.unit.test_detector import make
@@ -62,9 +64,9 @@ def plan(tmp_path: Path, layout: Layout) -> Plan:
 
 def wide_rows(layout: Layout, plan: Plan, positions: Sequence[int], result: dict[str, Any]) -> pa.Table:
     """ROW table of some manifest positions, all with the same result."""
-    listed = _manifest.read_part(layout, plan.intent.run_id, 0).take(pa.array(positions, pa.int64())).to_pylist()
+    listed = manifests.read_part(layout, plan.intent.run_id, 0).take(pa.array(positions, pa.int64())).to_pylist()
     rows = [row | result | {"position": position} for row, position in zip(listed, positions, strict=True)]
-    return pa.Table.from_pylist(rows, schema=_staging.ROW)
+    return pa.Table.from_pylist(rows, schema=staging.ROW)
 
 
 GOOD = {
@@ -105,11 +107,11 @@ def stage(
     for positions, result in ((scored, GOOD), (failed, bad)):
         if positions:
             rows = wide_rows(layout, plan, sorted(positions), result)
-            _staging.put(layout, plan.intent.run_id, attempt, rows)
+            staging.put(layout, plan.intent.run_id, attempt, rows)
 
 
 def commit(layout: Layout, plan: Plan, detector: Detector, *, now: datetime = NOW, **options: Any) -> RunRecord:
-    return _commit.commit(
+    return publishing.commit(
         layout,
         plan,
         detector.spec.calibration,
@@ -123,7 +125,7 @@ def commit(layout: Layout, plan: Plan, detector: Detector, *, now: datetime = NO
 
 def published(layout: Layout, record: RunRecord, table: str) -> list[int]:
     parts = getattr(record, table)
-    return [i for part in parts for i in _parts.read_published(layout, part)["row_id"].to_pylist()]
+    return [i for part in parts for i in part_files.read_published(layout, part)["row_id"].to_pylist()]
 
 
 def missing(layout: Layout, plan: Plan) -> list[int]:
@@ -139,15 +141,15 @@ def test_a_complete_run_is_published_sorted_and_staging_is_gone(layout: Layout, 
     assert published(layout, record, "scores") == [i for i in range(20) if i != 2]
     assert published(layout, record, "quarantine") == [2]
     assert (record.num_scored, record.num_quarantined, record.num_anomalous) == (19, 1, 19)
-    assert _runs.find(layout, plan.intent.run_id) == record
+    assert commit_records.find(layout, plan.intent.run_id) == record
     assert not any(page for page in storage.pages(f"{layout.results}/_staging"))
 
 
 def test_a_missing_row_is_never_committed(layout: Layout, plan: Plan, detector: Detector) -> None:
     stage(layout, plan, range(19))
-    with pytest.raises(_commit.IncompleteRun, match="1 of 20 images"):
+    with pytest.raises(publishing.IncompleteRun, match="1 of 20 images"):
         commit(layout, plan, detector)
-    assert _runs.find(layout, plan.intent.run_id) is None
+    assert commit_records.find(layout, plan.intent.run_id) is None
     assert missing(layout, plan) == [19]
 
 
@@ -165,7 +167,7 @@ def test_rows_staged_twice_count_once_and_a_score_beats_a_quarantine(
 def test_a_large_run_is_cut_into_parts_in_manifest_order(
     layout: Layout, plan: Plan, detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_commit, "PART_ROWS", 6)
+    monkeypatch.setattr(publishing, "PART_ROWS", 6)
     stage(layout, plan, [i for i in range(20) if i not in (6, 7, 8, 9, 10, 11)], range(6, 12))
     record = commit(layout, plan, detector)
     assert [part.rows for part in record.scores] == [6, 6, 2]
@@ -179,7 +181,7 @@ def test_the_record_of_the_first_to_commit_stands(
     stage(layout, plan, range(20))
     with monkeypatch.context() as patch:
         # The second is already at work on the same rows.
-        patch.setattr(_plans, "remove_staging", lambda layout, run_id: None)
+        patch.setattr(intents, "remove_staging", lambda layout, run_id: None)
         first = commit(layout, plan, detector)
     second = commit(layout, plan, detector, now=NOW.replace(hour=4))
     assert second == first
@@ -197,7 +199,7 @@ def test_a_run_that_dies_before_the_record_is_finished_by_the_next(
         patch.setattr(storage, "create", die)
         with pytest.raises(KeyboardInterrupt):
             commit(layout, plan, detector)
-    assert _runs.find(layout, plan.intent.run_id) is None
+    assert commit_records.find(layout, plan.intent.run_id) is None
     record = commit(layout, plan, detector)
     files = [info.uri for page in storage.pages(f"{layout.results}/scores") for info in page]
     assert files == [f"{layout.results}/{part.path}" for part in record.scores]
@@ -208,8 +210,8 @@ def test_rows_of_another_image_than_the_manifest_has_are_refused(
 ) -> None:
     stage(layout, plan, range(10))
     rows = wide_rows(layout, plan, range(10, 20), GOOD | {"image_etag": "of something else"})
-    _staging.put(layout, plan.intent.run_id, "aaaaaaaa", rows)
-    with pytest.raises(_commit.IncompleteRun, match="another image_etag than its manifest"):
+    staging.put(layout, plan.intent.run_id, "aaaaaaaa", rows)
+    with pytest.raises(publishing.IncompleteRun, match="another image_etag than its manifest"):
         commit(layout, plan, detector)
 
 
@@ -217,7 +219,7 @@ def test_a_damaged_staged_part_is_deleted_and_done_again(layout: Layout, plan: P
     stage(layout, plan, range(20))
     [part] = Coverage.read(layout, plan.intent.run_id).parts
     storage.write(part.uri, storage.read(part.uri)[:-1] + b"?")
-    with pytest.raises(_staging.DamagedPart, match="run the same command again"):
+    with pytest.raises(staging.DamagedPart, match="run the same command again"):
         commit(layout, plan, detector)
     assert missing(layout, plan) == list(range(20))
 
@@ -235,7 +237,7 @@ def test_images_that_failed_because_of_the_store_are_tried_again_and_the_tries_a
     stage(layout, plan, [], [19], reason="fetch_failed", attempt="cccccccc")  # a task that Ray ran twice
     record = commit(layout, plan, detector)
     [part] = record.quarantine
-    rows = _parts.read_published(layout, part).to_pylist()
+    rows = part_files.read_published(layout, part).to_pylist()
     assert [(row["row_id"], row["reason"], row["attempts"]) for row in rows] == [
         (17, "corrupt", 1),
         (19, "fetch_failed", 3),
@@ -250,14 +252,14 @@ def test_readers_see_the_latest_run_of_a_night_and_survive_what_else_lies_there(
     later = RunRecord.model_validate(first.model_dump() | {"committed_at": NOW.replace(hour=9), "run_id": "later"})
     storage.write(layout.record("later"), later.model_dump_json().encode())
     storage.write(f"{layout.runs()}/notes.txt", b"remember the milk")
-    assert [record.run_id for record in _runs.committed(layout.results, "c")] == ["later"]
+    assert [record.run_id for record in commit_records.committed(layout.results, "c")] == ["later"]
 
 
 def test_a_run_without_a_single_score_can_be_read(layout: Layout, plan: Plan, detector: Detector) -> None:
     stage(layout, plan, [], range(20))
     record = commit(layout, plan, detector)
-    connection = _views.connect(layout.results)
-    _views.scores(connection, layout.results, [record])
+    connection = views.connect(layout.results)
+    views.scores(connection, layout.results, [record])
     assert connection.sql("SELECT count(*), max(anomaly_score) FROM scores").fetchall() == [(0, None)]
 
 
@@ -268,16 +270,16 @@ def test_the_quarantine_limit_counts_each_image_once_and_not_those_scored_later(
     done = Coverage.read(layout, plan.intent.run_id)
     assert (done.most_failed(), done.count_failed()) == (20, 9)
     with pytest.raises(TooManyBadImages, match="9 of the images under"):
-        _commit.check_quarantine(done, 8, plan.intent, final=True)
-    assert _commit.check_quarantine(done, 9, plan.intent, final=True)
+        publishing.check_quarantine(done, 8, plan.intent, final=True)
+    assert publishing.check_quarantine(done, 9, plan.intent, final=True)
 
 
 def test_failures_of_the_store_do_not_stop_a_run_early(layout: Layout, plan: Plan) -> None:
     stage(layout, plan, range(10), range(10, 20), reason="fetch_failed")
     done = Coverage.read(layout, plan.intent.run_id)
-    assert not _commit.check_quarantine(done, 5, plan.intent, final=False)
+    assert not publishing.check_quarantine(done, 5, plan.intent, final=False)
     with pytest.raises(TooManyBadImages, match="fetch_failed 10"):
-        _commit.check_quarantine(done, 5, plan.intent, final=True)
+        publishing.check_quarantine(done, 5, plan.intent, final=True)
 
 
 def test_a_retry_keeps_the_scores_of_the_run_before_and_proves_all_of_them(
@@ -295,15 +297,15 @@ def test_a_retry_keeps_the_scores_of_the_run_before_and_proves_all_of_them(
             "parts": (plan.parts[0].model_copy(update={"start": 0, "rows": 2}),),
         }
     )
-    storage.write(layout.manifest_part("retry", 0), _manifest.part_bytes(rows, [18, 19], -1))
+    storage.write(layout.manifest_part("retry", 0), manifests.part_bytes(rows, [18, 19], -1))
     stage(layout, retried, [0], [1])
     record = commit(layout, retried, detector, before=before)
     assert sorted(published(layout, record, "scores")) == list(range(19))
     assert published(layout, record, "quarantine") == [19]
     assert record.scores[0] == before.scores[0]
-    storage.write(layout.manifest_part("retry", 0), _manifest.part_bytes(rows, [3, 19], -1))
+    storage.write(layout.manifest_part("retry", 0), manifests.part_bytes(rows, [3, 19], -1))
     stage(layout, retried, [0], [1])
-    with pytest.raises(_commit.IncompleteRun, match="came twice"):
+    with pytest.raises(publishing.IncompleteRun, match="came twice"):
         commit(layout, retried, detector, before=before)
 
 
@@ -317,4 +319,4 @@ def test_a_published_part_that_was_changed_is_named(layout: Layout, plan: Plan, 
     [part] = record.scores
     storage.write(f"{layout.results}/{part.path}", b"something else")
     with pytest.raises(FCDDError, match="damaged or replaced"):
-        _parts.read_published(layout, part)
+        part_files.read_published(layout, part)

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pytest
 import ray.data
 
-from jobs import _local_ray, _machines, _pipeline, _ray
+from jobs.on_ray import local, machines, session
+from jobs.scoring import stages
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-CPUS, BLOCK_BYTES = 8, _pipeline.SHARD_PIXEL_BYTES
+CPUS, BLOCK_BYTES = 8, stages.SHARD_PIXEL_BYTES
 # The others Ray Data keeps for the actor, and as the share of the stage that writes.
 DECODERS = CPUS - 3
 # Until nobody more comes; the first ones wait for their processes, too.
@@ -46,12 +47,12 @@ class Score:
 
 @pytest.mark.timeout(600)
 def test_every_free_cpu_decodes(tmp_path: Path) -> None:
-    if _local_ray.arguments(CPUS - 1, BLOCK_BYTES)["object_store_memory"] < CPUS * BLOCK_BYTES * 8:
+    if local.arguments(CPUS - 1, BLOCK_BYTES)["object_store_memory"] < CPUS * BLOCK_BYTES * 8:
         pytest.skip(
             "this machine has too little memory, or too small a /dev/shm, for the object store that is asked for"
         )
     count = 3 * DECODERS
-    with _ray.session(cpus=CPUS - 1, block_bytes=BLOCK_BYTES):
+    with session.session(cpus=CPUS - 1, block_bytes=BLOCK_BYTES):
         chain = (
             ray.data.from_items([{"index": index} for index in range(count)], override_num_blocks=count)
             .map_batches(Decode(tmp_path).__call__, batch_size=None, batch_format="pyarrow", num_cpus=1)
@@ -60,9 +61,9 @@ def test_every_free_cpu_decodes(tmp_path: Path) -> None:
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=1),
-                num_cpus=_machines.GPU_ACTOR_CPUS,
+                num_cpus=machines.GPU_ACTOR_CPUS,
             )
-            .map_batches(lambda rows: rows, batch_size=None, batch_format="pyarrow", num_cpus=_machines.WRITE_CPUS)
+            .map_batches(lambda rows: rows, batch_size=None, batch_format="pyarrow", num_cpus=machines.WRITE_CPUS)
         )
         most = sorted(row["most"] for row in chain.iter_rows())
     assert len(most) == count

@@ -9,8 +9,9 @@ from unittest import mock
 import pytest
 
 from cluster import demo, local_s3
-from fcdd import bundle, storage
-from fcdd.datasets import LabelledImage
+from fcdd import bundle
+from fcdd.io import storage
+from fcdd.paper.datasets import LabelledImage
 from tests import environments
 from tests.integration.conftest import Trained
 from tests.line import here

@@ -15,9 +15,9 @@ import pytest
 from obstore.fsspec import FsspecStore
 
 from cluster.local_s3 import LocalS3
-from fcdd import storage
-from jobs import _lease, _reviewing
-from jobs._reviewing import Box, Verdict
+from fcdd.io import storage
+from jobs.catalog import label_store, leases
+from jobs.catalog.label_store import Box, Verdict
 from schemas import Layout
 from tests.faults.proxy import Request, serve
 from tests.integration.test_scoring import NUM_IMAGES, picture
@@ -152,8 +152,8 @@ def test_each_role_may_do_what_its_jobs_do_and_nothing_more(
         here("report", *where, *night, "--output", str(tmp_path / "report.html"))
         here("heatmap", *where, *night, "--top", "2", "--output", str(tmp_path / "pictures"))
         layout = Layout(results)
-        with _lease.hold(layout.lease("line-4", dt.date.fromisoformat(NIGHT)), "review"):
-            labels = _reviewing.Labels(layout, "line-4")
+        with leases.hold(layout.lease("line-4", dt.date.fromisoformat(NIGHT)), "review"):
+            labels = label_store.Labels(layout, "line-4")
             image = {"image_uri": uri, "image_etag": "e", "run_id": "r", "date": dt.date(2026, 11, 1)}
             image |= {"width": 56, "height": 40, "anomaly_score": 0.5, "p_value": 0.1}
             verdict = Verdict(label=1, boxes=(Box(x0=1, y0=1, x1=9, y1=9),))

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import result_tables
 from cluster import demo, local_s3
-from fcdd import storage
+from fcdd.io import storage
 
 ROOT = str(Path(__file__).parents[2])
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fcdd import storage
+from fcdd.io import storage
 from jobs.results import Results
 from schemas import RunRecord
 from tests.line import Line, here, picture
@@ -93,7 +93,7 @@ def test_masks_that_were_not_drawn_in_a_review_are_not_opened(line: Line) -> Non
     found = Results(f"file://{line.results}", tuple(line.records()))
     [worst, *_] = found.images()
     Image.new("L", (worst.width, worst.height), 255).save(f"{line.root}/secret.png")
-    from jobs._reviewing import Labels, Verdict
+    from jobs.catalog.label_store import Labels, Verdict
     from schemas import LABELS, Layout
 
     layout = Layout(f"file://{line.results}")

@@ -25,9 +25,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fcdd import bundle, calibration, heatmap, storage
+from fcdd import bundle, calibration, heatmap
 from fcdd.detector import Detector
-from jobs import _notify, _parts
+from fcdd.io import storage
+from jobs.catalog import part_files
+from jobs.scoring import notify
 from schemas import DRIFT, Layout, RunRecord
 from tests.integration.test_scoring import number
 from tests.line import NUM_CALIBRATION, NUM_IMAGES, SIZE, Line, here, picture
@@ -112,9 +114,11 @@ def test_the_drift_table_lies_beside_the_scores_and_any_engine_reads_it(line: Li
         ("group", "cam-1", 30, 100),
     ]
     assert sum(row[4] for row in found[1:]) == found[0][4] == record.num_anomalous
-    table = _parts.read_published(Layout(f"file://{line.results}"), record.drift.part)
+    table = part_files.read_published(Layout(f"file://{line.results}"), record.drift.part)
     assert table.schema.equals(DRIFT)
-    scores = pa.concat_tables(_parts.read_published(Layout(f"file://{line.results}"), part) for part in record.scores)
+    scores = pa.concat_tables(
+        part_files.read_published(Layout(f"file://{line.results}"), part) for part in record.scores
+    )
     maps = heatmap.decode_each(scores["heatmap"].to_pylist())
     average = heatmap.decode(found[0][7])
     np.testing.assert_allclose(average, maps.mean(0), atol=float(np.ptp(maps.mean(0))) / 510 + 1e-5)
@@ -134,7 +138,7 @@ def test_a_fixed_spot_of_dirt_is_seen_in_the_average_map_at_its_place(line: Line
     assert line.nightly().returncode == 4
     [record] = line.records()
     assert record.drift.part is not None
-    [row] = _parts.read_published(Layout(f"file://{line.results}"), record.drift.part).to_pylist()
+    [row] = part_files.read_published(Layout(f"file://{line.results}"), record.drift.part).to_pylist()
     average, before = heatmap.decode(row["average_map"]), heatmap.decode(row["nominal_map"])
     y, x = np.unravel_index((average - before).argmax(), average.shape)
     assert 4 / 40 <= (y + 0.5) / average.shape[0] <= 14 / 40 + 0.1
@@ -273,7 +277,7 @@ class _Endless(socketserver.BaseRequestHandler):
 def test_an_answer_that_never_ends_neither_hangs_the_night_nor_fills_memory(
     line: Line, monkeypatch: pytest.MonkeyPatch, head: bytes, piece: bytes, pause_s: float, code: int
 ) -> None:
-    monkeypatch.setattr(_notify, "_WEBHOOK_S", 4.0)
+    monkeypatch.setattr(notify, "_WEBHOOK_S", 4.0)
     line.upload("nights/2026-11-01", 2, seed=1)
     with Endless(head, piece, pause_s) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -289,7 +293,7 @@ def test_an_answer_that_never_ends_neither_hangs_the_night_nor_fills_memory(
 def test_a_command_that_does_not_end_is_ended_with_all_that_it_started(
     line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(_notify, "_COMMAND_S", 2.0)
+    monkeypatch.setattr(notify, "_COMMAND_S", 2.0)
     line.upload("nights/2026-11-01", 2, seed=1)
     child = tmp_path / "child"
     done = line.nightly(command=shlex.join(["sh", "-c", f"sleep 1000 & echo $! > {child}; wait"]))
@@ -485,7 +489,9 @@ def test_a_reviewed_run_is_a_calibration_without_its_anomalies(line: Line, *, et
     assert "none of the labels" in calibrate({"s3://x/y.png": 0}).stderr
     assert calibrate(labels).returncode == 0
     fitted = bundle.load(f"{line.root}/new")[0]
-    scores = pa.concat_tables(_parts.read_published(Layout(f"file://{line.results}"), part) for part in record.scores)
+    scores = pa.concat_tables(
+        part_files.read_published(Layout(f"file://{line.results}"), part) for part in record.scores
+    )
     kept = [row["anomaly_score"] for row in scores.to_pylist() if not labels.get(row["image_uri"])]
     assert fitted.calibration.pooled.scores == pytest.approx(sorted(kept))
     assert fitted.calibrated_on == f"reviewed run {record.run_id}"
@@ -535,7 +541,7 @@ def test_cameras_with_enough_images_decide_by_their_own_calibration(line: Line) 
     fitted = bundle.load(f"{line.root}/bundle")[0].calibration
     assert record.group_thresholds.keys() == {"cam-0", "cam-1"}
     [part] = record.scores
-    for row in _parts.read_published(Layout(f"file://{line.results}"), part).to_pylist():
+    for row in part_files.read_published(Layout(f"file://{line.results}"), part).to_pylist():
         own = np.array(fitted.groups[row["image_group"]].scores)
         assert row["p_value"] == calibration.p_values(np.array([row["anomaly_score"]]), own)[0]
         assert row["is_anomalous"] == (row["p_value"] <= 0.01)
@@ -560,7 +566,7 @@ def test_two_bundles_are_compared_on_the_same_images(line: Line, tmp_path: Path)
         {
             row["image_uri"]: row
             for part in record.scores
-            for row in _parts.read_published(Layout(f"file://{line.results}"), part).to_pylist()
+            for row in part_files.read_published(Layout(f"file://{line.results}"), part).to_pylist()
         }
         for record in (first, second)
     ]

@@ -17,9 +17,10 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.local_s3 import free_ports
-from fcdd import storage
-from jobs import _checks, metrics
+from fcdd.io import storage
+from jobs import metrics
 from jobs.metrics import MetricsSettings
+from jobs.shell import checks
 from schemas import Layout
 from tests.line import NUM_IMAGES, Line, here
 
@@ -98,7 +99,7 @@ def test_a_cluster_that_anyone_may_use_is_a_problem(monkeypatch: pytest.MonkeyPa
     with dashboard("t0ken", VERSION, host="0.0.0.0") as address:
         code, found = examined("--address", address)
         assert (code, found["token"][0]["found"]) == (2, "the cluster wants one, there is none here")
-        if _checks._own_addresses():
+        if checks._own_addresses():
             assert "it listens on" in found["dashboard"][0]["found"]
         (tmp_path / "auth_token").write_text("wrong")
         code, found = examined("--address", address)

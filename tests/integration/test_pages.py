@@ -19,9 +19,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from fcdd import storage
-from jobs import _labels, _reviewing, results, train
-from jobs._train_settings import TrainSettings
+from fcdd.io import storage
+from jobs import results, train
+from jobs.catalog import label_files, label_store
+from jobs.training.options import TrainSettings
 from schemas import LABELS, Layout
 from tests.integration.test_results import HOSTILE, hostile, nights  # noqa: F401
 from tests.line import Line, here, picture
@@ -500,7 +501,7 @@ def test_only_our_own_page_may_label(nights: Line) -> None:  # noqa: F811
         assert why == "not a verdict: label: Input should be -1, 0 or 1"
         outside = b'{"label": 1, "boxes": [{"x0": 100, "y0": 0, "x1": 120, "y1": 9}]}'
         assert "expected a box within 56 x 40 pixels" in ask(address, "/label/50", body=outside, **json_type)[1]
-        big = b'{"label": 1, "mask": "' + b"A" * (_reviewing.MAX_MASK_CHARACTERS + 200_000) + b'"}'
+        big = b'{"label": 1, "mask": "' + b"A" * (label_store.MAX_MASK_CHARACTERS + 200_000) + b'"}'
         with contextlib.suppress(OSError):  # it may hang up while we are still sending
             assert ask(address, "/label/50", body=big, **json_type)[0] == 413
         for number in ("99999", "9" * 5000, "-1", "x", "%D9%A1"):
@@ -551,15 +552,15 @@ def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path:
     line.around("score", *scoring(line), "--date", "2026-11-03")
     night = results.open(line.results, date="2026-11-03")
     layout = Layout(night.location)
-    said = _reviewing.Labels(layout, "c")
+    said = label_store.Labels(layout, "c")
     rows = list(night.rows("SELECT * FROM scores ORDER BY anomaly_score DESC, image_uri"))
     alarms = [row for row in rows if row["is_anomalous"]]
     assert len(alarms) >= 6
-    box = _reviewing.Box(x0=3, y0=4, x1=13, y1=20)
+    box = label_store.Box(x0=3, y0=4, x1=13, y1=20)
     for index, row in enumerate(alarms):
-        verdict = _reviewing.Verdict(label=1, boxes=(box,)) if index % 3 else _reviewing.Verdict(label=0)
+        verdict = label_store.Verdict(label=1, boxes=(box,)) if index % 3 else label_store.Verdict(label=0)
         say(said, row, verdict)
-    say(said, alarms[0], _reviewing.Verdict(label=-1))
+    say(said, alarms[0], label_store.Verdict(label=-1))
     uri = layout.labels("c")
     real = [row for row in alarms if said.of(row)["label"] == 1]  # type: ignore[index]
     recalibrated = line.around(
@@ -570,7 +571,7 @@ def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path:
     assert f"images      {len(rows) - len(real) - 1} nominal ones" in recalibrated
     evaluated = line.around("evaluate", "--labels", uri, "--date", "2026-11-03").stdout
     assert f"{len(alarms) - len(real) - 1} nominal, {len(real)} anomalous" in evaluated
-    listed = _labels.read_anomalies(uri)
+    listed = label_files.read_anomalies(uri)
     assert [each.image for each in listed] == sorted(row["image_uri"] for row in real)
     masks = [np.asarray(Image.open(each.mask.removeprefix("file://"))) for each in listed if each.mask]
     assert len(masks) == len(real)
@@ -586,10 +587,10 @@ def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path:
     settings = TrainSettings.parse(["--images", "x", "--bundle", "y", "--anomalous", uri])
     assert [image.uri for image, _ in train._masked(settings)] == sorted(row["image_uri"] for row in real[1:])
     # A drawing that nobody names any more is garbage, and no other.
-    say(said, real[1], _reviewing.Verdict(label=1, clear=True, boxes=(_reviewing.Box(x0=0, y0=0, x1=9, y1=9),)))
+    say(said, real[1], label_store.Verdict(label=1, clear=True, boxes=(label_store.Box(x0=0, y0=0, x1=9, y1=9),)))
     folder = Path(f"{line.results}/labels/collection=c/masks")
     assert len(list(folder.iterdir())) == 2
-    say(said, real[1], _reviewing.Verdict(label=1, clear=True))
+    say(said, real[1], label_store.Verdict(label=1, clear=True))
     here("gc", "--results", line.results, "--older-than-days", "0")
     assert len(list(folder.iterdir())) == 1
 

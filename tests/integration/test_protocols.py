@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fcdd import protocols
 from fcdd.errors import ConfigError
-from fcdd.protocols import PROTOCOLS
+from fcdd.paper import protocols
+from fcdd.paper.protocols import PROTOCOLS
 from jobs import evaluate
 from tests import standins
 

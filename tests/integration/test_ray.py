@@ -10,9 +10,9 @@ import ray
 import ray.data
 
 from fcdd.errors import BundleError, FCDDError, ImageError
-from jobs import _local_ray, _ray
-from jobs._commit import IncompleteRun
-from jobs._errors import LeaseHeld
+from jobs.on_ray import local, session
+from jobs.scoring.publishing import IncompleteRun
+from jobs.shell.errors import LeaseHeld
 
 pytestmark = pytest.mark.ray
 MB = 1024**2
@@ -27,19 +27,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def session(home: Path) -> Iterator[None]:
+def local_session(home: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         patch.setenv("RAY_AUTH_TOKEN", "of-a-cluster")
         for _ in range(2):  # the second has a token of its own, too
-            with _ray.session():
+            with session.session():
                 pass
-        with _ray.session():
+        with session.session():
             yield
     assert "RAY_AUTH_MODE" not in os.environ
 
 
-def test_a_local_ray_listens_on_loopback_only(session: None) -> None:
+def test_a_local_ray_listens_on_loopback_only(local_session: None) -> None:
     me = psutil.Process()
     listening = [
         each.laddr.ip
@@ -51,11 +51,11 @@ def test_a_local_ray_listens_on_loopback_only(session: None) -> None:
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
 
-def test_it_has_a_token_of_its_own_and_needs_no_home(session: None, home: Path) -> None:
+def test_it_has_a_token_of_its_own_and_needs_no_home(local_session: None, home: Path) -> None:
     assert os.environ["RAY_AUTH_MODE"] == "token"
     token = os.environ["RAY_AUTH_TOKEN"]
     assert len(token) == 64
-    assert list(_ray.parallel_map(os.getenv, ["RAY_AUTH_TOKEN", "HOME"])) == [token, str(home)]
+    assert list(session.parallel_map(os.getenv, ["RAY_AUTH_TOKEN", "HOME"])) == [token, str(home)]
 
 
 def raises(kind: type[Exception], *arguments: str) -> Callable[[object], object]:
@@ -77,10 +77,10 @@ def raises(kind: type[Exception], *arguments: str) -> Callable[[object], object]
     ids=["ours", "with line breaks", "with a reason", "not ours", "died"],
 )
 def test_an_error_of_a_task_keeps_its_class_and_its_words(
-    session: None, raised: Callable[[object], object], kind: type[FCDDError], said: str
+    local_session: None, raised: Callable[[object], object], kind: type[FCDDError], said: str
 ) -> None:
     with pytest.raises(FCDDError) as caught:
-        list(_ray.parallel_map(raised, [0]))
+        list(session.parallel_map(raised, [0]))
     assert type(caught.value) is kind
     assert said in str(caught.value)
 
@@ -115,11 +115,11 @@ def raising_at_work(error: Exception) -> type:
     ids=["of fcdd", "of jobs", "not ours"],
 )
 def test_an_error_of_an_actor_of_ray_data_keeps_its_class_and_its_words(
-    session: None, stage: Callable[[Exception], type], error: Exception, said: str
+    local_session: None, stage: Callable[[Exception], type], error: Exception, said: str
 ) -> None:
     actors = ray.data.ActorPoolStrategy(size=1)
     chain = ray.data.from_items([{"a": 1}]).map_batches(stage(error), compute=actors)
-    with pytest.raises(FCDDError) as caught, _ray.one_sentence():
+    with pytest.raises(FCDDError) as caught, session.one_sentence():
         list(chain.iter_batches())
     assert type(caught.value) is (type(error) if isinstance(error, FCDDError) else FCDDError)
     assert str(caught.value) == said
@@ -128,8 +128,8 @@ def test_an_error_of_an_actor_of_ray_data_keeps_its_class_and_its_words(
 def test_what_ray_cannot_start_with_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
-    monkeypatch.setattr(_local_ray, "_USUAL_STORE_BYTES", 128 * MB)
-    with pytest.raises(FCDDError, match=r"Ray could not start on this machine: .*`fcdd doctor`"), _ray.session():
+    monkeypatch.setattr(local, "_USUAL_STORE_BYTES", 128 * MB)
+    with pytest.raises(FCDDError, match=r"Ray could not start on this machine: .*`fcdd doctor`"), session.session():
         pass
 
 
@@ -146,4 +146,4 @@ def test_what_ray_cannot_start_with_is_a_sentence(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_the_object_store_has_room_for_the_blocks_of_all_cpus(cpus: int, memory: int, shared: int, store: int) -> None:
-    assert _local_ray.object_store_bytes(cpus, 32 * MB, memory * MB, shared * MB) == store * MB
+    assert local.object_store_bytes(cpus, 32 * MB, memory * MB, shared * MB) == store * MB

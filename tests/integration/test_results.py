@@ -31,11 +31,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from benchmarks import result_tables
-from fcdd import heatmap, images, storage
+from fcdd import heatmap, images
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError, FCDDError
-from jobs import _tabular, results
+from fcdd.io import storage
+from jobs import results
 from jobs.results import Results
+from jobs.shell import tables
 from schemas import LABELS, QUARANTINE, SCORES, Layout
 from tests.integration.test_nightly import Line
 from tests.line import NUM_IMAGES, here, picture
@@ -770,7 +772,7 @@ def test_columns_of_one_name_and_values_of_any_kind_come_out_whole(nights: Line)
 
 
 def test_tables_fit_the_terminal_and_break_no_number(nights: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tabular, "_WIDTH_WITHOUT_TERMINAL", 120)
+    monkeypatch.setattr(tables, "_WIDTH_WITHOUT_TERMINAL", 120)
     top = here("query", "--results", nights.results, "--date", "2026-11-02").stdout
     assert max(map(len, top.splitlines())) <= 120
     assert top.count("2026-11-02") >= 10  # in one piece

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fcdd import storage
-from jobs import _parts, _runs
+from fcdd.io import storage
+from jobs.catalog import commit_records, part_files
 from schemas import Layout, RunRecord
 from schemas.runs import Intent
 from tests.conftest import Fcdd
@@ -58,12 +58,12 @@ class Place:
         return here(verb, *where, *options, check=check)
 
     def record(self, day: int = 1) -> RunRecord:
-        [record] = [record for record in _runs.committed(self.results, "c") if record.day.day == day]
+        [record] = [record for record in commit_records.committed(self.results, "c") if record.day.day == day]
         return record
 
     def rows(self, table: str, day: int = 1) -> dict[str, dict[str, object]]:
         parts = getattr(self.record(day), table)
-        rows = [row for part in parts for row in _parts.read_published(Layout(self.results), part).to_pylist()]
+        rows = [row for part in parts for row in part_files.read_published(Layout(self.results), part).to_pylist()]
         assert len({row["image_uri"] for row in rows}) == len(rows)
         return {row["image_uri"]: row for row in rows}
 
@@ -108,7 +108,7 @@ def test_since_last_scores_what_is_new_or_changed_and_records_what_is_gone(place
     assert sorted(place.rows("scores", 2)) == [f"{place.images}/0/00.png", f"{place.images}/new.png"]
     assert number(shown, "deleted") == 1
     [gone] = place.record(2).deleted
-    rows = _parts.read_published(Layout(place.results), gone).to_pylist()
+    rows = part_files.read_published(Layout(place.results), gone).to_pylist()
     assert [(row["image_uri"], row["last_run_id"]) for row in rows] == [
         (f"{place.images}/1/01.png", place.record().run_id)
     ]
@@ -270,7 +270,7 @@ def test_verify_finds_what_is_wrong(place: Place) -> None:
 
     def falsify(change: Callable[[pa.Table], pa.Table]) -> str:
         """Another part, with a record that agrees with it."""
-        changed = change(_parts.read_published(Layout(place.results), part))
+        changed = change(part_files.read_published(Layout(place.results), part))
         sink = pa.BufferOutputStream()
         pq.write_table(changed, sink)
         import hashlib
@@ -290,7 +290,7 @@ def test_verify_finds_what_is_wrong(place: Place) -> None:
     storage.write(uri, data)
     assert f"promises {NUM_IMAGES} rows of scores, there are {NUM_IMAGES - 1}" in falsify(lambda t: t.slice(1))
     assert "twice" in falsify(lambda t: pa.concat_tables([t.slice(0, 1), t.slice(0, 1), t.slice(2)]))
-    index = _parts.read_published(Layout(place.results), part).column_names.index("anomaly_score")
+    index = part_files.read_published(Layout(place.results), part).column_names.index("anomaly_score")
     wrong = pa.array([1e-3] * NUM_IMAGES, pa.float32())
     assert "and 0.001 in run" in falsify(lambda t: t.set_column(index, t.field("anomaly_score"), wrong))
 
@@ -370,7 +370,7 @@ def test_a_quarantine_beyond_its_count_stops_with_exit_code_3_and_keeps_what_was
 def test_the_published_file_answers_a_point_look_up_from_one_row_group(place: Place, tmp_path: Path) -> None:
     place.score()
     [part] = place.record().scores
-    uris = _parts.read_published(Layout(place.results), part)["image_uri"].to_pylist()
+    uris = part_files.read_published(Layout(place.results), part)["image_uri"].to_pylist()
     assert uris == sorted(uris)
     (tmp_path / "part.parquet").write_bytes(storage.read(f"{place.results}/{part.path}"))
     groups = duckdb.sql(
@@ -401,7 +401,7 @@ def test_a_run_is_finished_with_the_precision_it_was_begun_with(place: Place) ->
 # A decoder process that dies of SIGSEGV at one picture, through Python's own hook for start-up code.
 SITECUSTOMIZE = """
 import sys
-if "fcdd.decoder_process" in " ".join(sys.orig_argv):
+if "fcdd.io.decoder_process" in " ".join(sys.orig_argv):
     import os, signal
     from PIL.PngImagePlugin import PngImageFile
     opened = PngImageFile._open
@@ -444,8 +444,8 @@ DEADLY = """
 import sys
 if any("default_worker" in word for word in sys.orig_argv):
     import os
-    import jobs._pipeline
-    jobs._pipeline.Score.__call__ = lambda self, rows: os.kill(os.getpid(), 9)
+    import jobs.scoring.stages
+    jobs.scoring.stages.Score.__call__ = lambda self, rows: os.kill(os.getpid(), 9)
 """
 
 
@@ -470,7 +470,7 @@ def test_on_ray_killed_workers_cost_nothing(place: Place) -> None:
     command = [sys.executable, "-m", "jobs.cli", "score", "--bundle", f"{place.root}/bundle", "--images", place.images]
     command += ["--results", place.results, "--collection", "c", "--date", "2026-11-01", "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    victims, deadline = ["ray::_StatsActor", "fcdd.decoder_process", "ray::MapWorker"], time.monotonic() + 120
+    victims, deadline = ["ray::_StatsActor", "fcdd.io.decoder_process", "ray::MapWorker"], time.monotonic() + 120
     try:
         while process.poll() is None and victims and time.monotonic() < deadline:
             staged = [info.uri for page in storage.pages(f"{place.results}/_staging") for info in page]
@@ -535,7 +535,7 @@ def test_twenty_kills_at_random_end_with_every_image_once(place: Place) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
             process.wait()
-        records = _runs.history(Layout(place.results))
+        records = commit_records.history(Layout(place.results))
         for record in records[committed:]:
             assert (record.num_listed, record.num_scored) == (NUM_IMAGES + 600, NUM_IMAGES + 600), attempt
         committed = len(records)

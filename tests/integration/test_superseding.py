@@ -15,9 +15,12 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from fcdd import storage
 from fcdd.bundle import SPEC_FILE
-from jobs import _commit, _plans, _runs, _score_run, results
+from fcdd.io import storage
+from jobs import results
+from jobs.catalog import commit_records, intents, leases
+from jobs.scoring import publishing
+from jobs.scoring import runs as scoring_runs
 from schemas import Layout, RunRecord
 from tests.line import Line, here
 
@@ -40,7 +43,7 @@ def interrupted_before_the_record(line: Line, monkeypatch: pytest.MonkeyPatch, *
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_commit, "commit", die)
+        patch.setattr(publishing, "commit", die)
         assert score(line, *options, check=False)[0] == 130
 
 
@@ -65,25 +68,23 @@ def test_an_interrupted_run_that_another_one_overtook_begins_again(line: Line, m
 def test_a_run_is_not_committed_when_another_one_came_first(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both got past the lease: one was stopped for longer than a lease lives."""
     line.upload("nights/2026-11-01", 20, seed=1)
-    commit = _commit.commit
+    commit = publishing.commit
 
     def late(*arguments: object, **options: object) -> RunRecord:
         with monkeypatch.context() as patch:
-            patch.setattr(_commit, "commit", commit)
-            patch.setattr(
-                "jobs._lease._look", lambda *_: __import__("jobs._lease", fromlist=["_"])._Found(90, None, 0.0)
-            )
+            patch.setattr(publishing, "commit", commit)
+            patch.setattr(leases, "_look", lambda *_: leases._Found(90, None, 0.0))
             line.nightly(check=False)
         storage.delete_prefix(layout_of(line).leases())
         lease = options["check"].__self__._lease  # type: ignore[attr-defined]
         monkeypatch.setattr(lease, "check", lambda: None)
         return commit(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(_commit, "commit", late)
+    monkeypatch.setattr(publishing, "commit", late)
     code, said = score(line, check=False)
     [record] = line.records()
     assert record.settings["webhook"] is None  # it is that of `nightly`
-    assert (code, len(_runs.history(layout_of(line)))) == (1, 1)
+    assert (code, len(commit_records.history(layout_of(line)))) == (1, 1)
     assert f"{record.run_id} came to count for c 2026-11-01 in place of no run; nothing was committed" in said
     assert score(line)[0] == 0  # the same command begins again
     [again] = line.records()
@@ -98,7 +99,7 @@ def test_of_the_runs_of_a_night_the_one_that_took_the_place_of_another_is_the_la
     score(line)
     for _ in range(2):
         score(line, "--rescore")
-    first, second, third = _runs.history(layout_of(line))
+    first, second, third = commit_records.history(layout_of(line))
     assert (second.supersedes, third.supersedes) == (first.run_id, second.run_id)
     ahead = first.model_copy(update={"committed_at": first.committed_at.replace(year=2040)})
     Path(line.results, "runs", f"{first.run_id}.json").write_text(ahead.model_dump_json())
@@ -115,7 +116,7 @@ def test_every_documented_way_reads_the_run_that_counts(line: Line, monkeypatch:
     line.upload("nights/2026-11-01", 5, seed=1)
     for options in ((), ("--rescore",), ("--rescore",)):
         score(line, *options)
-    first, second, third = _runs.history(layout_of(line))
+    first, second, third = commit_records.history(layout_of(line))
     assert second.supersedes == first.run_id
     Path(line.results, "runs", f"{second.run_id}.json").unlink()
     wanted = [f"{line.results}/{part.path}" for part in third.scores]
@@ -143,7 +144,7 @@ def test_a_name_of_a_run_is_not_used_again_when_a_record_was_removed(line: Line)
     line.upload("nights/2026-11-01", 5, seed=1)
     score(line)
     score(line, "--rescore")
-    first, second = (record.run_id for record in _runs.history(layout_of(line)))
+    first, second = (record.run_id for record in commit_records.history(layout_of(line)))
     Path(line.results, "runs", f"{first}.json").unlink()
     score(line, "--rescore")
     assert [record.run_id for record in line.records()] == [f"{first}-r3"]
@@ -151,7 +152,7 @@ def test_a_name_of_a_run_is_not_used_again_when_a_record_was_removed(line: Line)
     code, said = score(line, "--rescore", check=False)
     assert code == 2
     assert f"the next run of this command is {first}-r4, and there is something at" in said
-    assert _plans.staged(layout_of(line)) == []  # nothing was scored for nothing
+    assert intents.staged(layout_of(line)) == []  # nothing was scored for nothing
     assert [record.run_id for record in line.records()] == [f"{first}-r3"]
     assert second == f"{first}-r2"
 
@@ -313,12 +314,12 @@ def test_gc_goes_by_the_clock_of_the_store_and_leaves_what_it_cannot_read(
     line.upload("nights/2026-11-01", 5, seed=1)
     interrupted_before_the_record(line, monkeypatch)
     layout = layout_of(line)
-    [run_id] = _plans.staged(layout)
+    [run_id] = intents.staged(layout)
     future = time.time() + 8 * 86_400
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: future)
         here("gc", "--results", line.results)
-    assert _plans.staged(layout) == [run_id]
+    assert intents.staged(layout) == [run_id]
     intent = json.loads(storage.read(layout.intent(run_id)))
     storage.write(layout.intent(run_id), json.dumps(intent | {"of_a_later_version": 1}).encode())
     old = time.time() - 30 * 86_400
@@ -326,7 +327,7 @@ def test_gc_goes_by_the_clock_of_the_store_and_leaves_what_it_cannot_read(
         os.utime(path, (old, old))
     left = here("gc", "--results", line.results)
     assert f"left staging of {run_id}: run {run_id} was begun by another version of this program" in left.stderr
-    assert _plans.staged(layout) == [run_id]
+    assert intents.staged(layout) == [run_id]
     assert "was begun by another version" in score(line, check=False)[1]
     storage.write(layout.intent(run_id), json.dumps(intent | {"runtime": {"device": "tpu"}}).encode())
     code, said = score(line, check=False)
@@ -339,15 +340,15 @@ def test_what_is_left_of_an_interrupted_removal_never_looks_like_work_that_is_do
     line.upload("nights/2026-11-01", 20, seed=1)
     interrupted_before_the_record(line, monkeypatch)
     layout = layout_of(line)
-    [run_id] = _plans.staged(layout)
+    [run_id] = intents.staged(layout)
     staged = [info.uri for page in storage.pages(layout.staging(run_id)) for info in page]
-    groups = _plans.in_order_of_removal(staged)
+    groups = intents.in_order_of_removal(staged)
     assert sorted(uri for group in groups for uri in group) == sorted(staged)
     assert groups[-1] == [layout.intent(run_id)]
     for done in range(1, len(groups)):
         storage.delete_all(groups[done - 1])
         score(line, "--dry-run")
-        assert _plans.read_intent(layout, run_id) is not None
+        assert intents.read_intent(layout, run_id) is not None
     score(line)
     [record] = line.records()
     assert record.num_scored == 20
@@ -387,7 +388,7 @@ def test_a_record_is_read_back_before_it_is_written(line: Line) -> None:
     [record] = line.records()
     broken = record.model_copy(update={"run_id": "x", "threshold": math.nan})
     with pytest.raises(ValueError, match="threshold"):
-        _runs.write(layout_of(line), broken)
+        commit_records.write(layout_of(line), broken)
     assert not Path(line.results, "runs/x.json").exists()
 
 
@@ -400,10 +401,10 @@ def test_a_damaged_manifest_of_one_night_is_a_sentence_and_does_not_stop_the_oth
     for day in (2, 3):
         line.upload(f"nights/2026-11-{day:02d}", 5, seed=day)
     with monkeypatch.context() as patch:
-        patch.setattr(_commit, "commit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(publishing, "commit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         line.nightly(day=2)
     layout = layout_of(line)
-    [run_id] = _plans.staged(layout)
+    [run_id] = intents.staged(layout)
     part = Path(layout.manifest_part(run_id, 0).removeprefix("file://"))
     whole = part.read_bytes()
     if damage == "another version":
@@ -423,14 +424,14 @@ def test_whatever_is_wrong_with_one_night_the_others_are_done(line: Line, monkey
     line.nightly(day=1, check=True)
     for day in (2, 3):
         line.upload(f"nights/2026-11-{day:02d}", 5, seed=day)
-    score_night = _score_run.score
+    score_night = scoring_runs.score
 
     def broken(settings: Any, **options: Any) -> RunRecord:
         if settings.date.day == 2:
             raise RuntimeError("a fault of this program")
         return score_night(settings, **options)
 
-    monkeypatch.setattr(_score_run, "score", broken)
+    monkeypatch.setattr(scoring_runs, "score", broken)
     done = line.nightly("--catch-up", day=3)
     assert done.returncode == 1
     assert "2026-11-02 was not done" in done.stderr

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cluster.local_s3 import LocalS3
-from fcdd import storage
-from jobs import _runs
+from fcdd.io import storage
+from jobs.catalog import commit_records
 from tests import sandbox
 from tests.integration.test_scoring import picture
 from tests.unit.test_detector import make
@@ -52,7 +52,7 @@ def test_the_service_runs_in_the_sandbox_that_it_asks_for(s3: LocalS3, prefix: s
     own = dict(each.split("=", 1) for each in shlex.split(service.get("Environment", "")))
     done = sandbox.run(words, served(s3) | own, keep=[configuration.parent], timeout_s=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    [record] = _runs.committed(f"{prefix}/results", "line-4")
+    [record] = commit_records.committed(f"{prefix}/results", "line-4")
     assert (record.num_scored, record.num_quarantined) == (12, 0)
     assert f"reports/collection=line-4/date=2026-11-01/run={record.run_id}" in done.stdout
 

@@ -18,19 +18,23 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from fcdd import checkpoint, detector, networks, storage
+from fcdd import checkpoint, detector, networks
 from fcdd.checkpoint import Progress
-from fcdd.datasets import LabelledImage
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError
 from fcdd.inference import Runner
+from fcdd.io import storage
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
+from fcdd.paper.datasets import LabelledImage
 from fcdd.splits import is_held_out
 from fcdd.training import TrainOptions
-from jobs import _images, _listing, _train_loop, _train_settings, _training_data, train
-from jobs._checkpoints import Checkpoints
-from jobs._train_loop import Alone, LoopConfig
+from jobs import train
+from jobs.sources import fetching, listing
+from jobs.training import data_set, train_loop
+from jobs.training import options as train_options
+from jobs.training.checkpoints import Checkpoints
+from jobs.training.train_loop import Alone, LoopConfig
 
 OPTIONS = TrainOptions(
     epochs=3, batch_size=8, learning_rate=1e-3, weight_decay=1e-4, loss="pixel", gaussian_std=2.0, seed=1
@@ -53,7 +57,7 @@ def make(location: str, checkpoints: str, name: str = "cnn32_s", **changes: Any)
     if networks.is_pretrained(name):
         networks.load_pretrained(network, name)
     loop = LoopConfig(
-        images=_listing.list_images(location)[:32],
+        images=listing.list_images(location)[:32],
         held_out=frozenset(),
         network=name,
         channels=3,
@@ -102,7 +106,7 @@ class Gloo:
 def _worker(rank: int, size: int, meeting: str, loop: LoopConfig) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-    _train_loop.train(loop, Gloo(rank, size))
+    train_loop.train(loop, Gloo(rank, size))
     dist.destroy_process_group()
 
 
@@ -135,11 +139,11 @@ def test_the_result_does_not_depend_on_the_number_of_workers(
     """
     options = dataclasses.replace(OPTIONS, optimizer="sgd") if name == "cnn32_s" else OPTIONS
     curves, scores = [], []
-    pixels = _images.load_set(_listing.list_images(few)[32:], size, 3).pixels
+    pixels = fetching.load_set(listing.list_images(few)[32:], size, 3).pixels
     for count in (1, 2, 3, 4) if name == "cnn32_s" else (1, 2):
         loop = make(few, f"file://{tmp_path}/{count}", name, input_size=size, options=options)
         if count == 1:
-            _train_loop.train(loop, Alone())
+            train_loop.train(loop, Alone())
         else:
             together(count, loop, tmp_path)
         _, progress, weights = result(loop)
@@ -160,13 +164,13 @@ def interrupt(loop: LoopConfig, epoch: int) -> None:
                 raise KeyboardInterrupt
 
     listener = Listener()
-    _train_loop.log.addHandler(listener)
-    _train_loop.log.setLevel(logging.INFO)
+    train_loop.log.addHandler(listener)
+    train_loop.log.setLevel(logging.INFO)
     try:
         with pytest.raises(KeyboardInterrupt):
-            _train_loop.train(loop, Alone())
+            train_loop.train(loop, Alone())
     finally:
-        _train_loop.log.removeHandler(listener)
+        train_loop.log.removeHandler(listener)
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -179,9 +183,9 @@ def test_a_resumed_training_is_bit_equal_to_one_that_was_not_interrupted(
 ) -> None:
     options = dataclasses.replace(OPTIONS, optimizer=optimizer)  # type: ignore[arg-type]
     whole, parts = (make(few, f"file://{tmp_path}/{name}", options=options) for name in ("whole", "parts"))
-    _train_loop.train(whole, Alone())
+    train_loop.train(whole, Alone())
     interrupt(parts, 2)
-    _train_loop.train(parts, Alone())
+    train_loop.train(parts, Alone())
     (expected, progress, _), (actual, resumed, _) = result(whole), result(parts)
     assert equal(expected, actual)
     assert [e["loss"] for e in resumed.history] == [e["loss"] for e in progress.history]
@@ -193,13 +197,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     whole, parts = (
         make(few, f"file://{tmp_path}/{name}", checkpoint_steps=1, keep_checkpoints=3) for name in ("whole", "parts")
     )
-    _train_loop.train(whole, Alone())
+    train_loop.train(whole, Alone())
     interrupt(parts, 2)
     last = Checkpoints(parts.checkpoints, 3).list()[-1]
     assert (last.epoch, last.step) == (2, 0)
     storage.write(last.uri, storage.read(last.uri)[:-1000])
     with caplog.at_level(logging.INFO):
-        _train_loop.train(parts, Alone())
+        train_loop.train(parts, Alone())
     assert f"the checkpoint {last.uri} is damaged" in caplog.text
     assert "falling back to the previous one" in caplog.text
     assert "resuming after epoch 1, step 3" in caplog.text  # of four steps an epoch
@@ -250,13 +254,13 @@ def test_a_streamed_training_is_equal_and_names_an_image_that_vanished(
     few: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept, streamed = make(few, f"file://{tmp_path}/kept"), make(few, f"file://{tmp_path}/streamed", stream=True)
-    _train_loop.train(kept, Alone())
-    _train_loop.train(dataclasses.replace(streamed, loader_processes=1), Alone())
+    train_loop.train(kept, Alone())
+    train_loop.train(dataclasses.replace(streamed, loader_processes=1), Alone())
     assert equal(result(kept)[0], result(streamed)[0])
     missing = streamed.images[3]._replace(uri=f"{few}/gone.png")
     broken = [*streamed.images[:3], missing, *streamed.images[4:]]
     again = make(few, f"file://{tmp_path}/again", stream=True, images=broken)
-    _train_loop.train(again, Alone())
+    train_loop.train(again, Alone())
     assert caplog.text.count("left out vanished: deleted since it was listed") == 1
     assert f"{few}/gone.png" in caplog.text
     assert result(again)[1].num_images == 31
@@ -267,10 +271,10 @@ def test_the_images_trained_on_are_counted_over_all_workers_and_none_is_held_out
     stream: bool, few: str, tmp_path: Path
 ) -> None:
     """In one epoch each worker reads half of the images: what the other left out counts too."""
-    infos = _listing.list_images(few)[:32]
+    infos = listing.list_images(few)[:32]
     broken = [info._replace(uri=f"{few}/gone{n}.png") if n in (3, 17, 20) else info for n, info in enumerate(infos)]
-    pixels = _images.load_set(infos[5:9], SIZE, 3).pixels
-    held_out = frozenset(_training_data.pixel_digest(picture) for picture in pixels)
+    pixels = fetching.load_set(infos[5:9], SIZE, 3).pixels
+    held_out = frozenset(data_set.pixel_digest(picture) for picture in pixels)
     changes = {"images": broken, "held_out": held_out, "options": dataclasses.replace(OPTIONS, epochs=1)}
     loop = make(few, f"file://{tmp_path}/c", stream=stream, **changes)
     together(2, loop, tmp_path)
@@ -278,19 +282,19 @@ def test_the_images_trained_on_are_counted_over_all_workers_and_none_is_held_out
 
 
 def test_too_many_unreadable_images_stop_a_streamed_training(few: str, tmp_path: Path) -> None:
-    infos = _listing.list_images(few)[:32]
+    infos = listing.list_images(few)[:32]
     broken = [info._replace(uri=f"{few}/gone{n}.png") if n % 4 == 0 else info for n, info in enumerate(infos)]
     loop = make(few, f"file://{tmp_path}", stream=True, images=broken)
     with pytest.raises(ConfigError, match="of 32 images cannot be read"):
-        _train_loop.train(loop, Alone())
+        train_loop.train(loop, Alone())
 
 
 def test_a_loss_that_is_not_finite_names_the_images_of_its_batch(few: str, tmp_path: Path) -> None:
     loop = make(few, f"file://{tmp_path}", options=dataclasses.replace(OPTIONS, learning_rate=1e30, optimizer="sgd"))
     with pytest.raises(
-        _train_loop.TrainingDiverged, match=r"lower the learning rate; the batch has file://.*cell\d+\.png"
+        train_loop.TrainingDiverged, match=r"lower the learning rate; the batch has file://.*cell\d+\.png"
     ):
-        _train_loop.train(loop, Alone())
+        train_loop.train(loop, Alone())
 
 
 SMALL = ("--network", "cnn32_s", "--image-size", "32", "--epochs", "2", "--batch-size", "8", "--alpha", "0.2")
@@ -419,12 +423,10 @@ def test_masks_and_outliers_among_the_nominal_images_are_not_trained_on_as_nomin
 
 
 def test_checkpoints_of_another_training_are_not_continued(few: str, tmp_path: Path, capsys: Any) -> None:
-    settings = _train_settings.TrainSettings.parse(
+    settings = train_options.TrainSettings.parse(
         ["--images", few, "--bundle", str(tmp_path / "b"), *SMALL, "--workers", "0"]
     )
-    loop = make(
-        few, f"file://{tmp_path}/b/_checkpoints", conditions={"data": "x", **_train_settings.recorded(settings)}
-    )
+    loop = make(few, f"file://{tmp_path}/b/_checkpoints", conditions={"data": "x", **train_options.recorded(settings)})
     interrupt(loop, 1)
     assert run(few, tmp_path / "b") == 2
     assert "checkpoints of an unfinished training" in capsys.readouterr().err
@@ -572,15 +574,15 @@ def test_resume_without_a_checkpoint_starts_and_ends_like_any_training(few: str,
 
 def test_a_preset_is_the_published_recipe_where_no_option_says_otherwise(tmp_path: Path) -> None:
     arguments = ["--images", "x", "--bundle", "y", "--preset", "cifar10", "--epochs", "7"]
-    settings = _train_settings.with_preset(_train_settings.TrainSettings.parse(arguments))
+    settings = train_options.with_preset(train_options.TrainSettings.parse(arguments))
     assert (settings.network, settings.image_size, settings.optimizer) == ("cnn32_lw3k", "32x32", "adam")
     assert (settings.epochs, settings.batch_size, settings.milestones) == (7, 200, [400, 500])
     assert settings.score == "mean"
-    chosen = _train_settings.with_preset(_train_settings.TrainSettings.parse([*arguments, "--score", "top1pct"]))
+    chosen = train_options.with_preset(train_options.TrainSettings.parse([*arguments, "--score", "top1pct"]))
     assert chosen.score == "top1pct"
     assert (settings.schedule, settings.decay, settings.weight_decay) == ("milestones", 0.1, 1e-6)
-    options = _train_settings.options_of(settings)
-    assert (options.gaussian_std, options.loss, options.milestones) == (1.2, "image", (400, 500))
+    parsed = train_options.options_of(settings)
+    assert (parsed.gaussian_std, parsed.loss, parsed.milestones) == (1.2, "image", (400, 500))
 
 
 def test_mlflow_that_is_not_installed_is_one_sentence(few: str, tmp_path: Path, capsys: Any) -> None:

@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from cluster.local_s3 import LocalS3
-from fcdd import storage
 from fcdd.detector import Detector
-from jobs._checkpoints import Checkpoints
+from fcdd.io import storage
+from jobs.training.checkpoints import Checkpoints
 from tests.conftest import Fcdd
 from tests.integration.conftest import Trained
 

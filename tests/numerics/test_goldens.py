@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from fcdd import augmentation, datasets, metrics, networks, normalization, objective, upsampling
-from fcdd.protocols import PROTOCOLS
+from fcdd import augmentation, metrics, networks, normalization, objective, upsampling
+from fcdd.paper import datasets
+from fcdd.paper.protocols import PROTOCOLS
 from tests.numerics import recipe
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

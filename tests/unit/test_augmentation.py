@@ -5,7 +5,7 @@ from PIL import Image
 from fcdd import augmentation
 from fcdd.augmentation import Augmentation
 from fcdd.errors import ConfigError
-from fcdd.protocols import PROTOCOLS
+from fcdd.paper.protocols import PROTOCOLS
 
 IMAGE = np.random.default_rng(0).integers(60, 180, (40, 40, 3)).astype(np.uint8)
 MASK = np.zeros((40, 40), np.bool_)

@@ -11,9 +11,9 @@ import obstore
 import pytest
 from obstore.store import LocalStore, MemoryStore
 
-from fcdd import object_store, storage
 from fcdd.errors import ConfigError, ImageError
-from fcdd.storage import ObjectInfo, Unreadable
+from fcdd.io import object_store, storage
+from fcdd.io.storage import ObjectInfo, Unreadable
 from tests.awkward_s3 import AwkwardS3
 
 NAMES = [

@@ -3,8 +3,8 @@
 import pytest
 
 from fcdd.errors import ConfigError, FCDDError
-from jobs import _console
-from jobs._errors import LeaseHeld
+from jobs.shell import process
+from jobs.shell.errors import LeaseHeld
 
 
 @pytest.mark.parametrize(
@@ -26,5 +26,5 @@ def test_an_error_is_one_whole_line_whatever_a_key_holds(
     def job() -> None:
         raise error
 
-    assert _console.run(job) == code
+    assert process.run(job) == code
     assert capsys.readouterr().err == f"error: {said}\n"

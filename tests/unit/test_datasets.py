@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fcdd import datasets
 from fcdd.errors import ConfigError, ImageError
+from fcdd.paper import datasets
 from tests import standins
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from fcdd import calibration, heatmap
 from fcdd.calibration import STATISTICS, Calibration, Decider, Nominal
-from jobs import _decisions
-from jobs._decisions import Counts
+from jobs.scoring import decisions
+from jobs.scoring.decisions import Counts
 
 SHAPE = (4, 5)
 
@@ -40,31 +40,31 @@ def fitted() -> Calibration:
 
 
 def verdicts(counts: Counts, fitted: Calibration) -> dict[str | None, set[str]]:
-    found = _decisions.judge(counts, fitted, fitted.alpha)
+    found = decisions.judge(counts, fitted, fitted.alpha)
     return {scope.group: {each.what for each in scope.findings if each.verdict != "ok"} for scope in found}
 
 
 def test_slices_of_a_part_count_as_the_whole(fitted: Calibration) -> None:
     table = rows(images(1, ["a", "b", "few"] * 100), fitted)
-    whole, pieces = _decisions.count_rows(table, fitted), Counts()
+    whole, pieces = decisions.count_rows(table, fitted), Counts()
     for start in range(0, 300, 70):
-        pieces.add(_decisions.count_rows(table.slice(start, 70), fitted))
+        pieces.add(decisions.count_rows(table.slice(start, 70), fitted))
     assert pieces.p_values == whole.p_values
-    for one, other in zip(*(_decisions.judge(each, fitted, 0.01) for each in (whole, pieces)), strict=True):
+    for one, other in zip(*(decisions.judge(each, fitted, 0.01) for each in (whole, pieces)), strict=True):
         assert one.group == other.group
         assert [each.sentence for each in one.findings] == [each.sentence for each in other.findings]
 
 
 def test_a_group_is_compared_with_its_own_images_and_one_without_any_is_to_be_watched(fitted: Calibration) -> None:
     run = images(1, ["a"] * 100 + ["b"] * 100 + ["few"] * 60)
-    assert verdicts(_decisions.count_rows(rows(run, fitted), fitted), fitted) == {
+    assert verdicts(decisions.count_rows(rows(run, fitted), fitted), fitted) == {
         None: set(),
         "a": set(),
         "b": set(),
         "few": {"image_group"},
     }
     run.statistics[100:200, 0] += 15
-    found = verdicts(_decisions.count_rows(rows(run, fitted), fitted), fitted)
+    found = verdicts(decisions.count_rows(rows(run, fitted), fitted), fitted)
     assert (found["a"], found["b"]) == (set(), {"brightness"})
 
 
@@ -76,21 +76,21 @@ def test_alarms_of_a_group_are_expected_as_often_as_its_own_nominal_images_raise
     for each in (nominal, run):
         each.scores[:] *= scores
     fitted = Calibration.fit(nominal, alpha=0.01)
-    found = verdicts(_decisions.count_rows(rows(run, fitted), fitted), fitted)
+    found = verdicts(decisions.count_rows(rows(run, fitted), fitted), fitted)
     assert found == {None: set(), "noisy": set(), "calm": set()}
     by_group = Calibration.fit(nominal, alpha=0.01, decide_by_group=True)
     table = rows(run, by_group)
     alarms = table["is_anomalous"].to_numpy()
     assert alarms[:1000].mean() == pytest.approx(0.01, abs=0.01)
     assert alarms[1000:].mean() == pytest.approx(0.01, abs=0.01)
-    assert verdicts(_decisions.count_rows(table, by_group), by_group) == {None: set(), "noisy": set(), "calm": set()}
+    assert verdicts(decisions.count_rows(table, by_group), by_group) == {None: set(), "noisy": set(), "calm": set()}
 
 
 def test_folders_that_name_no_cameras_are_not_told_apart(fitted: Calibration) -> None:
     lots = images(1, [f"lot-{index % 400}" for index in range(1200)])
     counts = Counts()
     for start in range(0, 1200, 100):
-        counts.add(_decisions.count_rows(rows(lots, fitted).slice(start, 100), fitted))
+        counts.add(decisions.count_rows(rows(lots, fitted).slice(start, 100), fitted))
     assert counts.has_too_many_groups
     assert set(counts.scopes) == {None}
     whole = counts.scopes[None]
@@ -99,7 +99,7 @@ def test_folders_that_name_no_cameras_are_not_told_apart(fitted: Calibration) ->
 
 def test_a_run_of_one_image_is_not_judged_but_has_an_average_map(fitted: Calibration) -> None:
     one = images(1, ["a"])
-    [whole, group] = _decisions.judge(_decisions.count_rows(rows(one, fitted), fitted), fitted, 0.01)
+    [whole, group] = decisions.judge(decisions.count_rows(rows(one, fitted), fitted), fitted, 0.01)
     assert (whole.findings, group.findings) == ([], [])
     np.testing.assert_allclose(whole.tally.average_map(), one.maps[0], atol=0.02)
 

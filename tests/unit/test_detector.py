@@ -9,10 +9,10 @@ import torch
 from fcdd import detector, networks
 from fcdd.bundle import BundleSpec, TrainingRecord
 from fcdd.calibration import Calibration
-from fcdd.datasets import LabelledImage
 from fcdd.detector import Detector
 from fcdd.errors import BundleError
 from fcdd.normalization import Normalization
+from fcdd.paper.datasets import LabelledImage
 from tests.nominal import nominal
 
 

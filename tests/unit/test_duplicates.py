@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from fcdd import duplicates, images
-from fcdd.datasets import LabelledImage
+from fcdd.paper.datasets import LabelledImage
 
 MAPS = [np.random.default_rng(seed).random((14, 14), np.float32) for seed in range(4)]
 

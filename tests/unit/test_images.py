@@ -11,8 +11,8 @@ from PIL import Image, ImageFilter, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from fcdd import images
-from fcdd.datasets import LabelledImage
 from fcdd.errors import REASONS, ImageError
+from fcdd.paper.datasets import LabelledImage
 from tests import tiffs
 
 GRADIENT = np.tile(np.linspace(0, 255, 64, dtype=np.uint8), (48, 1))

@@ -16,10 +16,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from fcdd import decoder_process, images, isolation
+from fcdd import images
 from fcdd.errors import FCDDError, ImageError
 from fcdd.images import DecodedImage, Limits
-from fcdd.isolation import DecoderPool, IsolatedDecoder
+from fcdd.io import decoder_process, isolation
+from fcdd.io.isolation import DecoderPool, IsolatedDecoder
 
 SIZE = (24, 32)
 # The decoder itself, which dies, hangs or swallows memory at bytes that begin like this.
@@ -251,7 +252,9 @@ def test_threads_share_a_few_decoders_and_a_fork_gets_its_own() -> None:
     pool = DecoderPool(SIZE, 3, processes=2)
 
     def pids() -> set[int]:
-        return {each.pid for each in psutil.Process().children() if "fcdd.decoder_process" in " ".join(each.cmdline())}
+        return {
+            each.pid for each in psutil.Process().children() if "fcdd.io.decoder_process" in " ".join(each.cmdline())
+        }
 
     before = pids()
     with ThreadPoolExecutor(8) as threads:
@@ -316,7 +319,7 @@ def test_the_decoder_gets_no_credentials_and_ends_with_its_owner(monkeypatch: py
 def test_an_owner_that_is_killed_takes_the_decoder_with_it(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
-        "from fcdd.isolation import IsolatedDecoder\n"
+        "from fcdd.io.isolation import IsolatedDecoder\n"
         "decoder = IsolatedDecoder((8, 8), 3)\n"
         "list(decoder.decode_each([b'x']))\n"
         "print(decoder._process.pid, flush=True)\n"

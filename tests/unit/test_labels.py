@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.local_s3 import LocalS3
-from fcdd import storage
 from fcdd.errors import ConfigError
-from jobs import _labels
+from fcdd.io import storage
+from jobs.catalog import label_files
 
 SAME = {
     "no ETags": "image_uri,label\ns3://b/a.png,1\ns3://b/b.png,0\n",
@@ -25,10 +25,10 @@ SAME = {
 @pytest.mark.parametrize("name", ["labels.csv", "LABELS.CSV"])
 def test_labels_without_an_etag_are_of_the_image_whatever_it_was(tmp_path: Path, case: str, name: str) -> None:
     (tmp_path / name).write_text(SAME[case], encoding="utf-8")
-    found = _labels.read(str(tmp_path / name))
+    found = label_files.read(str(tmp_path / name))
     assert found["label"].to_pylist() == [1, 0]
     assert found["image_etag"].to_pylist() == (["", "x"] if "some" in case else ["", ""])
-    assert _labels.read_anomalies(str(tmp_path / name)) == [("s3://b/a.png", None, "")]
+    assert label_files.read_anomalies(str(tmp_path / name)) == [("s3://b/a.png", None, "")]
 
 
 def test_nulls_in_a_parquet_file_are_empty_and_its_ending_may_be_in_capitals(tmp_path: Path) -> None:
@@ -36,8 +36,8 @@ def test_nulls_in_a_parquet_file_are_empty_and_its_ending_may_be_in_capitals(tmp
     types = {"image_etag": pa.null(), "mask_uri": pa.string()}
     table = pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
     pq.write_table(table, tmp_path / "labels.PARQUET")
-    assert _labels.is_file(str(tmp_path / "labels.PARQUET"))
-    assert _labels.read_anomalies(str(tmp_path / "labels.PARQUET")) == [("s3://b/a.png", None, "")]
+    assert label_files.is_file(str(tmp_path / "labels.PARQUET"))
+    assert label_files.read_anomalies(str(tmp_path / "labels.PARQUET")) == [("s3://b/a.png", None, "")]
 
 
 WRONG = {
@@ -55,7 +55,7 @@ def test_labels_that_say_nothing_are_one_sentence(tmp_path: Path, case: str) -> 
     text, message = WRONG[case]
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(ConfigError, match=message):
-        _labels.read_decided(str(tmp_path / "x.csv"))
+        label_files.read_decided(str(tmp_path / "x.csv"))
 
 
 @pytest.mark.s3
@@ -69,20 +69,20 @@ def test_a_file_that_is_not_local_names_no_local_file_that_will_be_opened(s3: Lo
         pq.write_table(pa.table(rows | changes), sink)
         storage.write(f"{prefix}/{name}.parquet", sink.getvalue())
         with pytest.raises(ConfigError, match="only a local file may name local ones"):
-            _labels.read_anomalies(f"{prefix}/{name}.parquet")
-    assert _labels.read_decided(f"{prefix}/image.parquet").num_rows == 2  # who only compares names opens nothing
+            label_files.read_anomalies(f"{prefix}/{name}.parquet")
+    assert label_files.read_decided(f"{prefix}/image.parquet").num_rows == 2  # who only compares names opens nothing
     with pytest.raises(ConfigError, match=r"names the local file file:///etc/a\.png"):
-        _labels.read_decided(f"{prefix}/image.parquet", opened=True)
+        label_files.read_decided(f"{prefix}/image.parquet", opened=True)
 
 
 @pytest.mark.parametrize("etag", ["0x8DB9F1A2B3C4D5E", "12345678", "1e5", '"""0x8DB9F1A2B3C4D5E"""', " 0x1 "])
 def test_an_etag_that_looks_like_a_number_is_the_text_that_it_is(tmp_path: Path, etag: str) -> None:
     (tmp_path / "x.csv").write_text(f"image_uri,label,image_etag\ns3://b/a.png,1,{etag}\ns3://b/b.png,0,\n")
-    [found] = _labels.read_anomalies(str(tmp_path / "x.csv"))
+    [found] = label_files.read_anomalies(str(tmp_path / "x.csv"))
     assert found.etag == etag.strip().strip('"')
 
 
 def test_columns_that_differ_in_capitals_only_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("image_uri,label,Label\ns3://b/a.png,1,0\n")
     with pytest.raises(ConfigError, match="columns of the same name"):
-        _labels.read(str(tmp_path / "x.csv"))
+        label_files.read(str(tmp_path / "x.csv"))

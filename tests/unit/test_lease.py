@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from cluster.local_s3 import LocalS3
-from fcdd import storage
-from jobs import _lease
-from jobs._errors import LeaseHeld
-from jobs._lease import LeaseLost, Owner
+from fcdd.io import storage
+from jobs.catalog import leases
+from jobs.catalog.leases import LeaseLost, Owner
+from jobs.shell.errors import LeaseHeld
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -33,49 +33,49 @@ def put(folder: str, number: int, owner: Owner) -> None:
 
 def test_a_lease_that_was_released_is_nobodys_and_its_number_is_not_used_again(folder: str) -> None:
     for number in (1, 2):
-        with _lease.hold(folder, "r") as lease:
+        with leases.hold(folder, "r") as lease:
             lease.check()
-            holder = _lease.state(folder)
+            holder = leases.state(folder)
             assert holder is not None
             assert (holder[0].run_id, lease._number) == ("r", number)
-        assert _lease.state(folder) is None
+        assert leases.state(folder) is None
     assert [info.uri for page in storage.pages(folder) for info in page] == [f"{folder}/000002.json"]
 
 
 def test_while_one_holds_it_another_is_told_who(folder: str, elsewhere: Owner) -> None:
     put(folder, 1, elsewhere)
     with pytest.raises(LeaseHeld, match=rf"process {elsewhere.pid} on far-away is scoring this night as run other"):
-        _lease.hold(folder, "r").__enter__()
+        leases.hold(folder, "r").__enter__()
 
 
 def test_a_process_of_this_machine_that_died_is_followed_at_once(folder: str) -> None:
     put(folder, 4, Owner.me("r").model_copy(update={"started": 1.0, "token": "dead"}))
-    with _lease.hold(folder, "r") as lease:
+    with leases.hold(folder, "r") as lease:
         assert lease._number == 5
 
 
 def test_silence_for_long_enough_is_death(folder: str, elsewhere: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     put(folder, 1, elsewhere)
-    monkeypatch.setattr(_lease, "TTL_S", 1.5)
+    monkeypatch.setattr(leases, "TTL_S", 1.5)
     with pytest.raises(LeaseHeld):
-        _lease.hold(folder, "r").__enter__()
+        leases.hold(folder, "r").__enter__()
     time.sleep(3)
-    with _lease.hold(folder, "r") as lease:
+    with leases.hold(folder, "r") as lease:
         assert lease._number == 2
 
 
 def test_heartbeats_keep_a_lease(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lease, "HEARTBEAT_S", 0.2)
-    monkeypatch.setattr(_lease, "TTL_S", 2.5)
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(leases, "TTL_S", 2.5)
     monkeypatch.setattr(Owner, "is_dead", lambda self: False)
-    with _lease.hold(folder, "r"):
+    with leases.hold(folder, "r"):
         time.sleep(4)
-        assert _lease.state(folder) is not None
+        assert leases.state(folder) is not None
 
 
 def test_who_was_taken_for_dead_stops(folder: str, elsewhere: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lease, "HEARTBEAT_S", 0.1)
-    with _lease.hold(folder, "r") as lease:
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.1)
+    with leases.hold(folder, "r") as lease:
         lease.check()
         lease.check_flag()
         put(folder, 2, elsewhere)
@@ -89,7 +89,7 @@ def test_who_was_taken_for_dead_stops(folder: str, elsewhere: Owner, monkeypatch
 
 
 def test_a_lease_that_was_taken_over_and_given_back_is_lost_too(folder: str, elsewhere: Owner) -> None:
-    with _lease.hold(folder, "r") as lease:
+    with leases.hold(folder, "r") as lease:
         put(folder, 1, elsewhere)  # the successor has gone, and a third one began with the same number
         with pytest.raises(LeaseLost):
             lease.check()
@@ -99,14 +99,14 @@ def test_a_lease_that_was_taken_over_and_given_back_is_lost_too(folder: str, els
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_heartbeat_that_comes_late_brings_no_lease_back(folder: str, elsewhere: Owner, *, kept: bool) -> None:
     """Its process was stopped between the look at the lease and the heartbeat; the other is done meanwhile."""
-    lease = _lease._acquire(folder, Owner.me("r"), "at it as")
+    lease = leases._acquire(folder, Owner.me("r"), "at it as")
     if kept:  # the other one has released the same number, as it could before numbers were kept
         put(folder, 1, elsewhere.model_copy(update={"released": True}))
     else:
         storage.delete(f"{folder}/000001.json")
     with pytest.raises(FileExistsError if kept else FileNotFoundError):
         lease._replace(lease._owner)
-    assert _lease.state(folder) is None
+    assert leases.state(folder) is None
     with pytest.raises(LeaseLost):
         lease.check()
 
@@ -123,24 +123,24 @@ def test_a_process_that_is_stopped_and_goes_on_does_not_get_its_lease_back(
         "    except _lease.LeaseLost: print('lost')\n"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    monkeypatch.setattr(_lease, "TTL_S", 1.0)
+    monkeypatch.setattr(leases, "TTL_S", 1.0)
     with subprocess.Popen([sys.executable, "-c", code, folder], **pipes) as process:  # type: ignore[call-overload]
         assert process.stdout.readline() == "held\n"
         process.send_signal(signal.SIGSTOP)
         monkeypatch.setattr(Owner, "is_dead", lambda self: False)
         time.sleep(2.5)
-        with _lease.hold(folder, "other"):
+        with leases.hold(folder, "other"):
             pass
         process.send_signal(signal.SIGCONT)
         time.sleep(0.5)
         assert process.communicate("\n")[0] == "lost\n"
-    assert _lease.state(folder) is None
+    assert leases.state(folder) is None
 
 
 def test_looking_writes_nothing(folder: str, elsewhere: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     put(folder, 1, elsewhere)
     monkeypatch.setattr(storage, "write", None)
-    holder = _lease.state(folder, now=datetime.now(UTC))
+    holder = leases.state(folder, now=datetime.now(UTC))
     assert holder is not None
     assert holder[0].host == "far-away"
 
@@ -152,7 +152,7 @@ def test_of_many_that_take_over_one_wins(folder: str) -> None:
 
     def race(_: int) -> bool:
         try:
-            _lease._acquire(folder, Owner.me("r"), "at it as")
+            leases._acquire(folder, Owner.me("r"), "at it as")
         except LeaseHeld:
             return False
         return True
@@ -163,13 +163,13 @@ def test_of_many_that_take_over_one_wins(folder: str) -> None:
 
 def test_a_lease_that_cannot_be_read_is_followed(folder: str) -> None:
     storage.write(f"{folder}/000001.json", b"{")
-    with _lease.hold(folder, "r") as lease:
+    with leases.hold(folder, "r") as lease:
         assert lease._number == 2
 
 
 @pytest.mark.s3
 def test_the_age_is_measured_by_the_clock_of_the_store(s3: LocalS3, prefix: str, elsewhere: Owner) -> None:
     put(f"{prefix}/lease", 1, elsewhere)
-    holder = _lease.state(f"{prefix}/lease")
+    holder = leases.state(f"{prefix}/lease")
     assert holder is not None
     assert 0 <= holder[1] < 30

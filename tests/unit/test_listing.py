@@ -19,12 +19,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcdd import storage
 from fcdd.errors import ConfigError, FCDDError
-from fcdd.storage import ObjectInfo
-from jobs import _listing, _lists, _manifest, _scratch
-from jobs._listing import OwnFiles, Selection
-from jobs._manifest import Listing, Source
+from fcdd.io import storage
+from fcdd.io.storage import ObjectInfo
+from jobs.scoring import manifests
+from jobs.scoring.manifests import Listing, Source
+from jobs.shell import temporary
+from jobs.sources import listing, lists
+from jobs.sources.listing import OwnFiles, Selection
 from schemas import Layout
 from schemas.runs import Intent, Plan
 from tests.awkward_s3 import AwkwardS3
@@ -39,10 +41,10 @@ def info(uri: str, *, etag: str = "e", size: int = 1, when: datetime = NOW) -> O
 def test_training_lists_images_once_sorted_and_nothing_else(tmp_path: Path) -> None:
     for name in ("b.PNG", "a/c.jpeg", "a/.hidden/d.png", "_e/f.png", "g.txt", "a-b.tif"):
         storage.write(f"{tmp_path}/{name}", b"1")
-    infos = _listing.list_images(f"file://{tmp_path}")
+    infos = listing.list_images(f"file://{tmp_path}")
     assert [each.uri.removeprefix(f"file://{tmp_path}/") for each in infos] == ["a-b.tif", "a/c.jpeg", "b.PNG"]
     changed = [infos[0]._replace(etag="other"), *infos[1:]]
-    assert _listing.digest(infos) != _listing.digest(changed)
+    assert listing.digest(infos) != listing.digest(changed)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_older_objects_are_left_out() -> None:
 
 
 def test_locations_below_others_are_listed_once() -> None:
-    assert _listing.outermost(["s3://b/x/", "s3://b/x/y", "s3://b/xy", "s3://b/x"]) == ["s3://b/x", "s3://b/xy"]
+    assert listing.outermost(["s3://b/x/", "s3://b/x/y", "s3://b/xy", "s3://b/x"]) == ["s3://b/x", "s3://b/xy"]
 
 
 LISTS = {
@@ -89,7 +91,7 @@ LISTS = {
 @pytest.mark.parametrize("name", LISTS)
 def test_a_list_of_any_kind_names_images_below_the_base_or_anywhere(name: str, tmp_path: Path) -> None:
     storage.write(f"{tmp_path}/{name}", LISTS[name].encode())
-    [page] = _lists.entries(f"file://{tmp_path}/{name}", "s3://b")
+    [page] = lists.entries(f"file://{tmp_path}/{name}", "s3://b")
     assert [(each.uri, each.size) for each in page] == [
         ("s3://b/a/1.png", -1),
         ("s3://other/2 ü.png", -1),
@@ -99,7 +101,7 @@ def test_a_list_of_any_kind_names_images_below_the_base_or_anywhere(name: str, t
 def test_a_parquet_inventory_brings_what_it_knows(tmp_path: Path) -> None:
     rows = {"uri": ["s3://b/1.png"], "e_tag": ["abc"], "size": [7], "last_modified_date": [NOW], "other": [1]}
     pq.write_table(pa.table(rows), tmp_path / "inventory.parquet")
-    assert list(_lists.entries(f"file://{tmp_path}/inventory.parquet", None)) == [
+    assert list(lists.entries(f"file://{tmp_path}/inventory.parquet", None)) == [
         [ObjectInfo("s3://b/1.png", "abc", 7, NOW)]
     ]
 
@@ -146,7 +148,7 @@ def test_a_wrong_list_is_one_sentence(name: str | None, content: str, message: s
     if name:
         storage.write(f"{tmp_path}/{name}", content.encode())
     with pytest.raises(ConfigError, match=message) as caught:
-        list(_lists.entries(f"file://{tmp_path}/{name or 'none.txt'}", None))
+        list(lists.entries(f"file://{tmp_path}/{name or 'none.txt'}", None))
     assert "\n" not in str(caught.value)
 
 
@@ -188,7 +190,7 @@ def test_an_inventory_of_s3_is_a_list_by_its_manifest(kind: str, beside: str, tm
         "files": [{"key": key, "size": 1, "MD5checksum": "x"}],
     }
     (tmp_path / "night/manifest.json").write_text(json.dumps(document))
-    [page] = _lists.entries(f"file://{tmp_path}/night/manifest.json", None, must_be_known=True)
+    [page] = lists.entries(f"file://{tmp_path}/night/manifest.json", None, must_be_known=True)
     assert page == [ObjectInfo(f"s3://b/{key}", "0" * 32, 7, NOW) for key in KEYS]
 
 
@@ -196,20 +198,20 @@ def test_a_small_inventory_needs_no_manifest(tmp_path: Path) -> None:
     line = '"b","a/b%201%2B.png","7","2026-11-01T00:00:00.000Z","abc"\n'
     for name, content in (("l.csv", line.encode()), ("l.csv.gz", gzip.compress(line.encode()))):
         storage.write(f"{tmp_path}/{name}", content)
-        [page] = _lists.entries(f"file://{tmp_path}/{name}", None, must_be_known=True)
+        [page] = lists.entries(f"file://{tmp_path}/{name}", None, must_be_known=True)
         assert page == [ObjectInfo("s3://b/a/b 1+.png", "abc", 7, NOW)]
     storage.write(f"{tmp_path}/l.csv", b"bucket,key,size,last_modified_date,e_tag\nb,a/b 1+.png,7,2026-11-01,abc\n")
-    [page] = _lists.entries(f"file://{tmp_path}/l.csv", None, must_be_known=True)
+    [page] = lists.entries(f"file://{tmp_path}/l.csv", None, must_be_known=True)
     assert page == [ObjectInfo("s3://b/a/b 1+.png", "abc", 7, NOW)]
 
 
 def test_keys_of_a_list_are_data(tmp_path: Path) -> None:
     """And blanks at the end of a line of text are not."""
     storage.write(f"{tmp_path}/l.txt", "\ufeffs3://b/a/../x.png \t\r\n  lead\r.png\n \n".encode())
-    [page] = _lists.entries(f"file://{tmp_path}/l.txt", "s3://b")
+    [page] = lists.entries(f"file://{tmp_path}/l.txt", "s3://b")
     assert [each.uri for each in page] == ["s3://b/a/../x.png", "s3://b/  lead\r.png"]
     storage.write(f"{tmp_path}/l.jsonl", b'{"uri": "s3://b/end.png "}')
-    [page] = _lists.entries(f"file://{tmp_path}/l.jsonl", "s3://b")
+    [page] = lists.entries(f"file://{tmp_path}/l.jsonl", "s3://b")
     assert page[0].uri == "s3://b/end.png "
 
 
@@ -217,15 +219,15 @@ def test_keys_of_a_list_are_data(tmp_path: Path) -> None:
 def test_only_a_local_list_names_local_files(named: str, awkward: AwkwardS3, tmp_path: Path) -> None:
     base = f"file://{tmp_path}/images"
     awkward.put("list.txt", b"below/x.png\n")
-    [page] = _lists.entries("s3://awkward/list.txt", base)
+    [page] = lists.entries("s3://awkward/list.txt", base)
     assert page[0].uri == f"{base}/below/x.png"
     awkward.put("list.txt", f"{named}\n".encode())
     with pytest.raises(
         ConfigError, match=r"entry 1 of s3://awkward/list.txt names .*only a list that is itself on this"
     ):
-        list(_lists.entries("s3://awkward/list.txt", base))
+        list(lists.entries("s3://awkward/list.txt", base))
     storage.write(f"{tmp_path}/list.txt", f"{named}\n".encode())
-    assert list(_lists.entries(f"file://{tmp_path}/list.txt", base))
+    assert list(lists.entries(f"file://{tmp_path}/list.txt", base))
 
 
 def make_intent(run_id: str = "r", *images: str) -> Intent:
@@ -244,12 +246,12 @@ def make_intent(run_id: str = "r", *images: str) -> Intent:
 
 
 def plan_of(layout: Layout, source: Source, run_id: str = "r") -> Plan:
-    with Listing(layout, make_intent(run_id), source) as listing:
-        return listing.plan()
+    with Listing(layout, make_intent(run_id), source) as found:
+        return found.plan()
 
 
 def uris(layout: Layout, plan: Plan) -> list[str]:
-    parts = [_manifest.read_part(layout, plan.intent.run_id, index) for index in range(len(plan.parts))]
+    parts = [manifests.read_part(layout, plan.intent.run_id, index) for index in range(len(plan.parts))]
     rows = pa.concat_tables(parts)
     assert rows["row_id"].to_pylist() == list(range(plan.num_images))
     return list(rows["image_uri"].to_pylist())
@@ -257,9 +259,9 @@ def uris(layout: Layout, plan: Plan) -> list[str]:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_manifest, "FIRST_ROWS", 3)
-    monkeypatch.setattr(_manifest, "PART_ROWS", 5)
-    monkeypatch.setattr(_manifest, "FIRST_PARTS", 2)
+    monkeypatch.setattr(manifests, "FIRST_ROWS", 3)
+    monkeypatch.setattr(manifests, "PART_ROWS", 5)
+    monkeypatch.setattr(manifests, "FIRST_PARTS", 2)
 
 
 @pytest.fixture
@@ -327,7 +329,7 @@ def test_an_interrupted_listing_goes_on_behind_its_last_part(layout: Layout, mon
     plan = plan_of(layout, source)
     assert asked == [None, "s3://b/x/005.png"]
     assert uris(layout, plan) == [f"s3://b/x/{index:03d}.png" for index in range(20)]
-    assert plan.manifest_digest == _listing.digest(listed[1:])
+    assert plan.manifest_digest == listing.digest(listed[1:])
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -379,17 +381,17 @@ def test_the_first_error_of_one_place_ends_the_listing_of_the_others(
     monkeypatch.setattr(storage, "pages", stub)
     source = Source(["s3://b/a", "s3://b/b"], None, Selection(), False)
     with (
-        Listing(layout, make_intent(), source) as listing,
+        Listing(layout, make_intent(), source) as found,
         pytest.raises(FCDDError, match="access denied"),
     ):
-        listing.wait(known=1 << 40)
+        found.wait(known=1 << 40)
 
 
 @pytest.mark.parametrize("prefix", ["s3://b/a-long-prefix-indeed", ""])
 def test_what_a_list_names_is_an_image_wherever_it_is(prefix: str) -> None:
     named = [info("s3://o/x.png"), info("s3://o/_archive/.y.png")]
     skipped: Counter[str] = Counter()
-    assert _listing.selected(prefix, named, Selection(), skipped) == named
+    assert listing.selected(prefix, named, Selection(), skipped) == named
     assert not skipped
 
 
@@ -412,18 +414,18 @@ def test_parts_can_be_read_while_the_listing_goes_on(layout: Layout, monkeypatch
         return pages()
 
     monkeypatch.setattr(storage, "pages", stub)
-    with Listing(layout, make_intent(), Source(["s3://b/x"], None, Selection(), False)) as listing:
-        first = listing.wait()
+    with Listing(layout, make_intent(), Source(["s3://b/x"], None, Selection(), False)) as found:
+        first = found.wait()
         assert (len(first.parts), first.parts[0].rows, first.complete) == (1, 3, False)
         go_on.set()
-        assert listing.plan().num_images == 5
-        assert listing.wait(known=1).complete
+        assert found.plan().num_images == 5
+        assert found.wait(known=1).complete
 
 
 def test_several_locations_share_one_manifest(layout: Layout, tmp_path: Path) -> None:
     for name in ("a/1.png", "a/2.png", "b/1.png", "c/1.png"):
         storage.write(f"{tmp_path}/{name}", b"1")
-    prefixes = _listing.outermost([f"{tmp_path}/a", f"{tmp_path}/c", f"{tmp_path}/a"])
+    prefixes = listing.outermost([f"{tmp_path}/a", f"{tmp_path}/c", f"{tmp_path}/a"])
     plan = plan_of(layout, Source(prefixes, None, Selection(), False))
     assert [uri.removeprefix(f"file://{tmp_path}/") for uri in uris(layout, plan)] == ["a/1.png", "a/2.png", "c/1.png"]
 
@@ -459,7 +461,7 @@ def test_an_empty_place_is_answered_with_what_to_do(
     prefix = f"file://{tmp_path}/images/{place}".rstrip("/")
     for work in (
         lambda: plan_of(layout, Source([prefix], None, Selection(), False)),
-        lambda: _listing.list_images(prefix),
+        lambda: listing.list_images(prefix),
     ):
         with pytest.raises(ConfigError, match=said) as caught:
             work()
@@ -476,13 +478,13 @@ def test_what_we_wrote_ourselves_is_no_image(tmp_path: Path) -> None:
     for name in ours + theirs:
         storage.write(f"{tmp_path}/{name}", b"x")
     expected = sorted(name for name in theirs if name.endswith(".png"))
-    found = [each.uri.removeprefix(f"file://{tmp_path}/") for each in _listing.list_images(f"file://{tmp_path}")]
+    found = [each.uri.removeprefix(f"file://{tmp_path}/") for each in listing.list_images(f"file://{tmp_path}")]
     assert found == expected
     masks = f"file://{tmp_path}/{results}/labels/collection=c/masks"
-    assert len(_listing.list_images(masks)) == 1  # somebody asks for them
+    assert len(listing.list_images(masks)) == 1  # somebody asks for them
     skipped: Counter[str] = Counter()
     for page in storage.pages(str(tmp_path)):
-        _listing.selected(f"file://{tmp_path}", page, Selection(), skipped, OwnFiles())
+        listing.selected(f"file://{tmp_path}", page, Selection(), skipped, OwnFiles())
     assert skipped == {"our own files": 2, "extension": 4}
 
 
@@ -543,7 +545,7 @@ def test_a_folder_that_a_killed_process_left_is_removed_by_the_next(tmp_path: Pa
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tempfile, "tempdir", str(tmp_path))
-            with _scratch.folder("query") as folder:
+            with temporary.folder("query") as folder:
                 assert {folder.name, "fcdd-query-new", Path(names[1]).name} == set(os.listdir(tmp_path))
     finally:
         started[1].kill()

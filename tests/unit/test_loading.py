@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcdd import storage
-from fcdd.datasets import LabelledImage
 from fcdd.errors import ConfigError, ImageError
 from fcdd.images import DecodedImage
-from fcdd.isolation import DecoderPool, IsolatedDecoder
-from fcdd.storage import ObjectInfo
+from fcdd.io import storage
+from fcdd.io.isolation import DecoderPool, IsolatedDecoder
+from fcdd.io.storage import ObjectInfo
+from fcdd.paper.datasets import LabelledImage
 from fcdd.supervision import HeldOut
-from jobs import _images, _listing, _pictures, _report, _training_data
-from jobs._locations import Locations
+from jobs.sources import fetching, listing
+from jobs.sources.locations import Locations
+from jobs.training import data_set
+from jobs.viewing import html_report, rendering
 from schemas import IDENTITY
 from tests.unit.test_isolation import SABOTEUR
 
@@ -24,37 +26,37 @@ from tests.unit.test_isolation import SABOTEUR
 def listed(tmp_path: Path, nominal_cells: list[LabelledImage]) -> list[ObjectInfo]:
     for cell in nominal_cells[:12]:
         storage.write(f"{tmp_path}/{cell.path.name}", cell.path.read_bytes())
-    return _listing.list_images(f"file://{tmp_path}")
+    return listing.list_images(f"file://{tmp_path}")
 
 
 def test_an_image_that_changed_or_vanished_since_the_listing_has_no_pixels(listed: list[ObjectInfo]) -> None:
     """The bytes of another image must never be scored under the listed one's name."""
     storage.write(listed[1].uri, storage.read(listed[2].uri))
     Path(listed[3].uri.removeprefix("file://")).unlink()
-    results = _images.fetch_all(listed[:4], (32, 32), 3)
+    results = fetching.fetch_all(listed[:4], (32, 32), 3)
     assert isinstance(results[0], DecodedImage)
-    failures = [(r.stage, r.error.reason) for r in results if isinstance(r, _images.Failure)]
+    failures = [(r.stage, r.error.reason) for r in results if isinstance(r, fetching.Failure)]
     assert failures == [("fetch", "changed"), ("fetch", "vanished")]
 
 
 def test_a_set_says_which_images_it_holds_and_refuses_a_wrong_prefix(listed: list[ObjectInfo]) -> None:
     storage.write(listed[4].uri, b"broken")
-    again = _listing.list_images(listed[0].uri.rsplit("/", 1)[0])
-    loaded = _images.load_set(again, (32, 32), 3)
+    again = listing.list_images(listed[0].uri.rsplit("/", 1)[0])
+    loaded = fetching.load_set(again, (32, 32), 3)
     assert loaded.positions.tolist() == [i for i in range(12) if i != 4]
     for info in listed[:3]:
         storage.write(info.uri, b"broken")
     with pytest.raises(ConfigError, match="4 of 12 images cannot be read"):
-        _images.load_set(_listing.list_images(listed[0].uri.rsplit("/", 1)[0]), (32, 32), 3)
+        fetching.load_set(listing.list_images(listed[0].uri.rsplit("/", 1)[0]), (32, 32), 3)
 
 
 def test_loaded_images_name_what_is_left_out_and_raise_only_when_asked_for_it(listed: list[ObjectInfo]) -> None:
     storage.write(listed[4].uri, b"broken")
-    again = _listing.list_images(listed[0].uri.rsplit("/", 1)[0])
-    copy = _images.fetch_and_decode(again[7], (32, 32), 3)
+    again = listing.list_images(listed[0].uri.rsplit("/", 1)[0])
+    copy = fetching.fetch_and_decode(again[7], (32, 32), 3)
     assert isinstance(copy, DecodedImage)
-    held_out = frozenset([_training_data.pixel_digest(copy.pixels)])
-    loaded = _training_data.LoadedImages(again, (32, 32), 3, held_out)
+    held_out = frozenset([data_set.pixel_digest(copy.pixels)])
+    loaded = data_set.LoadedImages(again, (32, 32), 3, held_out)
     assert len(loaded) == 12
     assert [again[4].uri in text for text in loaded.failures] == [True]
     for index in range(12):
@@ -62,7 +64,7 @@ def test_loaded_images_name_what_is_left_out_and_raise_only_when_asked_for_it(li
             with pytest.raises(ImageError, match="not_an_image" if index == 4 else "the same picture is held out"):
                 loaded[index]
         else:
-            expected = _images.fetch_and_decode(again[index], (32, 32), 3)
+            expected = fetching.fetch_and_decode(again[index], (32, 32), 3)
             assert isinstance(expected, DecodedImage)
             assert (loaded[index] == expected.pixels).all()
     assert loaded.sample(100).shape == (10, 32, 32, 3)
@@ -71,7 +73,7 @@ def test_loaded_images_name_what_is_left_out_and_raise_only_when_asked_for_it(li
 
 
 def test_stored_images_are_read_when_asked_for(listed: list[ObjectInfo]) -> None:
-    stored = _training_data.StoredImages(listed, (32, 48), 1)
+    stored = data_set.StoredImages(listed, (32, 48), 1)
     assert stored[3].shape == (32, 48, 1)
     assert stored.sample(5).shape == (5, 32, 48, 1)
     Path(listed[3].uri.removeprefix("file://")).unlink()
@@ -83,18 +85,18 @@ def test_stored_images_leave_out_what_is_held_out_as_loaded_ones_do(listed: list
     again = [*listed, listed[2]._replace(uri=f"{listed[2].uri.removesuffix('.png')}-copy.png")]
     storage.write(again[-1].uri, storage.read(listed[2].uri))
     again[-1] = storage.stat(again[-1].uri)
-    picture = _images.fetch_and_decode(listed[2], (32, 32), 3)
+    picture = fetching.fetch_and_decode(listed[2], (32, 32), 3)
     assert isinstance(picture, DecodedImage)
-    held_out = frozenset([_training_data.pixel_digest(picture.pixels)])
-    stored = _training_data.StoredImages(again, (32, 32), 3, held_out)
-    loaded = _training_data.LoadedImages(again, (32, 32), 3, held_out)
+    held_out = frozenset([data_set.pixel_digest(picture.pixels)])
+    stored = data_set.StoredImages(again, (32, 32), 3, held_out)
+    loaded = data_set.LoadedImages(again, (32, 32), 3, held_out)
     for images in (stored, stored, loaded):  # a second time too: it is remembered
         for index in (2, 12):
             with pytest.raises(HeldOut, match=f"the same picture is held out .{again[index].uri}"):
                 images[index]
         assert images.sample(100).shape == (11, 32, 32, 3)
     with pytest.raises(ConfigError, match="every training image is also held out under another name"):
-        _training_data.StoredImages(again[2:3], (32, 32), 3, held_out).sample(5)
+        data_set.StoredImages(again[2:3], (32, 32), 3, held_out).sample(5)
 
 
 @pytest.mark.parametrize(("data", "reason"), [(b"CRASH", "decoder_crash"), (b"HANG", "timeout")])
@@ -104,15 +106,15 @@ def test_a_picture_that_the_decoder_does_not_survive_costs_its_place_and_not_the
     """In a report, a review, and whatever draws."""
     pool = DecoderPool()
     pool._new = functools.partial(IsolatedDecoder, (1, 1), 1, timeout_s=1.0, command=("-c", SABOTEUR))
-    monkeypatch.setattr(_images, "_decoders", lambda *_: pool)
+    monkeypatch.setattr(fetching, "_decoders", lambda *_: pool)
     storage.write(f"{tmp_path}/a.png", data)
     row = storage.stat_checked(f"file://{tmp_path}/a.png")
     named = dict(zip(IDENTITY, row, strict=True))
     locations = Locations((f"file://{tmp_path}",))
-    thumbnail = _report._thumbnail(locations, named)
+    thumbnail = html_report._thumbnail(locations, named)
     assert isinstance(thumbnail, ImageError)
     assert thumbnail.reason == reason
-    assert _pictures.original_or_warn(named, locations) is None
+    assert rendering.original_or_warn(named, locations) is None
     assert reason in caplog.text
 
 
@@ -122,9 +124,9 @@ def test_images_of_twelve_bits_in_sixteen_are_said_in_training(
     for index, most in enumerate((4095, 4095, 65535)):
         levels = np.linspace(0, most, 40 * 40).reshape(40, 40).astype(np.uint16)
         Image.fromarray(levels).save(tmp_path / f"{index}.png")
-    listed = _listing.list_images(f"file://{tmp_path}")
-    _images.load_set(listed, (32, 32), 1)
+    listed = listing.list_images(f"file://{tmp_path}")
+    fetching.load_set(listed, (32, 32), 1)
     assert "2 of 3 images are 16-bit files that use less than an eighth of their range" in caplog.text
     caplog.clear()
-    _training_data.LoadedImages(listed, (32, 32), 1, frozenset())
+    data_set.LoadedImages(listed, (32, 32), 1, frozenset())
     assert "2 of 3 images are 16-bit files" in caplog.text

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fcdd.errors import ImageError
-from jobs._locations import Locations
+from jobs.sources.locations import Locations
 from schemas import RunRecord
 
 

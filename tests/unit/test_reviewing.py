@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from fcdd.errors import ConfigError
-from jobs import _labels
-from jobs._lease import LeaseLost
-from jobs._reviewing import BadDrawing, Box, Labels, Outdated, Verdict
+from jobs.catalog import label_files
+from jobs.catalog.label_store import BadDrawing, Box, Labels, Outdated, Verdict
+from jobs.catalog.leases import LeaseLost
 from schemas import LABELS, Layout
 
 NOW = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
@@ -179,7 +179,7 @@ def test_bad_images_are_neither_for_every_reader(layout: Layout) -> None:
     labels = Labels(layout, "c")
     for number, label in enumerate((1, 0, -1)):
         labels.say(image(number), Verdict(label=label), reviewer="", now=NOW)  # type: ignore[arg-type]
-    assert _labels.read(labels.uri)["label"].to_pylist() == [1, 0, -1]
-    assert _labels.read_decided(labels.uri)["label"].to_pylist() == [1, 0]
-    assert _labels.read_anomalies(labels.uri) == [("s3://b/000.png", None, f"{0:032x}")]
-    assert _labels.read_uris(labels.uri) == [f"s3://b/00{n}.png" for n in range(3)]
+    assert label_files.read(labels.uri)["label"].to_pylist() == [1, 0, -1]
+    assert label_files.read_decided(labels.uri)["label"].to_pylist() == [1, 0]
+    assert label_files.read_anomalies(labels.uri) == [("s3://b/000.png", None, f"{0:032x}")]
+    assert label_files.read_uris(labels.uri) == [f"s3://b/00{n}.png" for n in range(3)]

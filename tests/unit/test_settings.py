@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from fcdd.errors import ConfigError
-from jobs import _train_checks
-from jobs._settings import height_and_width
-from jobs._train_settings import TrainSettings, with_preset
 from jobs.nightly import NightlySettings
 from jobs.score import ScoreSettings
+from jobs.shell.settings import height_and_width
+from jobs.training import checks
+from jobs.training.options import TrainSettings, with_preset
 
 REQUIRED = ["--images", "in", "--bundle", "out"]
 
@@ -107,7 +107,7 @@ def test_an_option_without_an_effect_is_said(
     options: list[str], said: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = TrainSettings.parse([*REQUIRED, *options])
-    _train_checks.say_what_is_not_taken(settings.model_fields_set, with_preset(settings))
+    checks.say_what_is_not_taken(settings.model_fields_set, with_preset(settings))
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warned) == len(said)
     assert all(text.startswith(start) for text, start in zip(warned, said, strict=True))

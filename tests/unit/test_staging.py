@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcdd.errors import FCDDError
-from jobs._pipeline import SHARD_ROWS, StartLog, shards
-from jobs._staging import Bitmap, Coverage, Staged
+from jobs.catalog.staging import Bitmap, Coverage, Staged
+from jobs.scoring.stages import SHARD_ROWS, StartLog, shards
 from schemas.runs import ManifestPart
 
 RANGES = st.lists(st.tuples(st.integers(0, 90), st.integers(0, 20)), max_size=8)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from fcdd import storage
 from fcdd.errors import ConfigError, ImageError
-from fcdd.storage import ObjectInfo
-from jobs import _files
-from jobs._read_only import ReadOnly, path
+from fcdd.io import storage
+from fcdd.io.storage import ObjectInfo
+from jobs.catalog.read_only import ReadOnly, path
+from jobs.shell import local_files
 
 
 def listed(uri: str) -> list[ObjectInfo]:
@@ -163,7 +163,7 @@ def test_a_device_or_a_pipe_stays_what_it_is_and_is_written_into(tmp_path: Path,
     try:
         storage.write(f"file://{named}", b"an object")
         assert os.read(reading, 99) == b"an object"
-        with _files.appearing(str(named)) as named_path:
+        with local_files.appearing(str(named)) as named_path:
             named_path.write_bytes(b"a file")
         assert os.read(reading, 99) == b"a file"
     finally:
@@ -176,7 +176,7 @@ def test_a_device_or_a_pipe_stays_what_it_is_and_is_written_into(tmp_path: Path,
 def test_a_device_that_is_full_is_one_sentence() -> None:
     with (
         pytest.raises(ConfigError, match="cannot write /dev/full: No space left"),
-        _files.appearing("/dev/full") as path,
+        local_files.appearing("/dev/full") as path,
         path.open("wb", buffering=0) as file,
     ):
         file.write(b"x")
@@ -185,7 +185,7 @@ def test_a_device_that_is_full_is_one_sentence() -> None:
 def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "file")
     for text in ("first", "second"):
-        with _files.appearing(str(tmp_path / "link")) as written:
+        with local_files.appearing(str(tmp_path / "link")) as written:
             written.write_text(text)
         assert (tmp_path / "file").read_text() == text
     assert (tmp_path / "link").is_symlink()

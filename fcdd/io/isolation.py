@@ -1,0 +1,383 @@
+"""Decoding in an expendable process: a crash, a hang or a memory blow-up costs the image, never the job.
+
+    encoded bytes -> pipe -> fcdd.io.decoder_process -> shared memory -> DecodedImage or ImageError
+                                                  -> pipe          -> a whole picture, to be looked at
+
+Ray tries a batch that kills its process for ever (RAY), so nothing that is decoded may do that. An image that
+kills the decoder gets one more try in a fresh one; then it is a decoder_crash, or a timeout. Its neighbours lose
+nothing. The process has no credentials, and none of the rights that it could get some with (`fcdd.io.sandbox`).
+"""
+
+import contextlib
+import fcntl
+import functools
+import logging
+import mmap
+import os
+import queue
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, Self, get_args
+
+import numpy as np
+from PIL import Image
+
+from fcdd.errors import FCDDError, ImageError, Reason
+from fcdd.images import FORMATS, DecodedImage, Limits, Mode
+from fcdd.io import decoder_process
+
+# One image is decoded while the next waits in the pipe.
+_SLOTS = 2
+MAX_CRASHES = 2
+_START_TIMEOUT_S = 60.0
+TIMEOUT_S = 30.0
+_PIPE_BYTES = 1024**2
+# The decoder reads hostile bytes: it gets no credentials, and no way to find some.
+_PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
+
+log = logging.getLogger(__name__)
+
+
+class _Died(Exception):
+    """The decoder ended or had to be ended; carries the reason for the image it was at."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass
+class _Pending:
+    """An image in the decoder's hands, and what reads the reply."""
+
+    header: bytes
+    data: bytes
+    receive: Callable[[], DecodedImage | Image.Image]
+    crashes: int = 0
+
+
+class IsolatedDecoder:
+    """`fcdd.images.decode` and `decode_full` in a process of its own, which starts with the first image.
+
+    For one thread at a time, see `DecoderPool`; close it, or use it as a context.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        channels: int,
+        *,
+        limits: Limits = Limits(),  # noqa: B008
+        timeout_s: float = TIMEOUT_S,
+        command: Sequence[str] = ("-m", "fcdd.io.decoder_process"),
+    ) -> None:
+        """`size` is (height, width) of what `decode_each` gives; `timeout_s` is what one image may take."""
+        self._size, self._channels, self._limits = size, channels, limits
+        self._timeout_s, self._command = timeout_s, tuple(command)
+        shape = (_SLOTS, *size, channels)
+        self._memory = _shared_memory(int(np.prod(shape)))
+        self._pixels = np.ndarray(shape, np.uint8, buffer=mmap.mmap(self._memory.fileno(), int(np.prod(shape))))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pending: deque[_Pending] = deque()
+        self._deadline = 0.0
+        self.crashes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._kill()
+        self._memory.close()
+
+    def decode_each(self, encoded: Iterable[bytes]) -> Iterator[DecodedImage | ImageError]:
+        """One result per image, in order, as they are asked for."""
+        self._begin()
+        free = 0
+        for data in encoded:
+            header = decoder_process.REQUEST.pack(decoder_process.DECODE, free, 0, 0, len(data))
+            self._pending.append(_Pending(header, data, functools.partial(self._receive_pixels, free)))
+            free = (free + 1) % _SLOTS
+            self._submit_last()
+            if len(self._pending) == _SLOTS:
+                yield self._next_pixels()
+        while self._pending:
+            yield self._next_pixels()
+
+    def picture(self, data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None) -> Image.Image:
+        """`fcdd.images.decode_full`: a whole picture, or one made to fit `within` (width, height).
+
+        Raises ImageError, also for one that crashes the decoder or takes it too long.
+        """
+        self._begin()
+        header = decoder_process.REQUEST.pack(decoder_process.PICTURES[mode], 0, *(within or (0, 0)), len(data))
+        self._pending.append(_Pending(header, data, functools.partial(self._receive_picture, mode, within)))
+        self._submit_last()
+        result = self._next()
+        if isinstance(result, ImageError):
+            raise result
+        assert isinstance(result, Image.Image)
+        return result
+
+    def _begin(self) -> None:
+        if self._pending:  # whoever asked last time did not take everything
+            self._kill()
+            self._pending.clear()
+
+    def _next_pixels(self) -> DecodedImage | ImageError:
+        result = self._next()
+        assert not isinstance(result, Image.Image)
+        return result
+
+    def _next(self) -> DecodedImage | Image.Image | ImageError:
+        """The result of the oldest image; the decoder is started again as often as that takes."""
+        first = self._pending[0]
+        while True:
+            try:
+                result: DecodedImage | Image.Image | ImageError = first.receive()
+            except ImageError as error:
+                result = error
+            except _Died as death:
+                self._kill()
+                self.crashes += 1
+                first.crashes += 1
+                if first.crashes < MAX_CRASHES:
+                    self._submit_all()
+                    continue
+                self._pending.popleft()
+                self._submit_all()
+                return ImageError(death.reason, f"{death}, {MAX_CRASHES} times")
+            self._pending.popleft()
+            self._deadline = time.monotonic() + self._timeout_s
+            return result
+
+    def _submit_last(self) -> None:
+        # Its clock starts when the decoder is free for it: it may have waited for this image.
+        if len(self._pending) == 1 or self._has_replied():
+            self._deadline = time.monotonic() + self._timeout_s
+        # A decoder that died is found out by `_next`, which knows whose fault it is.
+        with contextlib.suppress(_Died):
+            self._send(self._pending[-1])
+
+    def _has_replied(self) -> bool:
+        if self._process is None:
+            return False
+        assert self._process.stdout is not None
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
+
+    def _submit_all(self) -> None:
+        self._deadline = time.monotonic() + self._timeout_s
+        for each in self._pending:
+            with contextlib.suppress(_Died):
+                self._send(each)
+
+    def _send(self, image: _Pending) -> None:
+        process = self._running()
+        for data in (image.header, image.data):
+            self._write(process, memoryview(data))
+
+    def _write(self, process: "subprocess.Popen[bytes]", view: memoryview) -> None:
+        assert process.stdin is not None
+        while view:
+            _, writable, _ = select.select([], [process.stdin], [], self._seconds_left())
+            if not writable:
+                raise self._timed_out()
+            try:
+                view = view[os.write(process.stdin.fileno(), view) :]
+            except BrokenPipeError as error:
+                raise self._dead() from error
+
+    def _receive_pixels(self, slot: int) -> DecodedImage:
+        """Raises ImageError, _Died."""
+        reply = self._reply(decoder_process.REPLY)
+        width, height, frames, kind, is_faint, brightness, contrast, sharpness, hash_ = reply
+        kind = kind.rstrip(b"\0").decode(errors="replace")
+        counted = 0 < width * height <= self._limits.pixels and 1 <= frames <= self._limits.frames
+        # A decoder that was taken over must not be believed what would stop the run, or lie in a table as nonsense.
+        if not (counted and kind in FORMATS and all(0 <= each <= 255 for each in (brightness, contrast, sharpness))):
+            raise _Died("decoder_crash", "the decoder gave a reply that is none")
+        return DecodedImage(
+            pixels=self._pixels[slot].copy(),
+            width=width,
+            height=height,
+            frames=frames,
+            format=kind,
+            is_faint=is_faint,
+            brightness=brightness,
+            contrast=contrast,
+            sharpness=sharpness,
+            hash=hash_,
+        )
+
+    def _receive_picture(self, mode: Mode, within: tuple[int, int] | None) -> Image.Image:
+        """Raises ImageError, _Died."""
+        width, height = self._reply(decoder_process.PICTURE_REPLY)
+        fits = within is None or (width <= within[0] and height <= within[1])
+        if not (fits and 0 < width * height <= self._limits.pixels):
+            raise _Died("decoder_crash", f"the decoder replied with a picture of {width}x{height} pixels")
+        kind = "RGB" if mode == "RGB" else "L"
+        picture = Image.new(kind, (width, height))
+        for first, last in decoder_process.bands(picture.size):
+            rows = self._read(width * (last - first) * len(kind))
+            picture.paste(Image.frombuffer(kind, (width, last - first), rows, "raw", kind, 0, 1), (0, first))
+        return picture
+
+    def _reply(self, form: struct.Struct) -> list[Any]:
+        """The values of a reply. Raises ImageError for one that says why there are none."""
+        decoded, *values, reason_length, detail_length = form.unpack(self._read(form.size))
+        if decoded:
+            return values
+        reason, detail = (self._read(n).decode(errors="replace") for n in (reason_length, detail_length))
+        if reason not in get_args(Reason):
+            raise _Died("decoder_crash", "the decoder gave a reply that is none")
+        raise ImageError(reason, detail)  # type: ignore[arg-type]
+
+    def _read(self, length: int) -> bytearray:
+        process = self._running()
+        assert process.stdout is not None
+        data = bytearray(length)
+        view = memoryview(data)
+        while view:
+            readable, _, _ = select.select([process.stdout], [], [], self._seconds_left())
+            if not readable:
+                raise self._timed_out()
+            count = os.readv(process.stdout.fileno(), [view])
+            if not count:
+                raise self._dead()
+            view = view[count:]
+        return data
+
+    def _seconds_left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    def _timed_out(self) -> _Died:
+        return _Died("timeout", f"decoding took more than {self._timeout_s:g} s")
+
+    def _dead(self) -> _Died:
+        code = self._running().wait()
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return _Died("decoder_crash", f"the decoder died of {cause}")
+
+    def _running(self) -> "subprocess.Popen[bytes]":
+        if self._process is None:
+            self._process = self._started()
+            self._deadline = max(self._deadline, time.monotonic() + self._timeout_s)
+        return self._process
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        """A decoder that is ready: its start is not the image's fault. Raises FCDDError when there is none."""
+        memory_fd = self._memory.fileno()
+        form = (memory_fd, _SLOTS, self._size, self._channels, self._limits, self._limits.memory_bytes)
+        process = subprocess.Popen(
+            [sys.executable, *self._command, *decoder_process.arguments(*form)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[memory_fd],
+            env={name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+            # Ray adds to the path of its workers; the threads of a BLAS would only count as memory.
+            | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"},
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        ready = select.select([process.stdout], [], [], _START_TIMEOUT_S)[0]
+        said = os.read(process.stdout.fileno(), 1) if ready else b""
+        if said not in (decoder_process.READY, decoder_process.READY_WITH_RIGHTS):
+            process.kill()
+            process.communicate()
+            raise FCDDError("the decoder process does not start; is this installation complete, is there memory?")
+        if said == decoder_process.READY_WITH_RIGHTS:
+            _warn_of_rights()
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):  # the system may allow less
+                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        return process
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+class DecoderPool:
+    """Isolated decoders for the threads of a process: each image takes one that is free, or waits.
+
+    They start when they are needed, at most `processes`. A process that is forked gets decoders of its own.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int] = (1, 1),
+        channels: int = 1,
+        *,
+        processes: int = 2,
+        limits: Limits = Limits(),  # noqa: B008
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        """`size` is (height, width) of what `decode` gives; who only asks for pictures needs none."""
+        self._new = functools.partial(IsolatedDecoder, size, channels, limits=limits, timeout_s=timeout_s)
+        self._processes = processes
+        self._fill()
+
+    def _fill(self) -> None:
+        self._owner = os.getpid()
+        self._free = queue.LifoQueue[IsolatedDecoder | None]()  # the last used first; None: not started yet
+        for _ in range(self._processes):
+            self._free.put(None)
+
+    def decode(self, data: bytes) -> DecodedImage:
+        """`fcdd.images.decode`, isolated. Raises ImageError."""
+        with self._one() as decoder:
+            [result] = decoder.decode_each([data])
+        if isinstance(result, ImageError):
+            raise result
+        return result
+
+    def picture(self, data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None) -> Image.Image:
+        """`IsolatedDecoder.picture`."""
+        with self._one() as decoder:
+            return decoder.picture(data, mode=mode, within=within)
+
+    @contextlib.contextmanager
+    def _one(self) -> Iterator[IsolatedDecoder]:
+        if self._owner != os.getpid():
+            self._fill()  # the others are the parent's, which goes on with them
+        decoder = self._free.get()
+        try:
+            decoder = decoder or self._new()
+            yield decoder
+        finally:
+            self._free.put(decoder)
+
+
+@functools.cache
+def _warn_of_rights() -> None:
+    """Once per process."""
+    log.warning(
+        "this system cannot take all rights from the process that decodes images: a picture that takes it over could "
+        "read what this user may read; see SECURITY.md"
+    )
+
+
+def _shared_memory(size: int) -> IO[bytes]:
+    """An open file of `size` bytes without a name."""
+    if hasattr(os, "memfd_create"):
+        file: IO[bytes] = os.fdopen(os.memfd_create("fcdd-pixels"), "r+b", buffering=0)
+    else:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 as long as the decoder
+    file.truncate(size)
+    return file

@@ -1,0 +1,1 @@
+"""The published experiments: their data sets, protocols and figures."""

@@ -1,0 +1,166 @@
+"""Labels of images, as people keep them and as `fcdd review` writes them: CSV or Parquet with image_uri and label.
+
+A label is of the image as it was looked at: where the file has an image_etag, one that was replaced since has none.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from fcdd.errors import ConfigError
+from fcdd.io import storage
+
+NOMINAL, ANOMALOUS, NEITHER = 0, 1, -1
+_TEXTS = ("image_uri", "image_etag", "mask_uri")
+# Where `fcdd review` keeps its labels (`schemas.Layout.labels`).
+_OF_A_REVIEW = re.compile(r"/labels/collection=[^/]+/labels\.parquet$")
+# Joins labels (as `l`) with scores (as `s`).
+IS_OF = "l.image_uri = s.image_uri AND (l.image_etag = '' OR l.image_etag = s.image_etag)"
+
+
+class Anomaly(NamedTuple):
+    """A labelled anomaly: its location, its mask's or None, and the ETag of what was looked at, "" if nobody knows."""
+
+    image: str
+    mask: str | None
+    etag: str
+
+
+def read(location: str, *, opened: bool = False) -> pa.Table:
+    """Table (image_uri string, label int64, image_etag string): 1 anomalous, 0 nominal, -1 neither (a bad image).
+
+    Raises ConfigError naming what is wrong with the file; also, if the images will be `opened`, for local images in a
+    file that is not local.
+    """
+    uri, table = _read(location, "the labels")
+    if "label" not in table.column_names:
+        raise ConfigError(f"expected columns image_uri and label (0 or 1) in {uri}, got {table.column_names}")
+    if not table.num_rows:
+        raise ConfigError(f"there is not one label in {uri}")
+    labels = _select(uri, table, {"image_uri": "", "label": ANOMALOUS, "image_etag": ""})
+    if opened:
+        _check_opened(uri, labels["image_uri"].to_pylist())
+    return labels
+
+
+def read_decided(location: str, *, opened: bool = False) -> pa.Table:
+    """`read`, without the images that are neither. Raises ConfigError, too, when none is left."""
+    table = read(location, opened=opened)
+    decided = table.filter(pc.not_equal(table["label"], NEITHER))
+    if not decided.num_rows:
+        raise ConfigError(
+            f"all {table.num_rows} labels in {location} are -1 (a bad image): none says nominal (0) or anomalous (1)"
+        )
+    return decided
+
+
+def read_anomalies(location: str) -> list[Anomaly]:
+    """Labelled anomalies of a file with image_uri, and where there are such columns label, mask_uri, image_etag.
+
+    Only images with label 1 count, if there are labels. Raises ConfigError naming what is wrong with the file.
+    """
+    uri, table = _read(location, "the list of labelled anomalies")
+    rows = _select(uri, table, {"image_uri": "", "label": ANOMALOUS, "mask_uri": "", "image_etag": ""})
+    found = rows.filter(pc.equal(rows["label"], ANOMALOUS))
+    if not rows.num_rows:
+        raise ConfigError(f"the list of labelled anomalies {uri} is empty")
+    if not found.num_rows:
+        raise ConfigError(f"no image in {uri} has label 1: there are no labelled anomalies")
+    _check_opened(uri, [*found["image_uri"].to_pylist(), *found["mask_uri"].to_pylist()])
+    _check_masks(uri, found["mask_uri"].to_pylist())
+    return [Anomaly(row["image_uri"], row["mask_uri"] or None, row["image_etag"]) for row in found.to_pylist()]
+
+
+def is_file(location: str) -> bool:
+    """Whether a location names a file of labels and not a folder of images, by its ending."""
+    return location.lower().endswith((".csv", ".parquet"))
+
+
+def read_uris(location: str) -> list[str]:
+    """The column image_uri of a file. Raises ConfigError when there is none."""
+    uri, table = _read(location, "the list of images")
+    return list(_select(uri, table, {"image_uri": ""})["image_uri"].to_pylist())
+
+
+def _read(location: str, what: str) -> tuple[str, pa.Table]:
+    uri = storage.normalize(location)
+    try:
+        data = io.BytesIO(storage.read(uri))
+        table = pq.read_table(data) if uri.lower().endswith(".parquet") else _read_csv(data)
+        names = [name.strip().lower() for name in table.column_names]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"{what} {uri} has columns of the same name: {', '.join(table.column_names)}")
+        return uri, table.rename_columns(names)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{what} {uri} cannot be found") from error
+    except pa.ArrowException as error:
+        raise ConfigError(f"{what} {uri} cannot be read as CSV or Parquet: {error}") from error
+
+
+def _read_csv(data: io.BytesIO) -> pa.Table:
+    """A table whose names, ETags and locations are texts, also where they look like numbers (0x8DB9F1A2B3C4D5E)."""
+    text = io.TextIOWrapper(io.BytesIO(data.getvalue()), "utf-8-sig", errors="replace", newline="")
+    header = next(csv.reader(text), [])
+    kinds = {name: pa.string() for name in header if name.strip().lower() in _TEXTS}
+    options = pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=True)
+    return pyarrow.csv.read_csv(io.BytesIO(data.getvalue()), convert_options=options)
+
+
+def _select(uri: str, table: pa.Table, wanted: dict[str, str | int]) -> pa.Table:
+    """Exactly the wanted columns; locations normalised, each image once.
+
+    A column that is missing, and a text that is null (as in a CSV whose column is empty), has its default.
+    """
+    columns = {}
+    try:
+        for name, default in wanted.items():
+            kind = pa.int64() if name == "label" else pa.string()
+            if name in table.column_names or name == "image_uri":
+                column = table[name].cast(kind)
+                columns[name] = pc.fill_null(column, default) if name in ("image_etag", "mask_uri") else column
+            else:
+                columns[name] = pa.repeat(pa.scalar(default, kind), table.num_rows)
+    except (pa.ArrowException, KeyError) as error:
+        what = "expected a column image_uri, and labels 0 or 1 where there are any"
+        raise ConfigError(f"{what}, in {uri}: {error}") from error
+    if "image_etag" in columns:  # clients and inventories disagree about the quotes
+        columns["image_etag"] = pa.array(
+            [storage.plain_etag(each.strip()) for each in columns["image_etag"].to_pylist()], pa.string()
+        )
+    if "mask_uri" in columns:
+        masks = columns["mask_uri"].to_pylist()
+        columns["mask_uri"] = pa.array([storage.normalize(each) if each else "" for each in masks], pa.string())
+    if "label" in wanted and (wrong := set(columns["label"].to_pylist()) - {NOMINAL, ANOMALOUS, NEITHER}):
+        known = "0 (nominal), 1 (anomalous) and -1 (a bad image)"
+        raise ConfigError(f"expected labels {known} in {uri}, got {sorted(wrong, key=str)}")
+    named = columns["image_uri"].to_pylist()
+    if empty := [number for number, name in enumerate(named, start=1) if not name]:
+        raise ConfigError(f"expected an image_uri in every row of {uri}, got none in row {empty[0]}")
+    uris = [each if "://" in each else storage.normalize(each) for each in named]
+    if len(set(uris)) != len(uris):
+        raise ConfigError(f"expected each image once in {uri}, got some twice")
+    return pa.table(columns | {"image_uri": pa.array(uris, pa.string())})
+
+
+def _check_opened(list_uri: str, places: Iterable[str]) -> None:
+    """Raises ConfigError for a local file named by a file that is not local: whoever wrote it chose what is read."""
+    local = next((each for each in places if each.startswith("file:")), None)
+    if local and not list_uri.startswith("file:"):
+        raise ConfigError(f"{list_uri} names the local file {local}; only a local file may name local ones")
+
+
+def _check_masks(list_uri: str, masks: Iterable[str]) -> None:
+    """Raises ConfigError for a mask that `fcdd review` did not draw, in a file of its labels."""
+    if not _OF_A_REVIEW.search(list_uri):
+        return
+    drawn = f"{list_uri.rpartition('/')[0]}/masks/"
+    elsewhere = next((mask for mask in masks if mask and not mask.startswith(drawn)), None)
+    if elsewhere:
+        raise ConfigError(f"{list_uri} names the mask {elsewhere}, which is not below {drawn}; clear that drawing")

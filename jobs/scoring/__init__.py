@@ -1,0 +1,1 @@
+"""One run of scoring: manifest, stages, decisions, and the commit that publishes it."""

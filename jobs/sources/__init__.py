@@ -1,0 +1,1 @@
+"""Which images there are, and how they are fetched: listing, lists, locations that may be opened, fetching."""

@@ -1,0 +1,240 @@
+"""From listed objects to decoded images, many requests in flight: shared by training and scoring."""
+
+import functools
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fcdd import images
+from fcdd.calibration import STATISTICS
+from fcdd.errors import ConfigError, FCDDError, ImageError
+from fcdd.images import DecodedImage, Limits, Mode
+from fcdd.io import storage
+from fcdd.io.isolation import DecoderPool, IsolatedDecoder
+from fcdd.io.storage import ObjectInfo
+from jobs.sources import listing
+from jobs.sources.locations import Locations
+
+# Enough to hide the latency of an object store (LIMITS: flat from 16 to 64).
+REQUESTS_IN_FLIGHT = 16
+# Encoded images that are fetched or being fetched ahead of the decoder: so many, and so many bytes if they are large.
+_AHEAD, _AHEAD_BYTES = 2 * REQUESTS_IN_FLIGHT, 256 * 1024**2
+# Taken for the size of an image that is to be looked up.
+_ASSUMED_BYTES = 4 * 1024**2
+# Processes that decode for one that trains or draws. The largest images take gigabytes: not sixteen at once.
+_DECODERS = max(2, min(4, os.cpu_count() or 2))
+# For one image of those that were chosen: they may be larger, and the machine busy with training.
+_DECODE_TIMEOUT_S = 120.0
+# More unreadable training images than this share means the wrong prefix, not a few bad files.
+MAX_UNREADABLE_SHARE = 0.1
+# So many failures of the store and not one success: it is gone, or the credentials are.
+STORE_IS_GONE = 16
+
+log = logging.getLogger(__name__)
+
+
+class StoreUnavailable(FCDDError):
+    """The store of the images refuses or breaks off everything."""
+
+
+class Failure(NamedTuple):
+    """Why one image has no pixels."""
+
+    stage: str
+    error: ImageError
+
+
+class ImageSet(NamedTuple):
+    """Readable images in memory: pixels (N,H,W,C) uint8, positions in the list (N,).
+
+    `statistics` are (N, len(calibration.STATISTICS)).
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    positions: npt.NDArray[np.int64]
+    statistics: npt.NDArray[np.float32]
+    formats: list[str]
+
+
+class Fetched(NamedTuple):
+    """What an image was listed or found as, and its encoded bytes, or why there are none."""
+
+    info: ObjectInfo
+    data: bytes | Failure
+
+
+@dataclass
+class Loaded:
+    """Objects and their images or failures, in the order asked for; seconds waited for the store and decoder."""
+
+    infos: list[ObjectInfo]
+    results: list[DecodedImage | Failure]
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+def load_isolated(
+    infos: Sequence[ObjectInfo], decoder: IsolatedDecoder, limits: Limits, allowed: Locations | None = None
+) -> Loaded:
+    """Fetch and decode, many requests in flight, decoding apart from this process; never raises for a bad image.
+
+    What lies outside of `allowed` is not opened: manifests and tables are data. None: whatever was listed. Raises
+    StoreUnavailable when the store fails again and again, and never succeeds.
+    """
+    loaded = Loaded(list(infos), [Failure("fetch", ImageError("fetch_failed", "not tried"))] * len(infos))
+    order: list[int] = []
+
+    def readable() -> Iterator[bytes]:
+        gone = 0
+        for index, (info, fetched) in enumerate(_fetch_ahead(infos, limits, allowed, loaded)):
+            loaded.infos[index] = info
+            if isinstance(fetched, Failure):
+                loaded.results[index] = fetched
+                gone += fetched.error.reason in ("forbidden", "fetch_failed")
+                if gone >= STORE_IS_GONE and gone == index + 1:
+                    raise StoreUnavailable(
+                        f"the first {gone} images from {storage.spelled(infos[0].uri)} on cannot be read, for the last "
+                        f"one: {fetched.error}; check the store and the credentials, then run the same command again"
+                    )
+            else:
+                order.append(index)
+                yield fetched
+
+    started = time.perf_counter()
+    for position, result in enumerate(decoder.decode_each(readable())):
+        loaded.results[order[position]] = result if isinstance(result, DecodedImage) else Failure("decode", result)
+    loaded.decode_seconds = time.perf_counter() - started - loaded.fetch_seconds
+    return loaded
+
+
+def _fetch_ahead(
+    infos: Sequence[ObjectInfo], limits: Limits, allowed: Locations | None, loaded: Loaded
+) -> Iterator[Fetched]:
+    """Fetched objects in order; not more than `_AHEAD` of them, or `_AHEAD_BYTES`, wait in memory."""
+    waiting: deque[tuple[int, Future[Fetched]]] = deque()
+    held = 0
+    try:
+        for info in infos:
+            size = _ASSUMED_BYTES if listing.is_to_look_up(info.size) else info.size
+            while waiting and (len(waiting) >= _AHEAD or held + size > _AHEAD_BYTES):
+                held -= waiting[0][0]
+                yield _waited(waiting.popleft()[1], loaded)
+            waiting.append((size, _fetchers().submit(_fetch, info, limits, allowed)))
+            held += size
+        while waiting:
+            yield _waited(waiting.popleft()[1], loaded)
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+@functools.cache
+def _fetchers() -> ThreadPoolExecutor:
+    """The same threads for all shards of a worker."""
+    return ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="fetch")
+
+
+def _waited(future: "Future[Fetched]", loaded: Loaded) -> Fetched:
+    started = time.perf_counter()
+    result = future.result()
+    loaded.fetch_seconds += time.perf_counter() - started
+    return result
+
+
+def _fetch(info: ObjectInfo, limits: Limits, allowed: Locations | None) -> Fetched:
+    stage = "list"
+    try:
+        if allowed:
+            allowed.check(info.uri)
+        if listing.is_to_look_up(info.size):
+            info = storage.stat_checked(info.uri)
+        images.check_size(info.size, limits)
+        stage = "fetch"
+        return Fetched(info, storage.read_checked(info))
+    except ImageError as error:
+        return Fetched(info._replace(size=listing.last_known(info.size)), Failure(stage, error))
+
+
+def fetch_and_decode(info: ObjectInfo, size: tuple[int, int], channels: int) -> DecodedImage | Failure:
+    """One image, decoded apart from this process, or why not; never raises for a bad image."""
+    stage = "fetch"
+    try:
+        data = storage.read_checked(info)
+        stage = "decode"
+        return _decoders(size, channels).decode(data)
+    except ImageError as error:
+        return Failure(stage, error)
+
+
+def picture(data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None) -> Image.Image:
+    """A whole picture (`fcdd.images.decode_full`), decoded apart from this process. Raises ImageError."""
+    return _decoders((1, 1), 1).picture(data, mode=mode, within=within)
+
+
+@functools.lru_cache(maxsize=4)
+def _decoders(size: tuple[int, int], channels: int) -> DecoderPool:
+    """They end with this process, since their input ends."""
+    return DecoderPool(size, channels, processes=_DECODERS, limits=images.ACCEPTED, timeout_s=_DECODE_TIMEOUT_S)
+
+
+def fetch_each(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> Iterator[DecodedImage | Failure]:
+    """`fetch_and_decode` of every object, in order; only a few are ahead of what was asked for."""
+    waiting: deque[Future[DecodedImage | Failure]] = deque()
+    with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
+        for info in infos:
+            if len(waiting) == _AHEAD:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(fetch_and_decode, info, size, channels))
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def fetch_all(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> list[DecodedImage | Failure]:
+    """`fetch_each`, all together."""
+    return list(fetch_each(infos, size, channels))
+
+
+def load_set(infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) -> ImageSet:
+    """All readable images in memory; the others are named in the log.
+
+    Raises ConfigError when more than a tenth is unreadable.
+    """
+    loaded = fetch_all(infos, size, channels)
+    good = [image for image in loaded if isinstance(image, DecodedImage)]
+    for info, failure in zip(infos, loaded, strict=True):
+        if isinstance(failure, Failure):
+            log.warning("left out %s: %s", storage.spelled(info.uri), failure.error)
+    check_readable(len(good), len(infos))
+    warn_of_faint(sum(image.is_faint for image in good), len(good))
+    return ImageSet(
+        np.stack([image.pixels for image in good]),
+        np.flatnonzero([isinstance(image, DecodedImage) for image in loaded]),
+        np.array([[getattr(image, name) for name in STATISTICS] for image in good], np.float32),
+        [image.format for image in good],
+    )
+
+
+def warn_of_faint(faint: int, of: int) -> None:
+    """Say that 16-bit files hold fewer bits than they have room for."""
+    if faint:
+        log.warning(
+            "%d of %d images are 16-bit files that use less than an eighth of their range, as cameras of 12 bits write "
+            "them: they are scaled by 16 bits and nearly black; write them at full scale, for training and scoring",
+            faint,
+            of,
+        )
+
+
+def check_readable(readable: int, of: int) -> None:
+    """Raises ConfigError when more than a tenth of the images is unreadable."""
+    if readable < (1 - MAX_UNREADABLE_SHARE) * of or not readable:
+        raise ConfigError(f"{of - readable} of {of} images cannot be read; see the log above")

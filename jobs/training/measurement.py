@@ -1,0 +1,76 @@
+"""What calibrations are fitted to: nominal images, measured."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from fcdd import detector, grouping
+from fcdd.bundle import Score
+from fcdd.calibration import STATISTICS, Nominal
+from fcdd.detector import Detector, Scored
+from fcdd.images import DecodedImage
+from fcdd.io.storage import ObjectInfo
+from jobs.sources import fetching
+from jobs.sources.fetching import ImageSet
+
+# Decoded images in memory at once.
+_BATCH = 64
+
+log = logging.getLogger(__name__)
+
+
+def nominal(
+    scored: Scored,
+    score: Score,
+    images: ImageSet,
+    infos: Sequence[ObjectInfo],
+    roots: Sequence[str],
+    group_pattern: str | None,
+) -> Nominal:
+    """Of readable images, scored; `infos` are those that `images` were loaded from, readable or not."""
+    pattern = grouping.compile_pattern(group_pattern)
+    return Nominal(
+        scores=getattr(scored, score),
+        peaks=scored.maximum,
+        statistics=images.statistics,
+        formats=images.formats,
+        groups=[grouping.group_of(infos[index].uri, roots, pattern) for index in images.positions],
+        maps=scored.maps,
+    )
+
+
+def measure(
+    trained: Detector, infos: Sequence[ObjectInfo], roots: Sequence[str], group_pattern: str | None
+) -> tuple[Nominal, list[str]]:
+    """Images that were fetched and scored, a few at once, and their locations.
+
+    Raises ConfigError when more than a tenth cannot be read.
+    """
+    spec = trained.spec
+    maps, statistics, formats, uris = [], list[list[float]](), list[str](), list[str]()
+    pending = []
+    for info, image in zip(infos, fetching.fetch_each(infos, spec.input_size, spec.channels), strict=True):
+        if not isinstance(image, DecodedImage):
+            log.warning("left out %s: %s", info.uri, image.error)
+            continue
+        pending.append(image.pixels)
+        statistics.append([getattr(image, name) for name in STATISTICS])
+        formats.append(image.format)
+        uris.append(info.uri)
+        if len(pending) == _BATCH:
+            maps.append(trained.score(np.stack(pending)).maps)
+            pending.clear()
+    fetching.check_readable(len(uris), len(infos))
+    if pending:
+        maps.append(trained.score(np.stack(pending)).maps)
+    scored, pattern = detector.summarise(np.concatenate(maps)), grouping.compile_pattern(group_pattern)
+    measured = Nominal(
+        scores=getattr(scored, spec.score),
+        peaks=scored.maximum,
+        statistics=np.array(statistics, np.float32),
+        formats=formats,
+        groups=[grouping.group_of(uri, roots, pattern) for uri in uris],
+        maps=scored.maps,
+    )
+    return measured, uris

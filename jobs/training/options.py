@@ -1,0 +1,204 @@
+"""The options of `fcdd train`, and what they mean to the training."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from fcdd import networks, supervision
+from fcdd.augmentation import Light
+from fcdd.bundle import DEFAULT_SCORE, Score
+from fcdd.normalization import Kind
+from fcdd.training import TrainOptions
+from jobs.shell.settings import ImageSize, JobSettings, height_and_width
+
+
+def _known_anomalies(name: str) -> str:
+    if name not in supervision.SYNTHETIC:
+        raise ValueError(f"choose one of: {', '.join(supervision.SYNTHETIC)}")
+    return name
+
+
+Anomalies = Annotated[str, AfterValidator(_known_anomalies)]
+
+
+class TrainSettings(JobSettings):
+    """Train a detector from nominal images; synthetic anomalies are the anomalous class.
+
+    A share of the images is held out of training to calibrate the threshold. The bundle needs nothing
+    else for scoring.
+    """
+
+    verb: ClassVar[str] = "train"
+
+    preset: Literal["fmnist", "cifar10", "imagenet30", "mvtec", "voc", "custom"] | None = Field(
+        None,
+        description="network, optimiser, schedule, loss and anomalies as published for that data set, where no option "
+        "says otherwise; without it, our recommended ones",
+    )
+    images: str = Field(description="location of nominal images (s3://, gs://, az:// or a folder)")
+    bundle: str = Field(description="location to write the bundle to")
+    network: str = Field(
+        "whitened:efficientnet_lite0:stage4+stage3+stage5",
+        description="architecture; a name that is not known lists them all. Add :2 or :3 to the default for that many "
+        "product variants under one camera",
+    )
+    image_size: ImageSize = Field("224", description="of the network's input: pixels, or HEIGHTxWIDTH")
+    pretrained: bool = Field(True, description="start trunks, vgg and vgg_f from their ImageNet weights")
+    weights: Path | None = Field(None, description="file with torchvision's weights of the trunk, not a download")
+    moving_statistics: bool | None = Field(
+        None, description="let batch-norms of trunks follow the batch (official vgg_f); default: if not pretrained"
+    )
+    freeze_backbone: bool = Field(False, description="train the head alone; whitened trunks are always frozen")
+    normalization: Kind = Field("mean_std", description="of the input; trunks with ImageNet weights keep their own")
+    score: Score = Field(
+        DEFAULT_SCORE,
+        description="of an image by its map: maximum, mean of the top 1 %, or mean (the paper's, and that of presets)",
+    )
+    epochs: int | None = Field(None, ge=1, description="passes over the images; default: 3 if whitened, else 12")
+    batch_size: int = Field(32, ge=2, description="global batch, over all workers")
+    learning_rate: float = Field(1e-3, gt=0, description="peak of the one-cycle schedule")
+    weight_decay: float | None = Field(None, ge=0, description="AdamW's; default: 0 if whitened, else 1e-4")
+    optimizer: Literal["adamw", "sgd", "adam"] = Field("adamw", description="sgd has momentum 0.9 and Nesterov's step")
+    schedule: Literal["one_cycle", "exponential", "milestones"] = Field(
+        "one_cycle", description="of the learning rate; the published ones are the other two"
+    )
+    decay: float = Field(1.0, gt=0, description="factor per epoch (exponential) or milestone")
+    milestones: list[int] = Field([], description="epochs after which the rate decays")
+    loss: Literal["image", "pixel"] = Field("pixel", description="supervise the map's mean, or the map by masks")
+    anomalies: Anomalies = Field(
+        "mixed",
+        description="synthetic anomalies: defects (cracks, scratches, patches, stains), cutpaste, perlin, all three "
+        "mixed, or a published noise mode (confetti, ...)",
+    )
+    outliers: str | None = Field(
+        None, description="location of images of other things (outlier exposure), read one by one while training"
+    )
+    outlier_share: float = Field(0.5, gt=0, le=1, description="share of the anomalies that are outliers, if there are")
+    anomalous: str | None = Field(
+        None,
+        description="a few labelled anomalies, five are enough: a location of images, or a .csv or .parquet file with "
+        "image_uri and, where there are masks, mask_uri",
+    )
+    masks: str | None = Field(
+        None, description="location of their masks, named like the images; 0 nominal, 255 anomalous, of their size"
+    )
+    anomalous_share: float = Field(0.5, gt=0, le=1, description="share of the anomalies that are labelled ones")
+    labels: str | None = Field(
+        None, description="CSV or Parquet with image_uri and label: measured at the end, never trained on"
+    )
+    augmentation: Light | None = Field(
+        None, description="of nominal images; default: none if whitened (flips would mix positions), else all"
+    )
+    gaussian_std: float | None = Field(
+        None, gt=0, description="spread of one map cell in the heatmap, input pixels; default: half a cell's width"
+    )
+    gaussian_extent: int | None = Field(
+        None, ge=1, description="pixels that one map cell can reach in the heatmap; default: its receptive field"
+    )
+    calibration_share: float = Field(0.2, gt=0, lt=1, description="share of images held out for the threshold")
+    alpha: float = Field(0.01, gt=0, lt=1, description="false-alarm rate that the threshold promises")
+    group_pattern: str | None = Field(
+        None,
+        description="regular expression whose first group names an image's camera; default: the first folder below "
+        "--images. Drift is told by group",
+    )
+    decide_by_group: bool = Field(False, description="p-values and thresholds by group, where groups are large enough")
+    workers: int = Field(2, ge=0, description="data-parallel training processes; 0: this process, without Ray")
+    min_workers: int | None = Field(
+        None, ge=1, description="go on with so many workers when nodes are lost, and with more when they are back"
+    )
+    gpu: bool = Field(False, description="one GPU per worker; the network then computes in bfloat16")
+    cluster_wait_s: float = Field(
+        0,
+        ge=0,
+        description="the cluster grows by itself: wait so long for the machines of --workers, or of --min-workers",
+    )
+    memory_gb: float = Field(
+        4.0,
+        gt=0,
+        description="decoded training images up to this size are kept in every worker's memory, more streamed",
+    )
+    loader_processes: int | None = Field(
+        None,
+        ge=0,
+        description="processes per worker that draw samples ahead; default: 4 with a GPU or streaming, else 0",
+    )
+    compile: bool = Field(False, description="torch.compile the network: slower to start, faster on GPUs")
+    checkpoints: str | None = Field(
+        None, description="location of checkpoints, for all machines the same; default: below the bundle"
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="the last ones kept, beside the one of the lowest loss")
+    checkpoint_steps: int = Field(0, ge=0, description="also a checkpoint every so many steps within an epoch")
+    resume: bool = Field(False, description="go on from the latest checkpoint, if there is one")
+    max_failures: int = Field(3, ge=0, description="how often a lost worker restarts the training from a checkpoint")
+    mlflow: str | None = Field(None, description="tracking URI to log the training to (needs mlflow-skinny)")
+    overwrite: bool = Field(False, description="replace a bundle or checkpoints that are already there")
+    seed: int = Field(0, ge=0, description="seed of every random choice")
+
+
+def with_preset(settings: TrainSettings) -> TrainSettings:
+    """The published values of a preset for every option that was not given."""
+    if settings.preset is None:
+        return settings
+    from fcdd.paper.protocols import PROTOCOLS  # with scikit-learn, which most trainings do without
+
+    protocol = PROTOCOLS[settings.preset]
+    options = dataclasses.asdict(protocol.options)
+    values = {name: options[name] for name in type(settings).model_fields if name in options and name != "seed"}
+    values |= {
+        "network": protocol.network,
+        "image_size": f"{protocol.size[0]}x{protocol.size[1]}",
+        "milestones": list(protocol.options.milestones),
+        "anomalies": "confetti",
+        "moving_statistics": True,
+        "score": "mean",
+        "normalization": "lcn_min_max" if settings.preset in ("fmnist", "mvtec") else "mean_std",
+    }
+    return settings.model_copy(
+        update={name: value for name, value in values.items() if name not in settings.model_fields_set}
+    )
+
+
+def options_of(settings: TrainSettings) -> TrainOptions:
+    """Few epochs suffice where the statistics of nominal images do most of the work, and more make it worse."""
+    whitened = networks.needs_statistics(settings.network)
+    stride = networks.build(
+        settings.network, in_channels=networks.in_channels(settings.network), image_size=size_of(settings)
+    ).receptive_field.stride
+    return TrainOptions(
+        epochs=settings.epochs or (3 if whitened else 12),
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        weight_decay=(0.0 if whitened else 1e-4) if settings.weight_decay is None else settings.weight_decay,
+        loss=settings.loss,
+        gaussian_std=settings.gaussian_std or stride / 2,
+        gaussian_extent=settings.gaussian_extent,
+        seed=settings.seed,
+        optimizer=settings.optimizer,
+        schedule=settings.schedule,
+        decay=settings.decay,
+        milestones=tuple(settings.milestones),
+    )
+
+
+# Where things are and how they are run does not change what is trained.
+_NOT_RECORDED = {
+    *("config", "preset", "images", "bundle", "checkpoints", "keep_checkpoints", "checkpoint_steps", "overwrite"),
+    *("resume", "weights", "workers", "min_workers", "gpu", "memory_gb", "loader_processes", "max_failures", "mlflow"),
+    "cluster_wait_s",
+    *("compile", "labels", "milestones", "group_pattern", "decide_by_group"),
+}
+
+
+def recorded(settings: TrainSettings) -> dict[str, Any]:
+    """The options that make a training what it is, defaults filled in."""
+    options = dataclasses.asdict(options_of(settings))
+    options["milestones"] = ",".join(map(str, options["milestones"]))
+    return {**settings.model_dump(mode="json", exclude=_NOT_RECORDED), **options}
+
+
+def size_of(settings: TrainSettings) -> tuple[int, int]:
+    """Height and width of the network's input."""
+    return height_and_width(settings.image_size)

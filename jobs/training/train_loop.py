@@ -1,0 +1,331 @@
+"""The training of one process, alone or as a worker of Ray Train; the mathematics is in `fcdd.training`.
+
+The same function runs in all cases: it sees the other processes through `Workers`.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fcdd import augmentation, checkpoint, detector, networks, normalization, supervision, sync_batch_norm, training
+from fcdd.checkpoint import Progress
+from fcdd.errors import ConfigError, FCDDError
+from fcdd.io import storage
+from fcdd.io.storage import ObjectInfo
+from fcdd.networks import FCDDNetwork
+from fcdd.normalization import Kind, Normalization
+from fcdd.supervision import AnomalySource, TrainingSet
+from fcdd.training import Losses, Sampling, TrainOptions
+from jobs.sources import fetching
+from jobs.training import data_set
+from jobs.training.checkpoints import Checkpoints
+
+log = logging.getLogger(__name__)
+
+# Seconds between two lines of progress within an epoch.
+PROGRESS_SECONDS = 10.0
+# Images that a streamed training reads to estimate constants and statistics: 150 MB at 224 pixels.
+SAMPLE_IMAGES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopConfig:
+    """What every process gets; `images` are the training images of all of them.
+
+    `held_out` are digests of the pixels of calibration images and labelled anomalies: the same picture under another
+    name is not trained on as nominal.
+    """
+
+    images: list[ObjectInfo]
+    held_out: frozenset[str]
+    network: str
+    channels: int
+    input_size: tuple[int, int]
+    initial_weights: bytes
+    normalization: Kind
+    moving_statistics: bool
+    frozen: bool
+    anomalies: str
+    outliers: list[ObjectInfo]
+    outlier_share: float
+    labelled: list[ObjectInfo]
+    masks: list[ObjectInfo | None]
+    labelled_share: float
+    augmentation: augmentation.Light
+    options: TrainOptions
+    stream: bool
+    loader_processes: int
+    compile: bool
+    checkpoints: str
+    keep_checkpoints: int
+    checkpoint_steps: int
+    conditions: dict[str, Any]
+
+
+class Workers(Protocol):
+    """The processes of a training, as one of them sees them."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def wrap(self, network: FCDDNetwork) -> nn.Module:
+        """The network with gradients averaged over the processes, on the device."""
+        ...
+
+
+class Alone:
+    """One process: `fcdd train --workers 0`."""
+
+    rank, size = 0, 1
+
+    def __init__(self) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def wrap(self, network: FCDDNetwork) -> nn.Module:
+        """The network itself, on the device."""
+        return network.to(self.device)
+
+
+class TrainingDiverged(FCDDError):
+    """The loss is not finite: the message names the images of the batch."""
+
+
+def train(loop: LoopConfig, workers: Workers) -> None:
+    """Train from the latest checkpoint, or from the start, to the end; the last checkpoint is the result."""
+    store = Checkpoints(loop.checkpoints, loop.keep_checkpoints)
+    found = store.latest() if workers.rank == 0 else None
+    uri = _shared(found[1] if found else None, workers)
+    if uri is not None and found is None:
+        found = storage.read(uri), uri
+    reader = _reader(loop)
+    network = detector.deserialize(
+        loop.initial_weights,
+        loop.network,
+        loop.channels,
+        loop.input_size,
+        moving_statistics=loop.moving_statistics,
+        frozen=loop.frozen,
+    )
+    scaling = _shared(
+        _fit_constants(loop, network, reader, fresh=found is None) if workers.rank == 0 else None, workers
+    )
+    network.to(workers.device)
+    if workers.device.type == "cuda":  # tensor cores want it; on CPUs the images alone suffice
+        network.to(memory_format=torch.channels_last)
+    if workers.size > 1:
+        sync_batch_norm.synchronize(network)
+        for value in network.state_dict().values():  # statistics too, which data parallel would not exchange
+            dist.broadcast(value, src=0)
+    wrapped = workers.wrap(network)
+    trainer = training.Trainer(
+        torch.compile(wrapped) if loop.compile else wrapped,  # type: ignore[arg-type]
+        network.receptive_field,
+        scaling,
+        loop.options,
+        num_images=len(loop.images),
+        input_size=loop.input_size,
+    )
+    epoch, step = 0, 0
+    run = _Run(loop, workers, store, trainer, network, scaling, reader)
+    if found is not None:
+        restored = checkpoint.restore(found[0], network, trainer.optimizer, trainer.schedule)
+        epoch, step, run.history, run.at_most = (
+            restored.epoch,
+            restored.step,
+            list(restored.history),
+            restored.num_images,
+        )
+        if workers.rank == 0:
+            log.info("resuming after epoch %d, step %d, from %s", epoch, step, found[1])
+    run.go(TrainingSet(reader), epoch, step)
+
+
+class _Run:
+    """The epochs of one process."""
+
+    def __init__(
+        self,
+        loop: LoopConfig,
+        workers: Workers,
+        store: Checkpoints,
+        trainer: training.Trainer,
+        network: FCDDNetwork,
+        scaling: Normalization,
+        reader: data_set.StoredImages | data_set.LoadedImages,
+    ) -> None:
+        self.loop, self.workers, self.store, self.trainer = loop, workers, store, trainer
+        self.network, self.scaling, self.history = network, scaling, list[dict[str, float]]()
+        self.at_most = len(loop.images)  # images trained on, as far as a training that is resumed had found out
+        self.steps = training.num_steps(len(loop.images), loop.options)
+        self.left_out, self.copies = set(reader.failures), set(reader.copies)
+        self.waited = 0.0
+
+    def go(self, data: TrainingSet, epoch: int, step: int) -> None:
+        """All steps from there on."""
+        options = self.loop.options
+        batches = training.batches(
+            data,
+            Sampling(
+                anomalies=_anomalies(self.loop),
+                augment=augmentation.light(self.loop.input_size, self.loop.augmentation),
+                seed=options.seed,
+            ),
+            options,
+            start=epoch * self.steps + step,
+            rank=self.workers.rank,
+            world_size=self.workers.size,
+            processes=self.loop.loader_processes,
+        )
+        for number in range(epoch, options.epochs):
+            self._epoch(batches, number, step)
+            step = 0
+
+    def _epoch(self, batches: Iterator[training.Batch], epoch: int, first: int) -> None:
+        options, began = self.loop.options, time.perf_counter()
+        shown, self.waited = began, 0.0
+        losses: list[Losses] = []
+        for step in range(first, self.steps):
+            losses.append(self._step(batches))
+            done = step + 1
+            if self.loop.checkpoint_steps and done % self.loop.checkpoint_steps == 0 and done < self.steps:
+                self._save(epoch, done, losses[-1].mean)
+            if self.workers.rank == 0 and time.perf_counter() - shown > PROGRESS_SECONDS and done < self.steps:
+                shown = time.perf_counter()
+                rate = len(losses) * options.batch_size / (shown - began)
+                left = ((options.epochs - epoch) * self.steps - done) * options.batch_size / rate
+                log.info(
+                    "epoch %d/%d  step %d/%d  loss %.4f  %.0f images/s  %.0f s to go",
+                    *(epoch + 1, options.epochs, done, self.steps, losses[-1].mean, rate, left),
+                )
+        seconds = time.perf_counter() - began
+        self._exchange()
+        metrics = self._metrics(epoch, losses, seconds)
+        self.history.append(metrics)
+        self._save(epoch + 1, 0, metrics["loss"])
+        if self.workers.rank == 0:
+            left = seconds * (options.epochs - epoch - 1)
+            log.info(
+                "epoch %d/%d  loss %.4f (nominal %.4f, anomalous %.4f)  learning rate %.2g  "
+                "%.0f images/s, %.0f %% waiting for data  %.0f s to go",
+                *(epoch + 1, options.epochs, metrics["loss"], metrics["loss_nominal"], metrics["loss_anomalous"]),
+                *(metrics["learning_rate"], metrics["images_per_second"], 100 * metrics["waiting_share"], left),
+            )
+
+    def _step(self, batches: Iterator[training.Batch]) -> Losses:
+        began = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - began
+        self._note(batch.left_out, batch.copies)
+        try:
+            return self.trainer.step(batch)
+        except FloatingPointError as error:
+            names = ", ".join(sorted({self.loop.images[source].uri for source in batch.sources}))
+            raise TrainingDiverged(f"{error}; the batch has {names}") from error
+
+    def _note(self, left_out: Iterable[str], copies: Iterable[str]) -> None:
+        """Name every image that is left out once. Raises ConfigError when too many cannot be read."""
+        new, total = set(left_out) - self.left_out, len(self.loop.images)
+        for text in sorted(new):
+            log.warning("left out %s", text)
+        for text in sorted(set(copies) - self.copies):
+            log.info("not trained on: %s", text)
+        self.left_out |= new
+        self.copies.update(copies)
+        if new and len(self.left_out) > fetching.MAX_UNREADABLE_SHARE * total:
+            raise ConfigError(f"{len(self.left_out)} of {total} images cannot be read; see the log above")
+
+    def _exchange(self) -> None:
+        """What any worker left out, in every worker: each reads its share of a batch only. Raises as `_note`."""
+        if self.workers.size == 1 or not self.loop.stream:
+            return
+        found: list[Any] = [None] * self.workers.size
+        dist.all_gather_object(found, (self.left_out, self.copies))
+        for left_out, copies in found:
+            self._note(left_out, copies)
+
+    def _metrics(self, epoch: int, losses: list[Losses], seconds: float) -> dict[str, float]:
+        sums = torch.tensor(np.array(losses, np.float64).sum(0), device=self.workers.device)
+        if self.workers.size > 1:
+            dist.all_reduce(sums)
+        nominal, num_nominal, anomalous, num_anomalous = sums.tolist()
+        return {
+            "epoch": epoch + 1,
+            "loss": (nominal + anomalous) / (num_nominal + num_anomalous),
+            "loss_nominal": nominal / max(num_nominal, 1),
+            "loss_anomalous": anomalous / max(num_anomalous, 1),
+            "learning_rate": self.trainer.optimizer.param_groups[0]["lr"],
+            "images_per_second": len(losses) * self.loop.options.batch_size / seconds,
+            "waiting_share": self.waited / seconds,
+        }
+
+    def _save(self, epoch: int, step: int, loss: float) -> None:
+        if self.workers.rank != 0:
+            return
+        progress = Progress(
+            epoch=epoch,
+            step=step,
+            conditions=self.loop.conditions,
+            normalization=self.scaling,
+            num_images=min(self.at_most, len(self.loop.images) - len(self.left_out) - len(self.copies)),
+            history=self.history,
+        )
+        data = checkpoint.pack(self.network, self.trainer.optimizer, self.trainer.schedule, progress)
+        self.store.save(data, progress, loss)
+
+
+def _shared(value: Any, workers: Workers) -> Any:
+    """Rank 0's value in every process."""
+    if workers.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _reader(loop: LoopConfig) -> data_set.StoredImages | data_set.LoadedImages:
+    """Images in memory, or read from the store as they are needed."""
+    if loop.stream:
+        return data_set.StoredImages(loop.images, loop.input_size, loop.channels, loop.held_out)
+    return data_set.LoadedImages(loop.images, loop.input_size, loop.channels, loop.held_out)
+
+
+def _anomalies(loop: LoopConfig) -> AnomalySource:
+    """Synthetic anomalies, outliers and labelled ones as often as asked for; outliers are read one by one."""
+    source = supervision.SYNTHETIC[loop.anomalies]
+    if loop.outliers:
+        outliers = supervision.OutlierExposure(
+            data_set.StoredImages(loop.outliers, loop.input_size, loop.channels, loop.held_out)
+        )
+        source = supervision.AnyOf([outliers, source], [loop.outlier_share, 1 - loop.outlier_share])
+    if loop.labelled:
+        real = supervision.RealAnomalies(
+            *data_set.read_anomalies(loop.labelled, loop.masks, loop.input_size, loop.channels)
+        )
+        source = supervision.AnyOf([real, source], [loop.labelled_share, 1 - loop.labelled_share])
+    return source
+
+
+def _fit_constants(
+    loop: LoopConfig,
+    network: FCDDNetwork,
+    reader: data_set.StoredImages | data_set.LoadedImages,
+    *,
+    fresh: bool,
+) -> Normalization:
+    """What a pretrained trunk expects, else constants of the training images; statistics of whitened features."""
+    expected = networks.input_normalization(loop.network)
+    if expected is not None and not (fresh and networks.needs_statistics(loop.network)):
+        return expected
+    pixels = reader.sample(SAMPLE_IMAGES)
+    scaling = expected or normalization.estimate(loop.normalization, torch.from_numpy(pixels))
+    if fresh:
+        training.fit_statistics(network, scaling, pixels, seed=loop.options.seed)
+    return scaling

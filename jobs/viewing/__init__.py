@@ -1,0 +1,1 @@
+"""What people look at: pictures, reports, pages and ready queries."""

@@ -1,0 +1,51 @@
+"""Our HTML pages: everything in them is escaped, and nothing but their own style and script is allowed to run."""
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from jobs.shell import formatting
+
+_LOADER = jinja2.PackageLoader("jobs.viewing")
+# Control characters of keys are replaced; what is markup already stays as it is.
+_TEMPLATES = jinja2.Environment(
+    loader=_LOADER,
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=lambda value: formatting.printable(value) if type(value) is str else value,
+)
+
+
+def report(context: Mapping[str, Any]) -> str:
+    """A report, which asks nobody for anything: its policy is within it."""
+    style, script = _source("report.css"), _source("report.js")
+    policy = _policy(style, script, "img-src data:")
+    return _TEMPLATES.get_template("report.html.j2").render(style=style, script=script, policy=policy, **context)
+
+
+def review() -> tuple[str, str]:
+    """The review page, and the policy to send with it."""
+    style, script = _source("review.css"), _source("review.js")
+    page = _TEMPLATES.get_template("review.html.j2").render(style=style, script=script)
+    return page, _policy(style, script, "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'")
+
+
+def _source(name: str) -> Markup:
+    """A style sheet or script of ours, as it is."""
+    return Markup(_LOADER.get_source(_TEMPLATES, name)[0])
+
+
+def _policy(style: str, script: str, also: str) -> str:
+    """A Content-Security-Policy that allows this style and this script, and no other."""
+    sources = f"style-src {_hash(style)}; script-src {_hash(script)}"
+    return f"default-src 'none'; {sources}; {also}; base-uri 'none'; form-action 'none'"
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

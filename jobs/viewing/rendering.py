@@ -1,0 +1,163 @@
+"""Pictures of scored images: the original, and the heatmap of a run over it. Only heatmaps load a bundle, and torch."""
+
+import functools
+import hashlib
+import io
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from fcdd import heatmap
+from fcdd.bundle import BundleSpec
+from fcdd.errors import ConfigError, ImageError
+from fcdd.io import storage
+from fcdd.io.storage import ObjectInfo
+from jobs.shell import formatting
+from jobs.sources import fetching
+from jobs.sources.locations import Locations
+from schemas import IDENTITY, RunRecord
+
+if TYPE_CHECKING:
+    from fcdd.detector import Detector
+
+# What is painted in a review.
+_PAINT = "#ff2d55"
+
+log = logging.getLogger(__name__)
+
+
+def folder(location: str) -> Path:
+    """The local folder, created. Raises ConfigError when it cannot be one."""
+    if "://" in location:
+        raise ConfigError(f"expected a local folder for pictures, got {location!r}")
+    path = Path(location).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot create the folder {path} for pictures: {error.strerror}") from error
+    return path
+
+
+def check_apart(location: str, locations: Locations) -> None:
+    """Raises ConfigError for pictures of ours below the images of a run: the next night would score them."""
+    if locations.hold(f"{storage.normalize(location)}/x"):
+        raise ConfigError(f"{location} lies below the images of the run, and would be scored; choose another place")
+
+
+def file_name(rank: int, of: int, uri: str) -> str:
+    """Named by rank and a hash of the URI, since a key is never a path."""
+    width = max(2, len(str(of)))
+    return f"{rank:0{width}d}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.png"
+
+
+def info(row: Mapping[str, Any]) -> ObjectInfo:
+    """The object that a row of scores is about, as it was listed."""
+    return ObjectInfo(*(row[name] for name in IDENTITY))
+
+
+def encoded(row: Mapping[str, Any], locations: Locations) -> bytes:
+    """The image file that a row of scores is about. Raises ImageError when it is not as, or where, it was scored."""
+    locations.check(row["image_uri"])
+    return storage.read_checked(info(row))
+
+
+def original(row: Mapping[str, Any], locations: Locations, within: tuple[int, int] | None = None) -> Image.Image:
+    """The picture that a row of scores is about, made to fit `within` (width, height) if that is given.
+
+    Raises ImageError when it is not as, or where, it was scored, or can no longer be decoded.
+    """
+    return fetching.picture(encoded(row, locations), within=within)
+
+
+def drawn(mask_uri: str) -> bytes:
+    """A mask as it lies over the image: red where it is set, else transparent. Raises ConfigError, ImageError."""
+    try:
+        mask = fetching.picture(storage.read(mask_uri), mode="L")
+    except FileNotFoundError as error:
+        raise ConfigError(f"the mask {mask_uri} is gone") from error
+    painted = Image.new("RGBA", mask.size, _PAINT)
+    painted.putalpha(mask)
+    sink = io.BytesIO()
+    painted.save(sink, "PNG")
+    return sink.getvalue()
+
+
+def original_or_warn(row: Mapping[str, Any], locations: Locations) -> Image.Image | None:
+    """`original`; None, and a word in the log, when there is none."""
+    try:
+        return original(row, locations)
+    except ImageError as error:
+        log.warning("no picture of %s: %s", formatting.printable(row["image_uri"]), error)
+        return None
+
+
+class Heatmaps:
+    """Full-resolution heatmaps of stored anomaly maps; each bundle is loaded once."""
+
+    def __init__(self, loaded: Mapping[str, tuple[BundleSpec, bytes]] = MappingProxyType({})) -> None:
+        """`loaded`: bundles, by location, that need not be read again."""
+        self._loaded = loaded
+        self._detector = functools.cache(self._load)
+
+    def _load(self, uri: str) -> "Detector":
+        from fcdd.detector import Detector
+
+        return Detector(*self._loaded[uri]) if uri in self._loaded else Detector.load(uri)
+
+    def __call__(self, encoded: bytes, record: RunRecord) -> npt.NDArray[np.float32]:
+        """The heatmap (H,W) of the network's input, in the map's units.
+
+        Raises ConfigError, or BundleError, when the bundle is not there as the run used it.
+        """
+        detector = self._detector(record.bundle)
+        if detector.spec.digest != record.bundle_digest:
+            raise ConfigError(f"the bundle at {record.bundle} is not the one that run {record.run_id} used")
+        return detector.heatmap(heatmap.decode(encoded))
+
+
+def boxed(picture: Image.Image, regions: Iterable[Mapping[str, Any]]) -> Image.Image:
+    """A copy with a box around each region, dark and light so that it is seen on any ground."""
+    boxed = picture.copy()
+    draw = ImageDraw.Draw(boxed)
+    line = max(1, round(max(picture.size) / 400))
+    for region in regions:
+        box = (region["x0"], region["y0"], max(region["x1"] - 1, region["x0"]), max(region["y1"] - 1, region["y0"]))
+        draw.rectangle(box, outline="black", width=2 * line)
+        draw.rectangle(box, outline="white", width=line)
+    return boxed
+
+
+def captioned(picture: Image.Image, text: str, threshold: float) -> Image.Image:
+    """The picture above a strip with a line of text and the colour scale: its middle is the threshold."""
+    size = max(12, min(28, picture.width // 40))
+    font, pad = ImageFont.load_default(size), size // 2
+    words, bar = round(font.getlength(text)), 8 * size
+    width = max(picture.width, words + bar + 9 * size)
+    shown = Image.new("RGB", (width, picture.height + size + 2 * pad), "white")
+    shown.paste(picture, (0, 0))
+    draw, top = ImageDraw.Draw(shown), picture.height + pad
+    draw.text((pad, top - size // 8), text, "black", font)
+    left = width - bar - 5 * size
+    shown.paste(heatmap.colours(bar).resize((bar, size)), (left, top))
+    draw.line((left + bar // 2, top, left + bar // 2, top + size), "white", 1)
+    draw.text((left - pad, top - size // 8), "0", "black", font, anchor="ra")
+    draw.text((left + bar // 2 + 2, top + size // 8), f"{threshold:.3g}", "white", ImageFont.load_default(size * 0.8))
+    draw.text((left + bar + pad, top - size // 8), "infinite", "black", font)
+    return shown
+
+
+def side_by_side(pictures: Iterable[Image.Image]) -> Image.Image:
+    """From left to right."""
+    row = list(pictures)
+    both = Image.new("RGB", (sum(picture.width for picture in row), max(picture.height for picture in row)))
+    left = 0
+    for picture in row:
+        both.paste(picture, (left, 0))
+        left += picture.width
+    return both
