@@ -21,7 +21,7 @@ from fcdd.bundle import BundleSpec
 from fcdd.errors import ConfigError, ImageError
 from fcdd.evidence import Evidence
 from fcdd.images import DecodedImage
-from fcdd.io import storage
+from fcdd.io import isolation, storage
 from fcdd.io.storage import ObjectInfo
 from jobs.catalog import commit_records, label_files, views
 from jobs.shell import process
@@ -140,7 +140,7 @@ def _object_mask(
     if settings.object_mask:
         uri = storage.normalize(settings.object_mask)
         try:
-            found = np.asarray(fetching.picture(storage.read(uri), mode="L")) > 127
+            found = np.asarray(isolation.picture(storage.read(uri), mode="L")) > 127
         except FileNotFoundError as error:
             raise ConfigError(f"the object mask {uri} does not exist") from error
         except ImageError as error:

@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from fcdd.errors import FCDDError, ImageError, Reason
-from fcdd.images import FORMATS, DecodedImage, Limits, Mode
+from fcdd.images import ACCEPTED, FORMATS, DecodedImage, Limits, Mode
 from fcdd.io import decoder_process
 
 # One image is decoded while the next waits in the pipe.
@@ -39,6 +39,10 @@ _SLOTS = 2
 MAX_CRASHES = 2
 _START_TIMEOUT_S = 60.0
 TIMEOUT_S = 30.0
+# Of the decoders that a process shares. The largest images take gigabytes: not sixteen at once.
+_SHARED_DECODERS = max(2, min(4, os.cpu_count() or 2))
+# For an image that somebody chose: it may be larger, and the machine busy with training.
+_SHARED_TIMEOUT_S = 120.0
 _PIPE_BYTES = 1024**2
 # The decoder reads hostile bytes: it gets no credentials, and no way to find some.
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
@@ -362,6 +366,17 @@ class DecoderPool:
             yield decoder
         finally:
             self._free.put(decoder)
+
+
+@functools.lru_cache(maxsize=4)
+def shared_pool(size: tuple[int, int] = (1, 1), channels: int = 1) -> DecoderPool:
+    """The decoders of this process for images of (height, width); they end with it, since their input ends."""
+    return DecoderPool(size, channels, processes=_SHARED_DECODERS, limits=ACCEPTED, timeout_s=_SHARED_TIMEOUT_S)
+
+
+def picture(data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None) -> Image.Image:
+    """A whole picture (`fcdd.images.decode_full`), decoded apart from this process. Raises ImageError."""
+    return shared_pool().picture(data, mode=mode, within=within)
 
 
 @functools.cache

@@ -20,10 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fcdd.errors import ConfigError, ImageError
 from fcdd.images import Limits
-from fcdd.io import storage
+from fcdd.io import isolation, storage
 from fcdd.io.isolation import DecoderPool
 from jobs.catalog import part_files
-from jobs.sources import fetching
 from schemas import LABELS, Layout, conform
 
 MAX_BOXES, MAX_MASK_CHARACTERS = 200, 8_000_000
@@ -171,7 +170,7 @@ class Labels:
 def _stored(mask_uri: str, size: tuple[int, int]) -> Image.Image:
     """The mask that was kept before. Raises ConfigError when it is gone or another one."""
     try:
-        mask = fetching.picture(storage.read(mask_uri), mode="L")
+        mask = isolation.picture(storage.read(mask_uri), mode="L")
     except (FileNotFoundError, ImageError) as error:
         raise ConfigError(f"the mask {mask_uri} is gone or damaged; clear the drawing and draw again") from error
     if mask.size != size:

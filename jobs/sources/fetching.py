@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,14 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from fcdd import images
 from fcdd.calibration import STATISTICS
 from fcdd.errors import ConfigError, FCDDError, ImageError
-from fcdd.images import DecodedImage, Limits, Mode
-from fcdd.io import storage
-from fcdd.io.isolation import DecoderPool, IsolatedDecoder
+from fcdd.images import DecodedImage, Limits
+from fcdd.io import isolation, storage
+from fcdd.io.isolation import IsolatedDecoder
 from fcdd.io.storage import ObjectInfo
 from jobs.sources import listing
 from jobs.sources.locations import Locations
@@ -30,10 +28,6 @@ REQUESTS_IN_FLIGHT = 16
 _AHEAD, _AHEAD_BYTES = 2 * REQUESTS_IN_FLIGHT, 256 * 1024**2
 # Taken for the size of an image that is to be looked up.
 _ASSUMED_BYTES = 4 * 1024**2
-# Processes that decode for one that trains or draws. The largest images take gigabytes: not sixteen at once.
-_DECODERS = max(2, min(4, os.cpu_count() or 2))
-# For one image of those that were chosen: they may be larger, and the machine busy with training.
-_DECODE_TIMEOUT_S = 120.0
 # More unreadable training images than this share means the wrong prefix, not a few bad files.
 MAX_UNREADABLE_SHARE = 0.1
 # So many failures of the store and not one success: it is gone, or the credentials are.
@@ -170,20 +164,9 @@ def fetch_and_decode(info: ObjectInfo, size: tuple[int, int], channels: int) -> 
     try:
         data = storage.read_checked(info)
         stage = "decode"
-        return _decoders(size, channels).decode(data)
+        return isolation.shared_pool(size, channels).decode(data)
     except ImageError as error:
         return Failure(stage, error)
-
-
-def picture(data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None) -> Image.Image:
-    """A whole picture (`fcdd.images.decode_full`), decoded apart from this process. Raises ImageError."""
-    return _decoders((1, 1), 1).picture(data, mode=mode, within=within)
-
-
-@functools.lru_cache(maxsize=4)
-def _decoders(size: tuple[int, int], channels: int) -> DecoderPool:
-    """They end with this process, since their input ends."""
-    return DecoderPool(size, channels, processes=_DECODERS, limits=images.ACCEPTED, timeout_s=_DECODE_TIMEOUT_S)
 
 
 def fetch_each(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> Iterator[DecodedImage | Failure]:

@@ -10,7 +10,7 @@ import torch
 
 from fcdd import augmentation
 from fcdd.errors import ConfigError, ImageError
-from fcdd.io import storage
+from fcdd.io import isolation, storage
 from fcdd.io.storage import ObjectInfo
 from fcdd.paper import datasets
 from fcdd.supervision import HeldOut
@@ -180,6 +180,6 @@ def read_both(info: ObjectInfo, size: tuple[int, int], channels: int) -> tuple[t
 def read_grey(info: ObjectInfo) -> npt.NDArray[np.uint8]:
     """A mask's grey levels (H,W) at full size. Raises ConfigError when it cannot be read."""
     try:
-        return np.asarray(fetching.picture(storage.read_checked(info), mode="L"))
+        return np.asarray(isolation.picture(storage.read_checked(info), mode="L"))
     except ImageError as error:
         raise ConfigError(f"cannot read the mask {info.uri}: {error}") from error

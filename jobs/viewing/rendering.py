@@ -16,10 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from fcdd import heatmap
 from fcdd.bundle import BundleSpec
 from fcdd.errors import ConfigError, ImageError
-from fcdd.io import storage
+from fcdd.io import isolation, storage
 from fcdd.io.storage import ObjectInfo
 from jobs.shell import formatting
-from jobs.sources import fetching
 from jobs.sources.locations import Locations
 from schemas import IDENTITY, RunRecord
 
@@ -72,13 +71,13 @@ def original(row: Mapping[str, Any], locations: Locations, within: tuple[int, in
 
     Raises ImageError when it is not as, or where, it was scored, or can no longer be decoded.
     """
-    return fetching.picture(encoded(row, locations), within=within)
+    return isolation.picture(encoded(row, locations), within=within)
 
 
 def drawn(mask_uri: str) -> bytes:
     """A mask as it lies over the image: red where it is set, else transparent. Raises ConfigError, ImageError."""
     try:
-        mask = fetching.picture(storage.read(mask_uri), mode="L")
+        mask = isolation.picture(storage.read(mask_uri), mode="L")
     except FileNotFoundError as error:
         raise ConfigError(f"the mask {mask_uri} is gone") from error
     painted = Image.new("RGBA", mask.size, _PAINT)
