@@ -32,8 +32,8 @@ from fcdd.io import storage
 from fcdd.runtime import Runtime
 from jobs.catalog import staging
 from jobs.scoring import publishing, runs, stages
-from jobs.scoring.options import ScoreSettings
 from jobs.scoring.progress import Progress
+from jobs.scoring.settings import ScoreSettings
 from jobs.scoring.stages import StartLog
 from schemas import Layout
 
@@ -117,7 +117,7 @@ def one(workers: int, rate: float, seconds: float) -> dict[str, Any]:
             family = [p for p in me.children(recursive=True) if any(w in " ".join(p.cmdline()) for w in RAYS_OWN)]
             cpu = {p.pid: sum(p.cpu_times()[:2]) for p in family}
             kept = _keep_starts()
-            record = runs.score(ScoreSettings.parse(argv))
+            record = runs.score(ScoreSettings.parse(argv).options())
             alive = [p for p in family if p.is_running()]
             rays = sum(sum(p.cpu_times()[:2]) - cpu[p.pid] for p in alive)
         after = me.cpu_times()

@@ -9,21 +9,22 @@ run, and does nothing for a committed one.
 
 from collections.abc import Sequence
 
-from jobs.scoring import runs, waves
-from jobs.scoring.options import ScoreSettings
+from jobs.scoring import runs, summary
+from jobs.scoring.settings import ScoreSettings
 from jobs.shell import process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return process.run(lambda: _main(ScoreSettings.parse(argv)))
+    return process.run(lambda: score(ScoreSettings.parse(argv)))
 
 
-def _main(settings: ScoreSettings) -> None:
+def score(settings: ScoreSettings) -> None:
+    """Score, or print what would be done."""
     if settings.dry_run:
-        runs.dry_run(settings)
+        runs.dry_run(settings.options())
     else:
-        waves.show(runs.score(settings))
+        summary.print_summary(runs.score(settings.options()))
 
 
 if __name__ == "__main__":

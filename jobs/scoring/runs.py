@@ -11,7 +11,7 @@ from jobs.catalog import commit_records, intents, leases
 from jobs.catalog.staging import Coverage
 from jobs.scoring import manifests, progress, publishing, waves
 from jobs.scoring.manifests import Listing
-from jobs.scoring.options import ScoreSettings
+from jobs.scoring.options import ScoreOptions
 from jobs.scoring.waves import Job
 from schemas import RunRecord
 
@@ -21,16 +21,18 @@ _RECENT_RUNS = 10
 log = logging.getLogger(__name__)
 
 
-def score(settings: ScoreSettings, *, any_bundle: bool = False, may_be_empty: Sequence[str] = ()) -> RunRecord:
-    """The whole job; `any_bundle` and `may_be_empty` as for `Source`."""
-    job = waves.prepare(settings, any_bundle=any_bundle, may_be_empty=may_be_empty)
+def score(options: ScoreOptions) -> RunRecord:
+    """Score and commit, unless that is done: the record of the run."""
+    job = waves.prepare(options)
     if record := _nothing_to_do(job, next_attempt(job)):
         return record
-    with leases.hold(job.layout.lease(settings.collection, settings.date), name_run(job)) as lease:
+    with leases.hold(job.layout.lease(options.collection, options.day), name_run(job)) as lease:
         attempt = next_attempt(job)  # another process may have committed before it gave the lease back
         if record := _nothing_to_do(job, attempt):
             return record
-        keep = settings.since_last and attempt.before is not None and attempt.before.bundle_digest == job.spec.digest
+        keep = (
+            options.source.since_last and attempt.before is not None and attempt.before.bundle_digest == job.spec.digest
+        )
         if keep and attempt.before and attempt.before.alpha != job.alpha:
             raise ConfigError(
                 f"run {attempt.before.run_id}, which this one adds to, has alarms for a false-alarm rate of "
@@ -39,7 +41,7 @@ def score(settings: ScoreSettings, *, any_bundle: bool = False, may_be_empty: Se
             )
         commit_records.check_free(job.layout, attempt.run_id)
         intent = intents.fix_intent(job.layout, job.intent(attempt.run_id, attempt.before, keep=keep))
-        with Listing(job.layout, intent, job.source, attempt.history) as listing:
+        with Listing(job.layout, intent, job.options.source, attempt.history) as listing:
             return waves.stage_and_commit(job, intent, listing, lease)
 
 
@@ -54,18 +56,18 @@ class Attempt(NamedTuple):
 
 def name_run(job: Job) -> str:
     """The same command has the same name: it finds what it left, whether committed or half done."""
-    settings, source = job.settings, job.source
+    options, source = job.options, job.options.source
     selection = source.selection.model_dump_json()
     places = (*source.prefixes, source.list_uri or "", selection, str((source.since_last, source.any_bundle)))
-    identity = "\0".join((settings.collection, settings.date.isoformat(), *places, job.spec.digest))
-    return f"{settings.date:%Y%m%d}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    identity = "\0".join((options.collection, options.day.isoformat(), *places, job.spec.digest))
+    return f"{options.day:%Y%m%d}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def next_attempt(job: Job) -> Attempt:
     """What is committed, and what comes next."""
-    name, history = name_run(job), commit_records.history(job.layout, job.settings.collection)
+    name, history = name_run(job), commit_records.history(job.layout, job.options.collection)
     committed = [r for r in history if r.run_id == name or r.run_id.startswith(f"{name}-")]
-    before = next((record for record in commit_records.current(history) if record.day == job.settings.date), None)
+    before = next((record for record in commit_records.current(history) if record.day == job.options.day), None)
     return Attempt(_next_name(name, [record.run_id for record in committed]), before, committed, history)
 
 
@@ -77,11 +79,11 @@ def _next_name(name: str, taken: Sequence[str]) -> str:
 
 def _nothing_to_do(job: Job, attempt: Attempt) -> RunRecord | None:
     """The record of a command that is done."""
-    if not attempt.committed or job.settings.rescore:
+    if not attempt.committed or job.options.rescore:
         return None
     record = attempt.committed[-1]
     log.info("run %s was committed at %s; nothing to do (--rescore does it again)", record.run_id, record.committed_at)
-    warn_of_other_rates(record, job.alpha, job.settings.fdr)
+    warn_of_other_rates(record, job.alpha, job.options.fdr)
     if attempt.before and attempt.before not in attempt.committed:
         log.warning("since then run %s took its place: that is what readers see", attempt.before.run_id)
     publishing.clean_up(job.layout, record.run_id)  # what a crash after the commit may have left
@@ -97,22 +99,23 @@ def warn_of_other_rates(record: RunRecord, alpha: float, fdr: float) -> None:
         )
 
 
-def dry_run(settings: ScoreSettings, *, any_bundle: bool = False, may_be_empty: Sequence[str] = ()) -> None:
-    """Say what the same command without --dry-run would do."""
-    job = waves.prepare(settings, any_bundle=any_bundle, may_be_empty=may_be_empty)
+def dry_run(options: ScoreOptions) -> None:
+    """Print what `score` would do."""
+    job = waves.prepare(options)
     attempt = next_attempt(job)
     records = attempt.history
-    found = manifests.survey(job.layout, job.source, records, None if any_bundle else job.spec.digest)
+    source = options.source
+    found = manifests.survey(job.layout, source, records, None if source.any_bundle else job.spec.digest)
     staged = Coverage.read(job.layout, attempt.run_id).count()
-    if attempt.committed and not settings.rescore:
+    if attempt.committed and not options.rescore:
         to_do, why = 0, f"run {attempt.committed[-1].run_id} is committed; --rescore scores again"
-    elif settings.since_last:
+    elif options.source.since_last:
         to_do, why = found.images - found.scored, "those that are not scored"
     else:
         to_do, why = max(0, found.images - staged), f"{staged} are staged by an interrupted run" if staged else "all"
     timed = [record for record in records[-_RECENT_RUNS:] if record.images_per_second]
     same = [record for record in timed if record.bundle_digest == job.spec.digest] or timed
-    print(f"run          {attempt.run_id}  ({settings.collection}, {settings.date}), not started")
+    print(f"run          {attempt.run_id}  ({options.collection}, {options.day}), not started")
     print(f"images       {found.images}  ({found.bytes / 1e9:.3f} GB)")
     print(f"scored       {found.scored}  (by a committed run of the collection, with this bundle)")
     print(f"to do        {to_do}  ({why})")

@@ -4,37 +4,30 @@ sealed manifest parts -> shards -> receipts of staged parts -> ... -> proof and 
 """
 
 import logging
-import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from fcdd import bundle, drift, grouping
+from fcdd import bundle, grouping
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import Decider
-from fcdd.drift import AlarmLaw
 from fcdd.errors import ConfigError, FCDDError
 from fcdd.io import storage
 from fcdd.runtime import Runtime
 from jobs.catalog import commit_records
 from jobs.catalog.leases import Lease
 from jobs.catalog.staging import Coverage
-from jobs.scoring import publishing
-from jobs.scoring import stages as stages
+from jobs.scoring import publishing, stages
 from jobs.scoring.decisions import Map
-from jobs.scoring.manifests import Listing, Source
-from jobs.scoring.options import ScoreSettings
+from jobs.scoring.manifests import Listing
+from jobs.scoring.options import ScoreOptions
 from jobs.scoring.progress import Progress
 from jobs.scoring.stages import Shard
-from jobs.shell import formatting
 from jobs.shell.versions import versions
 from jobs.sources.locations import Locations
 from schemas import Layout, RunRecord
@@ -59,9 +52,8 @@ log = logging.getLogger(__name__)
 class Job(NamedTuple):
     """Everything that is fixed before the first image is looked at."""
 
-    settings: ScoreSettings
+    options: ScoreOptions
     layout: Layout
-    source: Source
     spec: BundleSpec
     weights: bytes
     # Where the images of the run may lie; None: wherever the user's list says.
@@ -70,44 +62,45 @@ class Job(NamedTuple):
     @property
     def alpha(self) -> float:
         """The false-alarm rate that was asked for, else the bundle's."""
-        return self.settings.alpha or self.spec.calibration.alpha
+        return self.options.alpha or self.spec.calibration.alpha
 
     def intent(self, run_id: str, before: RunRecord | None, *, keep: bool, is_retry: bool = False) -> Intent:
         """What the run is to do. `before` is the run of the night whose place it takes; its rows are kept if `keep`."""
+        options, source = self.options, self.options.source
         return Intent(
             run_id=run_id,
-            collection=self.settings.collection,
-            day=self.settings.date,
-            images=self.source.places(),
-            selection=self.source.selection.model_dump(mode="json") | {"since_last": self.source.since_last},
-            bundle=storage.normalize(self.settings.bundle),
+            collection=options.collection,
+            day=options.day,
+            images=source.places(),
+            selection=source.selection.model_dump(mode="json") | {"since_last": source.since_last},
+            bundle=options.bundle,
             bundle_digest=self.spec.digest,
             supersedes=before.run_id if before else None,
             keeps=before.run_id if before and keep else None,
             kept_images=before.num_listed if before and keep else 0,
             is_retry=is_retry,
-            roots=tuple(self.source.prefixes),
+            roots=tuple(source.prefixes),
             alpha=self.alpha,
-            fdr=self.settings.fdr,
-            runtime=self.settings.runtime().model_dump(),
+            fdr=options.fdr,
+            runtime=options.runtime.model_dump(),
             started_at=datetime.now(UTC),
         )
 
 
-def prepare(settings: ScoreSettings, *, any_bundle: bool = False, may_be_empty: Sequence[str] = ()) -> Job:
+def prepare(options: ScoreOptions) -> Job:
     """Find everything that can be wrong before anything is started."""
-    if not is_name(settings.collection):
-        raise ConfigError(f"expected a collection of lower-case letters, digits, - and _, got {settings.collection!r}")
-    layout = Layout(storage.check_results(settings.results))
-    source = settings.source(any_bundle=any_bundle, may_be_empty=may_be_empty)
-    for option, place in (("--results", layout.results), ("--bundle", storage.normalize(settings.bundle))):
+    if not is_name(options.collection):
+        raise ConfigError(f"expected a collection of lower-case letters, digits, - and _, got {options.collection!r}")
+    layout = Layout(storage.check_results(options.results))
+    source = options.source
+    for option, place in (("--results", layout.results), ("--bundle", options.bundle)):
         if place in source.prefixes:
             raise ConfigError(f"{option} and --images are the same location, {place}; give each one of its own")
-    spec, weights = bundle.load(storage.normalize(settings.bundle))
-    settings.runtime().check(spec.network)
+    spec, weights = bundle.load(options.bundle)
+    options.runtime.check(spec.network)
     grouping.compile_pattern(spec.calibration.group_pattern)
     allowed = None if source.list_uri else Locations(tuple(source.prefixes))
-    job = Job(settings, layout, source, spec, weights, allowed)
+    job = Job(options, layout, spec, weights, allowed)
     Decider(spec.calibration, job.alpha)  # the calibration supports it
     return job
 
@@ -134,11 +127,11 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
             return {
                 "images_per_second": progress.rate(),
                 "stage_seconds": {name: round(value, 3) for name, value in seconds.items()},
-                "settings": _resolved(job.settings, intent),
+                "settings": _resolved(job.options, intent),
                 "versions": versions(*VERSIONED),
             }
 
-        parallel = plan.num_rows > PUBLISHED_HERE and job.settings.workers != 0
+        parallel = plan.num_rows > PUBLISHED_HERE and job.options.workers != 0
         night = Night(job.layout, intent, lease)
         return publishing.commit(
             job.layout,
@@ -183,21 +176,21 @@ class Night:
         return max(datetime.now(UTC), self._earliest)
 
 
-def _resolved(settings: ScoreSettings, intent: Intent) -> dict[str, Any]:
+def _resolved(options: ScoreOptions, intent: Intent) -> dict[str, Any]:
     """The options as they took effect: some are those of the attempt that began the run."""
     begun = {"alpha": intent.alpha, "fdr": intent.fdr, **intent.runtime}
-    return settings.model_dump(mode="json", exclude={"config", "dry_run"}) | begun
+    return {**options.recorded, **begun}
 
 
-def _stages(settings: ScoreSettings, cluster: ExitStack) -> "Stages | None":
+def _stages(options: ScoreOptions, cluster: ExitStack) -> "Stages | None":
     """Where the stages will run, with Ray at hand; None: all of them in this process."""
-    if settings.workers == 0:
+    if options.workers == 0:
         return None
     # Late: Ray's import costs seconds that a wrong option should not wait for.
     from jobs.on_ray import machines, session
 
     session.join(cluster, stages.SHARD_PIXEL_BYTES)
-    return machines.for_scoring(machines.Ask(settings.workers, settings.gpu, settings.cluster_wait_s))
+    return machines.for_scoring(machines.Ask(options.workers, options.gpu, options.cluster_wait_s))
 
 
 def _map_on_ray() -> Map:
@@ -213,7 +206,7 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
     """
     if not listing.wait().parts:
         return  # nothing new; and what is wrong with the images is found before Ray is started
-    where = _stages(job.settings, cluster)
+    where = _stages(job.options, cluster)
     workers = progress.workers = where.workers if where else 1
     known, passes, may_stop_early = -1, 0, True
     while True:
@@ -222,7 +215,7 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
         done = Coverage.read(job.layout, intent.run_id)
         if listed and done.count() == rows:
             done.count_transient_as_missing()
-        limit = job.settings.quarantine_limit(rows) if listed else job.settings.max_quarantine
+        limit = job.options.quarantine_limit(rows) if listed else job.options.max_quarantine
         may_stop_early = may_stop_early and not publishing.check_quarantine(done, limit, intent, final=False)
         passes += listed
         if listed and (done.count() == rows or passes > MAX_PASSES):
@@ -239,9 +232,9 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
 
 def receipts(job: Job, intent: Intent, shards: list[Shard], where: "Stages | None") -> Iterator[dict[str, Any]]:
     """Drive shards through the stages, here or on Ray; a receipt for each staged part."""
-    settings, spec, run_id = job.settings, job.spec, intent.run_id
+    options, spec, run_id = job.options, job.spec, intent.run_id
     runtime, attempt = Runtime.model_validate(intent.runtime), uuid.uuid4().hex[:8]
-    limits, timeout_s = settings.limits(), settings.image_timeout_s
+    limits, timeout_s = options.limits, options.image_timeout_s
     named = (intent.roots, spec.calibration.group_pattern)
     fetch_decode = stages.FetchDecode(
         job.layout.results, run_id, spec.input_size, spec.channels, limits, timeout_s, *named, attempt, job.allowed
@@ -275,7 +268,7 @@ def receipts(job: Job, intent: Intent, shards: list[Shard], where: "Stages | Non
     )
     if write:  # a GPU does not wait for the store
         chain = chain.map_batches(stage_parts, batch_size=None, batch_format="pyarrow", **write)
-    live, waiting = LiveMetrics(settings.collection), sum(shard["stop"] - shard["start"] for shard in shards)
+    live, waiting = LiveMetrics(options.collection), sum(shard["stop"] - shard["start"] for shard in shards)
     live.waiting(waiting)
     with session.one_sentence():
         for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -284,38 +277,3 @@ def receipts(job: Job, intent: Intent, shards: list[Shard], where: "Stages | Non
                 live.count(receipt)
                 live.waiting(waiting)
                 yield receipt
-
-
-def show(record: RunRecord) -> None:
-    """The summary a person or a log reads."""
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, title=f"run {record.run_id}", title_justify="left")
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(record.quarantine_reasons.items()))
-    expected = "by group"
-    if not record.group_thresholds:
-        low, high = drift.alarm_interval([AlarmLaw.at(record.num_scored, record.num_calibration, record.alpha)])
-        expected = f"{low} to {high} expected of nominal images"
-    alarms = f"{record.num_anomalous}  (false-alarm rate {record.alpha:g}: {expected}; smallest possible p-value "
-    alarms += f"{record.smallest_p_value:.4g})"
-    listed = f"p <= {record.fdr_p_value:.4g}, " if record.num_discoveries else ""
-    why = [(record.drift.verdict, "")] + [("", reason) for reason in record.drift.reasons]
-    rows = [
-        ("collection", f"{record.collection}, {record.day}"),
-        ("listed", f"{record.num_listed}"),
-        ("scored", f"{record.num_scored}"),
-        ("alarms", alarms),
-        ("listed anomalies", f"{record.num_discoveries}  ({listed}false-discovery rate {record.fdr:g})"),
-        ("quarantined", f"{record.num_quarantined}" + (f"  ({reasons})" if reasons else "")),
-        ("rate", f"{record.images_per_second:.1f} images/s"),
-    ]
-    if record.skipped:
-        rows.append(("not images", ", ".join(f"{rule} {count}" for rule, count in sorted(record.skipped.items()))))
-    if record.num_deleted:
-        rows.append(("deleted", f"{record.num_deleted}  (scored before, gone now)"))
-    if record.supersedes:
-        rows.append(("supersedes", record.supersedes))
-    written = sum(part.bytes for part in (*record.scores, *record.quarantine))
-    rows.append(("written", f"{len(record.scores) + len(record.quarantine)} files, {written / 1e6:.2f} MB"))
-    rows += [("drift" if verdict else "", formatting.printable(verdict or reason)) for verdict, reason in why]
-    for name, value in rows:
-        table.add_row(name, value)
-    Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)

@@ -228,15 +228,15 @@ def test_who_could_not_be_told_is_told_by_the_next_attempt(line: Line, receiver:
     receiver.answers = [404]
     refused = line.nightly(webhook=receiver.address)
     assert refused.returncode == 1
-    assert "is committed, but the webhook could not be told: 127.0.0.1 answered 404" in refused.stderr
+    assert "is committed, but the webhook could not be notified: 127.0.0.1 answered 404" in refused.stderr
     assert "canary-secret" not in refused.stdout + refused.stderr
     assert line.nightly(webhook=receiver.address).returncode == 0
     assert len(receiver.got) == 1
     failing = line.nightly(command="false")
     assert failing.returncode == 1
-    assert "the command could not be told: it ended with exit code 1; the same command tries again" in failing.stderr
+    assert "the command could not be notified: it ended with exit code 1; the same command tries again" in failing.stderr
     missing = line.nightly(command="canary-secret --now").stderr
-    assert "could not be told: there is no program here of the name that it begins with" in missing
+    assert "could not be notified: there is no program here of the name that it begins with" in missing
     assert "canary-secret" not in missing
 
 
@@ -285,7 +285,7 @@ def test_an_answer_that_never_ends_neither_hangs_the_night_nor_fills_memory(
         assert server.over.wait(60)  # the connection is closed, whoever is at its other end
         server.shutdown()
     assert done.returncode == code, done.stderr
-    assert ("the webhook could not be told: it was not done within 4 s" in done.stderr) == (code == 1)
+    assert ("the webhook could not be notified: it was not done within 4 s" in done.stderr) == (code == 1)
     assert server.sent < 64 * 2**20
     assert len(line.records()) == 1
 
@@ -298,7 +298,7 @@ def test_a_command_that_does_not_end_is_ended_with_all_that_it_started(
     child = tmp_path / "child"
     done = line.nightly(command=shlex.join(["sh", "-c", f"sleep 1000 & echo $! > {child}; wait"]))
     assert done.returncode == 1
-    assert "the command could not be told: it was not done within 2 s" in done.stderr
+    assert "the command could not be notified: it was not done within 2 s" in done.stderr
     sleeper = int(child.read_text())
     assert not psutil.pid_exists(sleeper) or psutil.Process(sleeper).status() == psutil.STATUS_ZOMBIE
 
@@ -312,7 +312,7 @@ def test_one_that_cannot_be_told_keeps_neither_the_others_nor_the_nights_waiting
     command = f"tee -a {tmp_path}/told"
     dead = line.nightly("--catch-up", webhook="http://127.0.0.1:9/x", command=command, day=3)
     assert dead.returncode == 1
-    assert dead.stderr.count("the webhook could not be told: ConnectionError") == 2
+    assert dead.stderr.count("the webhook could not be notified: ConnectionError") == 2
     assert [record.num_scored for record in line.records()] == [1, 2, 3]
     assert (tmp_path / "told").read_text().count('"run_id"') == 2
     # The next night's attempt tells what is left, and nobody twice; of the first night nobody was to be told.
