@@ -8,7 +8,7 @@ from fcdd.errors import ConfigError
 from fcdd.io import storage
 from jobs.catalog import label_files
 from jobs.training.checkpoints import Checkpoints
-from jobs.training.options import TrainSettings, recorded
+from jobs.training.settings import TrainSettings, recorded
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,5 @@
 """The bundle of a finished training: its weights calibrated on the held-out images, measured, and written."""
 
-from datetime import datetime
-from typing import NamedTuple
-
 import numpy as np
 
 from fcdd import checkpoint, detector, networks
@@ -16,29 +13,13 @@ from jobs.shell.versions import versions
 from jobs.sources import fetching, listing
 from jobs.sources.fetching import ImageSet
 from jobs.training import measurement
-from jobs.training.options import TrainSettings, options_of, recorded, size_of
+from jobs.training.prepare import Inputs, LabelledInfo
+from jobs.training.settings import TrainSettings, options_of, recorded, size_of
 
 VERSIONED = ("torch", "ray", "numpy", "pillow")
 
 
-class LabelledInfo(NamedTuple):
-    """An object and its label: 0 nominal, 1 anomalous."""
-
-    uri: str
-    etag: str
-    size: int
-    last_modified: datetime
-    label: int
-
-
-def finish(
-    settings: TrainSettings,
-    infos: list[ObjectInfo],
-    calibration_infos: list[ObjectInfo],
-    held_out: ImageSet,
-    labelled: list[LabelledInfo],
-    state: bytes,
-) -> Detector:
+def finish(settings: TrainSettings, inputs: Inputs, held_out: ImageSet, state: bytes) -> Detector:
     """The bundle, with scores of the held-out nominal images, and what belongs beside it."""
     from jobs.training import report
 
@@ -48,13 +29,13 @@ def finish(
     runner = Runner(network, progress.normalization, size)
     scored = detector.summarise(runner(held_out.pixels))
     root = storage.normalize(settings.images)
-    nominal = measurement.nominal(scored, settings.score, held_out, calibration_infos, [root], settings.group_pattern)
+    nominal = measurement.nominal(scored, settings.score, held_out, inputs.calibration, [root], settings.group_pattern)
     calibration = Calibration.fit(
         nominal, alpha=settings.alpha, group_pattern=settings.group_pattern, decide_by_group=settings.decide_by_group
     )
     measured = {name: progress.history[-1][name] for name in ("loss", "loss_nominal", "loss_anomalous")}
-    if labelled:
-        measured |= _measure(settings, runner, labelled, calibration.threshold)
+    if inputs.labelled:
+        measured |= _measure(settings, runner, inputs.labelled, calibration.threshold)
     spec = BundleSpec(
         network=settings.network,
         channels=channels,
@@ -69,7 +50,7 @@ def finish(
             images=root,
             num_training=progress.num_images,
             num_calibration=len(held_out.pixels),
-            data_digest=listing.digest(infos),
+            data_digest=listing.digest(inputs.listed),
             options=recorded(settings),
             versions=versions(*VERSIONED),
             metrics=measured,

@@ -33,7 +33,7 @@ from jobs.runs import RunsSettings
 from jobs.score import ScoreSettings
 from jobs.shell.settings import JobSettings
 from jobs.submit import SubmitSettings
-from jobs.training.options import TrainSettings
+from jobs.training.settings import TrainSettings
 from jobs.verify import VerifySettings
 from tests import environments, sandbox
 

@@ -25,7 +25,7 @@ from jobs.metrics import MetricsSettings
 from jobs.nightly import NightlySettings
 from jobs.score import ScoreSettings
 from jobs.shell.settings import JobSettings
-from jobs.training.options import TrainSettings
+from jobs.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster/kubernetes"

@@ -234,7 +234,9 @@ def test_who_could_not_be_told_is_told_by_the_next_attempt(line: Line, receiver:
     assert len(receiver.got) == 1
     failing = line.nightly(command="false")
     assert failing.returncode == 1
-    assert "the command could not be notified: it ended with exit code 1; the same command tries again" in failing.stderr
+    assert (
+        "the command could not be notified: it ended with exit code 1; the same command tries again" in failing.stderr
+    )
     missing = line.nightly(command="canary-secret --now").stderr
     assert "could not be notified: there is no program here of the name that it begins with" in missing
     assert "canary-secret" not in missing

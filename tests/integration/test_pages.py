@@ -20,9 +20,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from fcdd.io import storage
-from jobs import results, train
+from jobs import results
 from jobs.catalog import label_files, label_store
-from jobs.training.options import TrainSettings
+from jobs.training import prepare
+from jobs.training.settings import TrainSettings
 from schemas import LABELS, Layout
 from tests.integration.test_results import HOSTILE, hostile, nights  # noqa: F401
 from tests.line import Line, here, picture
@@ -585,7 +586,7 @@ def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path:
     ).stdout
     assert f"images      {len(rows) - len(real)} nominal ones" in unseen
     settings = TrainSettings.parse(["--images", "x", "--bundle", "y", "--anomalous", uri])
-    assert [image.uri for image, _ in train._masked(settings)] == sorted(row["image_uri"] for row in real[1:])
+    assert [image.uri for image, _ in prepare.known_anomalies(settings)] == sorted(row["image_uri"] for row in real[1:])
     # A drawing that nobody names any more is garbage, and no other.
     say(said, real[1], label_store.Verdict(label=1, clear=True, boxes=(label_store.Box(x0=0, y0=0, x1=9, y1=9),)))
     folder = Path(f"{line.results}/labels/collection=c/masks")

@@ -32,7 +32,7 @@ from fcdd.training import TrainOptions
 from jobs import train
 from jobs.sources import fetching, listing
 from jobs.training import data_set, train_loop
-from jobs.training import options as train_options
+from jobs.training import settings as train_settings
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.train_loop import Alone, LoopConfig
 
@@ -423,10 +423,10 @@ def test_masks_and_outliers_among_the_nominal_images_are_not_trained_on_as_nomin
 
 
 def test_checkpoints_of_another_training_are_not_continued(few: str, tmp_path: Path, capsys: Any) -> None:
-    settings = train_options.TrainSettings.parse(
+    settings = train_settings.TrainSettings.parse(
         ["--images", few, "--bundle", str(tmp_path / "b"), *SMALL, "--workers", "0"]
     )
-    loop = make(few, f"file://{tmp_path}/b/_checkpoints", conditions={"data": "x", **train_options.recorded(settings)})
+    loop = make(few, f"file://{tmp_path}/b/_checkpoints", conditions={"data": "x", **train_settings.recorded(settings)})
     interrupt(loop, 1)
     assert run(few, tmp_path / "b") == 2
     assert "checkpoints of an unfinished training" in capsys.readouterr().err
@@ -574,14 +574,14 @@ def test_resume_without_a_checkpoint_starts_and_ends_like_any_training(few: str,
 
 def test_a_preset_is_the_published_recipe_where_no_option_says_otherwise(tmp_path: Path) -> None:
     arguments = ["--images", "x", "--bundle", "y", "--preset", "cifar10", "--epochs", "7"]
-    settings = train_options.with_preset(train_options.TrainSettings.parse(arguments))
+    settings = train_settings.with_preset(train_settings.TrainSettings.parse(arguments))
     assert (settings.network, settings.image_size, settings.optimizer) == ("cnn32_lw3k", "32x32", "adam")
     assert (settings.epochs, settings.batch_size, settings.milestones) == (7, 200, [400, 500])
     assert settings.score == "mean"
-    chosen = train_options.with_preset(train_options.TrainSettings.parse([*arguments, "--score", "top1pct"]))
+    chosen = train_settings.with_preset(train_settings.TrainSettings.parse([*arguments, "--score", "top1pct"]))
     assert chosen.score == "top1pct"
     assert (settings.schedule, settings.decay, settings.weight_decay) == ("milestones", 0.1, 1e-6)
-    parsed = train_options.options_of(settings)
+    parsed = train_settings.options_of(settings)
     assert (parsed.gaussian_std, parsed.loss, parsed.milestones) == (1.2, "image", (400, 500))
 
 

@@ -8,7 +8,7 @@ from jobs.nightly import NightlySettings
 from jobs.score import ScoreSettings
 from jobs.shell.settings import height_and_width
 from jobs.training import checks
-from jobs.training.options import TrainSettings, with_preset
+from jobs.training.settings import TrainSettings, with_preset
 
 REQUIRED = ["--images", "in", "--bundle", "out"]
 

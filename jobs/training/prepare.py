@@ -1,0 +1,205 @@
+"""From the options of a training to what every worker gets: which images, whose labels and masks, what weights."""
+
+import itertools
+import logging
+from datetime import datetime
+from typing import NamedTuple
+
+import torch
+
+from fcdd import detector, grouping, networks, splits
+from fcdd.calibration import conformal_threshold
+from fcdd.errors import ConfigError
+from fcdd.io import storage
+from fcdd.io.storage import ObjectInfo
+from fcdd.paper import datasets
+from jobs.catalog import label_files
+from jobs.sources import listing
+from jobs.training import checks
+from jobs.training.settings import TrainSettings, options_of, size_of
+from jobs.training.train_loop import LoopConfig
+
+log = logging.getLogger(__name__)
+
+
+class LabelledInfo(NamedTuple):
+    """An object and its label: 0 nominal, 1 anomalous."""
+
+    uri: str
+    etag: str
+    size: int
+    last_modified: datetime
+    label: int
+
+
+class Inputs(NamedTuple):
+    """The images of a training, as they were listed."""
+
+    # All of the location, which the digest is of.
+    listed: list[ObjectInfo]
+    training: list[ObjectInfo]
+    calibration: list[ObjectInfo]
+    # To measure the finished bundle on.
+    labelled: list[LabelledInfo]
+    # Known anomalies, each with its mask if it has one.
+    anomalous: list[tuple[ObjectInfo, ObjectInfo | None]]
+    # Outlier exposure.
+    outliers: list[ObjectInfo]
+
+
+def find_inputs(settings: TrainSettings) -> Inputs:
+    """List everything and split the nominal images. Raises ConfigError for what cannot be trained on."""
+    images_uri = storage.normalize(settings.images)
+    listed = listing.list_images(images_uri)
+    _refuse_anomalous(listed, images_uri)
+    grouping.compile_pattern(settings.group_pattern)
+    labelled, anomalous = _labelled(settings), known_anomalies(settings)
+    outliers = listing.list_images(storage.normalize(settings.outliers)) if settings.outliers else []
+    # Known anomalies, their masks, outliers and images to measure on may lie among the nominal ones; none is nominal.
+    not_nominal = {info.uri for info in (*labelled, *outliers, *itertools.chain(*anomalous)) if info is not None}
+    training, calibration = _split(listed, images_uri, settings, not_nominal)
+    return Inputs(listed, training, calibration, labelled, anomalous, outliers)
+
+
+def _refuse_anomalous(infos: list[ObjectInfo], images_uri: str) -> None:
+    """A location one level too high would train on anomalies as if they were nominal, and nobody would notice."""
+    suspicious = {*datasets.ANOMALOUS_FOLDERS, *datasets.MASK_FOLDERS}
+    for info in infos:
+        parts = info.uri.removeprefix(images_uri).strip("/").lower().split("/")[:-1]
+        if found := suspicious & set(parts):
+            raise ConfigError(
+                f"{images_uri} holds a folder {found.pop()!r} ({info.uri}): training needs nominal images only; "
+                "name the folder that has just those"
+            )
+
+
+def _labelled(settings: TrainSettings) -> list[LabelledInfo]:
+    """The labelled images to measure on."""
+    if settings.labels is None:
+        return []
+    table = label_files.read_decided(settings.labels, opened=True)
+    try:
+        infos = [storage.stat(uri) for uri in table["image_uri"].to_pylist()]
+    except FileNotFoundError as error:
+        raise ConfigError(f"the labelled image {error} does not exist; correct {settings.labels}") from error
+    labels = table["label"].to_pylist()
+    if len(set(labels)) < 2:
+        raise ConfigError(f"expected nominal (0) and anomalous (1) images in {settings.labels}, got one kind")
+    return [LabelledInfo(*info, label) for info, label in zip(infos, labels, strict=True)]
+
+
+def _split(
+    infos: list[ObjectInfo], images_uri: str, settings: TrainSettings, not_nominal: set[str]
+) -> tuple[list[ObjectInfo], list[ObjectInfo]]:
+    """Training and calibration images, by a hash of the key; copies of calibration images are not trained on."""
+    held_out = {
+        info.uri: splits.is_held_out(info.uri.removeprefix(images_uri), settings.calibration_share) for info in infos
+    }
+    usable = [info for info in infos if info.uri not in not_nominal]
+    calibration = [info for info in usable if held_out[info.uri]]
+    known = {(info.etag, info.size) for info in calibration if info.etag}
+    training = [info for info in usable if not held_out[info.uri] and (info.etag, info.size) not in known]
+    copies = len(usable) - len(calibration) - len(training)
+    if copies:
+        log.info("%d images are copies of calibration images and not trained on", copies)
+    return training, calibration
+
+
+def initial_weights(settings: TrainSettings, inputs: Inputs) -> bytes:
+    """The network's weights before the first step. Finds what can be wrong with them and with the places written to."""
+    torch.manual_seed(settings.seed)
+    channels = networks.in_channels(settings.network)
+    network = networks.build(settings.network, in_channels=channels, image_size=size_of(settings))
+    if len(inputs.training) < settings.batch_size:
+        raise ConfigError(f"a batch of {settings.batch_size} needs as many training images, got {len(inputs.training)}")
+    conformal_threshold(torch.zeros(len(inputs.calibration)).numpy(), settings.alpha)
+    storage.check_writable(storage.normalize(settings.bundle))
+    if settings.mlflow:
+        from jobs.training import report
+
+        report.connect_mlflow(settings.mlflow)
+    if settings.pretrained and networks.is_pretrained(settings.network):
+        networks.load_pretrained(network, settings.network, settings.weights)
+    return detector.serialize(network)
+
+
+def loop_config(
+    settings: TrainSettings, inputs: Inputs, held_out: frozenset[str], weights: bytes, checkpoints: str
+) -> LoopConfig:
+    """What every training process gets."""
+    size, channels = size_of(settings), networks.in_channels(settings.network)
+    decoded_gb = len(inputs.training) * size[0] * size[1] * channels / 1e9
+    stream = decoded_gb > settings.memory_gb
+    log.info(
+        "%d training images are %.1f GB decoded, %s the %g GB of --memory-gb: %s",
+        *(len(inputs.training), decoded_gb, "more than" if stream else "within", settings.memory_gb),
+        "streamed from the store in every epoch" if stream else "decoded once to every worker's memory",
+    )
+    moving, processes = settings.moving_statistics, settings.loader_processes
+    labelled, masks = unzipped(inputs.anomalous)
+    return LoopConfig(
+        images=inputs.training,
+        held_out=held_out,
+        network=settings.network,
+        channels=channels,
+        input_size=size,
+        initial_weights=weights,
+        normalization=settings.normalization,
+        moving_statistics=not settings.pretrained if moving is None else moving,
+        frozen=settings.freeze_backbone,
+        anomalies=settings.anomalies,
+        outliers=inputs.outliers,
+        outlier_share=settings.outlier_share,
+        labelled=labelled,
+        masks=masks,
+        labelled_share=settings.anomalous_share,
+        augmentation=settings.augmentation or ("none" if networks.needs_statistics(settings.network) else "all"),
+        options=options_of(settings),
+        stream=stream,
+        loader_processes=(4 if stream or settings.gpu else 0) if processes is None else processes,
+        compile=settings.compile,
+        checkpoints=checkpoints,
+        keep_checkpoints=settings.keep_checkpoints,
+        checkpoint_steps=settings.checkpoint_steps,
+        conditions=checks.conditions(settings, listing.digest(inputs.listed)),
+    )
+
+
+def unzipped(
+    anomalous: list[tuple[ObjectInfo, ObjectInfo | None]],
+) -> tuple[list[ObjectInfo], list[ObjectInfo | None]]:
+    """Images, and their masks."""
+    return [image for image, _ in anomalous], [mask for _, mask in anomalous]
+
+
+def known_anomalies(settings: TrainSettings) -> list[tuple[ObjectInfo, ObjectInfo | None]]:
+    """The labelled anomalies, each with its mask if there is a location of masks."""
+    if not settings.anomalous:
+        return []
+    if label_files.is_file(settings.anomalous):
+        listed = label_files.read_anomalies(settings.anomalous)
+        try:
+            looked = [(storage.stat(each.image), storage.stat(each.mask) if each.mask else None) for each in listed]
+        except FileNotFoundError as error:
+            raise ConfigError(f"{error} does not exist; correct {settings.anomalous}") from error
+        same = [each.etag in ("", image.etag) for each, (image, _) in zip(listed, looked, strict=True)]
+        if not any(same):
+            raise ConfigError(f"all {len(same)} images of {settings.anomalous} changed since they were labelled")
+        if not all(same):
+            changed = listed[same.index(False)].image
+            log.warning("left out %d images that changed since they were labelled: %s", same.count(False), changed)
+        return list(itertools.compress(looked, same))
+    root = storage.normalize(settings.anomalous)
+    found = listing.list_images(root)
+    if not settings.masks:
+        return [(info, None) for info in found]
+    mask_root = storage.normalize(settings.masks)
+    masks = {_stem(info.uri, mask_root).removesuffix("_mask"): info for info in listing.list_images(mask_root)}
+    missing = [info.uri for info in found if _stem(info.uri, root) not in masks]
+    if missing:
+        raise ConfigError(f"{missing[0]} has no mask in {mask_root}; give all anomalous images masks, or none")
+    return [(info, masks[_stem(info.uri, root)]) for info in found]
+
+
+def _stem(uri: str, root: str) -> str:
+    return uri.removeprefix(root).strip("/").rpartition(".")[0]

@@ -1,0 +1,111 @@
+"""One training, from its options to the bundle: alone, or data-parallel with Ray Train.
+
+list -> split (training / calibration) -> train, with checkpoints -> calibrate -> bundle, written and read back
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fcdd import bundle, networks
+from fcdd.calibration import conformal_threshold
+from fcdd.detector import Detector
+from fcdd.errors import ConfigError
+from fcdd.io import storage
+from jobs.sources import fetching, listing
+from jobs.sources.fetching import ImageSet
+from jobs.training import checks, data_set, finish, prepare, train_loop
+from jobs.training.checkpoints import Checkpoints
+from jobs.training.prepare import Inputs
+from jobs.training.settings import TrainSettings, size_of, with_preset
+from jobs.training.train_loop import LoopConfig
+
+log = logging.getLogger(__name__)
+
+
+def train(settings: TrainSettings) -> Detector:
+    """Train, calibrate and write the bundle. Raises ConfigError for whatever can be found before the first step."""
+    given, settings = settings.model_fields_set, with_preset(settings)
+    location = storage.normalize(settings.checkpoints or storage.join(settings.bundle, "_checkpoints"))
+    store = Checkpoints(location, settings.keep_checkpoints)
+    checks.check_options(settings)
+    checks.check_places(settings, store)
+    checks.say_what_is_not_taken(given, settings)
+    inputs = prepare.find_inputs(settings)
+    weights = prepare.initial_weights(settings, inputs)
+    checks.check_resumable(settings, store, listing.digest(inputs.listed))
+    held_out, not_trained_on = _read_held_out(settings, inputs)
+    loop = prepare.loop_config(settings, inputs, not_trained_on, weights, location)
+    if settings.overwrite and not settings.resume:
+        store.clear()
+    with _stoppable(settings, store):
+        _run(settings, loop)
+        found = store.latest()
+        if found is None:
+            raise ConfigError(f"the checkpoints at {loop.checkpoints} are gone or damaged; train again")
+        trained = finish.finish(settings, inputs, held_out, found[0])
+        bundle_uri = storage.normalize(settings.bundle)
+        if Detector.load(bundle_uri).spec.digest != trained.spec.digest:
+            raise ConfigError(f"{bundle_uri} was overwritten while it was being written; train again")
+    store.clear()
+    return trained
+
+
+def _read_held_out(settings: TrainSettings, inputs: Inputs) -> tuple[ImageSet, frozenset[str]]:
+    """The calibration images, and the digests of all pixels that must not be trained on as nominal.
+
+    They are read before any worker starts: a location of unreadable images, or an unusable mask, is found here. The
+    few labelled anomalies are read again by every worker.
+    """
+    size, channels = size_of(settings), networks.in_channels(settings.network)
+    known, _ = data_set.read_anomalies(*prepare.unzipped(inputs.anomalous), size, channels)
+    log.info("training on %d nominal images, calibrating on %d others", len(inputs.training), len(inputs.calibration))
+    anomalous = frozenset(map(data_set.pixel_digest, known))
+    loaded = fetching.load_set(inputs.calibration, size, channels)
+    held_out = data_set.without(loaded, inputs.calibration, anomalous)
+    conformal_threshold(held_out.positions, settings.alpha)  # enough of them are readable
+    return held_out, anomalous | set(map(data_set.pixel_digest, held_out.pixels))
+
+
+@contextmanager
+def _stoppable(settings: TrainSettings, store: Checkpoints) -> Iterator[None]:
+    """Ctrl-C says what is left of the training, and which command goes on with it."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_left(settings, store)) from error
+
+
+def _left(settings: TrainSettings, store: Checkpoints) -> str:
+    bundle_uri = storage.normalize(settings.bundle)
+    try:
+        if not settings.overwrite and storage.exists(storage.join(bundle_uri, bundle.SPEC_FILE)):
+            return f"stopped; the bundle is there already: {bundle_uri}"
+        stored = store.list()
+    except ConfigError as error:
+        return f"stopped; --resume goes on if there is a checkpoint at {store.location} ({error})"
+    if not stored:
+        return "stopped before the first checkpoint: the same command starts again"
+    again = "the same command" if settings.resume else "the same command with --resume"
+    return f"stopped; the last checkpoint is {stored[-1].uri}: {again} goes on"
+
+
+def _run(settings: TrainSettings, loop: LoopConfig) -> None:
+    """Train in this process, or on the workers of Ray Train."""
+    if settings.workers == 0:
+        train_loop.train(loop, train_loop.Alone())
+        return
+    # Imported late: a wrong option is answered in a second, not after five of Ray's import.
+    from jobs.training import ray_train
+
+    with tempfile.TemporaryDirectory() as folder:
+        ray_train.fit(
+            loop,
+            workers=settings.workers,
+            min_workers=settings.min_workers,
+            gpu=settings.gpu,
+            wait_s=settings.cluster_wait_s,
+            max_failures=settings.max_failures,
+            storage_path=folder,
+        )
