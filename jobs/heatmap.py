@@ -3,30 +3,19 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from pydantic import Field
 
-from fcdd import heatmap
 from fcdd.errors import ConfigError
 from jobs import results
-from jobs.catalog import label_files, views
-from jobs.results import Results
+from jobs.catalog import label_files
 from jobs.shell import formatting, process, tables
 from jobs.shell.settings import JobSettings, Night
 from jobs.sources.locations import Locations
-from jobs.viewing import queries, rendering
-from jobs.viewing.queries import MAX_COMPARED
-from schemas import IDENTITY, RunRecord
-
-Style = Literal["side-by-side", "overlay", "16-bit", "numpy"]
-_COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "p_value", "is_anomalous", "heatmap", "image_hash", "regions"))
-_COLUMNS += ", width, height, model_digest"
+from jobs.viewing import heatmap_files, rendering
+from jobs.viewing.heatmap_files import Style
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +61,8 @@ def draw(settings: HeatmapSettings) -> None:
         if settings.run
         else results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
     )
-    rows = chosen(found, settings)
+    uris = [*settings.uri, *(label_files.read_uris(settings.uris) if settings.uris else [])]
+    rows = heatmap_files.chosen(found, uris, settings.top)
     heatmaps, index = rendering.Heatmaps(), []
     locations = Locations.of(found.location, found.records, settings.images)
     rendering.check_apart(settings.output, locations)
@@ -84,70 +74,15 @@ def draw(settings: HeatmapSettings) -> None:
         name = rendering.file_name(rank, len(rows), row["image_uri"])
         path = folder / (Path(name).with_suffix(".npy") if settings.style == "numpy" else name)
         record = found.record_of(row["model_digest"])
-        save(path, picture, heatmaps(row["heatmap"], record), row, record, settings)
+        values = heatmaps(row["heatmap"], record)
+        how = {"regions": settings.regions, "caption": settings.caption}
+        heatmap_files.save(path, picture, values, row, record, settings.style, **how)
         print(f"{path}  {row['anomaly_score']:.4g}  {formatting.printable(row['image_uri'])}")
         index.append({"file": path.name, **{name: row[name] for name in ("image_uri", "anomaly_score", "p_value")}})
     if not index:
         raise ConfigError("not one picture could be made; the images are not where they were scored")
     columns = {name: [row[name] for row in index] for name in index[0]}
     tables.write(pa.table(columns).to_reader(), "csv", str(folder / "index.csv"))
-
-
-def chosen(found: Results, settings: HeatmapSettings) -> list[dict[str, Any]]:
-    """The rows to draw. Raises ConfigError for an image that was not scored."""
-    if not settings.uri and not settings.uris:
-        question = queries.top(count=max(MAX_COMPARED, settings.top), columns=_COLUMNS)
-        with views.readable():
-            rows = found.of_latest_bundle().sql(*question).to_arrow_table()
-        return list(queries.without_duplicates(rows, settings.top).to_pylist())
-    uris = [*settings.uri, *(label_files.read_uris(settings.uris) if settings.uris else [])]
-    latest = "QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY date DESC) = 1"
-    asked = f"SELECT {_COLUMNS} FROM scores WHERE list_contains($uris, image_uri) {latest}"
-    by_uri = {row["image_uri"]: row for row in found.rows(asked, {"uris": uris})}
-    if missing := [uri for uri in uris if uri not in by_uri]:
-        raise ConfigError(
-            f"{len(missing)} of {len(uris)} images were not scored in these runs, the first is {missing[0]!r}; an "
-            "image is named by its whole location, as `fcdd query` shows it"
-        )
-    return [by_uri[uri] for uri in dict.fromkeys(uris)]
-
-
-def save(
-    path: Path,
-    picture: Image.Image,
-    values: npt.NDArray[np.float32],
-    row: dict[str, Any],
-    record: RunRecord,
-    settings: HeatmapSettings,
-) -> None:
-    """One picture or array."""
-    threshold = record.map_threshold
-    if settings.style in ("16-bit", "numpy"):
-        full = heatmap.at_size(values, *picture.size)
-        if settings.style == "numpy":
-            np.save(path, full)
-        else:
-            Image.fromarray(heatmap.to_16bit(full, threshold)).save(path, pnginfo=_about(row, threshold))
-        return
-    boxes = row["regions"] if settings.regions else []
-    shown = rendering.boxed(heatmap.overlay(picture, values, threshold), boxes)
-    if settings.style == "side-by-side":
-        shown = rendering.side_by_side([picture, shown])
-    if settings.caption:
-        alarm = "alarm" if row["is_anomalous"] else "no alarm"
-        regions = formatting.number(len(row["regions"]), "region")
-        text = f"score {row['anomaly_score']:.4g}   p {row['p_value']:.4g}   {alarm}   {regions}"
-        shown = rendering.captioned(shown, text, threshold)
-    shown.save(path, pnginfo=_about(row, threshold))
-
-
-def _about(row: dict[str, Any], threshold: float) -> PngInfo:
-    """What the picture shows, for programs."""
-    info = PngInfo()
-    info.add_itxt("image_uri", row["image_uri"])
-    info.add_text("anomaly_score", repr(row["anomaly_score"]))
-    info.add_text("map_threshold", repr(threshold))
-    return info
 
 
 if __name__ == "__main__":

@@ -1,26 +1,18 @@
-"""`fcdd metrics`: what became of the latest runs, for Prometheus, from their commit records.
-
-A run's own metrics (jobs.scoring.live_metrics) end with its process. Whether a night is missing can only be told by
-something that is there when no run is: this, a page of gauges that it reads anew from the records at every scrape.
-"""
+"""`fcdd metrics`: what became of the latest runs, for Prometheus, from their commit records."""
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, time
-from typing import Any, ClassVar, get_args
+from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
-from fcdd.errors import ConfigError, FCDDError
+from fcdd.errors import ConfigError
 from fcdd.io import storage
-from jobs.catalog import commit_records
 from jobs.shell import process
 from jobs.shell.settings import JobSettings
-from schemas import Layout, RunRecord
-from schemas.runs import Drift
-
-VERDICTS = get_args(Drift.model_fields["verdict"].annotation)
+from jobs.viewing import gauges
+from schemas import Layout
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +44,7 @@ def serve(settings: MetricsSettings) -> None:
     except ImportError as error:
         raise ConfigError("to serve metrics: pip install 'fcdd-at-scale[cluster]'") from error
     registry = prometheus_client.CollectorRegistry(auto_describe=False)
-    registry.register(Records(Layout(storage.normalize(settings.results)), settings.collection))
+    registry.register(gauges.Records(Layout(storage.normalize(settings.results)), settings.collection))
     if settings.once:
         print(prometheus_client.generate_latest(registry).decode(), end="")
         return
@@ -62,87 +54,6 @@ def serve(settings: MetricsSettings) -> None:
         raise ConfigError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
     log.info("metrics at http://%s:%d/metrics   (Ctrl-C stops)", settings.host, settings.port)
     threading.Event().wait()
-
-
-class Records:
-    """Collects the metrics; records never change, so each is read once."""
-
-    def __init__(self, layout: Layout, collection: str | None) -> None:
-        self._layout, self._collection = layout, collection
-        self._known: dict[str, RunRecord] = {}
-        self._num_left_out = 0
-        self._lock = threading.Lock()
-
-    def collect(self) -> Iterator[Any]:
-        """The gauges of one scrape; a store that cannot be read is a gauge, too, and what was read before is told."""
-        from prometheus_client.core import GaugeMetricFamily
-
-        readable = 1
-        try:
-            with self._lock:
-                self._read()
-        except (FCDDError, FileNotFoundError) as error:
-            readable = 0
-            log.error("the records cannot be read: %s", error)
-        yield GaugeMetricFamily("fcdd_results_readable", "whether the records could be read just now", value=readable)
-        strange = "objects among the records that are none, or of a later version; the log names them"
-        yield GaugeMetricFamily("fcdd_records_left_out", strange, value=self._num_left_out)
-        # Oldest night first, so each collection is left with its latest one.
-        latest = {record.collection: record for record in commit_records.current(list(self._known.values()))}
-        told = [record for name, record in latest.items() if self._collection in (None, name)]
-        for name, help_text, label, values in _GAUGES:
-            labels = ["collection", *([label] if label else [])]
-            family = GaugeMetricFamily(name, help_text, labels=labels)
-            for record in told:
-                for value, number in values(record).items():
-                    family.add_metric([record.collection, *([value] if label else [])], number)
-            yield family
-
-    def _read(self) -> None:
-        there = commit_records.uris(self._layout)
-        new = [uri for uri in there if uri not in self._known]
-        self._known |= commit_records.read_all(new)
-        # Who takes a record away wants the run not to count.
-        self._known = {uri: self._known[uri] for uri in there if uri in self._known}
-        self._num_left_out = len(there) - len(self._known)
-
-
-def _midnight(record: RunRecord) -> float:
-    return datetime.combine(record.day, time(), UTC).timestamp()
-
-
-_Values = Callable[[RunRecord], dict[str, float]]
-# Name, help, label beside the collection, and its values.
-_GAUGES: tuple[tuple[str, str, str, _Values], ...] = (
-    ("fcdd_last_night_timestamp_seconds", "midnight (UTC) of its latest night", "", lambda r: {"": _midnight(r)}),
-    (
-        "fcdd_last_commit_timestamp_seconds",
-        "when that night's run was committed",
-        "",
-        lambda r: {"": r.committed_at.timestamp()},
-    ),
-    (
-        "fcdd_last_run_seconds",
-        "how long it took, from its first attempt on",
-        "",
-        lambda r: {"": (r.committed_at - r.started_at).total_seconds()},
-    ),
-    ("fcdd_last_run_images_per_second", "how fast it was", "", lambda r: {"": r.images_per_second}),
-    (
-        "fcdd_last_run_images",
-        "its images",
-        "outcome",
-        lambda r: {"scored": float(r.num_scored), "quarantined": float(r.num_quarantined)},
-    ),
-    ("fcdd_last_run_quarantined_images", "its quarantined images", "reason", lambda r: {**r.quarantine_reasons}),
-    ("fcdd_last_run_alarms", "its anomalous images", "", lambda r: {"": r.num_anomalous}),
-    (
-        "fcdd_last_run_drift",
-        "1 for its verdict, 0 for the others",
-        "verdict",
-        lambda r: {verdict: float(verdict == r.drift.verdict) for verdict in VERDICTS},
-    ),
-)
 
 
 if __name__ == "__main__":

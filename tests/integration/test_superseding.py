@@ -21,6 +21,7 @@ from jobs import results
 from jobs.catalog import commit_records, intents, leases
 from jobs.scoring import publishing
 from jobs.scoring import runs as scoring_runs
+from jobs.scoring.options import ScoreOptions
 from schemas import Layout, RunRecord
 from tests.line import Line, here
 
@@ -426,10 +427,10 @@ def test_whatever_is_wrong_with_one_night_the_others_are_done(line: Line, monkey
         line.upload(f"nights/2026-11-{day:02d}", 5, seed=day)
     score_night = scoring_runs.score
 
-    def broken(settings: Any, **options: Any) -> RunRecord:
-        if settings.date.day == 2:
+    def broken(options: ScoreOptions) -> RunRecord:
+        if options.day.day == 2:
             raise RuntimeError("a fault of this program")
-        return score_night(settings, **options)
+        return score_night(options)
 
     monkeypatch.setattr(scoring_runs, "score", broken)
     done = line.nightly("--catch-up", day=3)

@@ -1,0 +1,82 @@
+"""Heatmaps of scored images as files: pictures over the originals, 16-bit pictures, arrays."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from fcdd import heatmap
+from fcdd.errors import ConfigError
+from jobs.catalog import views
+from jobs.results import Results
+from jobs.shell import formatting
+from jobs.viewing import queries, rendering
+from jobs.viewing.queries import MAX_COMPARED
+from schemas import IDENTITY, RunRecord
+
+Style = Literal["side-by-side", "overlay", "16-bit", "numpy"]
+_COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "p_value", "is_anomalous", "heatmap", "image_hash", "regions"))
+_COLUMNS += ", width, height, model_digest"
+
+
+def chosen(found: Results, uris: Sequence[str], top: int) -> list[dict[str, Any]]:
+    """The rows of these images, else the `top` most anomalous. Raises ConfigError for an image that was not scored."""
+    if not uris:
+        question = queries.top(count=max(MAX_COMPARED, top), columns=_COLUMNS)
+        with views.readable():
+            rows = found.of_latest_bundle().sql(*question).to_arrow_table()
+        return list(queries.without_duplicates(rows, top).to_pylist())
+    latest = "QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY date DESC) = 1"
+    asked = f"SELECT {_COLUMNS} FROM scores WHERE list_contains($uris, image_uri) {latest}"
+    by_uri = {row["image_uri"]: row for row in found.rows(asked, {"uris": list(uris)})}
+    if missing := [uri for uri in uris if uri not in by_uri]:
+        raise ConfigError(
+            f"{len(missing)} of {len(uris)} images were not scored in these runs, the first is {missing[0]!r}; an "
+            "image is named by its whole location, as `fcdd query` shows it"
+        )
+    return [by_uri[uri] for uri in dict.fromkeys(uris)]
+
+
+def save(
+    path: Path,
+    picture: Image.Image,
+    values: npt.NDArray[np.float32],
+    row: dict[str, Any],
+    record: RunRecord,
+    style: Style,
+    *,
+    regions: bool = True,
+    caption: bool = True,
+) -> None:
+    """One picture or array of a row; `values` is its heatmap, at any size."""
+    threshold = record.map_threshold
+    if style in ("16-bit", "numpy"):
+        full = heatmap.at_size(values, *picture.size)
+        if style == "numpy":
+            np.save(path, full)
+        else:
+            Image.fromarray(heatmap.to_16bit(full, threshold)).save(path, pnginfo=_about(row, threshold))
+        return
+    boxes = row["regions"] if regions else []
+    shown = rendering.boxed(heatmap.overlay(picture, values, threshold), boxes)
+    if style == "side-by-side":
+        shown = rendering.side_by_side([picture, shown])
+    if caption:
+        alarm = "alarm" if row["is_anomalous"] else "no alarm"
+        found = formatting.number(len(row["regions"]), "region")
+        text = f"score {row['anomaly_score']:.4g}   p {row['p_value']:.4g}   {alarm}   {found}"
+        shown = rendering.captioned(shown, text, threshold)
+    shown.save(path, pnginfo=_about(row, threshold))
+
+
+def _about(row: dict[str, Any], threshold: float) -> PngInfo:
+    """What the picture shows, for programs."""
+    info = PngInfo()
+    info.add_itxt("image_uri", row["image_uri"])
+    info.add_text("anomaly_score", repr(row["anomaly_score"]))
+    info.add_text("map_threshold", repr(threshold))
+    return info
