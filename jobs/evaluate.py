@@ -1,7 +1,6 @@
 """`fcdd evaluate`: committed runs and labels -> AUROC, with the conditions it was measured under."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -19,7 +18,7 @@ SCORES = ("anomaly_score", "score_mean", "score_max", "score_top1pct")
 
 
 class EvaluateSettings(JobSettings):
-    """Compare the scores of committed runs with labels. Published experiments: fcdd evaluate --protocol NAME --help.
+    """Compare the scores of committed runs with labels. Published experiments: `fcdd reproduce`.
 
     The labels are a CSV or Parquet file with the columns image_uri (as `fcdd query` shows it) and label
     (0 nominal, 1 anomalous).
@@ -52,11 +51,6 @@ class Evaluation:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    given = sys.argv[1:] if argv is None else argv
-    if any(argument.partition("=")[0] == "--protocol" for argument in given):
-        from jobs import reproduce  # it imports torch
-
-        return process.run(lambda: reproduce.reproduce(reproduce.ProtocolSettings.parse(argv)))
     return process.run(lambda: show(EvaluateSettings.parse(argv)))
 
 

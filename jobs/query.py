@@ -1,11 +1,10 @@
 """`fcdd query`: ready questions about committed runs, and SQL of your own, over their Parquet files with DuckDB."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-import pyarrow as pa
 from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
@@ -13,10 +12,10 @@ from fcdd.errors import ConfigError
 from jobs import results
 from jobs.catalog import views
 from jobs.results import Results
-from jobs.shell import formatting, limits, process, tables
+from jobs.shell import limits, process, tables
 from jobs.shell.settings import JobSettings, Night
 from jobs.shell.tables import Format
-from jobs.viewing import queries
+from jobs.viewing import explained, queries
 from jobs.viewing.queries import MAX_COMPARED, TOP_COLUMNS, Question
 
 # Options that only some questions know.
@@ -118,9 +117,12 @@ def query(settings: QuerySettings) -> None:
 def _answer(kind: str, settings: QuerySettings, found: Results) -> None:
     question = _question(kind, settings, found)
     if settings.explain:
-        print("\n".join(explained(found.explain(*question))))
+        print("\n".join(explained.explained(found.explain(*question))))
     elif kind == "top" and not settings.duplicates:
-        tables.write(_top(settings, found, question), settings.output, settings.to, _title(settings))
+        table = queries.top_without_duplicates(found, question, settings.top)
+        if settings.output == "table" and not settings.to:
+            table = table.drop_columns(["score_max", "run_id"])
+        tables.write(table.to_reader(), settings.output, settings.to, _title(settings))
     else:
         title = _title(settings) if kind == "top" else ""
         if kind == "changes" and settings.output == "table":
@@ -135,7 +137,7 @@ def _answer(kind: str, settings: QuerySettings, found: Results) -> None:
 
 def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
     if settings.group is not None:
-        _check_group(found, settings.group)
+        queries.check_group(found, settings.group)
     if kind == "top":
         return queries.top(
             count=settings.top if settings.duplicates else max(MAX_COMPARED, settings.top),
@@ -148,13 +150,7 @@ def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
     if kind == "history":
         if settings.uri is None:
             raise ConfigError("whose history? add --uri, as `fcdd query top` shows it")
-        question = queries.history(settings.uri)
-        if not found.sql(*question).fetchall():
-            raise ConfigError(
-                f"these runs know no image {settings.uri!r}; an image is named by its whole location, as `fcdd query` "
-                "shows it"
-            )
-        return question
+        return queries.history_of_known(found, settings.uri)
     if kind == "sql":
         if settings.sql is None:
             raise ConfigError("which question? add --sql 'SELECT ...'")
@@ -168,57 +164,9 @@ def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
     return Question(f"SELECT {_RUNS}" if settings.output == "table" and not settings.to else "FROM runs", {})
 
 
-def _top(settings: QuerySettings, found: Results, question: Question) -> pa.RecordBatchReader:
-    """The worst of each group of near-duplicates; a warning where not all could be compared."""
-    with views.readable():
-        rows = found.sql(*question).to_arrow_table()
-    if rows.num_rows == max(MAX_COMPARED, settings.top):
-        log.warning("near-duplicates were looked for among the %d most anomalous images", rows.num_rows)
-    table = queries.without_duplicates(rows, settings.top)
-    unseen = ("score_max", "run_id") if settings.output == "table" and not settings.to else ()
-    return table.drop_columns(["image_hash", "heatmap", *unseen]).to_reader()
-
-
-def _check_group(found: Results, group: str) -> None:
-    groups = "SELECT image_group FROM scores UNION SELECT image_group FROM quarantine ORDER BY 1"
-    known = [name for (name,) in found.sql(groups).fetchall()]
-    if group not in known:
-        there = ", ".join(map(repr, known[:30])) + (", ..." if len(known) > 30 else "")
-        raise ConfigError(f"there is no image of the group {group!r}; there are: {there or 'no images'}")
-
-
 def _title(settings: QuerySettings) -> str:
     nights = str(settings.date or "") or " to ".join(str(day) for day in (settings.since, settings.until) if day)
     return f"{settings.collection or 'all collections'}, {nights or 'all nights'}: top by anomaly score"
-
-
-def explained(profile: dict[str, Any]) -> Iterator[str]:
-    """The plan that DuckDB went through, each read with its files, row groups and bytes, and what it read in all."""
-    yield from (line for root in profile["operator"] for line in _operator(root, 0))
-    total, query = profile["io"], profile["query"]
-    yield (
-        f"read {total['total_bytes_read'] / 1e6:.2f} MB in {total['total_read_operations']} requests, "
-        f"{query['total_row_groups_scanned']} of {query['total_row_groups_to_scan']} row groups; "
-        f"{query['total_time']:.3f} s"
-    )
-
-
-def _operator(node: dict[str, Any], depth: int) -> Iterator[str]:
-    info = node["extra_info"]
-    if node["name"] not in ("RESULT_COLLECTOR", "EXPLAIN_ANALYZE"):
-        read = ""
-        if "Total Files Read" in info:
-            files = info.get("Scanning Files", f"{info['Total Files Read']}/{info['Total Files Read']}").split("/")
-            read = f"files {info['Total Files Read']} of {files[1]}, row groups {node['row_groups_scanned']} of "
-            read += f"{node['total_row_groups_to_scan']}, "
-        yield f"{'  ' * depth}{node['name']}  {read}{node['intermediate_rows']} rows, {1e3 * node['timing']:.1f} ms"
-        for name in ("Projections", "File Filters", "Filters", "Order By", "Groups", "Conditions"):
-            if name in info:
-                value = info[name] if isinstance(info[name], str) else ", ".join(info[name])
-                yield f"{'  ' * depth}    {name.lower()}: {formatting.printable(value)}"
-        depth += 1
-    for child in node.get("children", ()):
-        yield from _operator(child, depth)
 
 
 if __name__ == "__main__":

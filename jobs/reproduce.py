@@ -1,44 +1,31 @@
-"""`fcdd evaluate --protocol`: a published experiment, class by class, beside the published figures.
+"""`fcdd reproduce`: a published experiment, class by class, beside the published figures."""
 
-Every class that is done leaves one file, so the same command goes on where it was stopped.
-"""
-
-import dataclasses
-import hashlib
 import json
-import logging
-import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
+from pydantic_settings import CliPositionalArg
 
-from fcdd.errors import ConfigError, FCDDError, ImageError
-from fcdd.paper import protocols
-from fcdd.paper.protocols import PROTOCOLS, Protocol
-from jobs.shell import formatting
+from jobs.shell import process
 from jobs.shell.settings import JobSettings
-
-log = logging.getLogger(__name__)
 
 Name = Literal[
     "fmnist", "fmnist-emnist", "cifar10", "imagenet30", "mvtec", "mvtec-semi", "voc", "custom", "custom-maps"
 ]
 
 
-class ProtocolSettings(JobSettings):
+class ReproduceSettings(JobSettings):
     """Repeat a published experiment: train class by class with the published defaults, compare the figures.
 
     The folder holds the data sets in their published layouts; what is missing is named with where to get it. Runs on
-    one GPU if there is one. The same command goes on after an interruption. In a TOML file its table is [protocol].
+    one GPU if there is one. The same command goes on after an interruption.
     """
 
-    verb: ClassVar[str] = "evaluate"
-    table: ClassVar[str] = "protocol"
+    verb: ClassVar[str] = "reproduce"
 
-    protocol: Name = Field(description="the experiment")
+    protocol: CliPositionalArg[Name] = Field(description="the experiment")
     data: Path = Field(description="folder with the data sets")
     into: Path = Field(Path("reproduction"), description="folder for the results of each class and the report")
     classes: list[str] | None = Field(None, description="only these classes")
@@ -52,205 +39,19 @@ class ProtocolSettings(JobSettings):
     output: Literal["text", "json"] = Field("text", description="what to print")
 
 
-class ClassResult(NamedTuple):
-    """AUROCs in percent over the repetitions of one class."""
-
-    name: str
-    image: list[float]
-    pixel: list[float]
-    aupro: list[float]
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return process.run(lambda: reproduce(ReproduceSettings.parse(argv)))
 
 
-def reproduce(settings: ProtocolSettings) -> None:
-    """Run what is missing, write report.json and report.md, print one of them."""
-    protocol = _adapted(settings)
-    classes = _chosen(settings, protocol)
-    folder = settings.into / settings.protocol
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write {folder}: {error.strerror}; give another folder by --into") from error
-    for name in classes:
-        for seed in range(settings.repetitions):
-            _make(settings, protocol, name, seed, folder)
-    # Classes that were done before belong into the report too.
-    results = [
-        _class_result(settings, protocol, name, folder)
-        for name in protocol.classes_in(settings.data)
-        if name in classes or all(_file(folder, name, seed).exists() for seed in range(settings.repetitions))
-    ]
-    document = _document(settings, protocol, results)
-    markdown = _markdown(document)
-    (folder / "report.json").write_text(json.dumps(document, indent=1) + "\n")
-    (folder / "report.md").write_text(markdown)
+def reproduce(settings: ReproduceSettings) -> None:
+    """Run what is missing, and print the report."""
+    from jobs.training import reproduction  # late: it imports torch
+
+    options = reproduction.ReproductionOptions(**settings.model_dump(exclude={"config", "output"}))
+    document, markdown = reproduction.reproduce(options)
     print(json.dumps(document, indent=1) if settings.output == "json" else markdown)
 
 
-def _adapted(settings: ProtocolSettings) -> Protocol:
-    protocol = PROTOCOLS[settings.protocol]
-    changed = {name: getattr(settings, name) for name in ("epochs", "batch_size") if getattr(settings, name)}
-    return dataclasses.replace(protocol, options=dataclasses.replace(protocol.options, **changed))
-
-
-def _chosen(settings: ProtocolSettings, protocol: Protocol) -> list[str]:
-    known = protocol.classes_in(settings.data)
-    unknown = [name for name in settings.classes or () if name not in known]
-    if unknown:
-        raise ConfigError(f"unknown class {unknown[0]!r} of {settings.protocol}; choose from: {', '.join(known)}")
-    return [name for name in known if not settings.classes or name in settings.classes]
-
-
-def _class_result(settings: ProtocolSettings, protocol: Protocol, name: str, folder: Path) -> ClassResult:
-    done = [_stored(settings, protocol, _file(folder, name, seed)) for seed in range(settings.repetitions)]
-    return ClassResult(
-        name,
-        [100 * each["image"]["auroc"]["value"] for each in done],
-        [100 * each["pixel"]["auroc"]["value"] for each in done if each["pixel"]],
-        [100 * each["pixel"]["aupro"]["value"] for each in done if each["pixel"]],
-    )
-
-
-def _file(folder: Path, name: str, seed: int) -> Path:
-    return folder / f"{name.replace(' ', '_')}-seed{seed}.json"
-
-
-def _stored(settings: ProtocolSettings, protocol: Protocol, file: Path) -> Any:
-    """The result in a file, made with the same options. Raises ConfigError for another one."""
-    try:
-        stored = json.loads(file.read_text())
-        conditions = stored["conditions"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} cannot be read ({type(error).__name__}); remove it to repeat that class") from error
-    if conditions != _conditions(settings, protocol):
-        raise ConfigError(f"{file} was made with other options or data; give another folder by --into, or remove it")
-    return stored
-
-
-def _make(settings: ProtocolSettings, protocol: Protocol, name: str, seed: int, folder: Path) -> None:
-    """Train and test one class, unless its file is there."""
-    file = _file(folder, name, seed)
-    if file.exists():
-        _stored(settings, protocol, file)
-        log.info("%s, seed %d: done before", name, seed)
-        return
-    experiment = protocol.load(settings.data, name, seed)
-    if settings.oe_limit:
-        experiment = protocols.limited(experiment, settings.oe_limit, seed)
-    if settings.offline:
-        experiment = protocols.offline(protocol, experiment, seed)
-    sizes = (len(experiment.training.images), len(experiment.test.labels))
-    log.info("%s, seed %d: training on %d images, testing on %d", name, seed, *sizes)
-    start = time.perf_counter()
-
-    def report(epoch: int, loss: float) -> None:
-        spent, epochs = time.perf_counter() - start, protocol.options.epochs
-        log.info("%s, seed %d: epoch %d/%d  loss %.4f  %.0f s", name, seed, epoch + 1, epochs, loss, spent)
-
-    try:
-        outcome = protocols.run(
-            protocol,
-            experiment,
-            name,
-            seed=seed,
-            report=report,
-            weights=settings.weights,
-            pretrained=settings.pretrained,
-        )
-    except (FloatingPointError, ImageError) as error:
-        raise TrainingFailed(f"{name}, seed {seed}: {error}") from error
-    stored = {"class": name, "seed": seed, "conditions": _conditions(settings, protocol), **formatting.plain(outcome)}
-    stored["seconds"] = round(time.perf_counter() - start, 1)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(stored, indent=1) + "\n")
-    partial.replace(file)  # whole, or not at all
-
-
-class TrainingFailed(FCDDError):
-    """A training diverged, or its data went away."""
-
-
-def _conditions(settings: ProtocolSettings, protocol: Protocol) -> dict[str, Any]:
-    """What a stored result must agree with, the seed aside."""
-    options = json.loads(json.dumps(dataclasses.asdict(protocol.options)))
-    del options["seed"]
-    weights = hashlib.sha256(settings.weights.read_bytes()).hexdigest() if settings.weights else None
-    return {
-        "protocol": protocol.name,
-        "data": str(settings.data.resolve()),
-        "network": protocol.network,
-        "pretrained": settings.pretrained,
-        "weights_sha256": weights,
-        "offline": settings.offline,
-        "oe_limit": settings.oe_limit,
-        **options,
-    }
-
-
-def _document(settings: ProtocolSettings, protocol: Protocol, results: list[ClassResult]) -> dict[str, Any]:
-    figures = protocols.published(protocol.name)
-    names = protocol.classes_in(settings.data)
-    published = {source: table for source, table in figures.items() if source != "metric"}
-    rows = []
-    for result in results:
-        position = names.index(result.name)
-        rows.append(
-            {
-                "class": result.name,
-                **{kind: values for kind in ("image", "pixel", "aupro") if (values := getattr(result, kind))},
-                "published": {
-                    source: table["values"][position] for source, table in published.items() if table["values"]
-                },
-            }
-        )
-    return {
-        "protocol": protocol.name,
-        "metric": figures["metric"],
-        "conditions": _conditions(settings, protocol),
-        "differences": [*protocols.NOTES, *protocol.notes],
-        "classes": rows,
-        "published_means": {source: table["mean"] for source, table in published.items()},
-        "complete": len(results) == len(names),
-    }
-
-
-def _markdown(document: dict[str, Any]) -> str:
-    """The report for a person: one row per class, ours first, percent."""
-    rows = document["classes"]
-    kinds = [kind for kind in ("image", "pixel", "aupro") if any(kind in row for row in rows)]
-    sources = list(document["published_means"])
-    titles = {"image": "image AUROC", "pixel": "pixel AUROC", "aupro": "AUPRO"}
-    header = ["class", *(titles[kind] for kind in kinds), *(f"published: {source}" for source in sources)]
-    table = [[row["class"], *(_spread(row.get(kind, [])) for kind in kinds), *_figures(row, sources)] for row in rows]
-    means = [_spread([float(np.mean([np.mean(row[kind]) for row in rows if kind in row]))]) for kind in kinds]
-    table.append(["**mean**", *means, *(f"{document['published_means'][source]:g}" for source in sources)])
-    shown = {name: value for name, value in document["conditions"].items() if value not in (None, [], False)}
-    conditions = ", ".join(f"{name} {value}" for name, value in shown.items())
-    if not document["complete"]:
-        conditions += "; a part of the classes: the published means are over all"
-    lines = [
-        f"# {document['protocol']}",
-        "",
-        f"Percent. The published figures are of {document['metric']} AUROC unless they say otherwise. {conditions}.",
-        "",
-        *_table([header, ["---"] * len(header), *table]),
-        "",
-        "Differences from the official code:",
-        "",
-        *(f"- {note}" for note in document["differences"]),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _spread(values: list[float]) -> str:
-    """Mean, and standard deviation over the repetitions if there are some."""
-    if not values:
-        return "-"
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
-
-
-def _figures(row: dict[str, Any], sources: list[str]) -> Iterator[str]:
-    return (f"{row['published'][source]:g}" if source in row["published"] else "-" for source in sources)
-
-
-def _table(rows: list[list[str]]) -> Iterator[str]:
-    return (f"| {' | '.join(row)} |" for row in rows)
+if __name__ == "__main__":
+    process.leave(main())

@@ -6,15 +6,10 @@ It runs one `ray job submit`, which it prints. What it adds: the exit code is th
 knows only 0 and 1, and a configuration that would not be where the job looks for it is noticed here.
 """
 
-import contextlib
-import io
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
-import sysconfig
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +18,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from fcdd.errors import ConfigError, FCDDError
+from fcdd.errors import ConfigError
+from jobs.on_ray import submission
 from jobs.shell import errors, process
 from jobs.shell.settings import JobSettings, refuse_secrets
 from jobs.shell.verbs import VERBS
@@ -78,7 +74,9 @@ def submit(argv: list[str]) -> int:
     _check_config(settings, arguments)
     command = command_line(settings, verb, arguments)
     print(shlex.join(command), flush=True)
-    return errors.DONE if settings.dry_run else _run(settings, command)
+    if settings.dry_run:
+        return errors.DONE
+    return submission.submit(command, is_named=settings.submission_id is not None, wait=settings.wait)
 
 
 def _verb_at(argv: list[str]) -> int:
@@ -126,51 +124,6 @@ def _check_config(settings: SubmitSettings, arguments: list[str]) -> None:
             )
         if not (settings.working_dir / value).is_file():
             raise ConfigError(f"--config {value} is not in {settings.working_dir}, the --working-dir")
-
-
-def _run(settings: SubmitSettings, command: list[str]) -> int:
-    try:
-        from ray.job_submission import JobStatus, JobSubmissionClient
-    except ImportError as error:
-        raise ConfigError("to submit jobs, install Ray's client: pip install 'fcdd-at-scale[cluster]'") from error
-    program = str(Path(sysconfig.get_path("scripts"), command[0]))
-    address, job = command[command.index("--address") + 1], command[command.index("--submission-id") + 1]
-    if settings.submission_id and _is_known(address, job):
-        raise ConfigError(f"there has been a job {job!r} on this cluster; choose another --submission-id, or none")
-    with subprocess.Popen([program, *command[1:]]) as running:
-        # Ctrl-C reaches the client, too; the job goes on.
-        try:
-            code = running.wait()
-        except KeyboardInterrupt:
-            running.send_signal(signal.SIGINT)
-            running.wait()
-            stop = shlex.join(["ray", "job", "stop", "--address", address, job])
-            print(f"the job goes on; to stop it: {stop}", file=sys.stderr)
-            raise
-    if not settings.wait:
-        return errors.DONE if code == 0 else errors.FAILED
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            info = JobSubmissionClient(address).get_job_info(job)
-    except (RuntimeError, ConnectionError, ValueError) as error:  # said by `ray job submit` above
-        raise FCDDError(f"the job {job} could not be asked how it ended: {str(error).splitlines()[0]}") from error
-    if info.status == JobStatus.STOPPED:
-        return errors.INTERRUPTED
-    if info.status == JobStatus.SUCCEEDED and code == 0:
-        return errors.DONE
-    if not info.status.is_terminal():
-        raise FCDDError(f"the connection to the log of {job} broke off while it was {info.status}; it may go on")
-    return info.driver_exit_code or errors.FAILED
-
-
-def _is_known(address: str, job: str) -> bool:
-    from ray.job_submission import JobSubmissionClient
-
-    try:
-        JobSubmissionClient(address).get_job_info(job)
-    except (RuntimeError, ConnectionError, ValueError):  # what is wrong with the cluster is said by `ray job submit`
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def refuse_secrets(argv: Sequence[str], elsewhere: str = "") -> None:
 
 
 class JobSettings(BaseSettings):
-    """Base of every job's options; `verb` names the command, and its table in the TOML file unless `table` does."""
+    """Base of every job's options; `verb` names the command, and its table in the TOML file."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -90,7 +90,6 @@ class JobSettings(BaseSettings):
         allow_inf_nan=False,
     )
     verb: ClassVar[str]
-    table: ClassVar[str | None] = None
 
     config: Path | None = Field(None, description="TOML file with a table named like this command")
 
@@ -102,7 +101,7 @@ class JobSettings(BaseSettings):
         finder.add_argument("--config", type=Path)
         known, _ = finder.parse_known_args(argv)
         path = known.config or os.environ.get("FCDD_CONFIG")
-        table = _table(Path(path), cls.table or cls.verb) if path else {}
+        table = _table(Path(path), cls.verb) if path else {}
         try:
             return cls(
                 _cli_parse_args=True if argv is None else list(argv),

@@ -3,7 +3,7 @@
 VERBS = {
     "train": "nominal images -> a bundle (a trained, calibrated detector)",
     "score": "a bundle + an image collection -> a committed run: scores and heatmaps in Parquet",
-    "nightly": "score what is new, decide, look for drift, tell; exit codes for a scheduler",
+    "nightly": "score what is new, decide, look for drift, notify; exit codes for a scheduler",
     "calibrate": "the same weights with another calibration: fresh nominal images, or a reviewed run",
     "query": "ask committed runs: ready questions, or SQL of your own; tables, CSV, JSON, Parquet, Arrow",
     "heatmap": "pictures with heatmaps over the originals: the worst images, or those you name",
@@ -20,4 +20,5 @@ VERBS = {
     "submit": "run any of these on a Ray cluster, with `ray job submit`; its exit code is the job's",
     "audit": "where on the image the evidence of a model lies: borders, background, one fixed spot",
     "evaluate": "committed runs + labels -> AUROC",
+    "reproduce": "repeat an experiment of the paper, class by class, beside the published figures",
 }

@@ -35,7 +35,7 @@ def say_what_is_not_taken(given: AbstractSet[str], settings: TrainSettings) -> N
     if settings.preset is not None:
         log.info(
             "of the preset, network, input size, optimiser, schedule, loss and score are taken; its repeated passes, "
-            "augmentation and outliers are not: `fcdd evaluate --protocol %s` repeats the published experiment",
+            "augmentation and outliers are not: `fcdd reproduce %s` repeats the published experiment",
             settings.preset,
         )
 

@@ -1,5 +1,6 @@
 """The ready questions about results, as SQL over the views of `jobs.results`, and the answer about near-duplicates."""
 
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +9,10 @@ import pyarrow as pa
 
 from fcdd import duplicates, heatmap
 from fcdd.errors import ConfigError
+from jobs.catalog import views
 from jobs.results import Results
+
+log = logging.getLogger(__name__)
 
 # Of so many images, the most anomalous first, near-duplicates are found.
 MAX_COMPARED = 2_000
@@ -141,3 +145,34 @@ def run_totals(results: Results) -> pa.Table:
     """The last two nights side by side."""
     names = ["date", "run_id", "num_listed", "num_scored", "num_anomalous", "num_quarantined", "drift_verdict"]
     return results.runs().select(names).slice(max(0, len(results.records) - 2))
+
+
+def top_without_duplicates(found: Results, question: Question, count: int) -> pa.Table:
+    """The worst of each group of near-duplicates; a warning where not all could be compared.
+
+    `question` is `top` with `image_hash` and `heatmap` among its columns, of max(MAX_COMPARED, count) images.
+    """
+    with views.readable():
+        rows = found.sql(*question).to_arrow_table()
+    if rows.num_rows == max(MAX_COMPARED, count):
+        log.warning("near-duplicates were looked for among the %d most anomalous images", rows.num_rows)
+    return without_duplicates(rows, count).drop_columns(["image_hash", "heatmap"])
+
+
+def check_group(found: Results, group: str) -> None:
+    """Raises ConfigError when no image is of that group."""
+    groups = "SELECT image_group FROM scores UNION SELECT image_group FROM quarantine ORDER BY 1"
+    known = [name for (name,) in found.sql(groups).fetchall()]
+    if group not in known:
+        there = ", ".join(map(repr, known[:30])) + (", ..." if len(known) > 30 else "")
+        raise ConfigError(f"there is no image of the group {group!r}; there are: {there or 'no images'}")
+
+
+def history_of_known(found: Results, uri: str) -> Question:
+    """`history` of an image. Raises ConfigError when no run has it."""
+    question = history(uri)
+    if not found.sql(*question).fetchall():
+        raise ConfigError(
+            f"these runs know no image {uri!r}; an image is named by its whole location, as `fcdd query` shows it"
+        )
+    return question

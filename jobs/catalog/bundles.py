@@ -1,0 +1,14 @@
+"""The bundle that a committed run was made with."""
+
+from fcdd import bundle
+from fcdd.bundle import BundleSpec
+from fcdd.errors import ConfigError
+from schemas import RunRecord
+
+
+def of_run(record: RunRecord) -> tuple[BundleSpec, bytes]:
+    """The specification and the weights. Raises BundleError, or ConfigError when another bundle is there by now."""
+    spec, weights = bundle.load(record.bundle)
+    if spec.digest != record.bundle_digest:
+        raise ConfigError(f"the bundle at {record.bundle} is not the one that run {record.run_id} used")
+    return spec, weights

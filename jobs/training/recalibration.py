@@ -1,0 +1,149 @@
+"""Another calibration of the same weights: from fresh nominal images, or from reviewed runs.
+
+images -> scored here -> calibration
+runs + labels of their alarms -> their rows without the anomalies -> calibration
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from fcdd import bundle, grouping, heatmap, splits
+from fcdd.bundle import BundleSpec
+from fcdd.calibration import STATISTICS, Floats, Nominal, conformal_threshold
+from fcdd.errors import BundleError, ConfigError
+from fcdd.io.storage import ObjectInfo
+from jobs.catalog import label_files, views
+from jobs.shell import formatting
+from jobs.sources import listing
+from schemas import RunRecord
+
+log = logging.getLogger(__name__)
+
+# A threshold of more than so many times the old one is said, with the images that set it: are they nominal?
+SUSPICIOUS_RATIO = 2.0
+
+
+# So many of them are named.
+_NAMED = 5
+
+
+def warn_of_higher(before: float, after: float, values: Floats, uris: list[str], what: str) -> None:
+    """Warn when a threshold is several times what it was, and name the images that set it: defects raise it."""
+    if after <= SUSPICIOUS_RATIO * before:
+        return
+    highest = [int(index) for index in np.argsort(-values, kind="stable") if values[index] >= after]
+    log.warning(
+        "the new %s, %.6g, is %s the old one, %.6g, and fewer defects will be found; are all images nominal? It is set "
+        "by the %d with the largest values, among them %s",
+        *(what, after, f"{after / before:.1f} times" if before > 0 else "far above", before, len(highest)),
+        ", ".join(f"{formatting.printable(uris[index])} ({values[index]:.6g})" for index in highest[:_NAMED]),
+    )
+
+
+def from_images(
+    spec: BundleSpec, weights: bytes, location: str, *, alpha: float, pattern: str | None, max_images: int
+) -> tuple[Nominal, list[str]]:
+    """Images below a location, scored here, and their locations. Raises ConfigError for too few."""
+    from fcdd.detector import Detector  # late: a reviewed run needs no torch
+    from jobs.training import measurement
+
+    infos = _sampled(_not_trained_on(listing.list_images(location), spec), max_images)
+    conformal_threshold(np.zeros(len(infos)), alpha)  # before all are scored
+    return measurement.measure(Detector(spec, weights), infos, [location], pattern)
+
+
+def _not_trained_on(infos: list[ObjectInfo], spec: BundleSpec) -> list[ObjectInfo]:
+    """Without those that the weights were trained on, as far as the location tells: their scores are too low."""
+    root, share = spec.training.images, spec.training.options.get("calibration_share")
+    if not isinstance(share, float):
+        return infos
+    kept = [
+        info
+        for info in infos
+        if not info.uri.startswith(f"{root}/") or splits.is_held_out(info.uri.removeprefix(root), share)
+    ]
+    if len(kept) < len(infos):
+        log.info("left out %d images below %s, where training took its images", len(infos) - len(kept), root)
+    if not kept:
+        raise ConfigError(f"all {len(infos)} images are those that the bundle was trained on; bring others")
+    return kept
+
+
+def _sampled(infos: list[ObjectInfo], limit: int) -> list[ObjectInfo]:
+    if len(infos) <= limit:
+        return infos
+    log.info("%d of %d images are taken (--max-images)", limit, len(infos))
+    chosen = sorted(infos, key=lambda info: hashlib.md5(info.uri.encode(), usedforsecurity=False).digest())[:limit]
+    return sorted(chosen, key=lambda info: info.uri)
+
+
+@views.readable()
+def from_runs(
+    spec: BundleSpec,
+    results: str,
+    records: Sequence[RunRecord],
+    labels: str,
+    *,
+    pattern: str | None,
+    max_images: int,
+) -> tuple[Nominal, list[str]]:
+    """The images of committed runs whose alarms were all looked at, without those that are anomalous; locations."""
+    for record in records:
+        if record.bundle_digest != spec.digest and not _has_weights(record, spec):
+            raise ConfigError(
+                f"run {record.run_id} was scored with another bundle ({record.bundle_digest[:12]}): its scores say "
+                "nothing about this one; choose its --date, or its bundle"
+            )
+    connection = views.connect(results)
+    views.scores(connection, results, records)
+    connection.register("labels", label_files.read(labels))
+    latest = "QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY date DESC) = 1"
+    labelled = f"SELECT s.*, l.label FROM scores s LEFT JOIN labels l ON {label_files.IS_OF}"
+    connection.sql(f"SELECT * FROM ({labelled}) {latest}").create_view("reviewed")
+    [(unseen, known)] = connection.sql(
+        "SELECT count(*) FILTER (is_anomalous AND label IS NULL), count(label) FROM reviewed"
+    ).fetchall()
+    if not known:
+        raise ConfigError(f"none of the labels in {labels} is of an image of these runs")
+    if unseen:
+        raise ConfigError(
+            f"{unseen} alarms have no label in {labels}: an alarm that nobody looked at is neither nominal "
+            "nor anomalous; label all alarms of the night"
+        )
+    columns = ("image_uri", "anomaly_score", "score_max", "image_format", "image_group", "heatmap", *STATISTICS)
+    table = connection.sql(
+        f"SELECT {', '.join(columns)} FROM reviewed WHERE coalesce(label, 0) = 0 "
+        f"ORDER BY md5(image_uri) LIMIT {max_images}"
+    ).to_arrow_table()
+    if not table.num_rows:
+        raise ConfigError("every image of the run is labelled anomalous; there is nothing to calibrate on")
+    groups = table["image_group"].to_pylist()
+    if pattern != spec.calibration.group_pattern:
+        compiled = grouping.compile_pattern(pattern)
+        groups = [grouping.group_of(uri, (), compiled) for uri in table["image_uri"].to_pylist()]
+    nominal = Nominal(
+        scores=table["anomaly_score"].to_numpy(),
+        peaks=table["score_max"].to_numpy(),
+        statistics=np.stack([table[name].to_numpy() for name in STATISTICS], 1),
+        formats=table["image_format"].to_pylist(),
+        groups=groups,
+        maps=heatmap.decode_each(table["heatmap"].to_pylist()),
+    )
+    uris: list[str] = table["image_uri"].to_pylist()
+    return nominal, uris
+
+
+def _has_weights(record: RunRecord, spec: BundleSpec) -> bool:
+    """Whether a run was scored with the same weights under another calibration: its scores are the same."""
+    if record.bundle_digest == spec.parent:
+        return True
+    try:
+        other, _ = bundle.load(record.bundle)
+    except (BundleError, ConfigError):
+        return False
+    own = {"calibration", "calibrated_on", "parent", "training"}
+    same = other.model_dump(exclude=own) == spec.model_dump(exclude=own)
+    return same and other.digest == record.bundle_digest

@@ -1,0 +1,165 @@
+"""Where on the image plane the evidence of a model lies, to find features that it should not use.
+
+maps of committed runs -> evidence of anomalous and of nominal images -> shares at the border, outside the object,
+at one spot -> flags, and a picture
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+from fcdd import evidence, heatmap
+from fcdd.bundle import BundleSpec
+from fcdd.errors import ConfigError, ImageError
+from fcdd.evidence import Evidence
+from fcdd.images import DecodedImage
+from fcdd.io import isolation, storage
+from fcdd.io.storage import ObjectInfo
+from jobs.catalog import bundles, label_files, views
+from jobs.sources import fetching
+from jobs.sources.locations import Locations
+from jobs.viewing import rendering
+from schemas import IDENTITY, RunRecord
+
+_ROWS_AT_ONCE = 5_000
+
+
+class Audit(NamedTuple):
+    """The evidence of each kind of images ("anomalous" and "nominal", or "alarms" and "others")."""
+
+    spec: BundleSpec
+    kinds: dict[str, Evidence]
+    concentrations: dict[str, list[evidence.Concentration]]
+    # Where the object is, by cells of the map; None: nobody can tell.
+    mask: npt.NDArray[np.bool_] | None
+    # Mean grey image of nominal images (H,W), None if none could be read.
+    mean: npt.NDArray[np.float64] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        kinds = {
+            name: {
+                "num_images": each.num_images,
+                "evidence": each.share().round(5).tolist(),
+                "concentrations": [found._asdict() for found in self.concentrations[name]],
+            }
+            for name, each in self.kinds.items()
+        }
+        return kinds | {"object_share": None if self.mask is None else float(self.mask.mean())}
+
+
+@views.readable()
+def audit(
+    results: str,
+    records: Sequence[RunRecord],
+    locations: Locations,
+    *,
+    labels: pa.Table | None,
+    object_mask: str | None,
+    sample: int,
+) -> Audit:
+    """Measure the runs of one bundle; `sample` nominal images below `locations` are fetched for their mean.
+
+    Raises ConfigError when there is no evidence at all.
+    """
+    spec, _ = bundles.of_run(records[-1])
+    connection = views.connect(results)
+    views.scores(connection, results, records)
+    kind, source, names = "is_anomalous", "scores", ("alarms", "others")
+    if labels is not None:
+        kind, source, names = "labelled", "q", ("anomalous", "nominal")
+        connection.register("labels", labels)
+        joined = f"SELECT s.*, l.label = 1 AS labelled FROM scores s JOIN labels l ON {label_files.IS_OF}"
+        connection.sql(joined).create_view("q")
+    kinds = {name: Evidence(np.array(spec.calibration.pooled.map_mean)) for name in names}
+    for chosen, maps in _batches(connection.execute(f"SELECT {kind}, heatmap FROM {source}")):
+        for name, rows in zip(names, (chosen, ~chosen), strict=True):
+            if rows.any():
+                kinds[name].add(maps[rows])
+    if not any(each.num_images for each in kinds.values()):
+        labelled = "" if labels is None else " that has a label"
+        raise ConfigError(f"there is no evidence to look at: the runs have scored no image{labelled}")
+    identities = connection.sql(
+        f"SELECT {', '.join(IDENTITY)} FROM {source} WHERE NOT {kind} ORDER BY md5(image_uri) LIMIT {sample}"
+    ).fetchall()
+    mean = _mean_image([info for row in identities if locations.hold((info := ObjectInfo(*row)).uri)], spec)
+    mask = _object_mask(object_mask, mean, spec)
+    return Audit(spec, kinds, {name: each.concentrations(mask) for name, each in kinds.items()}, mask, mean)
+
+
+def _batches(
+    result: duckdb.DuckDBPyConnection,
+) -> Iterator[tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]]:
+    while rows := result.fetchmany(_ROWS_AT_ONCE):
+        yield np.array([row[0] for row in rows], np.bool_), heatmap.decode_each([row[1] for row in rows])
+
+
+def _mean_image(infos: list[ObjectInfo], spec: BundleSpec) -> npt.NDArray[np.float64] | None:
+    """Mean grey image (H,W) of what can still be read, None if nothing can."""
+    loaded = fetching.fetch_each(infos, spec.input_size, spec.channels)
+    pixels = [image.pixels.mean(2) for image in loaded if isinstance(image, DecodedImage)]
+    return np.mean(pixels, axis=0) if pixels else None
+
+
+def _object_mask(
+    object_mask: str | None, mean: npt.NDArray[np.float64] | None, spec: BundleSpec
+) -> npt.NDArray[np.bool_] | None:
+    cells = np.shape(spec.calibration.pooled.map_mean)
+    if object_mask:
+        uri = storage.normalize(object_mask)
+        try:
+            found = np.asarray(isolation.picture(storage.read(uri), mode="L")) > 127
+        except FileNotFoundError as error:
+            raise ConfigError(f"the object mask {uri} does not exist") from error
+        except ImageError as error:
+            raise ConfigError(f"the object mask {uri} cannot be read: {error}") from error
+        if not found.any():
+            raise ConfigError(f"the object mask {uri} is black everywhere: white is where the object is")
+        return evidence.to_cells(found, (cells[0], cells[1]))
+    found_object = evidence.find_object(mean) if mean is not None else None
+    return None if found_object is None else evidence.to_cells(found_object, (cells[0], cells[1]))
+
+
+def print_audit(found: Audit) -> None:
+    """For a person."""
+    mask = found.mask
+    print(f"model       {found.spec.digest[:12]}  ({found.spec.network})")
+    whole = "none was told from the background: it fills the picture, or give --object-mask"
+    print(f"object      {whole if mask is None else f'{mask.mean():.0%} of the picture'}")
+    flags = 0
+    few = [name for name, each in found.kinds.items() if each.num_images < evidence.MIN_IMAGES]
+    for name, concentrations in found.concentrations.items():
+        print(f"{name:11} {found.kinds[name].num_images} images with evidence")
+        for each in concentrations:
+            mark = "  <-- suspicious" if each.flagged else ""
+            subject = "of the images are hottest" if each.where.startswith(evidence.ONE_SPOT) else "of the evidence"
+            print(f"            {each.share:4.0%} {subject} {each.where}, {each.area:.0%} of the area{mark}")
+            flags += each.flagged
+    if few:
+        print(f"            fewer than {evidence.MIN_IMAGES} images say nothing: {', '.join(few)}")
+    if flags:
+        print(
+            f"verdict     {flags} suspicious: look at the pictures (`fcdd heatmap`); if the model looks at "
+            "what is not the product, crop or mask it before training"
+        )
+    else:
+        print("verdict     nothing suspicious was found")
+
+
+def picture(found: Audit) -> Image.Image:
+    """The mean image, and over it the evidence of each kind of images, on a scale of its own."""
+    (height, width), mean = found.spec.input_size, found.mean
+    grey = Image.fromarray((np.zeros((height, width)) if mean is None else mean).round().astype(np.uint8)).convert(
+        "RGB"
+    )
+    shown = [grey]
+    for each in found.kinds.values():
+        share = each.share().astype(np.float32)
+        # A cell of three times the even share is in the middle of the scale.
+        shown.append(heatmap.overlay(grey, share, 3 / share.size))
+    return rendering.side_by_side(shown)
