@@ -66,7 +66,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     connection.register("labels", labels)
     joined = connection.sql(
         f"SELECT label, is_anomalous, {', '.join(SCORES)} FROM labels l JOIN scores s ON {label_files.IS_OF} "
-        "QUALIFY row_number() OVER (PARTITION BY s.image_uri ORDER BY date DESC) = 1"  # the latest night of an image
+        + views.latest_night("s.image_uri")
     ).fetchnumpy()
     truth = np.asarray(joined["label"])
     if not len(truth):

@@ -87,6 +87,11 @@ def lock(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], spill: str
     connection.execute("SET lock_configuration = true")
 
 
+def latest_night(image: str) -> str:
+    """The end of a SELECT over scores that keeps the latest night of each image; `image` is its column of names."""
+    return f"QUALIFY row_number() OVER (PARTITION BY {image} ORDER BY date DESC) = 1"
+
+
 @contextmanager
 def readable(otherwise: str = "a published part is missing or damaged") -> Iterator[None]:
     """DuckDB's errors as one sentence; an interruption stays one."""

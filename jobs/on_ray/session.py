@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fcdd.errors import ConfigError, FCDDError
 from jobs.on_ray import local
+from jobs.shell.look_ahead import ahead
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -154,14 +154,9 @@ def first_line(error: BaseException) -> str:
 def parallel_map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """`map` on the cluster, in order; as many calls at once as there are CPUs. Raises FCDDError."""
     remote = ray.remote(num_cpus=1)(function)
-    waiting: deque[Any] = deque()
     with one_sentence():
-        for item in items:
-            waiting.append(remote.remote(item))
-            if len(waiting) > ray.cluster_resources().get("CPU", 1):
-                yield ray.get(waiting.popleft())
-        while waiting:
-            yield ray.get(waiting.popleft())
+        for _, result in ahead(remote.remote, items, 1 + int(ray.cluster_resources().get("CPU", 1))):
+            yield ray.get(result)
 
 
 @contextmanager

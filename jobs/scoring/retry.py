@@ -10,7 +10,7 @@ from datetime import date
 from fcdd.errors import ConfigError
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
-from jobs.catalog import commit_records, intents, leases, part_files
+from jobs.catalog import bundles, commit_records, intents, leases, part_files
 from jobs.scoring import manifests, waves
 from jobs.scoring.manifests import Listing
 from jobs.scoring.options import ScoreOptions
@@ -38,8 +38,7 @@ def retry(
             raise ConfigError(f"run {before.run_id} has no quarantined images; there is nothing to try again")
         allowed = Locations.of(layout.results, (before,), locations)
         job = waves.prepare(options_of(before))._replace(allowed=allowed)
-        if job.spec.digest != before.bundle_digest:
-            raise ConfigError(f"the bundle at {before.bundle} is not the one that run {before.run_id} used")
+        bundles.check_of_run(job.spec, before)
         commit_records.check_free(layout, f"{before.run_id}-q")
         intent = intents.fix_intent(layout, job.intent(f"{before.run_id}-q", before, keep=True, is_retry=True))
         if intents.read_plan(layout, intent.run_id) is None:

@@ -8,10 +8,10 @@ import numpy as np
 
 from fcdd import heatmap
 from fcdd.bundle import BundleSpec
-from fcdd.errors import ConfigError, FCDDError, ImageError
+from fcdd.errors import FCDDError, ImageError
 from fcdd.images import DecodedImage
 from fcdd.io.storage import ObjectInfo
-from jobs.catalog import part_files
+from jobs.catalog import bundles, part_files
 from jobs.catalog.staging import Bitmap
 from jobs.sources import fetching
 from jobs.sources.fetching import Failure
@@ -113,10 +113,8 @@ def _compare(
         return 0, 0, 0.0, 0.0
     from fcdd.detector import Detector  # late: only this needs torch
 
-    detector = Detector.load(record.bundle)
+    detector = Detector(*bundles.of_run(record))
     spec = detector.spec
-    if spec.digest != record.bundle_digest:
-        raise ConfigError(f"the bundle at {record.bundle} is not the one that run {record.run_id} used")
     precision = str(record.settings.get("precision", "float32"))
     tolerance = tolerance or TOLERANCES[precision]
     gone, worst_score, worst_map = 0, 0.0, 0.0

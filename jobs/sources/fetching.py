@@ -3,7 +3,6 @@
 import functools
 import logging
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from fcdd.images import DecodedImage, Limits
 from fcdd.io import isolation, storage
 from fcdd.io.isolation import IsolatedDecoder
 from fcdd.io.storage import ObjectInfo
+from jobs.shell.look_ahead import ahead
 from jobs.sources import listing
 from jobs.sources.locations import Locations
 
@@ -114,21 +114,16 @@ def _fetch_ahead(
     infos: Sequence[ObjectInfo], limits: Limits, allowed: Locations | None, loaded: Loaded
 ) -> Iterator[Fetched]:
     """Fetched objects in order; not more than `_AHEAD` of them, or `_AHEAD_BYTES`, wait in memory."""
-    waiting: deque[tuple[int, Future[Fetched]]] = deque()
-    held = 0
-    try:
-        for info in infos:
-            size = _ASSUMED_BYTES if listing.is_to_look_up(info.size) else info.size
-            while waiting and (len(waiting) >= _AHEAD or held + size > _AHEAD_BYTES):
-                held -= waiting[0][0]
-                yield _waited(waiting.popleft()[1], loaded)
-            waiting.append((size, _fetchers().submit(_fetch, info, limits, allowed)))
-            held += size
-        while waiting:
-            yield _waited(waiting.popleft()[1], loaded)
-    finally:
-        for _, future in waiting:
-            future.cancel()
+    pending = ahead(
+        lambda info: _fetchers().submit(_fetch, info, limits, allowed),
+        infos,
+        _AHEAD,
+        weigh=lambda info: _ASSUMED_BYTES if listing.is_to_look_up(info.size) else info.size,
+        max_weight=_AHEAD_BYTES,
+        discard=Future.cancel,
+    )
+    for _, future in pending:
+        yield _waited(future, loaded)
 
 
 @functools.cache
@@ -171,14 +166,9 @@ def fetch_and_decode(info: ObjectInfo, size: tuple[int, int], channels: int) -> 
 
 def fetch_each(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> Iterator[DecodedImage | Failure]:
     """`fetch_and_decode` of every object, in order; only a few are ahead of what was asked for."""
-    waiting: deque[Future[DecodedImage | Failure]] = deque()
     with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
-        for info in infos:
-            if len(waiting) == _AHEAD:
-                yield waiting.popleft().result()
-            waiting.append(pool.submit(fetch_and_decode, info, size, channels))
-        while waiting:
-            yield waiting.popleft().result()
+        for _, future in ahead(lambda info: pool.submit(fetch_and_decode, info, size, channels), infos, _AHEAD):
+            yield future.result()
 
 
 def fetch_all(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> list[DecodedImage | Failure]:

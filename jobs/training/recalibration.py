@@ -100,9 +100,8 @@ def from_runs(
     connection = views.connect(results)
     views.scores(connection, results, records)
     connection.register("labels", label_files.read(labels))
-    latest = "QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY date DESC) = 1"
     labelled = f"SELECT s.*, l.label FROM scores s LEFT JOIN labels l ON {label_files.IS_OF}"
-    connection.sql(f"SELECT * FROM ({labelled}) {latest}").create_view("reviewed")
+    connection.sql(f"SELECT * FROM ({labelled}) {views.latest_night('image_uri')}").create_view("reviewed")
     [(unseen, known)] = connection.sql(
         "SELECT count(*) FILTER (is_anomalous AND label IS NULL), count(label) FROM reviewed"
     ).fetchall()

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from fcdd import heatmap
 from fcdd.errors import ImageError
 from jobs.results import Results
 from jobs.shell import formatting, local_files
+from jobs.shell.look_ahead import ahead
 from jobs.sources.locations import Locations
 from jobs.viewing import rendering
 from schemas import IDENTITY
@@ -97,7 +97,7 @@ def fiftyone(found: Results, output: str, *, only_alarms: bool, locations: Locat
         (root / "metadata.json").write_text(json.dumps(about))
         with (root / "samples.json").open("w", encoding="utf-8") as file:
             file.write('{"samples": [')
-            for row, reading in _ahead(_rows(found, only_alarms), locations):
+            for row, reading in _read_ahead(_rows(found, only_alarms), locations):
                 try:
                     data = reading.result()
                 except ImageError as error:
@@ -119,15 +119,10 @@ def fiftyone(found: Results, output: str, *, only_alarms: bool, locations: Locat
     print(f"open        fiftyone.Dataset.from_dir({output!r}, dataset_type=fiftyone.types.FiftyOneDataset)")
 
 
-def _ahead(rows: Iterable[dict[str, Any]], locations: Locations) -> Iterator[tuple[dict[str, Any], Future[bytes]]]:
+def _read_ahead(rows: Iterable[dict[str, Any]], locations: Locations) -> Iterator[tuple[dict[str, Any], Future[bytes]]]:
     """Each row and its image, of which a few are read while others are worked on."""
-    waiting: deque[tuple[dict[str, Any], Future[bytes]]] = deque()
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
-        for row in rows:
-            waiting.append((row, pool.submit(rendering.encoded, row, locations)))
-            if len(waiting) > _READS_IN_FLIGHT:
-                yield waiting.popleft()
-        yield from waiting
+        yield from ahead(lambda row: pool.submit(rendering.encoded, row, locations), rows, _READS_IN_FLIGHT)
 
 
 def _fiftyone_sample(row: dict[str, Any], image: str, heatmap_path: str, threshold: float) -> dict[str, Any]:

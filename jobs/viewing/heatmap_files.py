@@ -30,7 +30,7 @@ def chosen(found: Results, uris: Sequence[str], top: int) -> list[dict[str, Any]
         with views.readable():
             rows = found.of_latest_bundle().sql(*question).to_arrow_table()
         return list(queries.without_duplicates(rows, top).to_pylist())
-    latest = "QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY date DESC) = 1"
+    latest = views.latest_night("image_uri")
     asked = f"SELECT {_COLUMNS} FROM scores WHERE list_contains($uris, image_uri) {latest}"
     by_uri = {row["image_uri"]: row for row in found.rows(asked, {"uris": list(uris)})}
     if missing := [uri for uri in uris if uri not in by_uri]:

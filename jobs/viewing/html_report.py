@@ -23,7 +23,7 @@ from fcdd import bundle, drift, heatmap
 from fcdd.bundle import BundleSpec
 from fcdd.drift import AlarmLaw
 from fcdd.errors import FCDDError, ImageError
-from jobs.catalog import commit_records
+from jobs.catalog import bundles, commit_records
 from jobs.results import Results
 from jobs.sources.locations import Locations
 from jobs.viewing import pages, queries, rendering
@@ -111,12 +111,9 @@ _SCOPES = (
 def _bundle(record: RunRecord) -> tuple[tuple[BundleSpec, bytes] | None, str]:
     """The bundle of the run, or why it is not there."""
     try:
-        spec, weights = bundle.load(record.bundle)
+        return bundles.of_run(record), ""
     except FCDDError as error:
         return None, str(error)
-    if spec.digest != record.bundle_digest:
-        return None, f"the bundle at {record.bundle} is another one now"
-    return (spec, weights), ""
 
 
 def _expected(record: RunRecord) -> str:
@@ -141,7 +138,7 @@ def _worst(
             zip(leaders.tolist(), rows.take(leaders).to_pylist(), strict=True), start=1
         )
     ]
-    heatmaps = rendering.Heatmaps({record.bundle: loaded}) if loaded and found else None
+    heatmaps = rendering.Heatmaps([loaded]) if loaded and found else None
     thumbnail = partial(_thumbnail, locations)
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
         pictures = list(pool.map(thumbnail, found[:_READS_IN_FLIGHT]))

@@ -1,12 +1,10 @@
 """Pictures of scored images: the original, and the heatmap of a run over it. Only heatmaps load a bundle, and torch."""
 
-import functools
 import hashlib
 import io
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from fcdd.bundle import BundleSpec
 from fcdd.errors import ConfigError, ImageError
 from fcdd.io import isolation, storage
 from fcdd.io.storage import ObjectInfo
+from jobs.catalog import bundles
 from jobs.shell import formatting
 from jobs.sources.locations import Locations
 from schemas import IDENTITY, RunRecord
@@ -99,25 +98,25 @@ def original_or_warn(row: Mapping[str, Any], locations: Locations) -> Image.Imag
 class Heatmaps:
     """Full-resolution heatmaps of stored anomaly maps; each bundle is loaded once."""
 
-    def __init__(self, loaded: Mapping[str, tuple[BundleSpec, bytes]] = MappingProxyType({})) -> None:
-        """`loaded`: bundles, by location, that need not be read again."""
-        self._loaded = loaded
-        self._detector = functools.cache(self._load)
-
-    def _load(self, uri: str) -> "Detector":
-        from fcdd.detector import Detector
-
-        return Detector(*self._loaded[uri]) if uri in self._loaded else Detector.load(uri)
+    def __init__(self, loaded: Iterable[tuple[BundleSpec, bytes]] = ()) -> None:
+        """`loaded`: bundles that need not be read again."""
+        self._loaded = {spec.digest: (spec, weights) for spec, weights in loaded}
+        self._detectors: dict[str, Detector] = {}
 
     def __call__(self, encoded: bytes, record: RunRecord) -> npt.NDArray[np.float32]:
         """The heatmap (H,W) of the network's input, in the map's units.
 
         Raises ConfigError, or BundleError, when the bundle is not there as the run used it.
         """
-        detector = self._detector(record.bundle)
-        if detector.spec.digest != record.bundle_digest:
-            raise ConfigError(f"the bundle at {record.bundle} is not the one that run {record.run_id} used")
-        return detector.heatmap(heatmap.decode(encoded))
+        return self._detector_of(record).heatmap(heatmap.decode(encoded))
+
+    def _detector_of(self, record: RunRecord) -> "Detector":
+        from fcdd.detector import Detector
+
+        digest = record.bundle_digest
+        if digest not in self._detectors:
+            self._detectors[digest] = Detector(*(self._loaded.get(digest) or bundles.of_run(record)))
+        return self._detectors[digest]
 
 
 def boxed(picture: Image.Image, regions: Iterable[Mapping[str, Any]]) -> Image.Image:
