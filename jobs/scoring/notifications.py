@@ -79,9 +79,7 @@ def _post(webhook: str, payload: bytes, exit_code: int) -> None:
     headers = {"Content-Type": "application/json", "X-FCDD-Exit-Code": str(exit_code)}
     request = json.dumps({"address": webhook, "headers": headers, "body": payload.decode()}).encode()
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = _within(
-        _WEBHOOK_S, [sys.executable, "-m", "jobs.scoring.post_webhook"], request, env, stdout=subprocess.PIPE
-    )
+    done = _within(_WEBHOOK_S, [sys.executable, "-m", "jobs.shell.post_webhook"], request, env, stdout=subprocess.PIPE)
     answer = done.stdout.decode().strip()
     if not answer.isdecimal():  # the class of an error
         raise NotificationFailed(answer or f"its process ended with exit code {done.returncode}")

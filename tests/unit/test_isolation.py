@@ -26,7 +26,8 @@ SIZE = (24, 32)
 # The decoder itself, which dies, hangs or swallows memory at bytes that begin like this.
 SABOTEUR = """
 import ctypes, sys, time
-from fcdd import decoder_process, images
+from fcdd import images
+from fcdd.io import decoder_process
 format_of = images._format_of
 def sabotaged(data):
     if data.startswith(b"CRASH"):
@@ -43,7 +44,8 @@ SERVE = "decoder_process.main(sys.argv[1:])"
 # The decoder itself, taken over by an image: it tries what it could do to others, and says what worked.
 INTRUDER = """
 import ctypes, os, resource, socket, subprocess, sys
-from fcdd import decoder_process, images
+from fcdd import images
+from fcdd.io import decoder_process
 from fcdd.errors import ImageError
 parent, libc = os.getppid(), ctypes.CDLL(None, use_errno=True)
 class IoVec(ctypes.Structure):
@@ -205,7 +207,10 @@ def test_a_decoder_that_was_taken_over_can_do_nothing_to_others(monkeypatch: pyt
 
 def test_a_system_that_leaves_rights_to_the_decoder_is_named(caplog: pytest.LogCaptureFixture) -> None:
     isolation._warn_of_rights.cache_clear()
-    command = ("-c", "import sys; from fcdd import decoder_process, sandbox\nsandbox.enter = lambda: False\n" + SERVE)
+    command = (
+        "-c",
+        "import sys; from fcdd.io import decoder_process, sandbox\nsandbox.enter = lambda: False\n" + SERVE,
+    )
     for _ in range(2):
         with IsolatedDecoder(SIZE, 3, command=command) as decoder:
             assert outcomes(list(decoder.decode_each([picture(0)]))) == ["decoded"]
@@ -239,7 +244,7 @@ def test_a_whole_picture_that_cannot_be_had_has_a_reason(sabotaged: IsolatedDeco
 @pytest.mark.parametrize("reply", ["b'x' * 200", "decoder_process.PICTURE_REPLY.pack(True, 2**31, 2**31, 0, 0)"])
 def test_a_reply_that_is_none_is_a_crash_and_not_an_error_of_the_job(reply: str) -> None:
     lie = (
-        "import sys; from fcdd import decoder_process\n"
+        "import sys; from fcdd.io import decoder_process\n"
         f"decoder_process._picture = lambda *_: decoder_process._write({reply})\n" + SERVE
     )
     with IsolatedDecoder(SIZE, 3, command=("-c", lie), timeout_s=5.0) as decoder, pytest.raises(ImageError) as caught:
@@ -336,7 +341,7 @@ def test_an_owner_that_is_killed_takes_the_decoder_with_it(tmp_path: Path) -> No
 
 LIAR = """
 import os, sys
-from fcdd import decoder_process as d
+from fcdd.io import decoder_process as d
 nan = float("nan")
 requests = sys.stdin.buffer
 os.write(1, d.READY)

@@ -116,11 +116,11 @@ def test_a_process_that_is_stopped_and_goes_on_does_not_get_its_lease_back(
 ) -> None:
     """A real process, stopped by SIGSTOP until another one took over and released."""
     code = (
-        "import sys; from jobs import _lease; _lease.HEARTBEAT_S = 0.05\n"
-        "with _lease.hold(sys.argv[1], 'r') as lease:\n"
+        "import sys; from jobs.catalog import leases; leases.HEARTBEAT_S = 0.05\n"
+        "with leases.hold(sys.argv[1], 'r') as lease:\n"
         "    print('held', flush=True); sys.stdin.readline()\n"
         "    try: lease.check(); print('still mine')\n"
-        "    except _lease.LeaseLost: print('lost')\n"
+        "    except leases.LeaseLost: print('lost')\n"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     monkeypatch.setattr(leases, "TTL_S", 1.0)

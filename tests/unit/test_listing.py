@@ -528,7 +528,7 @@ def test_an_empty_place_is_not_taken_for_deleted_images(left: str, awkward: Awkw
 
 def test_a_folder_that_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
     code = (
-        "import os, signal, time; from jobs import _scratch; folder = _scratch.ScratchFolder('listing');"
+        "import os, signal, time; from jobs.shell import temporary; folder = temporary.ScratchFolder('listing');"
         "print(folder.name, flush=True); time.sleep(60)"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
