@@ -11,7 +11,7 @@ import pytest
 from fcdd.errors import ConfigError
 from fcdd.paper import protocols
 from fcdd.paper.protocols import PROTOCOLS
-from jobs import evaluate
+from jobs import reproduce
 from tests import standins
 
 
@@ -46,9 +46,9 @@ CASES: dict[str, tuple[Callable[[Path], None], str, int]] = {
 
 def _run(protocol: str, data: Path, into: Path, *more: str) -> int:
     _, name, batch = CASES[protocol]
-    return evaluate.main(
+    return reproduce.main(
         [
-            *("--protocol", protocol, "--data", str(data), "--into", str(into), "--classes", name),
+            *(protocol, "--data", str(data), "--into", str(into), "--classes", name),
             *("--epochs", "1", "--batch-size", str(batch), "--no-pretrained", *more),
         ]
     )
@@ -90,8 +90,8 @@ def test_a_protocol_learns_what_its_class_looks_like(tmp_path: Path) -> None:
 
 def test_published_batches_are_larger_than_small_classes_and_still_train(tmp_path: Path) -> None:
     standins.voc(tmp_path)
-    arguments = ["--protocol", "voc", "--data", str(tmp_path), "--into", str(tmp_path / "out"), "--epochs", "1"]
-    assert evaluate.main(arguments) == 0
+    arguments = ["voc", "--data", str(tmp_path), "--into", str(tmp_path / "out"), "--epochs", "1"]
+    assert reproduce.main(arguments) == 0
     assert len(json.loads((tmp_path / "out/voc/horse-seed0.json").read_text())["losses"]) == 1
 
 
@@ -134,13 +134,13 @@ def test_known_anomalies_of_a_folder_are_trained_on(tmp_path: Path) -> None:
 def test_a_report_covers_what_was_done_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _fashion(tmp_path / "data")
     assert _run("fmnist", tmp_path / "data", tmp_path / "out") == 0
-    arguments = ["--protocol", "fmnist", "--data", str(tmp_path / "data"), "--into", str(tmp_path / "out")]
+    arguments = ["fmnist", "--data", str(tmp_path / "data"), "--into", str(tmp_path / "out")]
     options = ["--classes", "Bag", "--classes", "Bag", "--epochs", "1", "--batch-size", "12", "--no-pretrained"]
-    assert evaluate.main([*arguments, *options]) == 0
+    assert reproduce.main([*arguments, *options]) == 0
     document = json.loads((tmp_path / "out/fmnist/report.json").read_text())
     assert [row["class"] for row in document["classes"]] == ["Bag", "Boot"]
     (tmp_path / "out/fmnist/Bag-seed0.json").write_text("{")
-    assert evaluate.main([*arguments, *options]) == 2
+    assert reproduce.main([*arguments, *options]) == 2
     assert "Bag-seed0.json cannot be read" in capsys.readouterr().err
 
 

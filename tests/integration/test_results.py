@@ -363,7 +363,10 @@ def test_a_question_is_interrupted_without_a_traceback(nights: Line, kind: str) 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(4)  # it answers by now
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate()
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, said.startswith("interrupted")) == (130, True), said
 
 

@@ -532,12 +532,14 @@ def test_ctrl_c_says_one_true_sentence(
     broken = next(f"broken{n}.png" for n in range(100) if not is_held_out(f"broken{n}.png", 0.2))
     (images / broken).write_bytes(b"no image")
     stopper = Stopper(beginning)
+    level = root.level
     root.addHandler(stopper)
     root.setLevel(logging.INFO)
     try:
         assert run(str(images), tmp_path / "b", *options) == 130
     finally:
         root.removeHandler(stopper)
+        root.setLevel(level)
     last = [each.uri for each in Checkpoints(f"file://{tmp_path}/b/_checkpoints", 1).list()][-1:]
     assert capsys.readouterr().err.splitlines()[-1] == said.format(checkpoint="".join(last))
     again = ("--resume",) if "with --resume" in said else options
