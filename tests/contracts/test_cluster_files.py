@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from cluster import demo
-from jobs import metrics
 from jobs.scoring import live_metrics
 from jobs.shell.settings import JobSettings
 from jobs.shell.verbs import VERBS
+from jobs.viewing import gauges
 from tests.contracts.test_documentation import JOBS
 
 ROOT = Path(__file__).parents[2]
@@ -187,7 +187,7 @@ def test_the_crontab_runs_commands_that_exist_with_the_variables_of_the_file(tmp
 
 SOURCE = re.sub(r"\s*\n\s*", " ", Path(live_metrics.__file__).read_text())
 LIVE = {f"ray_{name}" for name in re.findall(r'"(fcdd_\w+)", description', SOURCE)}
-RECORDED = {"fcdd_results_readable", "fcdd_records_left_out", *(name for name, *_ in metrics._GAUGES)}
+RECORDED = {"fcdd_results_readable", "fcdd_records_left_out", *(name for name, *_ in gauges._GAUGES)}
 
 
 def known_metrics() -> set[str]:

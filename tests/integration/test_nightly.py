@@ -29,7 +29,7 @@ from fcdd import bundle, calibration, heatmap
 from fcdd.detector import Detector
 from fcdd.io import storage
 from jobs.catalog import part_files
-from jobs.scoring import notify
+from jobs.scoring import notifications
 from schemas import DRIFT, Layout, RunRecord
 from tests.integration.test_scoring import number
 from tests.line import NUM_CALIBRATION, NUM_IMAGES, SIZE, Line, here, picture
@@ -279,7 +279,7 @@ class _Endless(socketserver.BaseRequestHandler):
 def test_an_answer_that_never_ends_neither_hangs_the_night_nor_fills_memory(
     line: Line, monkeypatch: pytest.MonkeyPatch, head: bytes, piece: bytes, pause_s: float, code: int
 ) -> None:
-    monkeypatch.setattr(notify, "_WEBHOOK_S", 4.0)
+    monkeypatch.setattr(notifications, "_WEBHOOK_S", 4.0)
     line.upload("nights/2026-11-01", 2, seed=1)
     with Endless(head, piece, pause_s) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -295,7 +295,7 @@ def test_an_answer_that_never_ends_neither_hangs_the_night_nor_fills_memory(
 def test_a_command_that_does_not_end_is_ended_with_all_that_it_started(
     line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(notify, "_COMMAND_S", 2.0)
+    monkeypatch.setattr(notifications, "_COMMAND_S", 2.0)
     line.upload("nights/2026-11-01", 2, seed=1)
     child = tmp_path / "child"
     done = line.nightly(command=shlex.join(["sh", "-c", f"sleep 1000 & echo $! > {child}; wait"]))

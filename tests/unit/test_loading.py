@@ -9,7 +9,7 @@ from PIL import Image
 
 from fcdd.errors import ConfigError, ImageError
 from fcdd.images import DecodedImage
-from fcdd.io import storage
+from fcdd.io import isolation, storage
 from fcdd.io.isolation import DecoderPool, IsolatedDecoder
 from fcdd.io.storage import ObjectInfo
 from fcdd.paper.datasets import LabelledImage
@@ -106,7 +106,7 @@ def test_a_picture_that_the_decoder_does_not_survive_costs_its_place_and_not_the
     """In a report, a review, and whatever draws."""
     pool = DecoderPool()
     pool._new = functools.partial(IsolatedDecoder, (1, 1), 1, timeout_s=1.0, command=("-c", SABOTEUR))
-    monkeypatch.setattr(fetching, "_decoders", lambda *_: pool)
+    monkeypatch.setattr(isolation, "shared_pool", lambda *_: pool)
     storage.write(f"{tmp_path}/a.png", data)
     row = storage.stat_checked(f"file://{tmp_path}/a.png")
     named = dict(zip(IDENTITY, row, strict=True))
