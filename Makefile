@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shell browser test test-slow chaos lint format lock audit clean
+.PHONY: help demo demo-shell browser test test-slow chaos lint format docs lock audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -44,6 +44,9 @@ lint: $(VENV)/dev.installed  ## formatting, lint and types
 format: $(VENV)/dev.installed  ## format and fix in place
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/dev.installed  ## write docs/options.md from the settings classes
+	$(BIN)/python -m tests.option_tables > docs/options.md
 
 # What the images hold, to the byte: for GPUs all of it, for CPUs all but torch, which has an index of its own for them.
 LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --extra aws --extra cluster --generate-hashes --no-header --no-annotate \

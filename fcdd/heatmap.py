@@ -3,7 +3,7 @@
 Codec "version 1", little-endian: version u8 = 1, height u16, width u16, minimum f32, maximum f32, then
 height x width bytes. Values are quantised to 256 levels between minimum and maximum (error at most
 1/510 of that range), differenced along both axes modulo 256 and zigzag-coded, so that Parquet's zstd
-shrinks a column of them best (LIMITS: 473 bytes per 28x28 map against 3,136 raw).
+shrinks a column of them best (docs/facts.md: 473 bytes per 28x28 map against 3,136 raw).
 
 Shapes: U x V cells of the map, H x W pixels.
 """

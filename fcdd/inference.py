@@ -80,7 +80,7 @@ def _compute_as_ieee() -> None:
 def _torch(
     network: torch.nn.Module, scaling: Normalization, runtime: Runtime, device: torch.device
 ) -> Callable[[Tensor], npt.NDArray[np.float32]]:
-    """Channels-last memory is 1.8 times as fast on a CPU (LIMITS)."""
+    """Channels-last memory is 1.8 times as fast on a CPU (docs/facts.md)."""
     network = network.to(device).to(memory_format=torch.channels_last)
     call: Callable[[Tensor], Tensor] = torch.compile(network) if runtime.compile else network
 

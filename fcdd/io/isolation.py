@@ -3,7 +3,7 @@
     encoded bytes -> pipe -> fcdd.io.decoder_process -> shared memory -> DecodedImage or ImageError
                                                   -> pipe          -> a whole picture, to be looked at
 
-Ray tries a batch that kills its process for ever (RAY), so nothing that is decoded may do that. An image that
+Ray tries a batch that kills its process for ever (docs/facts.md), so nothing that is decoded may do that. An image that
 kills the decoder gets one more try in a fresh one; then it is a decoder_crash, or a timeout. Its neighbours lose
 nothing. The process has no credentials, and none of the rights that it could get some with (`fcdd.io.sandbox`).
 """

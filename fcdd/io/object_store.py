@@ -1,7 +1,7 @@
 """A bucket as a store, through two doors: obstore, and s3fs for what obstore cannot name.
 
-obstore costs 7-16 times less CPU per object than s3fs (LIMITS), and takes keys for paths: one with an empty part, a
-"." or "..", or a control character stops its listing, and cannot be asked for. s3fs sends any key as it stands. Both
+obstore costs 7-16 times less CPU per object than s3fs (docs/facts.md), and takes keys for paths: one with an empty
+part, a "." or "..", or a control character stops its listing, and cannot be asked for. s3fs sends any key as it stands. Both
 find the store, its credentials and its endpoint in the environment that every S3 client reads.
 """
 
@@ -183,7 +183,7 @@ def _is_about_keys(error: Exception) -> bool:
 
 
 class _ThroughS3fs:
-    """The second door. Every request has a time limit of its own, which s3fs alone has not (RELIABILITY finding 8)."""
+    """The second door. Every request has a time limit of its own, which s3fs alone has not (docs/facts.md)."""
 
     def __init__(self, bucket: str) -> None:
         self._bucket, self._root = bucket, f"s3://{bucket}/"

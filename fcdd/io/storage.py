@@ -4,7 +4,7 @@
 beyond the prefix the caller gave.
 
 What is read is whole and as it was stored: S3 clients return shortened and flipped bodies without an error
-(RELIABILITY finding 5). The length is compared, and the MD5 where the store's ETag is one; a body that fits
+(docs/facts.md). The length is compared, and the MD5 where the store's ETag is one; a body that fits
 neither is read again, and believed when the store says that its ETag is no MD5, or all of several reads agree.
 """
 
@@ -167,7 +167,7 @@ def create(uri: str, data: bytes) -> None:
     """Put the object only if none is there; FileExistsError if there is one with other bytes.
 
     A lost answer to a conditional put looks like a lost race, and a broken connection like a failure, so
-    whatever went wrong is settled by reading back (RELIABILITY finding 7).
+    whatever went wrong is settled by reading back (docs/facts.md: a lost answer).
     """
     store, key = _locate(uri)
     with explained(uri, "write"):

@@ -14,7 +14,7 @@ from fcdd.io import storage
 from schemas import Layout, Part
 from schemas.runs import Intent
 
-# 5,000 rows are a good middle between scans and point look-ups (LIMITS).
+# 5,000 rows are a good middle between scans and point look-ups (docs/facts.md).
 ROW_GROUP_ROWS = 5_000
 # Local files of so many bytes together are read whole to compare their digests: a fifth of a second.
 CHEAP_BYTES, _LOOKS_IN_FLIGHT = 256 * 1024**2, 16
@@ -24,7 +24,7 @@ _CONSTANT_COLUMNS = [*RUN_COLUMNS, "image_group", "image_format", "heatmap_heigh
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """The table as one Parquet file: zstd, dictionaries only where a column is (almost) constant (LIMITS)."""
+    """The table as one Parquet file: zstd, dictionaries only where a column is (almost) constant (docs/facts.md)."""
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     sink = io.BytesIO()
     pq.write_table(

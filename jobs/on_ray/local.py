@@ -13,10 +13,10 @@ from ray._common.utils import get_system_memory
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
-# Below three logical CPUs the stages of a pipeline can starve each other for ever (RAY).
+# Below three logical CPUs the stages of a pipeline can starve each other for ever (docs/facts.md).
 MIN_CPUS = 3
 # Ray Data gives half of the object store to the three stages of scoring, and a quarter of that half to the one that
-# decodes: an eighth holds the blocks that are being made. A decoder without room for its block waits (RAY).
+# decodes: an eighth holds the blocks that are being made. A decoder without room for its block waits (docs/facts.md).
 _STORE_PER_BLOCK = 8
 _SHARED_MEMORY = Path("/dev/shm")
 _OF_MEMORY, _OF_SHARED_MEMORY = 0.3, 0.8

@@ -40,7 +40,7 @@ def for_scoring(ask: Ask) -> Stages:
     """The stages of scoring on this cluster. Raises ConfigError for more workers than fit, or none.
 
     On a cluster that grows one worker is enough to begin: the others join as their machines do. A CPU is always left
-    over: an actor pool that takes every CPU would wait for ever for what Ray itself runs (RAY).
+    over: an actor pool that takes every CPU would wait for ever for what Ray itself runs (docs/facts.md).
     """
     if ask.wait_s:
         bundle = {"GPU": 1.0, "CPU": GPU_ACTOR_CPUS} if ask.gpu else {"CPU": SCORE_CPUS}

@@ -244,7 +244,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class StartLog:
-    """Counts the starts of scoring processes: Ray would start one that dies for ever again (RAY)."""
+    """Counts the starts of scoring processes: Ray would start one that dies for ever again (docs/facts.md)."""
 
     results: str
     run_id: str

@@ -22,7 +22,7 @@ from jobs.shell.look_ahead import ahead
 from jobs.sources import listing
 from jobs.sources.locations import Locations
 
-# Enough to hide the latency of an object store (LIMITS: flat from 16 to 64).
+# Enough to hide the latency of an object store (docs/facts.md: no gain from 16 to 64).
 REQUESTS_IN_FLIGHT = 16
 # Encoded images that are fetched or being fetched ahead of the decoder: so many, and so many bytes if they are large.
 _AHEAD, _AHEAD_BYTES = 2 * REQUESTS_IN_FLIGHT, 256 * 1024**2

@@ -34,7 +34,7 @@ from jobs.shell.settings import JobSettings
 from jobs.submit import SubmitSettings
 from jobs.training.settings import TrainSettings
 from jobs.verify import VerifySettings
-from tests import environments, sandbox
+from tests import environments, option_tables, sandbox
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -66,6 +66,16 @@ def test_every_published_experiment_can_be_named() -> None:
     assert set(get_args(ReproduceSettings.model_fields["protocol"].annotation)) == set(PROTOCOLS)
 
 
+def test_the_tables_of_options_are_those_of_the_classes() -> None:
+    assert (ROOT / "docs/options.md").read_text() == option_tables.document(), "run `make docs`"
+
+
+def test_the_readme_can_be_read_at_once() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 170
+    assert max(map(len, lines)) <= 120
+
+
 def test_the_overview_lists_every_verb() -> None:
     overview = subprocess.run([sys.executable, "-m", "jobs.cli"], capture_output=True, text=True, check=True).stdout
     assert all(verb in overview for verb in cli.VERBS)
@@ -82,8 +92,8 @@ def test_the_demo_configuration_holds_known_options_only() -> None:
 
 
 PAGES = [
-    *("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/decisions.md", "docs/results.md", "docs/operations.md"),
-    *("benchmarks/README.md", "cluster/kubernetes/README.md"),
+    *("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", "cluster/kubernetes/README.md"),
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
 ]
 
 
@@ -104,7 +114,7 @@ def test_every_failure_of_the_runbook_names_what_shows_it() -> None:
 
 def test_commands_of_the_runbook_have_the_options_that_it_gives_them() -> None:
     known = {job.verb: job for job in JOBS}
-    for page in ("docs/operations.md", "README.md"):
+    for page in PAGES:
         text = (ROOT / page).read_text().replace("\\\n", " ")
         for verb, options in re.findall(r"fcdd ([a-z-]+)((?: +[^\s`|;]+)*)", text):
             if verb not in known:

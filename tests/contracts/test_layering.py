@@ -1,4 +1,4 @@
-"""Who may import whom, and what, read from the syntax trees (DESIGN section 2)."""
+"""Who may import whom, and what, read from the syntax trees (docs/architecture.md)."""
 
 import ast
 import graphlib

@@ -1,4 +1,4 @@
-"""What must be true of a results location, checked by code that shares nothing with the job's (RELIABILITY section 2).
+"""What must be true of a results location, checked by code that shares nothing with the job's.
 
 I1 each listed image is exactly once in the scores or in the quarantine, with the right score or reason
 I2 a reader sees of a night nothing or a complete run, and a record never changes

@@ -1,4 +1,4 @@
-"""An HTTP proxy before a real S3 server that fails one chosen request in one chosen way (RELIABILITY sections 1, 2).
+"""An HTTP proxy before a real S3 server that fails one chosen request in one chosen way.
 
 Signatures of S3 are made for the host that the client sees, so the proxy passes the original Host header on; the server
 accepts it. Requests are numbered from 0 in the order in which they arrive.

@@ -278,7 +278,7 @@ def layout(tmp_path: Path) -> Layout:
 def test_whatever_order_a_store_lists_in_each_image_is_in_the_manifest_once(
     keys: list[str], pages: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Pages that repeat, go back, or come in no order at all (RELIABILITY fault 15)."""
+    """Pages that repeat, go back, or come in no order at all."""
     layout = Layout(f"file://{tmp_path_factory.mktemp('r')}")
     listed = [info(f"s3://b/x/{key}.png", etag=key) for key in keys]
 
