@@ -1,8 +1,8 @@
 """A bucket as a store, through two doors: obstore, and s3fs for what obstore cannot name.
 
 obstore costs 7-16 times less CPU per object than s3fs (docs/facts.md), and takes keys for paths: one with an empty
-part, a "." or "..", or a control character stops its listing, and cannot be asked for. s3fs sends any key as it stands. Both
-find the store, its credentials and its endpoint in the environment that every S3 client reads.
+part, a "." or "..", or a control character stops its listing, and cannot be asked for. s3fs sends any key as it
+stands. Both find the store, its credentials and its endpoint in the environment that every S3 client reads.
 """
 
 import functools
