@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shell browser test test-slow chaos lint format docs lock audit clean
+.PHONY: help demo demo-shell browser test test-slow test-images test-all chaos lint format docs lock audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -24,11 +24,18 @@ browser:
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	echo "note: there is no chromium, so the tests in a browser are skipped; install Debian's package chromium to run them"
 
-test: browser $(VENV)/test.installed  ## set everything up and run the tests (20 to 25 minutes on two busy cores)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not chaos"
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: browser $(VENV)/test.installed  ## the tests that `make test` leaves out
-	$(BIN)/python -m pytest -m slow
+test: browser $(VENV)/test.installed  ## set everything up and run the tests
+	$(PYTEST) -m "not slow and not chaos and not images"
+
+test-slow: browser $(VENV)/test.installed  ## the tests that `make test` leaves out: dying processes, clusters, trainings
+	$(PYTEST) -m "slow and not chaos and not images"
+
+test-images: $(VENV)/test.installed  ## what the container images install, in an environment of its own (gigabytes)
+	$(BIN)/python -m pytest -m images
+
+test-all: test test-slow  ## both
 
 chaos: $(VENV)/test.installed  ## every request of a run failed once with every fault (about 20 minutes)
 	$(BIN)/python -m pytest -m chaos -s tests/faults

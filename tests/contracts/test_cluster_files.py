@@ -21,12 +21,12 @@ from jobs.scoring import live_metrics
 from jobs.shell.settings import JobSettings
 from jobs.shell.verbs import VERBS
 from jobs.viewing import gauges
-from tests.contracts.test_documentation import JOBS
+from tests.option_tables import settings_of
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 EXAMPLE = tomllib.loads((CLUSTER / "factory.toml").read_text())
-SETTINGS: dict[str, type[JobSettings]] = {job.verb: job for job in JOBS}
+SETTINGS: dict[str, type[JobSettings]] = {verb: settings_of(verb) for verb in VERBS}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

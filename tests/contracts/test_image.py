@@ -71,7 +71,7 @@ def test_what_it_installs_is_pinned_and_what_we_need() -> None:
         assert need.specifier.contains(gpu[need.name.lower()]), need
 
 
-@pytest.mark.slow  # two minutes, most of it CUDA's libraries
+@pytest.mark.images  # two minutes, most of it CUDA's libraries
 @pytest.mark.timeout(900)
 def test_its_install_steps_work_where_nothing_else_is(tmp_path: Path) -> None:
     """The build stage, run by a shell: COPY from the repository, RUN with nothing of this process's environment."""

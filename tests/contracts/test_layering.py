@@ -220,6 +220,12 @@ def test_each_rule_finds_what_breaks_it(rule: object, name: str, source: str) ->
     assert rule(module(name, source))
 
 
+def test_no_test_module_imports_another_one() -> None:
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        names = [part for name in imports(ast.parse(path.read_text())) for part in name.split(".")]
+        assert not [name for name in names if name.startswith("test_")], path
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     names = {each.name for each in MODULES}
     # `from a import b` names a module a.b, or something in a.

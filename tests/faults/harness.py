@@ -1,6 +1,5 @@
 """Runs `fcdd score --workers 0` in processes that start in milliseconds, with safeguards taken out on demand."""
 
-import io
 import multiprocessing
 import os
 import time
@@ -143,9 +142,3 @@ SAFEGUARDS: dict[str, Callable[[], None]] = {
     "order": _without_order,
     "retries": _without_retries,
 }
-
-
-def encoded(image: Any) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, "PNG")
-    return sink.getvalue()

@@ -20,10 +20,10 @@ from PIL import Image
 from cluster.local_s3 import LocalS3
 from fcdd.detector import Detector
 from fcdd.io import storage
+from tests.detectors import make
 from tests.faults import harness, proxy
 from tests.faults.oracle import Oracle, Reader, Violation
 from tests.faults.proxy import FAULTS, FaultProxy, Request
-from tests.unit.test_detector import make
 
 pytestmark = pytest.mark.s3
 NUM_IMAGES = 6
@@ -128,7 +128,9 @@ def violations(arena: Arena, cases: list[tuple[str, int]]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(each, marks=() if each == "lost answer" else pytest.mark.slow) for each in FAULTS]
+)
 @pytest.mark.timeout(600)
 def test_a_request_that_fails_once_costs_nothing(arena: Arena, fault: str) -> None:
     """A part of the matrix: every request is hit by some fault, every fault hits some requests."""
@@ -155,6 +157,7 @@ def is_record(request: Request) -> bool:
     return request.method == "PUT" and "/runs/" in request.path and ".json" in request.path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("safeguard", "fault"),
     [("checks", "flipped"), ("checks", "shortened"), ("read-back", "lost answer"), ("order", "kill after")],
@@ -235,6 +238,7 @@ def test_a_second_run_at_the_same_time_stops_and_says_who_is_at_work(arena: Aren
     storage.delete_prefix(results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["503", "cut", "flipped", *(pytest.param(f, marks=CHAOS) for f in REST)])
 def test_a_store_that_fails_a_fifth_of_all_requests_is_coped_with(arena: Arena, fault: str) -> None:
     generator = np.random.default_rng(FAULTS.index(fault))
@@ -247,6 +251,7 @@ def test_a_store_that_fails_a_fifth_of_all_requests_is_coped_with(arena: Arena, 
     assert arena.disturbed(fault, chosen, f"fifth-{fault}") > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["expired", "503", pytest.param("hang", marks=pytest.mark.chaos)])
 def test_a_store_that_is_gone_for_good_is_a_clear_stop_and_everything_is_kept(arena: Arena, fault: str) -> None:
     """After a while nothing answers any more: the run stops, says why, and the same command finishes it."""

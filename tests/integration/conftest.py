@@ -1,15 +1,20 @@
 """One small training and one scored night, made by the real commands, shared by the tests that read them."""
 
+import hashlib
 import io
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import skimage.data
 from PIL import Image
 
+from benchmarks import result_tables
 from cluster import demo
 from cluster.local_s3 import LocalS3
 from fcdd import bundle
@@ -17,8 +22,9 @@ from fcdd.io import storage
 from fcdd.paper.datasets import LabelledImage
 from jobs.catalog import commit_records
 from schemas import RunRecord
-from tests.line import NUM_CALIBRATION, Line, here
-from tests.unit.test_detector import make
+from tests.detectors import make
+from tests.hostile import HOSTILE
+from tests.line import NUM_CALIBRATION, Line, here, picture
 
 Fcdd = Callable[..., subprocess.CompletedProcess[str]]
 COLLECTION, NIGHT = "cells", "2026-11-01"
@@ -134,3 +140,48 @@ def line(tmp_path: Path, calibrated: str) -> Line:
     for name in bundle.FILES:
         storage.write(f"{line.root}/bundle/{name}", storage.read(f"{calibrated}/{name}"))
     return line
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory, calibrated: str) -> Line:
+    """Two nights: the second has defects, the first night's images again, near-duplicates and broken files."""
+    line = Line(str(tmp_path_factory.mktemp("nights")))
+    for page in storage.pages(calibrated):
+        for info in page:
+            storage.write(f"{line.root}/bundle/{info.uri.rsplit('/', 1)[1]}", storage.read(info.uri))
+    line.upload("images", seed=1)
+    common = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/images", "--workers", "0")
+    line.around("score", *common, "--date", "2026-11-01")
+    for index in range(6):
+        storage.write(f"{line.root}/images/cam-0/{index:03d}.png", picture(1000 + index, defect=True))
+    for copy in range(4):
+        storage.write(f"{line.root}/images/cam-1/copy-{copy}.png", picture(1000, defect=True))
+    storage.write(f"{line.root}/images/cam-1/broken.png", b"not an image")
+    storage.write(f"{line.root}/images/cam-1/001.png", b"")
+    line.around("score", *common, "--date", "2026-11-02")
+    return line
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A night whose most anomalous images, and whose quarantine, have names that are meant to do harm."""
+    root = str(tmp_path_factory.mktemp("hostile"))
+    [record] = result_tables.generate(root, nights=1, images=100, cells=6)
+    changed = {}
+    for name, parts in (("scores", record.scores), ("quarantine", record.quarantine)):
+        path = f"{root}/{parts[0].path}"
+        rows = pq.read_table(path, partitioning=None)
+        uris = HOSTILE + rows["image_uri"].to_pylist()[len(HOSTILE) :]
+        rows = rows.set_column(rows.column_names.index("image_uri"), rows.schema.field("image_uri"), pa.array(uris))
+        groups = pa.array(["=HYPERLINK(1)"] * len(HOSTILE) + ["camera"] * (rows.num_rows - len(HOSTILE)))
+        rows = rows.set_column(rows.column_names.index("image_group"), rows.schema.field("image_group"), groups)
+        if name == "scores":
+            scores = np.concatenate([np.linspace(90, 80, len(HOSTILE)), np.linspace(0.4, 0.1, 95)]).astype(np.float32)
+            index = rows.column_names.index("anomaly_score")
+            rows = rows.set_column(index, rows.schema.field("anomaly_score"), pa.array(scores))
+        pq.write_table(rows, path)
+        content = Path(path).read_bytes()
+        promised = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        changed[name] = (parts[0].model_copy(update=promised),)
+    Path(f"{root}/runs/{record.run_id}.json").write_text(record.model_copy(update=changed).model_dump_json())
+    return root

@@ -27,10 +27,10 @@ from jobs.training.checkpoints import Checkpoints
 from schemas import Layout
 from tests.conftest import Fcdd
 from tests.integration.conftest import Trained
-from tests.integration.test_scoring import NUM_IMAGES, Place, picture
 from tests.line import here
+from tests.places import NUM_IMAGES, Place, picture
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 RAY = Path(sysconfig.get_path("scripts"), "ray")
 NIGHT = "2026-11-01"
 

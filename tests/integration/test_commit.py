@@ -21,7 +21,7 @@ from jobs.shell.errors import TooManyBadImages
 from jobs.sources.listing import Selection
 from schemas import Layout, RunRecord
 from schemas.runs import Intent, Plan
-from tests.unit.test_detector import make
+from tests.detectors import make
 
 NOW = datetime(2026, 11, 1, 3, tzinfo=UTC)
 FACTS = {"images_per_second": 1.0, "stage_seconds": {}, "settings": {}, "versions": {}}

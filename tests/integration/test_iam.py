@@ -19,10 +19,10 @@ from fcdd.io import storage
 from jobs.catalog import label_store, leases
 from jobs.catalog.label_store import Box, Verdict
 from schemas import Layout
+from tests.detectors import make
 from tests.faults.proxy import Request, serve
-from tests.integration.test_scoring import NUM_IMAGES, picture
 from tests.line import here
-from tests.unit.test_detector import make
+from tests.places import NUM_IMAGES, picture
 
 pytestmark = pytest.mark.s3
 ROOT = Path(__file__).parents[2]
@@ -109,6 +109,7 @@ class Recorder:
         FsspecStore.clear_instance_cache()  # what DuckDB reads through remembers its endpoint, too
 
 
+@pytest.mark.slow
 def test_each_role_may_do_what_its_jobs_do_and_nothing_more(
     s3: LocalS3, prefix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

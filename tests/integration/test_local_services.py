@@ -51,6 +51,7 @@ def test_two_servers_live_side_by_side() -> None:
         assert first.endpoint != second.endpoint
 
 
+@pytest.mark.slow
 def test_the_demo_shell_goes_on_with_what_the_demo_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server of another day, with its objects, and commands that are set up to use it."""
     monkeypatch.chdir(tmp_path)
@@ -73,6 +74,7 @@ def test_the_demo_shell_goes_on_with_what_the_demo_left(tmp_path: Path, monkeypa
     assert len(re.findall("image_uri", done.stdout)) == 3
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_stops_everything_it_started(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C of a terminal goes to the whole process group, here while Ray trains."""
     monkeypatch.chdir(str(tmp_path))

@@ -31,10 +31,10 @@ from fcdd.io import storage
 from jobs.catalog import part_files
 from jobs.scoring import notifications
 from schemas import DRIFT, Layout, RunRecord
-from tests.integration.test_scoring import number
+from tests.detectors import make
 from tests.line import NUM_CALIBRATION, NUM_IMAGES, SIZE, Line, here, picture
 from tests.nominal import nominal
-from tests.unit.test_detector import make
+from tests.places import number
 
 
 class Receiver(http.server.ThreadingHTTPServer):

@@ -25,9 +25,9 @@ from jobs.catalog import label_files, label_store
 from jobs.training import prepare
 from jobs.training.settings import TrainSettings
 from schemas import LABELS, Layout
-from tests.integration.test_results import HOSTILE, hostile, nights  # noqa: F401
+from tests.hostile import HOSTILE
+from tests.labelling import say
 from tests.line import Line, here, picture
-from tests.unit.test_reviewing import say
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
@@ -73,7 +73,7 @@ def until(page: Page, expression: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def report(nights: Line, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def report(nights: Line, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
     here("report", "--results", nights.results, "--date", "2026-11-02", "--images", "12", "--output", str(path))
     return path
@@ -85,7 +85,7 @@ def opacity(page: Page, selector: str) -> float:
 
 
 @needs_a_browser
-def test_the_report_works_by_mouse_and_by_keyboard(browser: Browser, report: Path, nights: Line) -> None:  # noqa: F811
+def test_the_report_works_by_mouse_and_by_keyboard(browser: Browser, report: Path, nights: Line) -> None:
     watched = Watched(browser)
     page = watched.page
     page.goto(report.as_uri())
@@ -173,7 +173,7 @@ def test_the_report_is_whole_without_scripts_in_the_dark_and_on_paper(
 
 
 @needs_a_browser
-def test_hostile_names_are_text_in_the_report(browser: Browser, hostile: str, tmp_path: Path) -> None:  # noqa: F811
+def test_hostile_names_are_text_in_the_report(browser: Browser, hostile: str, tmp_path: Path) -> None:
     """Its images and its bundle are out of reach, too: the report says so and is written all the same."""
     path = tmp_path / "report.html"
     here("report", "--results", hostile, "--images", "8", "--output", str(path))
@@ -205,6 +205,7 @@ def test_a_script_that_got_into_a_report_would_not_run(browser: Browser, report:
     assert any("Content Security Policy" in each for each in watched.complaints)
 
 
+@pytest.mark.slow
 def test_a_report_of_200_images_is_below_10_megabytes_whatever_they_show(tmp_path: Path, calibrated: str) -> None:
     """Noise is what a codec can do least about."""
     line = Line(str(tmp_path))
@@ -285,7 +286,7 @@ def apart_from_labels(line: Line) -> dict[Path, bytes]:
 
 
 @needs_a_browser
-def test_the_review_page_labels_every_image_in_every_way(browser: Browser, nights: Line) -> None:  # noqa: F811
+def test_the_review_page_labels_every_image_in_every_way(browser: Browser, nights: Line) -> None:
     scores = apart_from_labels(nights)
     with reviewing(nights, "--images", "12", "--reviewer", "ann") as (address, process):
         watched = Watched(browser, viewport={"width": 1200, "height": 800})
@@ -394,7 +395,7 @@ def test_the_review_page_labels_every_image_in_every_way(browser: Browser, night
 
 
 @needs_a_browser
-def test_fast_typing_and_a_slow_store_put_no_verdict_on_another_image(browser: Browser, nights: Line) -> None:  # noqa: F811
+def test_fast_typing_and_a_slow_store_put_no_verdict_on_another_image(browser: Browser, nights: Line) -> None:
     with reviewing(nights, "--images", "40") as (address, _):
         page = Watched(browser).page
         page.route("**/label/*", lambda route: (page.wait_for_timeout(250), route.continue_()))
@@ -416,7 +417,7 @@ _REVIEWED = "SELECT image_uri FROM scores ORDER BY anomaly_score DESC, image_uri
 
 
 @needs_a_browser
-def test_what_could_not_be_kept_is_shown_and_tried_again(browser: Browser, nights: Line) -> None:  # noqa: F811
+def test_what_could_not_be_kept_is_shown_and_tried_again(browser: Browser, nights: Line) -> None:
     with reviewing(nights, "--images", "12") as (address, _):
         watched = Watched(browser)
         page = watched.page
@@ -451,7 +452,7 @@ def test_what_could_not_be_kept_is_shown_and_tried_again(browser: Browser, night
 
 
 @needs_a_browser
-def test_two_pages_do_not_undo_each_other(browser: Browser, nights: Line) -> None:  # noqa: F811
+def test_two_pages_do_not_undo_each_other(browser: Browser, nights: Line) -> None:
     with reviewing(nights, "--images", "12") as (address, _):
         first, second = Watched(browser).page, Watched(browser).page
         for page in (first, second):
@@ -486,7 +487,7 @@ def ask(address: str, path: str, *, body: bytes | None = None, **headers: str) -
         return error.code, error.read().decode()
 
 
-def test_only_our_own_page_may_label(nights: Line) -> None:  # noqa: F811
+def test_only_our_own_page_may_label(nights: Line) -> None:
     json_type = {"Content_Type": "application/json"}
     with reviewing(nights, "--images", "60") as (address, _):
         assert ask(address, "/items")[0] == 200
@@ -522,7 +523,7 @@ def test_only_our_own_page_may_label(nights: Line) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
-def test_a_token_is_asked_for_beyond_this_machine_and_on_it(nights: Line, host: str) -> None:  # noqa: F811
+def test_a_token_is_asked_for_beyond_this_machine_and_on_it(nights: Line, host: str) -> None:
     with reviewing(nights, "--host", host) as (printed, _):
         address, token = printed.split("?token=")
         address = address.replace("0.0.0.0", "127.0.0.1")
@@ -537,14 +538,15 @@ def test_a_token_is_asked_for_beyond_this_machine_and_on_it(nights: Line, host: 
             assert answer.status == 200
 
 
-def test_one_review_of_a_collection_at_a_time(nights: Line) -> None:  # noqa: F811
+def test_one_review_of_a_collection_at_a_time(nights: Line) -> None:
     with reviewing(nights):
         second = here("review", "--results", nights.results, "--port", "0", check=False)
         assert second.returncode == 6
         assert "review" in second.stderr
 
 
-def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path: Path) -> None:  # noqa: F811
+@pytest.mark.slow
+def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path: Path) -> None:
     """As `fcdd review` keeps them: alarms that are real and false, a bad image, one with a mask."""
     line = Line(str(tmp_path))
     for name in ("results", "bundle", "images"):

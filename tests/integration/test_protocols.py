@@ -58,7 +58,9 @@ def test_every_protocol_has_a_case() -> None:
     assert set(CASES) == set(PROTOCOLS)
 
 
-@pytest.mark.parametrize("protocol", CASES)
+@pytest.mark.parametrize(
+    "protocol", [pytest.param(each, marks=() if each == "custom" else pytest.mark.slow) for each in CASES]
+)
 def test_a_protocol_trains_tests_and_reports(protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make, name, batch = CASES[protocol]
     make(tmp_path / "data")
@@ -79,6 +81,7 @@ def test_a_protocol_trains_tests_and_reports(protocol: str, tmp_path: Path, caps
         assert "published: paper" in printed
 
 
+@pytest.mark.slow
 def test_a_protocol_learns_what_its_class_looks_like(tmp_path: Path) -> None:
     """The classes of the stand-in are grey levels, and so are the outliers it trains with."""
     _cifar(tmp_path / "data")
@@ -88,6 +91,7 @@ def test_a_protocol_learns_what_its_class_looks_like(tmp_path: Path) -> None:
     assert result["losses"][-1] < result["losses"][0] / 2
 
 
+@pytest.mark.slow
 def test_published_batches_are_larger_than_small_classes_and_still_train(tmp_path: Path) -> None:
     standins.voc(tmp_path)
     arguments = ["voc", "--data", str(tmp_path), "--into", str(tmp_path / "out"), "--epochs", "1"]
@@ -131,6 +135,7 @@ def test_known_anomalies_of_a_folder_are_trained_on(tmp_path: Path) -> None:
     assert experiment.test.masks is None  # the chain without maps cuts the image: masks would not fit
 
 
+@pytest.mark.slow
 def test_a_report_covers_what_was_done_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _fashion(tmp_path / "data")
     assert _run("fmnist", tmp_path / "data", tmp_path / "out") == 0
@@ -144,6 +149,7 @@ def test_a_report_covers_what_was_done_before(tmp_path: Path, capsys: pytest.Cap
     assert "Bag-seed0.json cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_data_set_under_the_same_name_is_not_taken_for_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

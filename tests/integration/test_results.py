@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import datetime as dt
 import gc
-import hashlib
 import io
 import json
 import os
@@ -39,62 +38,10 @@ from jobs import results
 from jobs.results import Results
 from jobs.shell import tables
 from schemas import LABELS, QUARANTINE, SCORES, Layout
-from tests.integration.test_nightly import Line
-from tests.line import NUM_IMAGES, here, picture
+from tests.hostile import HOSTILE
+from tests.line import NUM_IMAGES, Line, here, picture
 
 ROOT = Path(__file__).parents[2]
-HOSTILE = [
-    "s3://b/<script>alert(1)</script>.png",
-    "s3://b/\"quoted\" & 'apostrophe'; DROP TABLE scores--.png",
-    "s3://b/line\nbreak\r\n=1+1.png",
-    "=cmd|' /C calc'!A0",
-    "s3://b/\N{RIGHT-TO-LEFT OVERRIDE}gnp.exe\N{ZERO WIDTH SPACE}.png",
-]
-
-
-@pytest.fixture(scope="module")
-def nights(tmp_path_factory: pytest.TempPathFactory, calibrated: str) -> Line:
-    """Two nights: the second has defects, the first night's images again, near-duplicates and broken files."""
-    line = Line(str(tmp_path_factory.mktemp("nights")))
-    for page in storage.pages(calibrated):
-        for info in page:
-            storage.write(f"{line.root}/bundle/{info.uri.rsplit('/', 1)[1]}", storage.read(info.uri))
-    line.upload("images", seed=1)
-    common = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/images", "--workers", "0")
-    line.around("score", *common, "--date", "2026-11-01")
-    for index in range(6):
-        storage.write(f"{line.root}/images/cam-0/{index:03d}.png", picture(1000 + index, defect=True))
-    for copy in range(4):
-        storage.write(f"{line.root}/images/cam-1/copy-{copy}.png", picture(1000, defect=True))
-    storage.write(f"{line.root}/images/cam-1/broken.png", b"not an image")
-    storage.write(f"{line.root}/images/cam-1/001.png", b"")
-    line.around("score", *common, "--date", "2026-11-02")
-    return line
-
-
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A night whose most anomalous images, and whose quarantine, have names that are meant to do harm."""
-    root = str(tmp_path_factory.mktemp("hostile"))
-    [record] = result_tables.generate(root, nights=1, images=100, cells=6)
-    changed = {}
-    for name, parts in (("scores", record.scores), ("quarantine", record.quarantine)):
-        path = f"{root}/{parts[0].path}"
-        rows = pq.read_table(path, partitioning=None)
-        uris = HOSTILE + rows["image_uri"].to_pylist()[len(HOSTILE) :]
-        rows = rows.set_column(rows.column_names.index("image_uri"), rows.schema.field("image_uri"), pa.array(uris))
-        groups = pa.array(["=HYPERLINK(1)"] * len(HOSTILE) + ["camera"] * (rows.num_rows - len(HOSTILE)))
-        rows = rows.set_column(rows.column_names.index("image_group"), rows.schema.field("image_group"), groups)
-        if name == "scores":
-            scores = np.concatenate([np.linspace(90, 80, len(HOSTILE)), np.linspace(0.4, 0.1, 95)]).astype(np.float32)
-            index = rows.column_names.index("anomaly_score")
-            rows = rows.set_column(index, rows.schema.field("anomaly_score"), pa.array(scores))
-        pq.write_table(rows, path)
-        content = Path(path).read_bytes()
-        promised = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        changed[name] = (parts[0].model_copy(update=promised),)
-    Path(f"{root}/runs/{record.run_id}.json").write_text(record.model_copy(update=changed).model_dump_json())
-    return root
 
 
 def ask(line: Line, *options: str) -> list[dict[str, object]]:
@@ -340,6 +287,7 @@ GREEDY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", GREEDY)
 def test_a_question_takes_no_more_memory_than_it_may(nights: Line, case: str) -> None:
     code = (
@@ -857,6 +805,7 @@ def test_results_of_several_collections_are_told_apart(nights: Line, tmp_path: P
     assert "there are several collections; choose one with --collection: c, generated" in done.stderr
 
 
+@pytest.mark.slow
 def test_nights_of_different_bundles_are_not_ranked_or_measured_together(line: Line) -> None:
     for day in (1, 2):
         line.upload(f"nights/2026-11-{day:02d}", 20, seed=day, defects=5)

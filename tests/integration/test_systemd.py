@@ -13,8 +13,8 @@ from cluster.local_s3 import LocalS3
 from fcdd.io import storage
 from jobs.catalog import commit_records
 from tests import sandbox
-from tests.integration.test_scoring import picture
-from tests.unit.test_detector import make
+from tests.detectors import make
+from tests.places import picture
 
 pytestmark = [
     pytest.mark.ray,
@@ -44,6 +44,7 @@ def served(s3: LocalS3) -> dict[str, str]:
     return {**s3.environment(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 def test_the_service_runs_in_the_sandbox_that_it_asks_for(s3: LocalS3, prefix: str, configuration: Path) -> None:
     service = sandbox.service(UNIT)
     assert sandbox.ENFORCED.items() <= dict(service).items()

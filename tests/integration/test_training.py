@@ -237,6 +237,7 @@ def _fill(location: str, answers: "multiprocessing.Queue[str]") -> None:
         answers.put(str(error))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_clear_error_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
@@ -266,6 +267,7 @@ def test_a_streamed_training_is_equal_and_names_an_image_that_vanished(
     assert result(again)[1].num_images == 31
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_images_trained_on_are_counted_over_all_workers_and_none_is_held_out(
     stream: bool, few: str, tmp_path: Path
@@ -372,6 +374,7 @@ def test_five_labelled_anomalies_with_masks_join_the_training(few: str, tmp_path
     assert "3_mask.png has 9x9 pixels, its image 60x60" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_same_picture_is_never_on_both_sides_of_the_split(
     few: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

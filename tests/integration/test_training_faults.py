@@ -22,7 +22,7 @@ from jobs.training.checkpoints import Checkpoints
 from tests.conftest import Fcdd
 from tests.integration.conftest import Trained
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
 # Long enough to be hit in the middle: a training of these images takes a tenth of a second an epoch.
 EPOCHS = "40"

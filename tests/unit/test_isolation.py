@@ -21,25 +21,9 @@ from fcdd.errors import FCDDError, ImageError
 from fcdd.images import DecodedImage, Limits
 from fcdd.io import decoder_process, isolation
 from fcdd.io.isolation import DecoderPool, IsolatedDecoder
+from tests.saboteur import SABOTEUR
 
 SIZE = (24, 32)
-# The decoder itself, which dies, hangs or swallows memory at bytes that begin like this.
-SABOTEUR = """
-import ctypes, sys, time
-from fcdd import images
-from fcdd.io import decoder_process
-format_of = images._format_of
-def sabotaged(data):
-    if data.startswith(b"CRASH"):
-        ctypes.string_at(0)
-    if data.startswith(b"HANG"):
-        time.sleep(60)
-    if data.startswith(b"HOARD"):
-        bytearray(8 * 1024**3)
-    return format_of(data)
-images._format_of = sabotaged
-decoder_process.main(sys.argv[1:])
-"""
 SERVE = "decoder_process.main(sys.argv[1:])"
 # The decoder itself, taken over by an image: it tries what it could do to others, and says what worked.
 INTRUDER = """

@@ -19,7 +19,7 @@ from jobs.sources.locations import Locations
 from jobs.training import data_set
 from jobs.viewing import html_report, rendering
 from schemas import IDENTITY
-from tests.unit.test_isolation import SABOTEUR
+from tests.saboteur import SABOTEUR
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from fcdd import noise
 SHAPE = (240, 240, 3)
 
 
+@pytest.mark.slow
 def test_confetti_is_distributed_as_published() -> None:
     """Over 1,000 draws within 5 % of the official generator's figures over 1,200 (METHOD section 4)."""
     generator = np.random.default_rng(0)

@@ -1,9 +1,7 @@
 """Labels as they are kept: every verdict at once, nothing else touched."""
 
 import base64
-import datetime as dt
 import io
-import itertools
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +18,7 @@ from jobs.catalog import label_files
 from jobs.catalog.label_store import BadDrawing, Box, Labels, Outdated, Verdict
 from jobs.catalog.leases import LeaseLost
 from schemas import LABELS, Layout
-
-NOW = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
-CLOCK = (NOW + dt.timedelta(seconds=n) for n in itertools.count())
+from tests.labelling import NOW, say
 
 
 def image(number: int, size: tuple[int, int] = (56, 40)) -> dict[str, Any]:
@@ -59,13 +55,6 @@ def mask_of(row: dict[str, Any] | None) -> np.ndarray:
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     return Layout(f"file://{tmp_path}")
-
-
-def say(labels: Labels, row: dict[str, Any], verdict: Verdict, reviewer: str = "") -> dict[str, Any] | None:
-    """As a page does that has seen the latest label."""
-    seen = verdict.model_copy(update={"seen": labels.last_said(row["image_uri"])})
-    labels.say(row, seen, reviewer=reviewer, now=next(CLOCK))
-    return labels.of(row)
 
 
 def test_verdicts_of_many_threads_are_all_kept(layout: Layout) -> None:
