@@ -86,6 +86,7 @@ def _quiet(stack: ExitStack) -> None:
     ray._private.worker.print_to_stdstream = lambda data, **_: logger.warning("%s", "".join(data["lines"]))
     for handler in (*logger.handlers, *logging.getLogger("ray.data").handlers):
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            stack.callback(handler.setLevel, handler.level)  # others may use the handler, too
             handler.setLevel(logging.CRITICAL)
     logger.addHandler(file)
     stack.callback(logger.removeHandler, file)

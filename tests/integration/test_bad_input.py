@@ -8,10 +8,36 @@ import pytest
 
 from cluster.local_s3 import LocalS3
 from fcdd.io import storage
+from fcdd.paper.datasets import LabelledImage
 from tests.conftest import Fcdd
+from tests.detectors import make
 from tests.integration.conftest import NIGHT, Night, Trained
+from tests.line import here
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray]
+
+
+@pytest.fixture(scope="module")
+def trained(s3: LocalS3, nominal_cells: list[LabelledImage]) -> Trained:
+    """Nothing here looks at a score: an untrained bundle is as good."""
+    root = f"s3://{s3.bucket}/bad-input"
+    for cell in nominal_cells[:80]:
+        storage.write(f"{root}/nominal/{cell.path.name}", cell.path.read_bytes())
+    make().save(f"{root}/bundle")
+    return Trained(f"{root}/bundle", f"{root}/nominal", "", "")
+
+
+@pytest.fixture(scope="module")
+def night(trained: Trained, nominal_cells: list[LabelledImage]) -> Night:
+    root = trained.images.rsplit("/", 1)[0]
+    uploaded = {f"{root}/{NIGHT}/{cell.path.name}": cell.path.read_bytes() for cell in nominal_cells[100:104]}
+    for uri, content in uploaded.items():
+        storage.write(uri, content)
+    labels = f"{root}/labels.csv"
+    committed = Night(trained.bundle, f"{root}/{NIGHT}", f"{root}/results", labels, uploaded, {}, "", None)  # type: ignore[arg-type]
+    here(*committed.arguments(), "--workers", "0")
+    return committed
+
 
 CASES = {
     "missing bucket": (
@@ -134,6 +160,7 @@ def test_wrong_credentials_are_named_and_never_shown(
     assert "canary-secret" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_not_there_is_named(fcdd: Fcdd, trained: Trained, prefix: str) -> None:
     small = ("--network", "cnn32_s", "--image-size", "32", "--batch-size", "16", "--alpha", "0.1")
     done = fcdd("train", "--images", trained.images, "--bundle", f"{prefix}/b", *small, "--gpu", check=False)
@@ -154,6 +181,7 @@ def test_a_training_that_diverges_says_so_and_leaves_no_bundle(fcdd: Fcdd, train
     assert not storage.exists(f"{prefix}/b/bundle.json")
 
 
+@pytest.mark.slow
 def test_too_many_unreadable_images_stop_the_run_and_keep_what_was_staged(
     fcdd: Fcdd, prefix: str, night: Night
 ) -> None:

@@ -189,6 +189,7 @@ def test_evaluate_counts_what_it_measured(fcdd: Fcdd, night: Night) -> None:
     assert "100 nominal, 50 anomalous; 1 of 151 labelled images have no score" in text
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_to_readers_and_the_same_command_finishes_it(
     fcdd: Fcdd, night: Night, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """A local Ray as jobs start it: closed to others, in need of no home, and its errors as sentences."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,19 @@ def local_session(home: Path) -> Iterator[None]:
         with session.session():
             yield
     assert "RAY_AUTH_MODE" not in os.environ
+
+
+def test_a_session_leaves_the_handlers_of_others_as_they_were(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that uses `jobs`, like pytest, may have hung its own handler on Ray's loggers."""
+    handler, logger = logging.StreamHandler(), logging.getLogger("ray.data")
+    logger.addHandler(handler)
+    monkeypatch.setenv("HOME", str(home))
+    try:
+        with session.session():
+            assert handler.level == logging.CRITICAL
+        assert handler.level == logging.NOTSET
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_a_local_ray_listens_on_loopback_only(local_session: None) -> None:

@@ -465,6 +465,7 @@ def test_results_in_a_bucket_are_read_with_the_environments_credentials(nights: 
     assert "the table function read_text is not allowed" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_other_engines_read_what_the_documentation_says(
     nights: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -358,17 +358,18 @@ def test_a_run_is_finished_with_the_precision_it_was_begun_with(place: Place) ->
 SITECUSTOMIZE = """
 import sys
 if "fcdd.io.decoder_process" in " ".join(sys.orig_argv):
-    import os, signal
-    from PIL.PngImagePlugin import PngImageFile
-    opened = PngImageFile._open
-    def sabotaged(self):
-        if self.fp.getvalue().endswith(b"CRASH"):
-            os.kill(os.getpid(), signal.SIGSEGV)
-        opened(self)
-    PngImageFile._open = sabotaged
+    import ctypes
+    from PIL import PngImagePlugin
+    class Sabotaged(PngImagePlugin.PngImageFile):
+        def __init__(self, file, name):
+            if file.getvalue().endswith(b"CRASH"):
+                ctypes.string_at(0)
+            super().__init__(file, name)
+    PngImagePlugin.PngImageFile = Sabotaged
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_on_ray_a_crashing_decoder_costs_one_image(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -449,6 +450,7 @@ def test_on_ray_killed_workers_cost_nothing(place: Place) -> None:
     assert "each once" in place.around("verify", "--sample", "20").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_on_ray_an_error_of_a_worker_is_one_sentence(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store of the images refuses every image: nobody wants a million rows of quarantine."""
@@ -462,6 +464,7 @@ def test_on_ray_an_error_of_a_worker_is_one_sentence(place: Place, monkeypatch: 
     assert "bucket-that-is-not-there" in line or "cannot be scored" in line
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_number_of_workers_does_not_change_a_score(place: Place) -> None:
     place.score()
