@@ -100,7 +100,7 @@ def _place(task: tuple[str, dt.date, str, int, int, int]) -> tuple[Part, int]:
     table = rows(night, run_id, start, stop, cells)
     name = f"part-{start // PART_ROWS:05d}-{{}}.parquet"
     layout = Layout(results)
-    part = part_files.place(layout, layout.part("scores", COLLECTION, night, run_id, name), table)
+    part = part_files.publish(layout, layout.part("scores", COLLECTION, night, run_id, name), table)
     return part, int(np.count_nonzero(table["is_anomalous"]))
 
 
@@ -127,7 +127,7 @@ def _quarantine(layout: Layout, night: dt.date, run_id: str, images: int) -> Par
         for index in range(QUARANTINED)
     ]
     path = layout.part("quarantine", COLLECTION, night, run_id, "part-00000-{}.parquet")
-    return part_files.place(layout, path, pa.Table.from_pylist(found, QUARANTINE))
+    return part_files.publish(layout, path, pa.Table.from_pylist(found, QUARANTINE))
 
 
 def generate(results: str, *, nights: int, images: int, cells: int = 28, processes: int = 1) -> list[RunRecord]:

@@ -46,7 +46,7 @@ def audit(settings: AuditSettings) -> None:
     """Measure, print, draw."""
     records = commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
     records = commit_records.of_latest_bundle(records)
-    locations = Locations.of(settings.results, records, settings.images)
+    locations = Locations.of_records(settings.results, records, settings.images)
     if settings.pictures:
         rendering.check_apart(settings.pictures, locations)
     folder = rendering.folder(settings.pictures) if settings.pictures else None
@@ -70,4 +70,4 @@ def audit(settings: AuditSettings) -> None:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

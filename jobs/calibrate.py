@@ -116,4 +116,4 @@ def _nominal(
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

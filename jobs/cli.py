@@ -28,7 +28,7 @@ def main() -> int:
 
 def run() -> NoReturn:
     """The console script."""
-    process.leave(main())
+    process.exit_with(main())
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def compare(settings: CompareSettings) -> None:
     """Print the comparison; save pictures where they are wanted."""
     layout = Layout(storage.normalize(settings.results))
     a, b = (commit_records.named(layout, run_id) for run_id in (settings.run_a, settings.run_b))
-    locations = Locations.of(layout.results, (a, b), settings.images)
+    locations = Locations.of_records(layout.results, (a, b), settings.images)
     if settings.pictures:
         rendering.check_apart(settings.pictures, locations)
     folder = rendering.folder(settings.pictures) if settings.pictures else None
@@ -54,7 +54,7 @@ def compare(settings: CompareSettings) -> None:
         id(row): (row.pop("heatmap_a"), row.pop("heatmap_b")) for rows in (found.flips, found.movers) for row in rows
     }
     if settings.output == "json":
-        print(json.dumps(formatting.plain(found), indent=1, default=str))
+        print(json.dumps(formatting.json_values(found), indent=1, default=str))
     else:
         comparison.print_comparison(found, a, b)
     if folder:
@@ -70,4 +70,4 @@ def compare(settings: CompareSettings) -> None:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

@@ -58,7 +58,7 @@ def examine(settings: DoctorSettings) -> int:
         ("local Ray", checks.local_ray),
         ("disk", checks.disk),
     ]
-    found = [finding for subject, check in questions for finding in checks.asked(subject, check)]
+    found = [finding for subject, check in questions for finding in checks.run_check(subject, check)]
     if settings.output == "json":
         print(json.dumps([finding._asdict() for finding in found]))
     else:
@@ -77,4 +77,4 @@ def _show(found: list[Finding]) -> None:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

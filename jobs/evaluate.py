@@ -93,7 +93,7 @@ def show(settings: EvaluateSettings) -> None:
     """Print the evaluation with its conditions."""
     result = evaluate(settings)
     if settings.output == "json":
-        print(json.dumps(formatting.plain(result), indent=1))
+        print(json.dumps(formatting.json_values(result), indent=1))
         return
     first = result.metrics[SCORES[0]]
     print(f"runs        {', '.join(result.runs)}")
@@ -120,4 +120,4 @@ def show(settings: EvaluateSettings) -> None:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

@@ -58,8 +58,8 @@ def export(settings: ExportSettings) -> None:
         with views.readable():
             exports.coco(found, settings.output, only_alarms=only_alarms)
         return
-    rendering.check_apart(settings.output, Locations.of(found.location, found.records))
-    locations = Locations.of(found.location, found.records, settings.images)
+    rendering.check_apart(settings.output, Locations.of_records(found.location, found.records))
+    locations = Locations.of_records(found.location, found.records, settings.images)
     with views.readable():
         exports.fiftyone(found, settings.output, only_alarms=only_alarms, locations=locations)
 
@@ -79,4 +79,4 @@ def _onnx(settings: ExportSettings) -> None:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

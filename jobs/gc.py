@@ -35,4 +35,4 @@ def collect(settings: GcSettings) -> None:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

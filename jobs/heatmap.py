@@ -64,7 +64,7 @@ def draw(settings: HeatmapSettings) -> None:
     uris = [*settings.uri, *(label_files.read_uris(settings.uris) if settings.uris else [])]
     rows = heatmap_files.chosen(found, uris, settings.top)
     heatmaps, index = rendering.Heatmaps(), []
-    locations = Locations.of(found.location, found.records, settings.images)
+    locations = Locations.of_records(found.location, found.records, settings.images)
     rendering.check_apart(settings.output, locations)
     folder = rendering.folder(settings.output)
     for rank, row in enumerate(rows, start=1):
@@ -86,4 +86,4 @@ def draw(settings: HeatmapSettings) -> None:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

@@ -57,4 +57,4 @@ def serve(settings: MetricsSettings) -> None:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

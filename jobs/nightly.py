@@ -45,10 +45,10 @@ def write_report(options: NightlyOptions, record: RunRecord) -> None:
     uri = layout.report(record.collection, record.day, record.run_id)
     if storage.exists(uri):
         return
-    locations = Locations.of(layout.results, (record,), options.images_of(record.day))
+    locations = Locations.of_records(layout.results, (record,), options.images_of(record.day))
     storage.write(uri, html_report.build(layout.results, record, images=REPORT_IMAGES, locations=locations))
     print(f"report       {uri}")
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

@@ -126,7 +126,7 @@ def _answer(kind: str, settings: QuerySettings, found: Results) -> None:
     else:
         title = _title(settings) if kind == "top" else ""
         if kind == "changes" and settings.output == "table":
-            tables.show(queries.run_totals(found).to_reader())
+            tables.print_table(queries.run_totals(found).to_reader())
             common = queries.num_common(found)
             title = f"changed, of the {common} images that both nights have"
             if not common:
@@ -170,4 +170,4 @@ def _title(settings: QuerySettings) -> str:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

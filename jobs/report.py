@@ -44,11 +44,11 @@ def report(settings: ReportSettings) -> None:
     else:
         found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
     record = found.only_collection().records[-1]
-    locations = Locations.of(found.location, (record,), settings.locations)
+    locations = Locations.of_records(found.location, (record,), settings.locations)
     page = html_report.build(found.location, record, images=settings.images, locations=locations)
     storage.write(storage.normalize(settings.output), page)
     print(f"report      {settings.output}  ({record.collection}, {record.day}; {len(page) / 1e6:.2f} MB)")
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

@@ -54,4 +54,4 @@ def reproduce(settings: ReproduceSettings) -> None:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

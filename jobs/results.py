@@ -74,7 +74,7 @@ def open(
         raise ConfigError("a date is one night, since and until are a range; give one or the other")
     first, last = (_day(date or since), _day(date or until))
     location = filesystem.unstrip_protocol(filesystem._strip_protocol(location)) if filesystem else location
-    with storage.through(location, filesystem):
+    with storage.reading_through(location, filesystem):
         records = commit_records.committed(location, collection, first=first, last=last)
         return Results(storage.normalize(location), tuple(records), filesystem)
 
@@ -251,7 +251,7 @@ class Results:
 
     def check(self, table: str) -> None:
         """Raises FCDDError for a file of a table that is not what was published."""
-        with storage.through(self.location, self.filesystem):
+        with storage.reading_through(self.location, self.filesystem):
             part_files.check(self.location, self.parts(table))
 
     def interrupt(self) -> None:
@@ -276,7 +276,7 @@ class Results:
         if table != "labels":
             return []
         places = [Layout(self.location).labels(name) for name in sorted({r.collection for r in self.records})]
-        with storage.through(self.location, self.filesystem):
+        with storage.reading_through(self.location, self.filesystem):
             return [place for place in places if storage.exists(place)]
 
     @functools.cached_property

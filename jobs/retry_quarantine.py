@@ -67,8 +67,8 @@ def _score_settings(settings: RetrySettings, before: RunRecord) -> ScoreSettings
     own = settings.model_dump(exclude={"config", "locations"}, exclude_none=True)
     decided = {"bundle": before.bundle, "alpha": before.alpha, "fdr": before.fdr}
     # Everything that is left may stay unreadable: that is no reason to refuse what became readable.
-    return ScoreSettings.of(options | own | decided | {"max_quarantine_share": 1.0})
+    return ScoreSettings.from_values(options | own | decided | {"max_quarantine_share": 1.0})
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

@@ -69,9 +69,9 @@ def review(settings: ReviewSettings) -> None:
         raise ConfigError(f"run {record.run_id} scored no image, so there is nothing to review")
     layout = Layout(found.location)
     place = f"{layout.leases()}/labels/collection={record.collection}"
-    with leases.hold(place, "review", doing="at work on the labels of this collection as") as lease:
+    with leases.acquire(place, "review", doing="at work on the labels of this collection as") as lease:
         labels = label_store.Labels(layout, record.collection, check=lease.check)
-        locations = Locations.of(found.location, night.records, settings.locations)
+        locations = Locations.of_records(found.location, night.records, settings.locations)
         record_of = partial(_record_of, night)
         page = review_app.Review(rows, record_of, labels, settings.reviewer, locations)
         page.warm()
@@ -87,14 +87,14 @@ def review(settings: ReviewSettings) -> None:
             server = uvicorn.Server(uvicorn.Config(application, log_level="warning", access_log=False))
             with suppress(KeyboardInterrupt):  # how a review ends
                 server.run(sockets=[listener])
-    said = Counter(label["label"] for row in rows if (label := labels.of(row)))
+    said = Counter(label["label"] for row in rows if (label := labels.get(row)))
     print(
         f"labelled    {sum(said.values())} of {len(rows)}: "
-        + ", ".join(formatting.number(said[n], _WORDS[n]) for n in _WORDS)
+        + ", ".join(formatting.plural(said[n], _WORDS[n]) for n in _WORDS)
     )
-    unseen = sum(row["is_anomalous"] and labels.of(row) is None for row in rows)
+    unseen = sum(row["is_anomalous"] and labels.get(row) is None for row in rows)
     if unseen:
-        print(f"next        {formatting.number(unseen, 'alarm')} without a label yet: the same command goes on")
+        print(f"next        {formatting.plural(unseen, 'alarm')} without a label yet: the same command goes on")
     else:
         print(
             f"next        fcdd calibrate --bundle {record.bundle} --reviewed {labels.uri} --results {found.location} "
@@ -124,7 +124,7 @@ def chosen(night: Results, at_least: int) -> list[dict[str, Any]]:
 def _count(rows: Sequence[dict[str, Any]]) -> str:
     alarms = sum(row["is_anomalous"] for row in rows)
     others = f", and the {len(rows) - alarms} most anomalous other images" if len(rows) > alarms else ""
-    return f"{formatting.number(alarms, 'alarm')}{others}"
+    return f"{formatting.plural(alarms, 'alarm')}{others}"
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -139,4 +139,4 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

@@ -60,4 +60,4 @@ def show(settings: RunsSettings) -> None:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

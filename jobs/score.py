@@ -28,4 +28,4 @@ def score(settings: ScoreSettings) -> None:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

@@ -127,4 +127,4 @@ def _check_config(settings: SubmitSettings, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

@@ -23,4 +23,4 @@ def train(settings: TrainSettings) -> None:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

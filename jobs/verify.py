@@ -41,7 +41,7 @@ def verify(settings: VerifySettings) -> None:
     """Verify, and print what was checked."""
     [record] = commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
     layout = Layout(storage.normalize(settings.results))
-    locations = Locations.of(settings.results, (record,), settings.images)
+    locations = Locations.of_records(settings.results, (record,), settings.images)
     checked = verification.verify(
         layout, record, locations, sample=settings.sample, seed=settings.seed, tolerance=settings.tolerance
     )
@@ -55,4 +55,4 @@ def verify(settings: VerifySettings) -> None:
 
 
 if __name__ == "__main__":
-    process.leave(main())
+    process.exit_with(main())

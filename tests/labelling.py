@@ -12,6 +12,6 @@ CLOCK = (NOW + dt.timedelta(seconds=n) for n in itertools.count())
 
 def say(labels: Labels, row: dict[str, Any], verdict: Verdict, reviewer: str = "") -> dict[str, Any] | None:
     """As a page does that has seen the latest label."""
-    seen = verdict.model_copy(update={"seen": labels.last_said(row["image_uri"])})
-    labels.say(row, seen, reviewer=reviewer, now=next(CLOCK))
-    return labels.of(row)
+    seen = verdict.model_copy(update={"seen": labels.label_time(row["image_uri"])})
+    labels.set(row, seen, reviewer=reviewer, now=next(CLOCK))
+    return labels.get(row)

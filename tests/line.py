@@ -35,7 +35,7 @@ def picture(seed: int, *, brighter: float = 0.0, defect: bool = False) -> bytes:
     return sink.getvalue()
 
 
-def here(*arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+def run_verb(*arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
     """`fcdd <verb> ...` in this process, which has torch already: what needs no process of its own is tested so."""
     verb, *argv = arguments
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
@@ -84,10 +84,10 @@ class Line:
             for name, value in (("FCDD_WEBHOOK", webhook), ("FCDD_COMMAND", command)):
                 if value is not None:
                     patch.setenv(name, value)
-            return here("nightly", *where, *images, *night, "--workers", "0", *report, *options, check=check)
+            return run_verb("nightly", *where, *images, *night, "--workers", "0", *report, *options, check=check)
 
     def around(self, verb: str, *options: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-        return here(verb, "--results", self.results, "--collection", "c", *options, check=check)
+        return run_verb(verb, "--results", self.results, "--collection", "c", *options, check=check)
 
     def rows(self, *options: str) -> list[dict[str, Any]]:
         every = ("--top", "1000", "--duplicates", "--output", "json")

@@ -12,7 +12,7 @@ from jobs.catalog import commit_records, part_files
 from schemas import Layout, RunRecord
 from tests.conftest import Fcdd
 from tests.detectors import make
-from tests.line import here
+from tests.line import run_verb
 
 NUM_IMAGES = 12
 
@@ -44,11 +44,11 @@ class Place:
         night = ("--date", f"2026-11-{day:02d}")
         if "--workers" in options:
             return self._fcdd("score", *where, *night, *images, *options, check=check)
-        return here("score", *where, *night, *images, "--workers", "0", *options, check=check)
+        return run_verb("score", *where, *night, *images, "--workers", "0", *options, check=check)
 
     def around(self, verb: str, *options: str, day: int = 1, check: bool = True) -> "subprocess.CompletedProcess[str]":
         where = ["--results", self.results, "--collection", "c", "--date", f"2026-11-{day:02d}"]
-        return here(verb, *where, *options, check=check)
+        return run_verb(verb, *where, *options, check=check)
 
     def record(self, day: int = 1) -> RunRecord:
         [record] = [record for record in commit_records.committed(self.results, "c") if record.day.day == day]

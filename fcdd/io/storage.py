@@ -386,7 +386,7 @@ def _store(scheme: str, bucket: str) -> Store:
 
 
 @contextmanager
-def through(location: str, filesystem: AbstractFileSystem | None) -> Iterator[None]:
+def reading_through(location: str, filesystem: AbstractFileSystem | None) -> Iterator[None]:
     """Meanwhile what lies below `location` is read through this filesystem, by every thread; None: by our own doors."""
     if filesystem is None:
         yield

@@ -90,7 +90,7 @@ def _remove_run(
     if dry_run or intent is None:
         return _remove(garbage, what, dry_run)
     try:
-        with leases.hold(layout.lease(intent.collection, intent.day), "gc"):
+        with leases.acquire(layout.lease(intent.collection, intent.day), "gc"):
             if set(_objects(layout.staging(run_id))) != set(objects):
                 log.info("left %s: it was taken up meanwhile", what)
                 return []

@@ -43,7 +43,7 @@ def read_intent(layout: Layout, run_id: str) -> Intent | None:
     return intent
 
 
-def fix_intent(layout: Layout, intent: Intent) -> Intent:
+def create_or_resume(layout: Layout, intent: Intent) -> Intent:
     """What the run is to do: what an interrupted attempt at it said, else `intent`. Call it under the night's lease.
 
     An attempt that began when another run counted for the night (or none) is removed, and the run begins again: it

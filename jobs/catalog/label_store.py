@@ -97,12 +97,12 @@ class Labels:
         )
         return row | {"mask_uri": ""}
 
-    def last_said(self, uri: str) -> datetime | None:
+    def label_time(self, uri: str) -> datetime | None:
         """When something was said of an image, also of an earlier one of that name."""
         row = self._rows.get(uri)
         return row["reviewed_at"] if row else None
 
-    def of(self, image: Mapping[str, Any]) -> dict[str, Any] | None:
+    def get(self, image: Mapping[str, Any]) -> dict[str, Any] | None:
         """What was said of an image (a row of scores): a row of LABELS, None for an image that was replaced since."""
         row = self._rows.get(image["image_uri"])
         return row if row and row["image_etag"] == image["image_etag"] else None
@@ -111,14 +111,14 @@ class Labels:
         """The masks that labels name."""
         return {row["mask_uri"] for row in self._rows.values()} - {""}
 
-    def say(self, image: Mapping[str, Any], verdict: Verdict, *, reviewer: str, now: datetime) -> None:
+    def set(self, image: Mapping[str, Any], verdict: Verdict, *, reviewer: str, now: datetime) -> None:
         """Keep a verdict on a row of scores.
 
         Raises BadDrawing when a box or the mask is none, Outdated when the page has not seen the latest label.
         """
         uri = image["image_uri"]
         with self._lock:
-            if self.last_said(uri) != verdict.seen:
+            if self.label_time(uri) != verdict.seen:
                 raise Outdated(f"something else was said of {uri} meanwhile")
             self._check()
             rows = {key: row for key, row in self._rows.items() if key != uri}
@@ -144,7 +144,7 @@ class Labels:
 
     def _drawing(self, image: Mapping[str, Any], verdict: Verdict) -> tuple[list[dict[str, int]], str]:
         """All boxes, and where the mask of all that was ever drawn is kept; empty if there is none."""
-        before = None if verdict.clear else self.of(image)
+        before = None if verdict.clear else self.get(image)
         boxes, mask_uri = (before["boxes"], before["mask_uri"]) if before else ([], "")
         if verdict.boxes is None and verdict.mask is None:
             return boxes, mask_uri

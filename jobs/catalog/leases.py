@@ -150,9 +150,9 @@ class Lease:
 
 
 @contextmanager
-def hold(folder: str, run_id: str, *, doing: str = "scoring this night as run") -> Iterator[Lease]:
+def acquire(folder: str, run_id: str, *, doing: str = "scoring this night as run") -> Iterator[Lease]:
     """Hold the lease at `folder`. Raises LeaseHeld when another process does and may be alive, and is `doing` that."""
-    lease = _acquire(folder, Owner.me(run_id), doing)
+    lease = _take(folder, Owner.me(run_id), doing)
     lease.start()
     try:
         yield lease
@@ -178,7 +178,7 @@ class _Found(NamedTuple):
     released: bool = False
 
 
-def _acquire(folder: str, owner: Owner, doing: str) -> Lease:
+def _take(folder: str, owner: Owner, doing: str) -> Lease:
     found = _look(folder)
     if found.owner:
         raise LeaseHeld(

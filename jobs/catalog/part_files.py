@@ -46,7 +46,7 @@ def with_run(rows: pa.Table, intent: Intent) -> pa.Table:
     return rows
 
 
-def place(layout: Layout, path: str, rows: pa.Table) -> Part:
+def publish(layout: Layout, path: str, rows: pa.Table) -> Part:
     """Create a table, at `path` below the results; "{}" in it becomes a hash of the content.
 
     An earlier attempt may have placed it. Nothing is ever replaced: a role that may create parts need not be one that

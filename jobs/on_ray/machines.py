@@ -19,7 +19,7 @@ _SAY_EVERY_S = 30.0
 log = logging.getLogger(__name__)
 
 
-class Ask(NamedTuple):
+class Request(NamedTuple):
     """`workers` None: as many as fit. `gpu` None: where there are any. With `wait_s` the cluster may be growing."""
 
     workers: int | None = None
@@ -36,7 +36,7 @@ class Stages(NamedTuple):
     write: dict[str, Any]
 
 
-def for_scoring(ask: Ask) -> Stages:
+def wait_for_scoring(ask: Request) -> Stages:
     """The stages of scoring on this cluster. Raises ConfigError for more workers than fit, or none.
 
     On a cluster that grows one worker is enough to begin: the others join as their machines do. A CPU is always left

@@ -44,7 +44,7 @@ def session(
     with ExitStack() as stack:
         _init(stack, cpus, block_bytes)
         _quiet(stack)
-        with one_sentence():
+        with translated_errors():
             ready()
             total = ray.cluster_resources()
             if total.get("CPU", 0) < cpus or total.get("GPU", 0) < gpus:
@@ -105,7 +105,7 @@ def join(stack: ExitStack, block_bytes: int = 0) -> None:
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
+def translated_errors() -> Iterator[None]:
     """Errors that Ray brings as FCDDError: ours as they were raised, with their class; of others what they say.
 
     The whole of what Ray says is in its log file of this driver.
@@ -155,7 +155,7 @@ def first_line(error: BaseException) -> str:
 def parallel_map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """`map` on the cluster, in order; as many calls at once as there are CPUs. Raises FCDDError."""
     remote = ray.remote(num_cpus=1)(function)
-    with one_sentence():
+    with translated_errors():
         for _, result in ahead(remote.remote, items, 1 + int(ray.cluster_resources().get("CPU", 1))):
             yield ray.get(result)
 
@@ -205,7 +205,7 @@ def _queue() -> Queue:
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
-def log_to(queue: Queue) -> None:
+def send_logs_to(queue: Queue) -> None:
     """Send this worker's log to the driver."""
     handler = logging.handlers.QueueHandler(queue)
     for package in ("jobs", "fcdd"):

@@ -169,7 +169,7 @@ def _drift(layout: Layout, intent: Intent, fitted: Calibration, counts: Counts) 
         reasons.append(f"more than {_MAX_GROUPS} groups: not told apart; --group-pattern names cameras, not lots")
     rows = pa.Table.from_pylist([_row(scope, scopes, fitted, intent.alpha) for scope in scopes], _without_run(DRIFT))
     path = layout.part("drift", intent.collection, intent.day, intent.run_id, "part-00000-{}.parquet")
-    part = part_files.place(layout, path, conform(part_files.with_run(rows, intent), DRIFT))
+    part = part_files.publish(layout, path, conform(part_files.with_run(rows, intent), DRIFT))
     return Drift(verdict=drift.worst([finding.verdict for _, finding in found]), reasons=_shortened(reasons), part=part)
 
 

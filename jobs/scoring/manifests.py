@@ -224,7 +224,7 @@ class Listing:
             parts=tuple(sealed.parts),
         )
         intents.create_plan(self._layout, plan)
-        words = (rows, sealed.bytes / 1e9, self._intent.run_id, listing.described(plan.skipped))
+        words = (rows, sealed.bytes / 1e9, self._intent.run_id, listing.describe_counts(plan.skipped))
         log.info("listed %d images (%.1f GB) for run %s; skipped %s", *words)
         return plan
 

@@ -58,7 +58,7 @@ def send(layout: Layout, record: RunRecord, exit_code: int, *, webhook: str | No
     if not pending(layout, record, channels):
         return []
     payload, failures = record.model_dump_json().encode(), []
-    with leases.hold(layout.lease(record.collection, record.day), "notification"):
+    with leases.acquire(layout.lease(record.collection, record.day), "notification"):
         for channel in pending(layout, record, channels):
             try:
                 if channel == "webhook":

@@ -44,7 +44,7 @@ class Progress:
             self._live.__exit__(kind, error, trace)
             self._live = None
 
-    def known(self, *, done: int, failed: int, total: int, listed: bool) -> None:
+    def set_totals(self, *, done: int, failed: int, total: int, listed: bool) -> None:
         """What is staged and what is listed so far."""
         self.done, self.failed, self.total, self.listed = done, failed, total, listed
 

@@ -280,7 +280,7 @@ def _deduplicated(rows: pa.Table, listed: pa.Table, part: Range) -> tuple[pa.Tab
 
 def _place(layout: Layout, intent: Intent, table: str, index: int, rows: pa.Table) -> Part:
     name = f"part-{index:05d}-{{}}.parquet"
-    return part_files.place(layout, layout.part(table, intent.collection, intent.day, intent.run_id, name), rows)
+    return part_files.publish(layout, layout.part(table, intent.collection, intent.day, intent.run_id, name), rows)
 
 
 def _kept(layout: Layout, before: RunRecord | None, plan: Plan) -> tuple[list[Part], list[Part], int, Bitmap]:

@@ -32,15 +32,15 @@ def retry(
     `options_of` makes the options of the retry from the record of the run that is retried; images below `locations`
     may be opened beside the run's own. Raises ConfigError when the night has no quarantine.
     """
-    with leases.hold(layout.lease(collection, day), "retry-quarantine") as lease:
+    with leases.acquire(layout.lease(collection, day), "retry-quarantine") as lease:
         [before] = commit_records.committed(layout.results, collection, first=day, last=day)
         if not before.num_quarantined:
             raise ConfigError(f"run {before.run_id} has no quarantined images; there is nothing to try again")
-        allowed = Locations.of(layout.results, (before,), locations)
+        allowed = Locations.of_records(layout.results, (before,), locations)
         job = waves.prepare(options_of(before))._replace(allowed=allowed)
         bundles.check_of_run(job.spec, before)
         commit_records.check_free(layout, f"{before.run_id}-q")
-        intent = intents.fix_intent(layout, job.intent(f"{before.run_id}-q", before, keep=True, is_retry=True))
+        intent = intents.create_or_resume(layout, job.intent(f"{before.run_id}-q", before, keep=True, is_retry=True))
         if intents.read_plan(layout, intent.run_id) is None:
             _create_plan(layout, intent, before)
         with Listing(layout, intent, job.options.source) as found:

@@ -26,7 +26,7 @@ def score(options: ScoreOptions) -> RunRecord:
     job = waves.prepare(options)
     if record := _nothing_to_do(job, next_attempt(job)):
         return record
-    with leases.hold(job.layout.lease(options.collection, options.day), name_run(job)) as lease:
+    with leases.acquire(job.layout.lease(options.collection, options.day), name_run(job)) as lease:
         attempt = next_attempt(job)  # another process may have committed before it gave the lease back
         if record := _nothing_to_do(job, attempt):
             return record
@@ -40,7 +40,7 @@ def score(options: ScoreOptions) -> RunRecord:
                 "--since-last"
             )
         commit_records.check_free(job.layout, attempt.run_id)
-        intent = intents.fix_intent(job.layout, job.intent(attempt.run_id, attempt.before, keep=keep))
+        intent = intents.create_or_resume(job.layout, job.intent(attempt.run_id, attempt.before, keep=keep))
         with Listing(job.layout, intent, job.options.source, attempt.history) as listing:
             return waves.stage_and_commit(job, intent, listing, lease)
 

@@ -190,7 +190,7 @@ def _stages(options: ScoreOptions, cluster: ExitStack) -> "Stages | None":
     from jobs.on_ray import machines, session
 
     session.join(cluster, stages.SHARD_PIXEL_BYTES)
-    return machines.for_scoring(machines.Ask(options.workers, options.gpu, options.cluster_wait_s))
+    return machines.wait_for_scoring(machines.Request(options.workers, options.gpu, options.cluster_wait_s))
 
 
 def _map_on_ray() -> Map:
@@ -221,7 +221,7 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
         if listed and (done.count() == rows or passes > MAX_PASSES):
             publishing.check_quarantine(done, limit, intent, final=True)
             return
-        progress.known(done=done.count(), failed=done.most_failed(), total=rows, listed=listed)
+        progress.set_totals(done=done.count(), failed=done.most_failed(), total=rows, listed=listed)
         shards = stages.shards(parts, done, job.spec.input_size, job.spec.channels, workers)
         for receipt in receipts(job, intent, shards, where) if shards else ():
             progress.add(receipt)
@@ -270,7 +270,7 @@ def receipts(job: Job, intent: Intent, shards: list[Shard], where: "Stages | Non
         chain = chain.map_batches(stage_parts, batch_size=None, batch_format="pyarrow", **write)
     live, waiting = LiveMetrics(options.collection), sum(shard["stop"] - shard["start"] for shard in shards)
     live.waiting(waiting)
-    with session.one_sentence():
+    with session.translated_errors():
         for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for receipt in block.to_pylist():  # type: ignore[union-attr, operator]
                 waiting -= receipt["rows"]

@@ -337,7 +337,7 @@ def disk() -> Iterator[Finding]:
         )
 
 
-def asked(subject: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+def run_check(subject: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     """The findings of a check; what stops it is one, too."""
     started, found = time.perf_counter(), list[Finding]()
     try:

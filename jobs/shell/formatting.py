@@ -10,19 +10,19 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
-def number(count: int, what: str) -> str:
+def plural(count: int, what: str) -> str:
     """1 region, 2 regions."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def plain(value: Any) -> Any:
+def json_values(value: Any) -> Any:
     """NamedTuples and dataclasses as dictionaries, at any depth, and NaN as None: for JSON."""
     if dataclasses.is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     elif hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
+        return {key: json_values(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [json_values(each) for each in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -12,7 +12,7 @@ from fcdd.io import local_store
 
 
 @contextmanager
-def appearing(location: str) -> Iterator[Path]:
+def atomic_path(location: str) -> Iterator[Path]:
     """A path to write a file or a folder to, which gets its name when all is written; nothing is left of a failure.
 
     A device or a pipe, like /dev/null, stays what it is and is written into. Raises ConfigError when it is no local

@@ -40,7 +40,7 @@ def sentence(error: FCDDError) -> str:
     return formatting.printable(str(error)) or type(error).__name__
 
 
-def leave(code: int) -> NoReturn:
+def exit_with(code: int) -> NoReturn:
     """End the process with this exit code and no other.
 
     Threads of a native library have been seen to abort the interpreter while it winds down (once in hundreds of runs,

@@ -112,7 +112,7 @@ class JobSettings(BaseSettings):
             raise ConfigError(cls._sentence(error)) from error
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
         """Options from these values alone: neither the environment nor the command line has a say."""
         return cls(_env_prefix="nothing of the environment: ", **values)
 

@@ -58,7 +58,7 @@ def _write(reader: pa.RecordBatchReader, kind: Format, to: str | None, title: st
     if kind == "table" and to:
         kind = _named(to)
     if kind == "table":
-        show(reader, title)
+        print_table(reader, title)
         return
     if to:
         _save(reader, kind, storage.normalize(to))
@@ -86,7 +86,7 @@ def _save(reader: pa.RecordBatchReader, kind: Format, uri: str) -> None:
         _encode(reader, kind, sink)
         storage.write(uri, sink.getvalue())
         return
-    with local_files.appearing(path) as unfinished, unfinished.open("wb") as file:
+    with local_files.atomic_path(path) as unfinished, unfinished.open("wb") as file:
         _encode(reader, kind, file)
 
 
@@ -153,7 +153,7 @@ def _iso(value: Any) -> str:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-def show(reader: pa.RecordBatchReader, title: str = "") -> None:
+def print_table(reader: pa.RecordBatchReader, title: str = "") -> None:
     """At most MAX_SHOWN rows for a person: as a table, or one below the other where the columns do not fit."""
     rows = list(itertools.islice(_rows(reader), MAX_SHOWN + 1))
     more, rows = len(rows) > MAX_SHOWN, rows[:MAX_SHOWN]

@@ -96,7 +96,7 @@ class OwnFiles:
         self._are_results = functools.lru_cache(4096)(_are_results)
         self._is_bundle = functools.lru_cache(4096)(_is_bundle)
 
-    def have(self, uri: str, prefix: str) -> bool:
+    def contain(self, uri: str, prefix: str) -> bool:
         """Whether this object is of a bundle or results at `prefix` or below. Raises ConfigError without an answer."""
         for name, is_ours in ((_MASK, self._are_results), (_SHEET, self._is_bundle)):
             if found := name.search(uri):
@@ -127,7 +127,7 @@ def selected(
     below, chosen = f"{prefix}/", []
     for info in page:
         rule = selection.leaves_out(info.uri.removeprefix(below), info, named=own is None)
-        if rule is None and own is not None and own.have(info.uri, prefix):
+        if rule is None and own is not None and own.contain(info.uri, prefix):
             rule = "our own files"
         if rule is None:
             chosen.append(info)
@@ -155,7 +155,7 @@ def list_images(prefix: str, selection: Selection = Selection()) -> list[ObjectI
     if not found:
         raise nothing_found((prefix,), skipped, selection)
     if skipped:
-        log.info("skipped %s under %s", described(skipped), prefix)
+        log.info("skipped %s under %s", describe_counts(skipped), prefix)
     return [found[uri] for uri in sorted(found)]
 
 
@@ -170,7 +170,7 @@ def nothing_found(locations: Iterable[str], skipped: dict[str, int], selection: 
         )
     if set(skipped) <= {"extension"}:
         advice.append(f"expected files ending in {', '.join(selection.extensions)}")
-    there = f"{sum(skipped.values())} other objects: {described(skipped)}"
+    there = f"{sum(skipped.values())} other objects: {describe_counts(skipped)}"
     said = "".join(f"; {each}" for each in advice if each)
     return ConfigError(f"no images under {', '.join(map(storage.spelled, locations))} ({there}){said}")
 
@@ -187,7 +187,7 @@ def _advice(location: str) -> str:
     return ""
 
 
-def described(skipped: dict[str, int]) -> str:
+def describe_counts(skipped: dict[str, int]) -> str:
     """The counts as words."""
     return ", ".join(f"{count} by rule {rule!r}" for rule, count in sorted(skipped.items())) or "nothing"
 

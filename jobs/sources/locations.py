@@ -19,7 +19,7 @@ class Locations:
     places: tuple[str, ...]
 
     @classmethod
-    def of(cls, results: str, records: Sequence[RunRecord], given: Sequence[str] = ()) -> "Locations":
+    def of_records(cls, results: str, records: Sequence[RunRecord], given: Sequence[str] = ()) -> "Locations":
         """Where the runs found their images, and what the user adds by `--images`.
 
         The images of an explicit list may lie anywhere; without a location of the user's, those beside the list are
@@ -35,14 +35,14 @@ class Locations:
             places += [place for place in map(storage.normalize, found) if local or not place.startswith("file:")]
         return cls(tuple(dict.fromkeys(places)))
 
-    def hold(self, uri: str) -> bool:
+    def contains(self, uri: str) -> bool:
         """Whether an image lies below one of the locations."""
         named = storage.normalize(uri) if uri.startswith("file:") else uri  # on a disk ".." leads elsewhere
         return any(named.startswith(f"{place.rstrip('/')}/") for place in self.places)
 
     def check(self, uri: str) -> None:
         """Raises ImageError forbidden for an image that lies elsewhere."""
-        if self.hold(uri):
+        if self.contains(uri):
             return
         known = ", ".join(self.places) or "none that may be opened"
         raise ImageError(

@@ -27,7 +27,7 @@ def check_options(settings: TrainSettings) -> None:
         raise ConfigError(f"--masks belong to a location of images; {settings.anomalous} names its masks as mask_uri")
 
 
-def say_what_is_not_taken(given: AbstractSet[str], settings: TrainSettings) -> None:
+def warn_of_ignored_options(given: AbstractSet[str], settings: TrainSettings) -> None:
     """A warning for each of the `given` options that has no effect beside the others; presets are filled in."""
     for option, reason in _not_taken(settings).items():
         if option in given:

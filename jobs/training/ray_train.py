@@ -55,7 +55,7 @@ def train_worker(config: dict[str, Job]) -> None:
         return
     workers = RayWorkers()
     if workers.rank == 0:
-        session.log_to(job.logs)
+        session.send_logs_to(job.logs)
     try:
         train_loop.train(job.loop, workers)
     except FCDDError as error:
@@ -104,7 +104,7 @@ def fit(
         )
         failed: Exception | None = None
         try:
-            with session.one_sentence():
+            with session.translated_errors():
                 trainer.fit()
         except (FCDDError, ray.train.TrainingFailedError) as error:
             failed = error

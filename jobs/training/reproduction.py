@@ -150,7 +150,12 @@ def _make(options: ReproductionOptions, protocol: Protocol, name: str, seed: int
         )
     except (FloatingPointError, ImageError) as error:
         raise TrainingFailed(f"{name}, seed {seed}: {error}") from error
-    stored = {"class": name, "seed": seed, "conditions": _conditions(options, protocol), **formatting.plain(outcome)}
+    stored = {
+        "class": name,
+        "seed": seed,
+        "conditions": _conditions(options, protocol),
+        **formatting.json_values(outcome),
+    }
     stored["seconds"] = round(time.perf_counter() - start, 1)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(stored, indent=1) + "\n")

@@ -31,7 +31,7 @@ def train(settings: TrainSettings) -> Detector:
     store = Checkpoints(location, settings.keep_checkpoints)
     checks.check_options(settings)
     checks.check_places(settings, store)
-    checks.say_what_is_not_taken(given, settings)
+    checks.warn_of_ignored_options(given, settings)
     inputs = prepare.find_inputs(settings)
     weights = prepare.initial_weights(settings, inputs)
     checks.check_resumable(settings, store, listing.digest(inputs.listed))

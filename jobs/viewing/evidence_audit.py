@@ -87,7 +87,7 @@ def audit(
     identities = connection.sql(
         f"SELECT {', '.join(IDENTITY)} FROM {source} WHERE NOT {kind} ORDER BY md5(image_uri) LIMIT {sample}"
     ).fetchall()
-    mean = _mean_image([info for row in identities if locations.hold((info := ObjectInfo(*row)).uri)], spec)
+    mean = _mean_image([info for row in identities if locations.contains((info := ObjectInfo(*row)).uri)], spec)
     mask = _object_mask(object_mask, mean, spec)
     return Audit(spec, kinds, {name: each.concentrations(mask) for name, each in kinds.items()}, mask, mean)
 

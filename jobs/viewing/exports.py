@@ -35,7 +35,7 @@ def _rows(found: Results, only_alarms: bool) -> Iterator[dict[str, Any]]:
 def coco(found: Results, output: str, *, only_alarms: bool) -> None:
     """Regions as a COCO file; two passes over the rows, so that none has to be kept: images, then their regions."""
     images = regions = 0
-    with local_files.appearing(output) as path, path.open("w", encoding="utf-8") as file:
+    with local_files.atomic_path(output) as path, path.open("w", encoding="utf-8") as file:
         info = {"description": "regions of anomaly maps above the map threshold", "version": "1.0"}
         info["runs"] = ", ".join(record.run_id for record in found.records)
         categories = [{"id": 1, "name": "anomaly", "supercategory": "anomaly"}]
@@ -91,7 +91,7 @@ def fiftyone(found: Results, output: str, *, only_alarms: bool, locations: Locat
     heatmaps = rendering.Heatmaps()
     name = f"fcdd-{'-'.join(dict.fromkeys(record.collection for record in found.records))}"
     about = {"name": name, "media_type": "image", "info": {"runs": [record.run_id for record in found.records]}}
-    with local_files.appearing(output) as root:
+    with local_files.atomic_path(output) as root:
         for folder in ("data", "fields/heatmap"):
             (root / folder).mkdir(parents=True)
         (root / "metadata.json").write_text(json.dumps(about))

@@ -67,7 +67,7 @@ def save(
         shown = rendering.side_by_side([picture, shown])
     if caption:
         alarm = "alarm" if row["is_anomalous"] else "no alarm"
-        found = formatting.number(len(row["regions"]), "region")
+        found = formatting.plural(len(row["regions"]), "region")
         text = f"score {row['anomaly_score']:.4g}   p {row['p_value']:.4g}   {alarm}   {found}"
         shown = rendering.captioned(shown, text, threshold)
     shown.save(path, pnginfo=_about(row, threshold))

@@ -44,7 +44,7 @@ def folder(location: str) -> Path:
 
 def check_apart(location: str, locations: Locations) -> None:
     """Raises ConfigError for pictures of ours below the images of a run: the next night would score them."""
-    if locations.hold(f"{storage.normalize(location)}/x"):
+    if locations.contains(f"{storage.normalize(location)}/x"):
         raise ConfigError(f"{location} lies below the images of the run, and would be scored; choose another place")
 
 
@@ -73,7 +73,7 @@ def original(row: Mapping[str, Any], locations: Locations, within: tuple[int, in
     return isolation.picture(encoded(row, locations), within=within)
 
 
-def drawn(mask_uri: str) -> bytes:
+def mask_layer(mask_uri: str) -> bytes:
     """A mask as it lies over the image: red where it is set, else transparent. Raises ConfigError, ImageError."""
     try:
         mask = isolation.picture(storage.read(mask_uri), mode="L")

@@ -99,11 +99,11 @@ class Review:
     def mask(self, request: Request) -> Response:
         """What was painted before."""
         row = self._row(request)
-        label = self._labels.of(row) if row else None
+        label = self._labels.get(row) if row else None
         if not label or not label["mask_uri"]:
             return PlainTextResponse("nothing was painted", 404)
         try:
-            return Response(rendering.drawn(label["mask_uri"]), media_type="image/png")
+            return Response(rendering.mask_layer(label["mask_uri"]), media_type="image/png")
         except FCDDError as error:
             return PlainTextResponse(str(error), 410)
 
@@ -125,7 +125,7 @@ class Review:
         try:
             verdict = Verdict.model_validate_json(bytes(body))
             now = dt.datetime.now(dt.UTC)
-            await run_in_threadpool(self._labels.say, row, verdict, reviewer=self._reviewer, now=now)
+            await run_in_threadpool(self._labels.set, row, verdict, reviewer=self._reviewer, now=now)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             return PlainTextResponse(f"not a verdict: {'.'.join(map(str, first['loc']))}: {first['msg']}", 422)
@@ -143,7 +143,7 @@ class Review:
 
     def _item(self, index: int) -> dict[str, Any]:
         row = self._rows[index]
-        label, said = self._labels.of(row), self._labels.last_said(row["image_uri"])
+        label, said_at = self._labels.get(row), self._labels.label_time(row["image_uri"])
         return {
             "name": formatting.printable(row["image_uri"]),
             "group": formatting.printable(row["image_group"]),
@@ -157,8 +157,8 @@ class Review:
             "label": label["label"] if label else None,
             "boxes": label["boxes"] if label else [],
             "mask": bool(label and label["mask_uri"]),
-            "seen": said.isoformat() if said else None,
-            "replaced": said is not None and label is None,
+            "seen": said_at.isoformat() if said_at else None,
+            "replaced": said_at is not None and label is None,
         }
 
 

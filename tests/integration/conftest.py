@@ -24,7 +24,7 @@ from jobs.catalog import commit_records
 from schemas import RunRecord
 from tests.detectors import make
 from tests.hostile import HOSTILE
-from tests.line import NUM_CALIBRATION, Line, here, picture
+from tests.line import NUM_CALIBRATION, Line, picture, run_verb
 
 Fcdd = Callable[..., subprocess.CompletedProcess[str]]
 COLLECTION, NIGHT = "cells", "2026-11-01"
@@ -128,7 +128,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> str:
     line = Line(str(tmp_path_factory.mktemp("line")))
     make(score="maximum").save(f"{line.root}/raw")
     line.upload("good", NUM_CALIBRATION, seed=9)
-    here(
+    run_verb(
         "calibrate", "--bundle", f"{line.root}/raw", "--images", f"{line.root}/good", "--output", f"{line.root}/bundle"
     )
     return f"{line.root}/bundle"

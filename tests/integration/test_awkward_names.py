@@ -15,7 +15,7 @@ import s3fs
 from fcdd.io import storage
 from jobs import results
 from tests.awkward_s3 import AwkwardS3
-from tests.line import Line, here, picture
+from tests.line import Line, picture, run_verb
 
 NAMES = [
     "plain.png",
@@ -45,7 +45,7 @@ def scored(awkward: AwkwardS3, calibrated: str) -> list[str]:
     awkward.put("night/end.png ", b"no image by its extension")
     awkward.put("night/cut//short.png", picture(1)[:200])
     place = ["--results", "s3://awkward/results", "--collection", "c", "--date", "2026-11-01"]
-    done = here(
+    done = run_verb(
         "score", "--bundle", calibrated, "--images", "s3://awkward/night", *place, "--workers", "0", check=False
     )
     assert done.returncode == 0, done.stderr
@@ -59,21 +59,21 @@ def test_awkward_names_are_scored_asked_for_drawn_exported_and_verified(
     rows = night.pandas(columns=["image_uri", "is_anomalous"])
     assert set(rows["image_uri"]) == {f"s3://awkward/night/{name}" for name in (*NAMES, DEFECT)}
     assert list(night.pandas("quarantine")["image_uri"]) == ["s3://awkward/night/cut//short.png"]
-    asked = json.loads(here("query", *scored, "--top", "1", "--output", "json").stdout)
+    asked = json.loads(run_verb("query", *scored, "--top", "1", "--output", "json").stdout)
     assert asked[0]["image_uri"] == f"s3://awkward/night/{DEFECT}"
-    said = here("query", *scored, "--top", "100").stdout
+    said = run_verb("query", *scored, "--top", "100").stdout
     assert "\x1b" not in said
     assert len(said.splitlines()) <= 100
-    pictures = here("heatmap", *scored, "--top", "100", "--output", str(tmp_path / "pictures"))
+    pictures = run_verb("heatmap", *scored, "--top", "100", "--output", str(tmp_path / "pictures"))
     assert "no picture" not in pictures.stderr
     assert len(list((tmp_path / "pictures").glob("*.png"))) == len(NAMES) + 1
-    page = here("report", *scored, "--output", str(tmp_path / "report.html"))
+    page = run_verb("report", *scored, "--output", str(tmp_path / "report.html"))
     assert "no picture" not in page.stderr
-    assert here("verify", *scored).returncode == 0
-    here("export", "coco", *scored, "--all", "--output", str(tmp_path / "coco.json"))
+    assert run_verb("verify", *scored).returncode == 0
+    run_verb("export", "coco", *scored, "--all", "--output", str(tmp_path / "coco.json"))
     coco = json.loads((tmp_path / "coco.json").read_text())
     assert {each["file_name"] for each in coco["images"]} == set(rows["image_uri"])
-    here("export", "fiftyone", *scored, "--all", "--output", str(tmp_path / "fiftyone"))
+    run_verb("export", "fiftyone", *scored, "--all", "--output", str(tmp_path / "fiftyone"))
     assert len(list((tmp_path / "fiftyone/data").iterdir())) == len(NAMES) + 1
 
 
@@ -119,7 +119,7 @@ def test_a_second_night_lists_the_same_names_and_scores_none(
     place = [*scored[:-1], "2026-11-02"]
     del awkward.objects["night/x/../e.png"]
     awkward.put("night/new//one.png", picture(7000))
-    here(
+    run_verb(
         *("score", "--bundle", calibrated, "--images", "s3://awkward/night", *place, "--workers", "0", "--since-last"),
     )
     night = results.open("s3://awkward/results", collection="c", date="2026-11-02")
@@ -133,7 +133,7 @@ def test_a_list_in_a_bucket_of_kms_names_awkward_keys(awkward: AwkwardS3, calibr
     lines = "\n".join(json.dumps({"uri": f"s3://awkward/night/{name}"}) for name in NAMES)
     awkward.put("list.jsonl", lines.encode(), kms=True)
     place = ["--results", "s3://awkward/results", "--collection", "c", "--date", "2026-11-01"]
-    here("score", "--bundle", calibrated, "--image-list", "s3://awkward/list.jsonl", *place, "--workers", "0")
+    run_verb("score", "--bundle", calibrated, "--image-list", "s3://awkward/list.jsonl", *place, "--workers", "0")
     assert len(results.open("s3://awkward/results").pandas()) == len(NAMES)
 
 
@@ -155,7 +155,7 @@ def test_what_lies_in_a_folder_that_cannot_be_opened_is_not_taken_for_deleted(li
 
     def score(day: int) -> None:
         where = ["--bundle", f"{line.root}/bundle", "--images", f"{line.root}/images", "--results", line.results]
-        here("score", *where, "--collection", "c", "--date", f"2026-11-0{day}", "--since-last", "--workers", "0")
+        run_verb("score", *where, "--collection", "c", "--date", f"2026-11-0{day}", "--since-last", "--workers", "0")
 
     score(1)
     shutil.rmtree(f"{line.root}/images/cam-1")
@@ -169,7 +169,7 @@ def test_what_lies_in_a_folder_that_cannot_be_opened_is_not_taken_for_deleted(li
 def test_results_where_not_every_reader_finds_them_are_refused_before_anything_is_scored(line: Line) -> None:
     line.upload("nights/2026-11-01", 3, seed=3)
     for verb in ("score", "nightly"):
-        done = here(
+        done = run_verb(
             *(verb, "--bundle", f"{line.root}/bundle", "--images", f"{line.root}/nights/2026-11-01", "--workers", "0"),
             *("--results", f"{line.root}/results[1]", "--collection", "c", "--date", "2026-11-01"),
             check=False,

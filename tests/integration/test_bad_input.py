@@ -12,7 +12,7 @@ from fcdd.paper.datasets import LabelledImage
 from tests.conftest import Fcdd
 from tests.detectors import make
 from tests.integration.conftest import NIGHT, Night, Trained
-from tests.line import here
+from tests.line import run_verb
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray]
 
@@ -35,7 +35,7 @@ def night(trained: Trained, nominal_cells: list[LabelledImage]) -> Night:
         storage.write(uri, content)
     labels = f"{root}/labels.csv"
     committed = Night(trained.bundle, f"{root}/{NIGHT}", f"{root}/results", labels, uploaded, {}, "", None)  # type: ignore[arg-type]
-    here(*committed.arguments(), "--workers", "0")
+    run_verb(*committed.arguments(), "--workers", "0")
     return committed
 
 

@@ -27,7 +27,7 @@ from jobs.training.checkpoints import Checkpoints
 from schemas import Layout
 from tests.conftest import Fcdd
 from tests.integration.conftest import Trained
-from tests.line import here
+from tests.line import run_verb
 from tests.places import NUM_IMAGES, Place, picture
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
@@ -175,7 +175,7 @@ def test_submitted_jobs_are_stopped_finished_and_end_with_their_own_exit_code(
 def test_nobody_is_let_in_without_the_token(cluster: LocalRay, monkeypatch: pytest.MonkeyPatch) -> None:
     address, body = f"{cluster.dashboard}/api/jobs/", b'{"entrypoint": "touch pwned"}'
     headers = {"Content-Type": "application/json"}
-    examined = here("doctor", check=False).stdout
+    examined = run_verb("doctor", check=False).stdout
     assert "nobody is let in without it" in examined
     assert "reached from this machine only" in examined
     for token in (None, "0" * 64):

@@ -14,7 +14,7 @@ from fcdd.io import storage
 from fcdd.paper.datasets import LabelledImage
 from tests import environments
 from tests.integration.conftest import Trained
-from tests.line import here
+from tests.line import run_verb
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
@@ -56,9 +56,11 @@ def after_the_demo(
             for cell in cells:
                 storage.write(f"s3://demo/images/{folder}/{cell.cell_type}/{cell.path.name}", cell.path.read_bytes())
         places = ("--images", "s3://demo/images/nominal", "--output", "s3://demo/bundle")
-        here("calibrate", "--bundle", "s3://demo/uncalibrated", *places)
+        run_verb("calibrate", "--bundle", "s3://demo/uncalibrated", *places)
         for night in demo.NIGHTS:
-            here("nightly", "--config", str(demo.CONFIG), "--date", night, "--workers", "0", "--no-report", check=False)
+            run_verb(
+                "nightly", "--config", str(demo.CONFIG), "--date", night, "--workers", "0", "--no-report", check=False
+            )
     storage._store.cache_clear()
     return tmp_path
 

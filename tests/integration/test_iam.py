@@ -21,7 +21,7 @@ from jobs.catalog.label_store import Box, Verdict
 from schemas import Layout
 from tests.detectors import make
 from tests.faults.proxy import Request, serve
-from tests.line import here
+from tests.line import run_verb
 from tests.places import NUM_IMAGES, picture
 
 pytestmark = pytest.mark.s3
@@ -127,38 +127,38 @@ def test_each_role_may_do_what_its_jobs_do_and_nothing_more(
     with recorder.role("train"):
         small = ("--network", "cnn28", "--image-size", "28", "--epochs", "4", "--batch-size", "8", "--alpha", "0.2")
         places = ("--images", f"{images}/good", "--bundle", f"{bundles}/line-4-v2", "--calibration-share", "0.3")
-        here("train", *places, *small, *alone)
+        run_verb("train", *places, *small, *alone)
 
     monkeypatch.setenv("FCDD_COMMAND", f"{sys.executable} -c pass")
     with recorder.role("score"):
-        here("nightly", *bundle, "--images", f"{images}/{{date}}", *where, *night, *alone, check=False)
+        run_verb("nightly", *bundle, "--images", f"{images}/{{date}}", *where, *night, *alone, check=False)
     storage.write(f"{images}/{NIGHT}/broken.png", picture(50))
     storage.write(f"{images}/2026-11-02/0.png", picture(51))
     with recorder.role("score"):
-        here("retry-quarantine", *where, *night, *alone)
+        run_verb("retry-quarantine", *where, *night, *alone)
     storage.delete(f"{images}/{NIGHT}/00.png")
     with recorder.role("score"):
-        here("score", *bundle, "--images", images, *where, "--date", "2026-11-02", "--since-last", *alone)
-        here("verify", *where, "--date", "2026-11-02")
-        here("doctor", "--results", results, *bundle, "--images", images)
+        run_verb("score", *bundle, "--images", images, *where, "--date", "2026-11-02", "--since-last", *alone)
+        run_verb("verify", *where, "--date", "2026-11-02")
+        run_verb("doctor", "--results", results, *bundle, "--images", images)
 
     with recorder.role("query"):
-        here("query", *where, *night)
-        here("query", *where, "--sql", "SELECT count(*) FROM labels")
-        here("runs", "--results", results)
-        here("metrics", "--results", results, "--once")
+        run_verb("query", *where, *night)
+        run_verb("query", *where, "--sql", "SELECT count(*) FROM labels")
+        run_verb("runs", "--results", results)
+        run_verb("metrics", "--results", results, "--once")
 
     uri = f"{images}/{NIGHT}/01.png"
     with recorder.role("review"):
-        here("report", *where, *night, "--output", str(tmp_path / "report.html"))
-        here("heatmap", *where, *night, "--top", "2", "--output", str(tmp_path / "pictures"))
+        run_verb("report", *where, *night, "--output", str(tmp_path / "report.html"))
+        run_verb("heatmap", *where, *night, "--top", "2", "--output", str(tmp_path / "pictures"))
         layout = Layout(results)
-        with leases.hold(layout.lease("line-4", dt.date.fromisoformat(NIGHT)), "review"):
+        with leases.acquire(layout.lease("line-4", dt.date.fromisoformat(NIGHT)), "review"):
             labels = label_store.Labels(layout, "line-4")
             image = {"image_uri": uri, "image_etag": "e", "run_id": "r", "date": dt.date(2026, 11, 1)}
             image |= {"width": 56, "height": 40, "anomaly_score": 0.5, "p_value": 0.1}
             verdict = Verdict(label=1, boxes=(Box(x0=1, y0=1, x1=9, y1=9),))
-            labels.say(image, verdict, reviewer="ann", now=dt.datetime.now(dt.UTC))
+            labels.set(image, verdict, reviewer="ann", now=dt.datetime.now(dt.UTC))
 
     # A run that somebody stopped, a part of a run that died, a drawing that was replaced, a lease of the dead.
     for name in ("scores", "quarantine", "deleted", "drift"):
@@ -168,9 +168,9 @@ def test_each_role_may_do_what_its_jobs_do_and_nothing_more(
     for index in range(5):
         storage.write(f"{images}/bad/{index}.png", b"not an image")
     bad = ("--images", f"{images}/bad", "--date", "2026-11-05", "--max-quarantine", "0")
-    assert here("score", *bundle, *where, *bad, *alone, check=False).returncode == 3
+    assert run_verb("score", *bundle, *where, *bad, *alone, check=False).returncode == 3
     with recorder.role("gc"):
-        here("gc", "--results", results, "--older-than-days", "0")
+        run_verb("gc", "--results", results, "--older-than-days", "0")
 
     assert set(recorder.seen) == set(POLICIES)
     for role, policy in POLICIES.items():

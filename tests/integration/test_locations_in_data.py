@@ -12,7 +12,7 @@ from PIL import Image
 from fcdd.io import storage
 from jobs.results import Results
 from schemas import RunRecord
-from tests.line import Line, here, picture
+from tests.line import Line, picture, run_verb
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_part_paths_of_a_record_do_not_lead_out_of_the_results(line: Line) -> No
         with pytest.raises(ValueError, match="scores"):
             RunRecord.model_validate(fields)
         Path(line.results, "runs", f"{record.run_id}.json").write_text(json.dumps(fields))
-        done = here("query", "--results", line.results, check=False)
+        done = run_verb("query", "--results", line.results, check=False)
         assert (done.returncode, "is not a run record of this version" in done.stderr) == (2, True)
 
 
@@ -100,15 +100,15 @@ def test_masks_that_were_not_drawn_in_a_review_are_not_opened(line: Line) -> Non
     labels = Labels(layout, "c")
     row = next(iter(found.rows("SELECT * FROM scores ORDER BY anomaly_score DESC")))
     verdict = Verdict.model_validate({"label": 1, "boxes": [{"x0": 0, "y0": 0, "x1": 5, "y1": 5}]})
-    labels.say(row, verdict, reviewer="", now=worst.scored_at)
+    labels.set(row, verdict, reviewer="", now=worst.scored_at)
     path = Path(layout.labels("c").removeprefix("file://"))
     forged = pq.read_table(path, partitioning=None).to_pylist()
     forged[0]["mask_uri"] = f"file://{line.root}/secret.png"
     pq.write_table(pa.Table.from_pylist(forged, LABELS), path)
-    of_row = Labels(layout, "c").of(row)
+    of_row = Labels(layout, "c").get(row)
     assert of_row is not None
     assert of_row["mask_uri"] == ""
-    done = here(
+    done = run_verb(
         *("train", "--images", f"{line.root}/nights/2026-11-01", "--bundle", f"{line.root}/new", "--workers", "0"),
         *("--network", "cnn32_s", "--image-size", "32", "--anomalous", str(path)),
         check=False,

@@ -32,7 +32,7 @@ from jobs.catalog import part_files
 from jobs.scoring import notifications
 from schemas import DRIFT, Layout, RunRecord
 from tests.detectors import make
-from tests.line import NUM_CALIBRATION, NUM_IMAGES, SIZE, Line, here, picture
+from tests.line import NUM_CALIBRATION, NUM_IMAGES, SIZE, Line, picture, run_verb
 from tests.nominal import nominal
 from tests.places import number
 
@@ -93,7 +93,7 @@ def test_a_night_like_the_calibration_is_fine_and_a_brighter_one_has_drifted(lin
 
 
 def re_run_verbs(line: Line) -> list[str]:
-    return [run["drift"] for run in json.loads(here("runs", "--results", line.results, "--output", "json").stdout)]
+    return [run["drift"] for run in json.loads(run_verb("runs", "--results", line.results, "--output", "json").stdout)]
 
 
 def test_the_drift_table_lies_beside_the_scores_and_any_engine_reads_it(line: Line) -> None:
@@ -332,7 +332,7 @@ def test_a_new_calibration_is_no_reason_to_score_everything_again(line: Line) ->
     line.nightly(*images, "--date", "today", check=True)
     line.upload("fresh", 120, seed=5)
     where = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/fresh", "--output", f"{line.root}/bundle")
-    here("calibrate", *where, "--overwrite")
+    run_verb("calibrate", *where, "--overwrite")
     line.upload("images/new", 1, seed=2)
     line.nightly(*images, "--date", str(today + timedelta(days=1)), check=True)
     assert [record.num_scored for record in line.records()][-2:] == [5, 1]
@@ -387,7 +387,7 @@ def test_drift_tables_and_marks_stay_and_what_no_record_names_goes(line: Line, r
         b"of a dead run",
     )
     before = {str(path) for path in Path(line.results).rglob("*") if path.is_file()}
-    here("gc", "--results", line.results, "--older-than-days", "0")
+    run_verb("gc", "--results", line.results, "--older-than-days", "0")
     after = {str(path) for path in Path(line.results).rglob("*") if path.is_file()}
     gone = {path for path in before - after if "/_leases/" not in path}
     assert {path.rsplit("/run=", 1)[1].split("/")[0] for path in gone} == {record.run_id, "20261102-dead"}
@@ -448,7 +448,7 @@ def test_a_calibration_anew_keeps_the_weights_and_sets_the_threshold(line: Line)
     before, weights = bundle.load(f"{line.root}/bundle")
     line.upload("fresh", 120, seed=5, brighter=10)
     where = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/fresh", "--output", f"{line.root}/new")
-    said = here("calibrate", *where, "--alpha", "0.05").stdout
+    said = run_verb("calibrate", *where, "--alpha", "0.05").stdout
     after, same = bundle.load(f"{line.root}/new")
     assert same == weights
     assert after.digest != before.digest
@@ -461,7 +461,7 @@ def test_a_calibration_anew_keeps_the_weights_and_sets_the_threshold(line: Line)
     assert fitted.pooled.scores == pytest.approx(np.sort(scored.maximum), rel=1e-5)
     assert fitted.threshold == calibration.conformal_threshold(np.array(fitted.pooled.scores), 0.05)
     assert f"threshold   {fitted.threshold:.6g} for a false-alarm rate of 0.05" in said
-    taken = here("calibrate", *where, check=False)
+    taken = run_verb("calibrate", *where, check=False)
     assert taken.returncode == 2
     assert "add --overwrite" in taken.stderr
 
@@ -506,8 +506,8 @@ def test_a_calibration_on_defects_is_said_and_names_what_set_the_threshold(line:
     line.upload("good", 150, seed=4)
     line.upload("bad", 150, seed=5, defects=30)
     where = ("--bundle", f"{line.root}/bundle", "--output", f"{line.root}/new", "--overwrite")
-    assert "times the old one" not in here("calibrate", *where, "--images", f"{line.root}/good").stderr
-    said = here("calibrate", *where, "--images", f"{line.root}/bad").stderr
+    assert "times the old one" not in run_verb("calibrate", *where, "--images", f"{line.root}/good").stderr
+    said = run_verb("calibrate", *where, "--images", f"{line.root}/bad").stderr
     before, after = (bundle.load(f"{line.root}/{name}")[0].calibration for name in ("bundle", "new"))
     ratio = after.map_threshold / before.map_threshold
     assert ratio > 2
@@ -521,11 +521,11 @@ def test_a_calibration_on_defects_is_said_and_names_what_set_the_threshold(line:
 def test_what_fcdd_calibrate_cannot_do_or_does_not_take_is_said(line: Line) -> None:
     line.upload("good", 120, seed=4)
     where = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/good")
-    among = here("calibrate", *where, "--output", f"{line.root}/good/", check=False)
+    among = run_verb("calibrate", *where, "--output", f"{line.root}/good/", check=False)
     assert among.returncode == 2
     assert "--output is the location of the images" in among.stderr
     assert not storage.exists(f"{line.root}/good/bundle.json")
-    done = here("calibrate", *where, "--output", f"{line.root}/new", "--date", "2026-11-01")
+    done = run_verb("calibrate", *where, "--output", f"{line.root}/new", "--date", "2026-11-01")
     assert "--date is not taken" in done.stderr
 
 
@@ -535,7 +535,7 @@ def test_cameras_with_enough_images_decide_by_their_own_calibration(line: Line) 
             data = picture(first + index, brighter=brighter)
             storage.write(f"{line.root}/good/{camera}/{index}.png", data)
     where = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/good", "--output", f"{line.root}/bundle")
-    said = here("calibrate", *where, "--decide-by-group", "--overwrite").stdout
+    said = run_verb("calibrate", *where, "--decide-by-group", "--overwrite").stdout
     assert "cam-1: 120 images, decides by its own" in said
     line.upload("nights/2026-11-01", seed=1)
     line.nightly()
@@ -556,14 +556,14 @@ def test_two_bundles_are_compared_on_the_same_images(line: Line, tmp_path: Path)
     line.upload("fresh", 120, seed=5, defects=3)
     make(score="mean").save(f"{line.root}/raw")
     where = ("--images", f"{line.root}/fresh", "--output", f"{line.root}/bundle2")
-    here("calibrate", "--bundle", f"{line.root}/raw", *where)
+    run_verb("calibrate", "--bundle", f"{line.root}/raw", *where)
     where = ("--images", f"{line.root}/nights/2026-11-01", "--bundle", f"{line.root}/bundle2", "--workers", "0")
     line.around("score", "--rescore", "--date", "2026-11-01", *where)
     [second] = line.records()
     pictures = tmp_path / "pictures"
     arguments = ("compare", first.run_id, second.run_id, "--results", line.results, "--top", "3")
-    said = here(*arguments, "--pictures", str(pictures)).stdout
-    found = json.loads(here(*arguments, "--output", "json").stdout)
+    said = run_verb(*arguments, "--pictures", str(pictures)).stdout
+    found = json.loads(run_verb(*arguments, "--output", "json").stdout)
     rows = [
         {
             row["image_uri"]: row
@@ -585,7 +585,7 @@ def test_two_bundles_are_compared_on_the_same_images(line: Line, tmp_path: Path)
     assert f"Spearman correlation {expected:.4f}" in said
     with Image.open(sorted(pictures.iterdir())[0]) as shown:
         assert shown.size == (3 * SIZE[1], SIZE[0])
-    unknown = here("compare", "nothing", second.run_id, "--results", line.results, check=False)
+    unknown = run_verb("compare", "nothing", second.run_id, "--results", line.results, check=False)
     assert unknown.returncode == 2
     assert f"there are: {first.run_id}" in unknown.stderr
 
@@ -691,7 +691,7 @@ def test_what_cannot_work_is_one_sentence(line: Line, case: str, monkeypatch: py
     done = (
         line.nightly(*options)
         if verb == "nightly"
-        else here(verb, "--bundle", f"{line.root}/bundle", *options, check=False)
+        else run_verb(verb, "--bundle", f"{line.root}/bundle", *options, check=False)
     )
     assert done.returncode == 2, done.stdout + done.stderr
     [error] = [row for row in done.stderr.splitlines() if row.startswith("error: ")]
@@ -705,7 +705,7 @@ def test_a_bundle_without_a_calibration_says_so(line: Line) -> None:
     storage.write(f"{line.root}/bundle/bundle.json", json.dumps(document | {"calibration": None}).encode())
     for done in (
         line.nightly(),
-        here("calibrate", "--bundle", f"{line.root}/bundle", "--images", "x", "--output", "y", check=False),
+        run_verb("calibrate", "--bundle", f"{line.root}/bundle", "--images", "x", "--output", "y", check=False),
     ):
         assert done.returncode == 2
         assert "has no calibration" in done.stderr

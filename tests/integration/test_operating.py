@@ -22,7 +22,7 @@ from jobs import metrics
 from jobs.metrics import MetricsSettings
 from jobs.shell import checks
 from schemas import Layout
-from tests.line import NUM_IMAGES, Line, here
+from tests.line import NUM_IMAGES, Line, run_verb
 
 VERSION = {"ray_version": __import__("ray").__version__}
 
@@ -31,7 +31,7 @@ VERSION = {"ray_version": __import__("ray").__version__}
 
 
 def examined(*options: str) -> tuple[int, dict[str, list[dict[str, str]]]]:
-    done = here("doctor", *options, "--output", "json", check=False)
+    done = run_verb("doctor", *options, "--output", "json", check=False)
     found: dict[str, list[dict[str, str]]] = {}
     for finding in json.loads(done.stdout):
         found.setdefault(finding["subject"], []).append(finding)
@@ -84,7 +84,7 @@ def test_a_good_place_gets_no_complaint(line: Line, monkeypatch: pytest.MonkeyPa
     ):
         assert {finding["state"] for finding in found[subject]} == {"ok"}, subject
     assert not any(page for page in storage.pages(line.results))  # the probes are gone
-    shown = here("doctor", *places, check=False).stdout
+    shown = run_verb("doctor", *places, check=False).stdout
     assert "agrees with the store's" in shown
     assert "what to do" in shown
 
@@ -161,7 +161,7 @@ def test_the_latest_night_is_told_from_its_record(line: Line) -> None:
     storage.write(f"{line.root}/nights/2026-11-02/cam-0/broken.png", b"nothing")
     line.nightly(day=1)
     line.nightly(day=2)
-    told = page(here("metrics", "--results", line.results, "--once").stdout)
+    told = page(run_verb("metrics", "--results", line.results, "--once").stdout)
     [record] = [record for record in line.records() if record.day.day == 2]
     assert told["fcdd_results_readable",] == 1
     assert told["fcdd_last_night_timestamp_seconds", "c"] == dt.datetime(2026, 11, 2, tzinfo=dt.UTC).timestamp()
@@ -171,7 +171,7 @@ def test_the_latest_night_is_told_from_its_record(line: Line) -> None:
     assert told["fcdd_last_run_alarms", "c"] == record.num_anomalous >= NUM_IMAGES // 2
     verdicts = {verdict: told["fcdd_last_run_drift", "c", verdict] for verdict in ("ok", "watch", "drifted")}
     assert verdicts == {verdict: float(verdict == record.drift.verdict) for verdict in verdicts}
-    assert page(here("metrics", "--results", line.results, "--collection", "other", "--once").stdout) == {
+    assert page(run_verb("metrics", "--results", line.results, "--collection", "other", "--once").stdout) == {
         ("fcdd_results_readable",): 1,
         ("fcdd_records_left_out",): 0,
     }
@@ -205,7 +205,7 @@ def test_the_page_follows_the_records_and_outlives_what_cannot_be_read(line: Lin
     gone = scrape()
     assert gone["fcdd_results_readable",] == 0
     assert gone[night] == seen[night]
-    taken = here("metrics", "--results", line.results, "--port", str(port), check=False)
+    taken = run_verb("metrics", "--results", line.results, "--port", str(port), check=False)
     assert (taken.returncode, "cannot listen on" in taken.stderr) == (2, True)
 
 
@@ -213,7 +213,7 @@ def test_the_page_follows_the_records_and_outlives_what_cannot_be_read(line: Lin
 
 
 def submitted(*arguments: str) -> Any:
-    return here("submit", *arguments, check=False)
+    return run_verb("submit", *arguments, check=False)
 
 
 def test_submit_prints_the_command_that_it_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

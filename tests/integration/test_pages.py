@@ -27,7 +27,7 @@ from jobs.training.settings import TrainSettings
 from schemas import LABELS, Layout
 from tests.hostile import HOSTILE
 from tests.labelling import say
-from tests.line import Line, here, picture
+from tests.line import Line, picture, run_verb
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
@@ -75,7 +75,7 @@ def until(page: Page, expression: str) -> None:
 @pytest.fixture(scope="module")
 def report(nights: Line, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    here("report", "--results", nights.results, "--date", "2026-11-02", "--images", "12", "--output", str(path))
+    run_verb("report", "--results", nights.results, "--date", "2026-11-02", "--images", "12", "--output", str(path))
     return path
 
 
@@ -176,7 +176,7 @@ def test_the_report_is_whole_without_scripts_in_the_dark_and_on_paper(
 def test_hostile_names_are_text_in_the_report(browser: Browser, hostile: str, tmp_path: Path) -> None:
     """Its images and its bundle are out of reach, too: the report says so and is written all the same."""
     path = tmp_path / "report.html"
-    here("report", "--results", hostile, "--images", "8", "--output", str(path))
+    run_verb("report", "--results", hostile, "--images", "8", "--output", str(path))
     watched = Watched(browser)
     watched.page.goto(path.as_uri())
     watched.screenshot("report-hostile")
@@ -218,7 +218,7 @@ def test_a_report_of_200_images_is_below_10_megabytes_whatever_they_show(tmp_pat
     line.around(
         *("score", "--bundle", calibrated, "--images", f"{line.root}/images", "--workers", "0", "--date", "2026-11-01")
     )
-    here("report", "--results", line.results, "--images", "200", "--output", f"{line.root}/report.html")
+    run_verb("report", "--results", line.results, "--images", "200", "--output", f"{line.root}/report.html")
     text = Path(line.root, "report.html").read_text()
     assert (
         text.count('<figure class="worst"') + sum(map(int, re.findall(r'class="n">(\d+)</td><td><details', text)))
@@ -491,7 +491,7 @@ def test_only_our_own_page_may_label(nights: Line) -> None:
     json_type = {"Content_Type": "application/json"}
     with reviewing(nights, "--images", "60") as (address, _):
         assert ask(address, "/items")[0] == 200
-        assert ask(address, "/items", Host="evil.example")[0] == 400  # another name that was made to point here
+        assert ask(address, "/items", Host="evil.example")[0] == 400  # another name that was made to point run_verb
         verdict = b'{"label": 0}'
         assert ask(address, "/label/50", body=verdict, Origin="http://evil.example", **json_type)[0] == 403
         assert ask(address, "/label/50", body=verdict, Content_Type="text/plain")[0] == 415
@@ -540,7 +540,7 @@ def test_a_token_is_asked_for_beyond_this_machine_and_on_it(nights: Line, host: 
 
 def test_one_review_of_a_collection_at_a_time(nights: Line) -> None:
     with reviewing(nights):
-        second = here("review", "--results", nights.results, "--port", "0", check=False)
+        second = run_verb("review", "--results", nights.results, "--port", "0", check=False)
         assert second.returncode == 6
         assert "review" in second.stderr
 
@@ -594,7 +594,7 @@ def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path:
     folder = Path(f"{line.results}/labels/collection=c/masks")
     assert len(list(folder.iterdir())) == 2
     say(said, real[1], label_store.Verdict(label=1, clear=True))
-    here("gc", "--results", line.results, "--older-than-days", "0")
+    run_verb("gc", "--results", line.results, "--older-than-days", "0")
     assert len(list(folder.iterdir())) == 1
 
 

@@ -133,7 +133,7 @@ def test_an_error_of_an_actor_of_ray_data_keeps_its_class_and_its_words(
 ) -> None:
     actors = ray.data.ActorPoolStrategy(size=1)
     chain = ray.data.from_items([{"a": 1}]).map_batches(stage(error), compute=actors)
-    with pytest.raises(FCDDError) as caught, session.one_sentence():
+    with pytest.raises(FCDDError) as caught, session.translated_errors():
         list(chain.iter_batches())
     assert type(caught.value) is (type(error) if isinstance(error, FCDDError) else FCDDError)
     assert str(caught.value) == said

@@ -39,14 +39,14 @@ from jobs.results import Results
 from jobs.shell import tables
 from schemas import LABELS, QUARANTINE, SCORES, Layout
 from tests.hostile import HOSTILE
-from tests.line import NUM_IMAGES, Line, here, picture
+from tests.line import NUM_IMAGES, Line, picture, run_verb
 
 ROOT = Path(__file__).parents[2]
 
 
 def ask(line: Line, *options: str) -> list[dict[str, object]]:
     found: list[dict[str, object]] = json.loads(
-        here("query", "--results", line.results, *options, "--output", "json").stdout
+        run_verb("query", "--results", line.results, *options, "--output", "json").stdout
     )
     return found
 
@@ -67,7 +67,7 @@ def test_history_follows_one_image_also_into_the_quarantine(nights: Line) -> Non
     uri = f"file://{nights.root}/images/cam-1/001.png"
     states = [(row["date"], row["state"], row["reason"]) for row in ask(nights, "history", "--uri", uri)]
     assert states == [("2026-11-01", "scored", ""), ("2026-11-02", "quarantined", "empty: the object has 0 bytes")]
-    unknown = here("query", "history", "--results", nights.results, "--uri", "001.png", check=False)
+    unknown = run_verb("query", "history", "--results", nights.results, "--uri", "001.png", check=False)
     assert "these runs know no image '001.png'; an image is named by its whole location" in unknown.stderr
 
 
@@ -102,11 +102,11 @@ def test_changes_are_those_of_images_that_both_nights_have(nights: Line) -> None
     }
     assert changed["cam-1/001.png"] == ("no alarm", "quarantined")
     assert {name for name, (_, now) in changed.items() if now == "alarm"} == {f"cam-0/00{n}.png" for n in (0, 2, 4)}
-    table = here("query", "changes", "--results", nights.results).stdout
+    table = run_verb("query", "changes", "--results", nights.results).stdout
     assert f"of the {NUM_IMAGES} images that both nights have" in " ".join(table.split())
     assert "drifted" in table
     with pytest.raises(AssertionError, match="there is one night, so nothing can have changed"):
-        here("query", "changes", "--results", nights.results, "--date", "2026-11-01")
+        run_verb("query", "changes", "--results", nights.results, "--date", "2026-11-01")
 
 
 def test_only_runs_that_count_are_seen(nights: Line, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_sql_of_ones_own_reads_the_results_and_nothing_else(nights: Line, case: 
     query = query.format(results=nights.results, part=found.paths()[0].removeprefix("file://"))
     before = {path: path.stat().st_mtime_ns for path in Path(nights.root).rglob("*")}
     for explain in ((), ("--explain",)):
-        done = here("query", "--results", nights.results, "--sql", query, *explain, check=False)
+        done = run_verb("query", "--results", nights.results, "--sql", query, *explain, check=False)
         assert done.returncode == 2, done.stdout
         assert message in done.stderr
         assert "canary" not in done.stdout + done.stderr
@@ -216,8 +216,8 @@ def test_explain_shows_that_other_nights_and_row_groups_are_left_out(tmp_path: P
     uri = result_tables.image_uri(result_tables.FIRST_NIGHT, 7_777)
     query = f"SELECT * FROM scores WHERE date = '{result_tables.FIRST_NIGHT}' AND image_uri = '{uri}'"
     common = ("query", "--results", str(tmp_path), "--sql", query)
-    assert [row["row_id"] for row in json.loads(here(*common, "--output", "json").stdout)] == [7_777]
-    plan = here(*common, "--explain").stdout
+    assert [row["row_id"] for row in json.loads(run_verb(*common, "--output", "json").stdout)] == [7_777]
+    plan = run_verb(*common, "--explain").stdout
     assert "files 1 of 5, row groups 1 of 3, 1 rows" in plan
     assert re.search(r"read \d+\.\d\d MB in \d+ requests, 1 of 3 row groups", plan)
     assert "file filters: (date = '2026-10-01'::DATE)" in plan
@@ -275,7 +275,7 @@ def test_a_question_takes_no_more_time_than_it_may(nights: Line) -> None:
     # Also when time is up before the question is asked.
     for kind, seconds in (("table", "1"), ("csv", "1"), ("csv", "0.001")):
         options = ("--timeout-s", seconds, "--output", kind)
-        done = here("query", "--results", nights.results, "--sql", slow, *options, check=False)
+        done = run_verb("query", "--results", nights.results, "--sql", slow, *options, check=False)
         said = f"no answer within {seconds} s; ask for less, or give it more time"
         assert (done.returncode, said in done.stderr) == (2, True)
 
@@ -343,7 +343,7 @@ def test_a_part_that_is_not_what_was_published_is_not_answered_from(
     options = (
         ("--output", "json") if reader == "query" else ("--collection", "c", "--labels", str(tmp_path / "labels.csv"))
     )
-    done = here(reader, "--results", there, *options, check=False)
+    done = run_verb(reader, "--results", there, *options, check=False)
     assert (done.returncode, wrong in done.stderr) == (1, True)
 
 
@@ -351,7 +351,7 @@ def test_a_part_that_is_not_what_was_published_is_not_answered_from(
 def test_answers_are_the_same_in_every_format(nights: Line, tmp_path: Path, kind: str) -> None:
     query = "SELECT image_uri, anomaly_score, is_anomalous, date, regions, heatmap FROM scores ORDER BY image_uri, date"
     path = tmp_path / f"x.{kind}"
-    here("query", "--results", nights.results, "--sql", query, "--output", kind, "--to", str(path))
+    run_verb("query", "--results", nights.results, "--sql", query, "--output", kind, "--to", str(path))
     wanted = results.open(nights.results).sql(query).to_arrow_table()
     if kind == "parquet":
         assert pq.read_table(path).equals(wanted)
@@ -365,24 +365,24 @@ def test_answers_are_the_same_in_every_format(nights: Line, tmp_path: Path, kind
         frame = pd.read_csv(path)
         assert frame["anomaly_score"].to_list() == pytest.approx(wanted["anomaly_score"].to_pylist())
         assert frame["is_anomalous"].to_list() == wanted["is_anomalous"].to_pylist()
-    here("query", "--results", nights.results, "--sql", query, "--to", str(tmp_path / f"y.{kind}"))
+    run_verb("query", "--results", nights.results, "--sql", query, "--to", str(tmp_path / f"y.{kind}"))
     assert (tmp_path / f"y.{kind}").stat().st_size == path.stat().st_size  # the ending names the format
-    refused = here("query", "--results", nights.results, "--to", str(tmp_path / "y"), check=False)
+    refused = run_verb("query", "--results", nights.results, "--to", str(tmp_path / "y"), check=False)
     assert "what format should" in refused.stderr
 
 
 def test_hostile_names_are_text_in_every_answer(hostile: str) -> None:
     common = ("query", "--results", hostile, "--top", "5", "--duplicates")
-    table = here(*common).stdout
+    table = run_verb(*common).stdout
     assert "<script>alert(1)</script>" in table
     assert not {"\N{RIGHT-TO-LEFT OVERRIDE}", "\r", "\x1b"} & set(table)
-    assert json.loads(here(*common, "--output", "json").stdout)[2]["image_uri"] == HOSTILE[2]
-    cells = list(csv.reader(io.StringIO(here(*common, "--output", "csv").stdout, newline="")))
+    assert json.loads(run_verb(*common, "--output", "json").stdout)[2]["image_uri"] == HOSTILE[2]
+    cells = list(csv.reader(io.StringIO(run_verb(*common, "--output", "csv").stdout, newline="")))
     named = [dict(zip(cells[0], row, strict=True)) for row in cells[1:]]
     assert [row["image_uri"] for row in named] == [*HOSTILE[:3], f"'{HOSTILE[3]}", HOSTILE[4]]
     assert not [cell for row in cells for cell in row if cell[:1] in ("=", "+", "-", "@", "\t", "\r")]
     assert all(row["image_group"] == "'=HYPERLINK(1)" for row in named)
-    shown = here("query", "quarantine", "--results", hostile).stdout
+    shown = run_verb("query", "quarantine", "--results", hostile).stdout
     assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in shown
 
 
@@ -455,13 +455,13 @@ def test_results_in_a_bucket_are_read_with_the_environments_credentials(nights: 
     there = results.open(f"{prefix}/results", date="2026-11-02")
     assert there.dataset().count_rows() == there.records[0].num_scored
     assert there.sql("SELECT count(*) FROM quarantine").fetchall() == [(2,)]
-    plan = here(
+    plan = run_verb(
         "query", "--results", f"{prefix}/results", "--sql", "SELECT max(p_value) FROM scores", "--explain"
     ).stdout
     assert re.search(r"read 0\.\d\d MB in \d+ requests", plan)
-    refused = here("query", "--results", f"{prefix}/results", "--sql", f"FROM read_text('{prefix}/x')", check=False)
+    refused = run_verb("query", "--results", f"{prefix}/results", "--sql", f"FROM read_text('{prefix}/x')", check=False)
     assert "the table function read_text is not allowed" in refused.stderr
-    refused = here("query", "--results", f"{prefix}/results", "--sql", "FROM read_text('/etc/passwd')", check=False)
+    refused = run_verb("query", "--results", f"{prefix}/results", "--sql", "FROM read_text('/etc/passwd')", check=False)
     assert "the table function read_text is not allowed" in refused.stderr
 
 
@@ -529,7 +529,7 @@ def test_a_heatmap_is_decoded_without_this_package(nights: Line) -> None:
 
 def test_heatmap_draws_the_worst_images_with_an_index(nights: Line, tmp_path: Path) -> None:
     folder = tmp_path / "worst"
-    said = here(
+    said = run_verb(
         "heatmap", "--results", nights.results, "--date", "2026-11-02", "--top", "3", "--output", str(folder)
     ).stdout
     index = pd.read_csv(folder / "index.csv")
@@ -553,7 +553,7 @@ def test_heatmap_of_one_image_in_every_style(nights: Line, tmp_path: Path) -> No
     made = {}
     for style in ("overlay", "16-bit", "numpy"):
         folder = tmp_path / style
-        here(*common, "--style", style, "--no-caption", "--no-regions", "--output", str(folder))
+        run_verb(*common, "--style", style, "--no-caption", "--no-regions", "--output", str(folder))
         [made[style]] = folder.glob("01-*")
     values = np.load(made["numpy"])
     assert (values.dtype, values.shape) == (np.float32, (40, 56))
@@ -577,22 +577,22 @@ def test_heatmap_takes_a_list_and_refuses_what_was_not_scored(nights: Line, tmp_
     listed = tmp_path / "list.csv"
     listed.write_text("image_uri\n" + "\n".join(wanted))
     common = ("heatmap", "--results", nights.results, "--output", str(tmp_path / "h"))
-    here(*common, "--uris", str(listed))
+    run_verb(*common, "--uris", str(listed))
     assert sorted(pd.read_csv(tmp_path / "h/index.csv")["image_uri"]) == sorted(wanted)
-    refused = here(*common, "--uri", "s3://no/such.png", check=False)
+    refused = run_verb(*common, "--uri", "s3://no/such.png", check=False)
     assert refused.returncode == 2
     assert "1 of 1 images were not scored in these runs, the first is 's3://no/such.png'" in refused.stderr
 
 
 def test_heatmap_of_images_that_are_gone_says_so(hostile: str, tmp_path: Path) -> None:
-    done = here("heatmap", "--results", hostile, "--top", "2", "--output", str(tmp_path / "h"), check=False)
+    done = run_verb("heatmap", "--results", hostile, "--top", "2", "--output", str(tmp_path / "h"), check=False)
     assert done.returncode == 2
     assert "not one picture could be made" in done.stderr
 
 
 def test_regions_are_coco_annotations(nights: Line, tmp_path: Path) -> None:
     path = tmp_path / "regions.json"
-    here("export", "coco", "--results", nights.results, "--date", "2026-11-02", "--output", str(path))
+    run_verb("export", "coco", "--results", nights.results, "--date", "2026-11-02", "--output", str(path))
     alarms = list(results.open(nights.results, date="2026-11-02").images("is_anomalous"))
     coco = COCO(str(path))
     assert {image["file_name"] for image in coco.dataset["images"]} == {image.image_uri for image in alarms}
@@ -601,7 +601,7 @@ def test_regions_are_coco_annotations(nights: Line, tmp_path: Path) -> None:
     worst = alarms[0]
     boxes = [each["bbox"] for each in coco.loadAnns(coco.getAnnIds(imgIds=by_name[worst.image_uri]))]
     assert boxes == [[r.x0, r.y0, r.x1 - r.x0, r.y1 - r.y0] for r in worst.regions]
-    here("export", "coco", "--results", nights.results, "--all", "--output", str(path))
+    run_verb("export", "coco", "--results", nights.results, "--all", "--output", str(path))
     assert len(json.loads(path.read_text())["images"]) == sum(record.num_scored for record in nights.records())
 
 
@@ -609,7 +609,7 @@ def test_an_export_for_fiftyone_is_whole(nights: Line, tmp_path: Path) -> None:
     """The layout of FiftyOne's importer of a FiftyOneDataset without a version; its own reader was run by hand."""
     folder = tmp_path / "fiftyone"
     where = ("--results", nights.results, "--date", "2026-11-02", "--output", str(folder))
-    here("export", "fiftyone", *where)
+    run_verb("export", "fiftyone", *where)
     samples = json.loads((folder / "samples.json").read_text())["samples"]
     alarms = {
         image.image_uri: image for image in results.open(nights.results, date="2026-11-02").images("is_anomalous")
@@ -626,13 +626,13 @@ def test_an_export_for_fiftyone_is_whole(nights: Line, tmp_path: Path) -> None:
         for found in sample["regions"]["detections"]:
             assert 0.5 <= found["confidence"] < 1
             assert all(0 <= value <= 1 for value in found["bounding_box"])
-    refused = here("export", "fiftyone", *where, check=False)
+    refused = run_verb("export", "fiftyone", *where, check=False)
     assert "is there and not empty; choose another place" in refused.stderr
 
 
 def test_a_bundle_as_onnx_agrees_with_the_detector(nights: Line, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    said = here("export", "onnx", "--bundle", f"{nights.root}/bundle", "--output", str(path)).stdout
+    said = run_verb("export", "onnx", "--bundle", f"{nights.root}/bundle", "--output", str(path)).stdout
     assert float(re.findall(r"at most (\S+) of", said)[0]) <= 1e-4
     detector = Detector.load(f"{nights.root}/bundle")
     pixels = np.stack([images.decode(picture(seed), size=(32, 48), channels=3).pixels for seed in range(5)])
@@ -685,7 +685,7 @@ def test_a_damaged_file_is_in_the_way_of_those_only_that_need_it(nights: Line, t
     labels.parent.mkdir(parents=True, exist_ok=True)
     labels.write_bytes(b"junk")
     assert results.open(there).sql("SELECT count(*) FROM runs").fetchall() == [(2,)]
-    broken = here("query", "--results", there, "--sql", "FROM labels", check=False)
+    broken = run_verb("query", "--results", there, "--sql", "FROM labels", check=False)
     assert broken.returncode == 2
     assert "a file of labels is missing or damaged" in broken.stderr
 
@@ -709,30 +709,30 @@ def test_columns_of_one_name_and_values_of_any_kind_come_out_whole(nights: Line)
     )
     common = ("query", "--results", nights.results, "--sql", query)
     scored = sum(record.num_scored for record in nights.records())
-    [row] = json.loads(here(*common, "--output", "json").stdout)
+    [row] = json.loads(run_verb(*common, "--output", "json").stdout)
     assert (row["a"], row["a_1"], row["b"]) == (1, 2, 3)
     assert (row["m"], row["n"], row["o"]) == ({"x": 1}, {"2026-01-01": 1}, [[{"k": 1}, [2]]])
     assert (row["h"], row["s"], row["d"], row["f"]) == (12345678901234567890, scored, 1.5, None)
     assert row["l"] == [None, {"y": "AQ=="}]
-    [names, values] = list(csv.reader(io.StringIO(here(*common, "--output", "csv").stdout)))
+    [names, values] = list(csv.reader(io.StringIO(run_verb(*common, "--output", "csv").stdout)))
     assert names[:3] == ["a", "a_1", "b"]
     assert values[:3] == ["1", "2", "3"]
-    assert "a_1" in here(*common).stdout
+    assert "a_1" in run_verb(*common).stdout
     nothing = ("query", "--results", nights.results, "--sql", "SELECT 1 AS a WHERE false")
-    assert json.loads(here(*nothing, "--output", "json").stdout) == []
-    assert here(*nothing, "--output", "csv").stdout == "a\n"
+    assert json.loads(run_verb(*nothing, "--output", "json").stdout) == []
+    assert run_verb(*nothing, "--output", "csv").stdout == "a\n"
 
 
 def test_tables_fit_the_terminal_and_break_no_number(nights: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "_WIDTH_WITHOUT_TERMINAL", 120)
-    top = here("query", "--results", nights.results, "--date", "2026-11-02").stdout
+    top = run_verb("query", "--results", nights.results, "--date", "2026-11-02").stdout
     assert max(map(len, top.splitlines())) <= 120
     assert top.count("2026-11-02") >= 10  # in one piece
     assert not [line for line in top.splitlines() if line != line.rstrip()]
-    wide = here("query", "--results", nights.results, "--sql", "SELECT * FROM scores LIMIT 2").stdout
+    wide = run_verb("query", "--results", nights.results, "--sql", "SELECT * FROM scores LIMIT 2").stdout
     assert re.search(r"^ *anomaly_score +[\d.e-]+$", wide, re.MULTILINE)  # one below the other
-    assert len(here("query", "runs", "--results", nights.results).stdout.splitlines()) < 12
-    assert "no rows" in here("query", "--results", nights.results, "--sql", "SELECT 1 AS x WHERE false").stdout
+    assert len(run_verb("query", "runs", "--results", nights.results).stdout.splitlines()) < 12
+    assert "no rows" in run_verb("query", "--results", nights.results, "--sql", "SELECT 1 AS x WHERE false").stdout
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "table", "arrow"])
@@ -789,7 +789,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_cannot_work_is_one_sentence(nights: Line, case: str) -> None:
     arguments, message = WRONG[case]
-    done = here(arguments[0], *arguments[1:], "--results", nights.results, check=False)
+    done = run_verb(arguments[0], *arguments[1:], "--results", nights.results, check=False)
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -802,7 +802,7 @@ def test_results_of_several_collections_are_told_apart(nights: Line, tmp_path: P
     result_tables.generate(str(tmp_path), nights=1, images=50, cells=4)
     assert isinstance(results.open(str(tmp_path)), Results)
     assert len(results.open(str(tmp_path), collection="generated").records) == 1
-    done = here("report", "--results", str(tmp_path), check=False)
+    done = run_verb("report", "--results", str(tmp_path), check=False)
     assert "there are several collections; choose one with --collection: c, generated" in done.stderr
 
 
@@ -813,7 +813,7 @@ def test_nights_of_different_bundles_are_not_ranked_or_measured_together(line: L
     line.upload("other", NUM_IMAGES * 2, seed=40)
     line.nightly(day=1)
     places = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/other", "--output", f"{line.root}/bundle")
-    here("calibrate", *places, "--overwrite")
+    run_verb("calibrate", *places, "--overwrite")
     line.nightly(day=2)
     first, second = line.records()
     assert first.bundle_digest != second.bundle_digest

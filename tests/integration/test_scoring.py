@@ -24,7 +24,7 @@ from schemas import Layout
 from schemas.runs import Intent
 from tests.conftest import Fcdd
 from tests.detectors import make
-from tests.line import here
+from tests.line import run_verb
 from tests.places import NUM_IMAGES, Place, encoded, number, picture
 
 pytestmark = pytest.mark.s3
@@ -161,7 +161,7 @@ def test_rescoring_takes_the_place_of_a_run_and_deletes_nothing(place: Place) ->
     second = place.record()
     assert (second.supersedes, second.num_scored) == (first.run_id, NUM_IMAGES + 1)
     assert all(storage.exists(f"{place.results}/{part.path}") for part in (*first.scores, *second.scores))
-    listed = json.loads(here("runs", "--results", place.results, "--output", "json").stdout)
+    listed = json.loads(run_verb("runs", "--results", place.results, "--output", "json").stdout)
     assert [(run["run_id"], run["state"]) for run in listed] == [
         (first.run_id, "superseded"),
         (second.run_id, "committed"),
@@ -271,12 +271,12 @@ def test_gc_removes_what_the_dead_left_and_nothing_that_is_named(place: Place) -
     storage.write(layout.intent("dead"), dead.model_dump_json().encode())
     storage.write(f"{place.results}/scores/collection=c/date=2026-11-01/run=dead/part-0.parquet", b"x")
     storage.write(f"{place.results}/scores/collection=c/date=2026-11-01/run=older/part-0.parquet", b"x")
-    kept = here("gc", "--results", place.results).stdout
+    kept = run_verb("gc", "--results", place.results).stdout
     assert "removed 0 objects" in kept
-    planned = here("gc", "--results", place.results, "--older-than-days", "0", "--dry-run").stdout
+    planned = run_verb("gc", "--results", place.results, "--older-than-days", "0", "--dry-run").stdout
     assert "would remove 4 objects" in planned  # with the mark of a lease that nobody holds
     assert storage.exists(layout.intent("dead"))
-    assert "removed 4 objects" in here("gc", "--results", place.results, "--older-than-days", "0").stdout
+    assert "removed 4 objects" in run_verb("gc", "--results", place.results, "--older-than-days", "0").stdout
     assert not storage.exists(layout.intent("dead"))
     assert place.record() == record
     assert len(place.rows("scores")) == NUM_IMAGES
@@ -317,7 +317,7 @@ def test_a_quarantine_beyond_its_count_stops_with_exit_code_3_and_keeps_what_was
     assert stopped.returncode == 3
     assert "3 of the images under" in stopped.stderr
     assert "the limit is 2: not_an_image 3" in stopped.stderr
-    [run] = json.loads(here("runs", "--results", place.results, "--output", "json").stdout)
+    [run] = json.loads(run_verb("runs", "--results", place.results, "--output", "json").stdout)
     assert (run["state"], run["scored"], run["quarantined"]) == ("interrupted", NUM_IMAGES, 3)
     place.score("--max-quarantine", "3")
     assert place.record().num_duplicates_dropped == 0

@@ -23,7 +23,7 @@ from jobs.scoring import publishing
 from jobs.scoring import runs as scoring_runs
 from jobs.scoring.options import ScoreOptions
 from schemas import Layout, RunRecord
-from tests.line import Line, here
+from tests.line import Line, run_verb
 
 ROOT = Path(__file__).parents[2]
 
@@ -235,15 +235,15 @@ def test_an_object_among_the_records_that_is_none_costs_a_warning_and_nothing_el
     for name in others:
         assert f"left out: file://{line.results}/runs/{name}.json is" in seen.stderr
     assert line.records() == [record]
-    here("metrics", "--results", line.results, "--once")
+    run_verb("metrics", "--results", line.results, "--once")
     assert [
-        run["run_id"] for run in json.loads(here("runs", "--results", line.results, "--output", "json").stdout)
+        run["run_id"] for run in json.loads(run_verb("runs", "--results", line.results, "--output", "json").stdout)
     ] == [record.run_id]
     line.upload("nights/2026-11-02", 5, seed=2)
     line.nightly(day=2, check=True)
     assert len(line.records()) == 2
     before = set(Path(line.results).rglob("part-*.parquet"))
-    done = here("gc", "--results", line.results, "--older-than-days", "0")
+    done = run_verb("gc", "--results", line.results, "--older-than-days", "0")
     assert "published parts are left alone: a record that cannot be read may name them" in done.stderr
     assert set(Path(line.results).rglob("part-*.parquet")) == before
 
@@ -319,14 +319,14 @@ def test_gc_goes_by_the_clock_of_the_store_and_leaves_what_it_cannot_read(
     future = time.time() + 8 * 86_400
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: future)
-        here("gc", "--results", line.results)
+        run_verb("gc", "--results", line.results)
     assert intents.staged(layout) == [run_id]
     intent = json.loads(storage.read(layout.intent(run_id)))
     storage.write(layout.intent(run_id), json.dumps(intent | {"of_a_later_version": 1}).encode())
     old = time.time() - 30 * 86_400
     for path in Path(line.results).rglob("*"):
         os.utime(path, (old, old))
-    left = here("gc", "--results", line.results)
+    left = run_verb("gc", "--results", line.results)
     assert f"left staging of {run_id}: run {run_id} was begun by another version of this program" in left.stderr
     assert intents.staged(layout) == [run_id]
     assert "was begun by another version" in score(line, check=False)[1]
@@ -360,14 +360,14 @@ def test_a_damaged_labels_file_does_not_stop_gc(line: Line) -> None:
     line.nightly(check=True)
     storage.write(layout_of(line).labels("c"), b"junk")
     storage.write(f"{layout_of(line).masks('c')}/0.png", b"a drawing")
-    done = here("gc", "--results", line.results, "--older-than-days", "0")
+    done = run_verb("gc", "--results", line.results, "--older-than-days", "0")
     assert "the masks of collection c are left alone" in done.stderr
     assert Path(line.results, "labels/collection=c/masks/0.png").exists()
 
 
 def test_results_that_are_not_there_are_an_error_and_not_an_empty_table(tmp_path: Path) -> None:
     for verb in ("runs", "gc"):
-        done = here(verb, "--results", str(tmp_path / "nowhere"), check=False)
+        done = run_verb(verb, "--results", str(tmp_path / "nowhere"), check=False)
         assert done.returncode == 2
         assert "no run was ever begun there; correct --results" in done.stderr
     assert not (tmp_path / "nowhere").exists()
@@ -379,7 +379,7 @@ def test_the_images_are_no_place_for_anything_else(line: Line, option: str) -> N
     images = f"{line.root}/nights/2026-11-01"
     places = {"--results": line.results, "--bundle": f"{line.root}/bundle", option: images}
     options = [each for name, place in places.items() for each in (name, place)]
-    done = here("score", "--images", images, "--collection", "c", "--date", "2026-11-01", *options, check=False)
+    done = run_verb("score", "--images", images, "--collection", "c", "--date", "2026-11-01", *options, check=False)
     assert (done.returncode, f"{option} and --images are the same location" in done.stderr) == (2, True)
 
 
@@ -448,7 +448,7 @@ def test_what_else_lies_among_the_leases_is_none(line: Line, name: str) -> None:
     storage.write(f"{folder}/{name}", b"x")
     score(line)
     assert len(line.records()) == 1
-    here("gc", "--results", line.results, "--older-than-days", "0")
+    run_verb("gc", "--results", line.results, "--older-than-days", "0")
 
 
 def test_images_behind_a_link_that_leads_nowhere_are_not_taken_for_deleted(line: Line) -> None:

@@ -33,7 +33,7 @@ def put(folder: str, number: int, owner: Owner) -> None:
 
 def test_a_lease_that_was_released_is_nobodys_and_its_number_is_not_used_again(folder: str) -> None:
     for number in (1, 2):
-        with leases.hold(folder, "r") as lease:
+        with leases.acquire(folder, "r") as lease:
             lease.check()
             holder = leases.state(folder)
             assert holder is not None
@@ -45,12 +45,12 @@ def test_a_lease_that_was_released_is_nobodys_and_its_number_is_not_used_again(f
 def test_while_one_holds_it_another_is_told_who(folder: str, elsewhere: Owner) -> None:
     put(folder, 1, elsewhere)
     with pytest.raises(LeaseHeld, match=rf"process {elsewhere.pid} on far-away is scoring this night as run other"):
-        leases.hold(folder, "r").__enter__()
+        leases.acquire(folder, "r").__enter__()
 
 
 def test_a_process_of_this_machine_that_died_is_followed_at_once(folder: str) -> None:
     put(folder, 4, Owner.me("r").model_copy(update={"started": 1.0, "token": "dead"}))
-    with leases.hold(folder, "r") as lease:
+    with leases.acquire(folder, "r") as lease:
         assert lease._number == 5
 
 
@@ -58,9 +58,9 @@ def test_silence_for_long_enough_is_death(folder: str, elsewhere: Owner, monkeyp
     put(folder, 1, elsewhere)
     monkeypatch.setattr(leases, "TTL_S", 1.5)
     with pytest.raises(LeaseHeld):
-        leases.hold(folder, "r").__enter__()
+        leases.acquire(folder, "r").__enter__()
     time.sleep(3)
-    with leases.hold(folder, "r") as lease:
+    with leases.acquire(folder, "r") as lease:
         assert lease._number == 2
 
 
@@ -68,14 +68,14 @@ def test_heartbeats_keep_a_lease(folder: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(leases, "HEARTBEAT_S", 0.2)
     monkeypatch.setattr(leases, "TTL_S", 2.5)
     monkeypatch.setattr(Owner, "is_dead", lambda self: False)
-    with leases.hold(folder, "r"):
+    with leases.acquire(folder, "r"):
         time.sleep(4)
         assert leases.state(folder) is not None
 
 
 def test_who_was_taken_for_dead_stops(folder: str, elsewhere: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "HEARTBEAT_S", 0.1)
-    with leases.hold(folder, "r") as lease:
+    with leases.acquire(folder, "r") as lease:
         lease.check()
         lease.check_flag()
         put(folder, 2, elsewhere)
@@ -89,7 +89,7 @@ def test_who_was_taken_for_dead_stops(folder: str, elsewhere: Owner, monkeypatch
 
 
 def test_a_lease_that_was_taken_over_and_given_back_is_lost_too(folder: str, elsewhere: Owner) -> None:
-    with leases.hold(folder, "r") as lease:
+    with leases.acquire(folder, "r") as lease:
         put(folder, 1, elsewhere)  # the successor has gone, and a third one began with the same number
         with pytest.raises(LeaseLost):
             lease.check()
@@ -99,7 +99,7 @@ def test_a_lease_that_was_taken_over_and_given_back_is_lost_too(folder: str, els
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_heartbeat_that_comes_late_brings_no_lease_back(folder: str, elsewhere: Owner, *, kept: bool) -> None:
     """Its process was stopped between the look at the lease and the heartbeat; the other is done meanwhile."""
-    lease = leases._acquire(folder, Owner.me("r"), "at it as")
+    lease = leases._take(folder, Owner.me("r"), "at it as")
     if kept:  # the other one has released the same number, as it could before numbers were kept
         put(folder, 1, elsewhere.model_copy(update={"released": True}))
     else:
@@ -117,7 +117,7 @@ def test_a_process_that_is_stopped_and_goes_on_does_not_get_its_lease_back(
     """A real process, stopped by SIGSTOP until another one took over and released."""
     code = (
         "import sys; from jobs.catalog import leases; leases.HEARTBEAT_S = 0.05\n"
-        "with leases.hold(sys.argv[1], 'r') as lease:\n"
+        "with leases.acquire(sys.argv[1], 'r') as lease:\n"
         "    print('held', flush=True); sys.stdin.readline()\n"
         "    try: lease.check(); print('still mine')\n"
         "    except leases.LeaseLost: print('lost')\n"
@@ -129,7 +129,7 @@ def test_a_process_that_is_stopped_and_goes_on_does_not_get_its_lease_back(
         process.send_signal(signal.SIGSTOP)
         monkeypatch.setattr(Owner, "is_dead", lambda self: False)
         time.sleep(2.5)
-        with leases.hold(folder, "other"):
+        with leases.acquire(folder, "other"):
             pass
         process.send_signal(signal.SIGCONT)
         time.sleep(0.5)
@@ -152,7 +152,7 @@ def test_of_many_that_take_over_one_wins(folder: str) -> None:
 
     def race(_: int) -> bool:
         try:
-            leases._acquire(folder, Owner.me("r"), "at it as")
+            leases._take(folder, Owner.me("r"), "at it as")
         except LeaseHeld:
             return False
         return True
@@ -163,7 +163,7 @@ def test_of_many_that_take_over_one_wins(folder: str) -> None:
 
 def test_a_lease_that_cannot_be_read_is_followed(folder: str) -> None:
     storage.write(f"{folder}/000001.json", b"{")
-    with leases.hold(folder, "r") as lease:
+    with leases.acquire(folder, "r") as lease:
         assert lease._number == 2
 
 

@@ -39,8 +39,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_images_are_opened_below_the_locations_of_their_run_and_of_the_user(case: str) -> None:
     results, run, given, uri, allowed = CASES[case]
-    locations = Locations.of(results, [run], given)
-    assert locations.hold(uri) == allowed
+    locations = Locations.of_records(results, [run], given)
+    assert locations.contains(uri) == allowed
     if not allowed:
         with pytest.raises(ImageError, match="forbidden: it lies outside the locations of its run"):
             locations.check(uri)

@@ -60,9 +60,9 @@ def layout(tmp_path: Path) -> Layout:
 def test_verdicts_of_many_threads_are_all_kept(layout: Layout) -> None:
     labels = Labels(layout, "c")
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: labels.say(image(n), Verdict(label=n % 3 - 1), reviewer="ann", now=NOW), range(60)))
+        list(pool.map(lambda n: labels.set(image(n), Verdict(label=n % 3 - 1), reviewer="ann", now=NOW), range(60)))
     again = Labels(layout, "c")
-    assert all(again.of(image(n))["label"] == n % 3 - 1 for n in range(60))  # type: ignore[index]
+    assert all(again.get(image(n))["label"] == n % 3 - 1 for n in range(60))  # type: ignore[index]
     table = pq.read_table(labels.uri.removeprefix("file://"), partitioning=None)
     assert table.schema.equals(LABELS, check_metadata=True)
     assert table["image_uri"].to_pylist() == [f"s3://b/{n:03d}.png" for n in range(60)]
@@ -75,15 +75,15 @@ def test_the_latest_verdict_counts_and_can_be_taken_back(layout: Layout) -> None
     assert row is not None
     assert (row["label"], row["reviewer"]) == (0, "bob")
     assert say(labels, image(1), Verdict(label=None)) is None
-    assert Labels(layout, "c").of(image(1)) is None
+    assert Labels(layout, "c").get(image(1)) is None
 
 
 def test_nobody_overwrites_what_they_have_not_seen(layout: Layout) -> None:
     labels = Labels(layout, "c")
     say(labels, image(1), Verdict(label=1, boxes=(Box(x0=1, y0=2, x1=3, y1=4),)))
     with pytest.raises(Outdated):
-        labels.say(image(1), Verdict(label=0), reviewer="", now=NOW)
-    row = labels.of(image(1))
+        labels.set(image(1), Verdict(label=0), reviewer="", now=NOW)
+    row = labels.get(image(1))
     assert row is not None
     assert (row["label"], len(row["boxes"])) == (1, 1)
 
@@ -93,7 +93,7 @@ def test_a_label_is_of_the_image_that_was_looked_at(layout: Layout) -> None:
     labels = Labels(layout, "c")
     say(labels, image(1), Verdict(label=1, boxes=(Box(x0=1, y0=2, x1=3, y1=4),)))
     replaced = image(1) | {"image_etag": "another"}
-    assert labels.of(replaced) is None
+    assert labels.get(replaced) is None
     row = say(labels, replaced, Verdict(label=1))
     assert row is not None
     assert (row["boxes"], row["mask_uri"]) == ([], "")  # nor is the drawing
@@ -105,7 +105,7 @@ def test_a_review_that_was_taken_over_writes_nothing(layout: Layout) -> None:
 
     labels = Labels(layout, "c", check=lost)
     with pytest.raises(LeaseLost):
-        labels.say(image(1), Verdict(label=1), reviewer="", now=NOW)
+        labels.set(image(1), Verdict(label=1), reviewer="", now=NOW)
     assert not Path(labels.uri.removeprefix("file://")).exists()
 
 
@@ -120,7 +120,7 @@ def test_boxes_and_paint_become_one_mask_of_the_images_size(layout: Layout) -> N
     # More paint is added; what was there before stays exactly as it was.
     say(labels, image(1, (800, 600)), Verdict(label=1, mask=painted((80, 60), (70, 50, 71, 51))))
     wanted[500:510, 700:710] = 255
-    np.testing.assert_array_equal(mask_of(labels.of(image(1))), wanted)
+    np.testing.assert_array_equal(mask_of(labels.get(image(1))), wanted)
 
 
 def test_a_drawing_stays_until_it_is_cleared(layout: Layout) -> None:
@@ -151,7 +151,7 @@ def test_a_drawing_that_is_none_is_refused_and_nothing_changes(layout: Layout) -
     ):
         with pytest.raises(BadDrawing, match=message):
             say(labels, image(1), verdict)
-    assert Labels(layout, "c").of(image(1))["label"] == 0  # type: ignore[index]
+    assert Labels(layout, "c").get(image(1))["label"] == 0  # type: ignore[index]
 
 
 def test_a_file_that_holds_no_labels_is_not_overwritten(layout: Layout, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_file_that_holds_no_labels_is_not_overwritten(layout: Layout, tmp_path
 def test_bad_images_are_neither_for_every_reader(layout: Layout) -> None:
     labels = Labels(layout, "c")
     for number, label in enumerate((1, 0, -1)):
-        labels.say(image(number), Verdict(label=label), reviewer="", now=NOW)  # type: ignore[arg-type]
+        labels.set(image(number), Verdict(label=label), reviewer="", now=NOW)  # type: ignore[arg-type]
     assert label_files.read(labels.uri)["label"].to_pylist() == [1, 0, -1]
     assert label_files.read_decided(labels.uri)["label"].to_pylist() == [1, 0]
     assert label_files.read_anomalies(labels.uri) == [("s3://b/000.png", None, f"{0:032x}")]

@@ -107,7 +107,7 @@ def test_an_option_without_an_effect_is_said(
     options: list[str], said: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = TrainSettings.parse([*REQUIRED, *options])
-    checks.say_what_is_not_taken(settings.model_fields_set, with_preset(settings))
+    checks.warn_of_ignored_options(settings.model_fields_set, with_preset(settings))
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warned) == len(said)
     assert all(text.startswith(start) for text, start in zip(warned, said, strict=True))

@@ -163,7 +163,7 @@ def test_a_device_or_a_pipe_stays_what_it_is_and_is_written_into(tmp_path: Path,
     try:
         storage.write(f"file://{named}", b"an object")
         assert os.read(reading, 99) == b"an object"
-        with local_files.appearing(str(named)) as named_path:
+        with local_files.atomic_path(str(named)) as named_path:
             named_path.write_bytes(b"a file")
         assert os.read(reading, 99) == b"a file"
     finally:
@@ -176,7 +176,7 @@ def test_a_device_or_a_pipe_stays_what_it_is_and_is_written_into(tmp_path: Path,
 def test_a_device_that_is_full_is_one_sentence() -> None:
     with (
         pytest.raises(ConfigError, match="cannot write /dev/full: No space left"),
-        local_files.appearing("/dev/full") as path,
+        local_files.atomic_path("/dev/full") as path,
         path.open("wb", buffering=0) as file,
     ):
         file.write(b"x")
@@ -185,7 +185,7 @@ def test_a_device_that_is_full_is_one_sentence() -> None:
 def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "file")
     for text in ("first", "second"):
-        with local_files.appearing(str(tmp_path / "link")) as written:
+        with local_files.atomic_path(str(tmp_path / "link")) as written:
             written.write_text(text)
         assert (tmp_path / "file").read_text() == text
     assert (tmp_path / "link").is_symlink()
