@@ -24,6 +24,7 @@ from tests.detectors import make
 from tests.faults import harness, proxy
 from tests.faults.oracle import Oracle, Reader, Violation
 from tests.faults.proxy import FAULTS, FaultProxy, Request
+from tests.places import encoded
 
 pytestmark = pytest.mark.s3
 NUM_IMAGES = 6
@@ -93,7 +94,7 @@ def arena(s3: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Are
     storage.write(f"{root}/images/empty.png", b"")
     storage.write(f"{root}/images/broken.png", b"not an image")
     for index in range(NUM_IMAGES):
-        data = harness.encoded(Image.fromarray(generator.integers(0, 256, (40, 56, 3)).astype(np.uint8)))
+        data = encoded(Image.fromarray(generator.integers(0, 256, (40, 56, 3)).astype(np.uint8)))
         uri = f"{root}/images/{index % 2}/{index}.png"
         storage.write(uri, data)
         expected[uri] = float(getattr(Detector.load(f"{root}/bundle").score([data]), detector.spec.score)[0])
