@@ -34,7 +34,7 @@ from jobs.catalog import staging
 from jobs.scoring import publishing, runs, stages
 from jobs.scoring.progress import Progress
 from jobs.scoring.settings import ScoreSettings
-from jobs.scoring.stages import StartLog
+from jobs.scoring.stages import Receipt, StartLog
 from schemas import Layout
 
 RATE = "FCDD_BENCH_IMAGES_PER_SECOND"
@@ -97,7 +97,7 @@ def one(workers: int, rate: float, seconds: float) -> dict[str, Any]:
     seen: list[tuple[float, int]] = []
     add = Progress.add
 
-    def added(self: Progress, receipt: dict[str, Any]) -> None:
+    def added(self: Progress, receipt: Receipt) -> None:
         seen.append((time.time(), receipt["rows"]))
         add(self, receipt)
 

@@ -31,6 +31,7 @@ from jobs.catalog.staging import Coverage
 from jobs.on_ray import session
 from jobs.scoring import manifests, publishing
 from jobs.scoring.manifests import Listing, Source
+from jobs.scoring.publishing import Facts
 from jobs.sources.listing import Selection
 from schemas import Layout
 from schemas.runs import Intent, ManifestPart
@@ -39,6 +40,17 @@ PREFIX = "s3://simulated/images"
 WHEN = datetime(2026, 11, 1, tzinfo=UTC)
 SHARD_ROWS = 512
 CALIBRATION = 500
+
+
+class Undisturbed:
+    """A night that nobody else is at."""
+
+    def check(self) -> None:
+        """Nobody has taken over."""
+
+    def commit_time(self) -> datetime:
+        """Always the same."""
+        return WHEN
 
 
 class Memory(threading.Thread):
@@ -191,9 +203,8 @@ def run(count: int, results: str, bundle_uri: str, memory: Memory) -> None:
             fitted,
             before=None,
             run=session.parallel_map,
-            check=lambda: None,
-            now=lambda: WHEN,
-            facts=lambda seconds: {"images_per_second": 1.0, "stage_seconds": {}, "settings": {}, "versions": {}},
+            night=Undisturbed(),
+            facts=Facts(images_per_second=1.0, stage_seconds={}, settings={}, versions={}),
         )
     step("prove, publish, commit", started)
     assert record.num_scored == count

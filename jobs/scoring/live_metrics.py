@@ -1,14 +1,13 @@
 """What a run does, as metrics of Ray, which Prometheus reads from the nodes while the run lasts.
 
-What became of runs that are over, and whether one is missing, is told by `fcdd metrics`, from their records.
+What became of runs that are over, and whether one is missing, `fcdd metrics` takes from their records.
 """
 
 from collections import Counter
-from typing import Any
 
 from ray.util import metrics
 
-from jobs.scoring.progress import STAGES
+from jobs.scoring.stages import Receipt, seconds_of
 
 
 class LiveMetrics:
@@ -28,14 +27,14 @@ class LiveMetrics:
         )
         self.queue = metrics.Gauge("fcdd_queue_images", description="images listed and not staged yet", tag_keys=by)
 
-    def count(self, receipt: dict[str, Any]) -> None:
+    def count(self, receipt: Receipt) -> None:
         """A staged shard."""
         counted = [
             (self.scored, receipt["rows"] - receipt["failed"], {}),
             (self.alarms, receipt["alarms"], {}),
             (self.bytes, receipt["bytes"], {}),
             *((self.quarantined, n, {"reason": reason}) for reason, n in Counter(receipt["reasons"]).items()),
-            *((self.seconds, receipt[f"{stage}_seconds"], {"stage": stage}) for stage in STAGES),
+            *((self.seconds, value, {"stage": stage}) for stage, value in seconds_of(receipt).items()),
         ]
         for counter, amount, tags in counted:
             if amount > 0:  # Ray refuses to count nothing

@@ -5,11 +5,13 @@ import sys
 import time
 from collections import Counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from jobs.scoring.stages import Receipt, seconds_of
 
 LOG_EVERY_S, FIRST_LOG_S = 30.0, 5.0
 STAGES = ("fetch", "decode", "score", "write")
@@ -48,7 +50,7 @@ class Progress:
         """What is staged and what is listed so far."""
         self.done, self.failed, self.total, self.listed = done, failed, total, listed
 
-    def add(self, receipt: dict[str, Any]) -> None:
+    def add(self, receipt: Receipt) -> None:
         """Count a staged shard."""
         now = time.perf_counter()
         self._first = self._first or now
@@ -60,7 +62,7 @@ class Progress:
         self.done += receipt["rows"]
         self.failed += receipt["failed"]
         self.final_failures += receipt["failed"] - receipt["transient"]
-        self.seconds.update({stage: receipt[f"{stage}_seconds"] for stage in STAGES})
+        self.seconds.update(seconds_of(receipt))
         if self._live:
             self._live.update(Text(self.line()), refresh=True)
         elif now >= self._next_log:

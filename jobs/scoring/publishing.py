@@ -9,10 +9,11 @@ Whatever dies before the record leaves a run that no reader sees and that the sa
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -65,43 +66,91 @@ class Published(NamedTuple):
     reasons: Counter[str]
 
 
-def commit(
-    layout: Layout,
-    plan: Plan,
-    fitted: Calibration,
-    *,
-    before: RunRecord | None,
-    run: Map,
-    check: Callable[[], None],
-    now: Callable[[], datetime],
-    facts: Callable[[float], dict[str, Any]],
-) -> RunRecord:
-    """Publish a staged run. `before` is the run whose scores are kept, when its quarantine was tried again.
+class Night(Protocol):
+    """The night that a run is about to be committed for."""
 
-    `run` maps a function over ranges, here or on a cluster; `check` raises when another process has taken over;
-    `facts(seconds that deciding took)` are fields of the record that only the job knows. Raises IncompleteRun unless
-    every manifest row is published exactly once; staging is kept then.
+    def check(self) -> None:
+        """Raises when another process has taken over, or another run was committed meanwhile."""
+
+    def commit_time(self) -> datetime:
+        """The time of the commit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What only the attempt that commits a run knows of it, for the record."""
+
+    images_per_second: float
+    # Seconds of the stages until the rows were staged.
+    stage_seconds: Mapping[str, float]
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class Tables:
+    """The published tables of a run, which are all its images, each once."""
+
+    scores: list[Part]
+    quarantine: list[Part]
+    deleted: list[Part]
+    anomalous: int
+    duplicates: int
+    reasons: Counter[str]
+
+
+def commit(
+    layout: Layout, plan: Plan, fitted: Calibration, *, before: RunRecord | None, run: Map, night: Night, facts: Facts
+) -> RunRecord:
+    """Publish a staged run, and make it exist for readers.
+
+    `before` is the run whose rows are kept, in part if its quarantine was tried again; `run` maps a function over
+    ranges, here or on a cluster. Raises IncompleteRun unless every manifest row is published exactly once; staging is
+    kept then.
     """
+    began = time.perf_counter()
+    tables = _publish_tables(layout, plan, before, run)
+    published = time.perf_counter()
+    decided = decisions.decide(layout, plan.intent, fitted, tables.scores, run)
+    seconds = {"publish": published - began, "decide": time.perf_counter() - published}
+    night.check()
+    record = _record(plan, before, tables, decided, facts, seconds, night.commit_time())
+    return _create(layout, record)
+
+
+def _publish_tables(layout: Layout, plan: Plan, before: RunRecord | None, run: Map) -> Tables:
+    """Publish every range of the manifest and prove that all rows are there once. Raises IncompleteRun."""
     intent = plan.intent
     scores, quarantine, anomalous, proof = _kept(layout, before, plan)
-    duplicates, reasons = 0, Counter[str]()
+    deleted = list(before.deleted) if before else []
+    tables = Tables(scores, quarantine, deleted, anomalous, 0, Counter())
     for published in run(publish, ranges(layout, plan)):
         if twice := proof.add(published.row_ids):
             raise IncompleteRun(f"{twice} rows of run {intent.run_id} came twice; this is a bug, nothing was committed")
-        scores += [published.scores] if published.scores else []
-        quarantine += [published.quarantine] if published.quarantine else []
-        anomalous += published.anomalous
-        duplicates += published.duplicates
-        reasons += published.reasons
+        tables.scores += [published.scores] if published.scores else []
+        tables.quarantine += [published.quarantine] if published.quarantine else []
+        tables.anomalous += published.anomalous
+        tables.duplicates += published.duplicates
+        tables.reasons += published.reasons
     if before and not intent.is_retry:
-        reasons += Counter(before.quarantine_reasons)
+        tables.reasons += Counter(before.quarantine_reasons)
     if missing := plan.num_images - proof.count():
         raise IncompleteRun(f"{missing} of {plan.num_images} images of run {intent.run_id} were not published")
-    deleted = [*(before.deleted if before else ()), *(_publish_deleted(layout, intent) if plan.num_deleted else ())]
-    started = time.perf_counter()
-    decided = decisions.decide(layout, intent, fitted, scores, run)
-    seconds_to_decide = time.perf_counter() - started
-    check()
+    tables.deleted += _publish_deleted(layout, intent) if plan.num_deleted else []
+    return tables
+
+
+def _record(
+    plan: Plan,
+    before: RunRecord | None,
+    tables: Tables,
+    decided: Mapping[str, Any],
+    facts: Facts,
+    seconds: Mapping[str, float],
+    committed_at: datetime,
+) -> RunRecord:
+    """The commit record. Raises IncompleteRun when its counts do not add up."""
+    intent = plan.intent
     record = RunRecord(
         run_id=intent.run_id,
         collection=intent.collection,
@@ -112,33 +161,40 @@ def commit(
         bundle_digest=intent.bundle_digest,
         supersedes=intent.supersedes,
         started_at=intent.started_at,
-        committed_at=now(),
+        committed_at=committed_at,
         num_listed=plan.num_images,
-        num_scored=sum(part.rows for part in scores),
-        num_quarantined=sum(part.rows for part in quarantine),
-        num_anomalous=anomalous,
-        num_deleted=sum(part.rows for part in deleted),
+        num_scored=sum(part.rows for part in tables.scores),
+        num_quarantined=sum(part.rows for part in tables.quarantine),
+        num_anomalous=tables.anomalous,
+        num_deleted=sum(part.rows for part in tables.deleted),
         num_listed_twice=plan.num_duplicates,
-        num_duplicates_dropped=duplicates,
+        num_duplicates_dropped=tables.duplicates,
         num_bytes=plan.num_bytes + (before.num_bytes if before and not intent.is_retry else 0),
         skipped=plan.skipped,
-        quarantine_reasons=dict(reasons),
+        quarantine_reasons=dict(tables.reasons),
         manifest_digest=plan.manifest_digest,
-        scores=tuple(scores),
-        quarantine=tuple(quarantine),
-        deleted=tuple(deleted),
+        scores=tuple(tables.scores),
+        quarantine=tuple(tables.quarantine),
+        deleted=tuple(tables.deleted),
+        images_per_second=facts.images_per_second,
+        stage_seconds={name: round(value, 3) for name, value in {**facts.stage_seconds, **seconds}.items()},
+        settings=dict(facts.settings),
+        versions=dict(facts.versions),
         **decided,
-        **facts(seconds_to_decide),
     )
     if record.num_scored + record.num_quarantined != record.num_listed:
         raise IncompleteRun(f"{record.num_listed} listed, but {record.num_scored} + {record.num_quarantined} published")
+    return record
+
+
+def _create(layout: Layout, record: RunRecord) -> RunRecord:
+    """Create the record and remove the staging; the record that stands, if another process was first."""
     try:
         commit_records.write(layout, record)
     except FileExistsError:
-        log.warning("run %s was committed by another process meanwhile; its record stands", intent.run_id)
-        clean_up(layout, intent.run_id)
-        return commit_records.parse(layout.record(intent.run_id))
-    clean_up(layout, intent.run_id)
+        log.warning("run %s was committed by another process meanwhile; its record stands", record.run_id)
+        record = commit_records.parse(layout.record(record.run_id))
+    clean_up(layout, record.run_id)
     return record
 
 

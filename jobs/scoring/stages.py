@@ -54,6 +54,34 @@ RECEIPT = pa.schema(
         *((name, pa.float64()) for name in (*SECONDS, "write_seconds")),
     ]
 )
+
+
+class Receipt(TypedDict):
+    """What a worker reports of one staged part: a row of RECEIPT."""
+
+    rows: int
+    failed: int
+    # Of the failed: for a reason of the store.
+    transient: int
+    alarms: int
+    bytes: int
+    reasons: list[str]
+    fetch_seconds: float
+    decode_seconds: float
+    score_seconds: float
+    write_seconds: float
+
+
+def seconds_of(receipt: Receipt) -> dict[str, float]:
+    """Seconds of a worker by stage."""
+    return {
+        "fetch": receipt["fetch_seconds"],
+        "decode": receipt["decode_seconds"],
+        "score": receipt["score_seconds"],
+        "write": receipt["write_seconds"],
+    }
+
+
 # Column -> attribute of a decoded image.
 _DECODED_COLUMNS = {
     **{name: name for name in ("width", "height", "brightness", "contrast", "sharpness")},

@@ -27,7 +27,8 @@ from jobs.scoring.decisions import Map
 from jobs.scoring.manifests import Listing
 from jobs.scoring.options import ScoreOptions
 from jobs.scoring.progress import Progress
-from jobs.scoring.stages import Shard
+from jobs.scoring.publishing import Facts
+from jobs.scoring.stages import Receipt, Shard
 from jobs.shell.versions import versions
 from jobs.sources.locations import Locations
 from schemas import Layout, RunRecord
@@ -120,27 +121,22 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
             publishing.clean_up(job.layout, intent.run_id)
             return before
 
-        def facts(seconds_to_decide: float) -> dict[str, Any]:
-            seconds = {"stage": staged - started, "to_first_image": progress.seconds_to_first()}
-            seconds |= {f"workers_{stage}": value for stage, value in progress.seconds.items()}
-            seconds |= {"publish": time.perf_counter() - staged - seconds_to_decide, "decide": seconds_to_decide}
-            return {
-                "images_per_second": progress.rate(),
-                "stage_seconds": {name: round(value, 3) for name, value in seconds.items()},
-                "settings": _resolved(job.options, intent),
-                "versions": versions(*VERSIONED),
-            }
-
+        seconds = {"stage": staged - started, "to_first_image": progress.seconds_to_first()}
+        seconds |= {f"workers_{stage}": value for stage, value in progress.seconds.items()}
+        facts = Facts(
+            images_per_second=progress.rate(),
+            stage_seconds=seconds,
+            settings=_resolved(job.options, intent),
+            versions=versions(*VERSIONED),
+        )
         parallel = plan.num_rows > PUBLISHED_HERE and job.options.workers != 0
-        night = Night(job.layout, intent, lease)
         return publishing.commit(
             job.layout,
             plan,
             job.spec.calibration,
             before=before,
             run=_map_on_ray() if parallel else map,
-            check=night.check,
-            now=night.now,
+            night=Night(job.layout, intent, lease),
             facts=facts,
         )
 
@@ -171,7 +167,7 @@ class Night:
         if standing:
             self._earliest = standing.committed_at + timedelta(seconds=1)
 
-    def now(self) -> datetime:
+    def commit_time(self) -> datetime:
         """The time of the commit: later than that of the run whose place it takes, also where clocks disagree."""
         return max(datetime.now(UTC), self._earliest)
 
@@ -230,7 +226,7 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
                 break
 
 
-def receipts(job: Job, intent: Intent, shards: list[Shard], where: "Stages | None") -> Iterator[dict[str, Any]]:
+def receipts(job: Job, intent: Intent, shards: list[Shard], where: "Stages | None") -> Iterator[Receipt]:
     """Drive shards through the stages, here or on Ray; a receipt for each staged part."""
     options, spec, run_id = job.options, job.spec, intent.run_id
     runtime, attempt = Runtime.model_validate(intent.runtime), uuid.uuid4().hex[:8]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from jobs.catalog import commit_records, intents, part_files, staging, views
 from jobs.catalog.staging import Coverage
 from jobs.scoring import manifests, publishing
 from jobs.scoring.manifests import Listing, Source
+from jobs.scoring.publishing import Facts
 from jobs.shell.errors import TooManyBadImages
 from jobs.sources.listing import Selection
 from schemas import Layout, RunRecord
@@ -24,7 +25,7 @@ from schemas.runs import Intent, Plan
 from tests.detectors import make
 
 NOW = datetime(2026, 11, 1, 3, tzinfo=UTC)
-FACTS = {"images_per_second": 1.0, "stage_seconds": {}, "settings": {}, "versions": {}}
+FACTS = Facts(images_per_second=1.0, stage_seconds={}, settings={}, versions={})
 
 
 @pytest.fixture
@@ -110,6 +111,18 @@ def stage(
             staging.put(layout, plan.intent.run_id, attempt, rows)
 
 
+class Undisturbed(NamedTuple):
+    """A night that nobody else is at."""
+
+    now: datetime
+
+    def check(self) -> None:
+        pass
+
+    def commit_time(self) -> datetime:
+        return self.now
+
+
 def commit(layout: Layout, plan: Plan, detector: Detector, *, now: datetime = NOW, **options: Any) -> RunRecord:
     return publishing.commit(
         layout,
@@ -117,9 +130,8 @@ def commit(layout: Layout, plan: Plan, detector: Detector, *, now: datetime = NO
         detector.spec.calibration,
         before=options.pop("before", None),
         run=map,
-        check=lambda: None,
-        now=lambda: now,
-        facts=lambda seconds: FACTS,
+        night=Undisturbed(now),
+        facts=FACTS,
     )
 
 

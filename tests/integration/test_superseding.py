@@ -77,7 +77,7 @@ def test_a_run_is_not_committed_when_another_one_came_first(line: Line, monkeypa
             patch.setattr(leases, "_look", lambda *_: leases._Found(90, None, 0.0))
             line.nightly(check=False)
         storage.delete_prefix(layout_of(line).leases())
-        lease = options["check"].__self__._lease  # type: ignore[attr-defined]
+        lease = options["night"]._lease  # type: ignore[attr-defined]
         monkeypatch.setattr(lease, "check", lambda: None)
         return commit(*arguments, **options)  # type: ignore[arg-type]
 
