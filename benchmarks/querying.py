@@ -112,7 +112,6 @@ def point_look_up_in_a_bucket(night: str, images: int) -> None:
     """What one image's row costs over S3, of the same night."""
     query = f"SELECT * FROM scores WHERE image_uri = '{image_uri(FIRST_NIGHT, images * 7 // 9)}'"
     with local_s3.serve("results") as server, mock.patch.dict(os.environ, server.environment()):
-        storage._store.cache_clear()
         size = 0
         for page in storage.pages(night):
             for info in page:
@@ -123,7 +122,6 @@ def point_look_up_in_a_bucket(night: str, images: int) -> None:
         rows = opened.sql(query).fetchall()
         seconds = time.perf_counter() - started
         io = opened.explain(query)["io"]
-    storage._store.cache_clear()
     print(
         f"\nOver S3 (a local server): {len(rows)} row of {size / 1e6:,.0f} MB in {seconds:.2f} s, with opening; "
         f"{io['total_bytes_read'] / 1e6:.2f} MB in {io['total_read_operations']} reads."

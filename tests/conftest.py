@@ -51,7 +51,6 @@ def s3(_clean_environment: None) -> Iterator[LocalS3]:
     with local_s3.serve("test") as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment().items():
             patch.setenv(name, value)
-        storage._store.cache_clear()
         yield server
 
 
@@ -69,9 +68,7 @@ def awkward(monkeypatch: pytest.MonkeyPatch) -> Iterator[AwkwardS3]:
     with awkward_s3.serve() as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
-        storage._store.cache_clear()
         yield server
-    storage._store.cache_clear()
 
 
 @pytest.fixture(scope="session")

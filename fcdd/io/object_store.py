@@ -29,6 +29,25 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
     from s3fs import S3FileSystem
 
+# Variables that say which server clients ask, as whom, and how long they wait.
+_VARIABLES = {
+    "s3": (
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_ENDPOINT_URL",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+        "AWS_PROFILE",
+        "AWS_ROLE_ARN",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "FCDD_REQUEST_TIMEOUT_S",
+    ),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "FCDD_REQUEST_TIMEOUT_S"),
+    "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_CLIENT_ID", "FCDD_REQUEST_TIMEOUT_S"),
+}
+
 T = TypeVar("T")
 # A body in one piece: its ETag is then its MD5, and nothing unfinished can stay behind.
 _LARGEST_SINGLE_PUT = 4 * 1024**3
@@ -272,6 +291,11 @@ class _ThroughS3fs:
 
     def _info(self, key: str, answer: dict[str, Any], size: int) -> ObjectInfo:
         return ObjectInfo(self._root + key, plain_etag(answer["ETag"]), size, answer["LastModified"].astimezone(UTC))
+
+
+def environment(scheme: str) -> tuple[str | None, ...]:
+    """What the environment says of the server and the account: another answer means another client."""
+    return tuple(map(os.environ.get, _VARIABLES[scheme]))
 
 
 def filesystem(scheme: str) -> AbstractFileSystem:

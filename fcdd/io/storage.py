@@ -380,8 +380,9 @@ def filesystem(scheme: str) -> AbstractFileSystem:
     return LocalFileSystem() if scheme == "file" else object_store.filesystem(scheme)
 
 
-@functools.cache
-def _store(scheme: str, bucket: str) -> Store:
+@functools.lru_cache(maxsize=256)
+def _store(scheme: str, bucket: str, environment: tuple[str | None, ...]) -> Store:
+    """Clients are kept as long as the environment, which says where they lead and who asks, stays the same."""
     return Disk() if scheme == "file" else Bucket(scheme, bucket)
 
 
@@ -427,4 +428,5 @@ def _locate(uri: str) -> tuple[Store, str]:
     if root in _foreign:
         return _foreign[root], uri[len(root) :]
     scheme, _, bucket = root.rstrip("/").partition("://") if root != "file://" else ("file", "", "")
-    return _store(scheme, bucket), uri[len(root) :]
+    who = object_store.environment(scheme) if scheme != "file" else ()
+    return _store(scheme, bucket, who), uri[len(root) :]

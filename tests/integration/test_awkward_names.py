@@ -84,7 +84,6 @@ def test_a_committed_run_is_read_with_s3fs_through_pandas_pyarrow_and_polars(
     filesystem = s3fs.S3FileSystem(endpoint_url=awkward.endpoint, key="key", secret="secret", skip_instance_cache=True)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("FCDD_REQUEST_TIMEOUT_S", "1")
-    storage._store.cache_clear()
     night = results.open("s3://awkward/results", collection="c", filesystem=filesystem)
     expected = sorted(f"s3://awkward/night/{name}" for name in (*NAMES, DEFECT))
     assert sorted(night.pandas(columns=["image_uri"])["image_uri"]) == expected

@@ -47,7 +47,6 @@ def after_the_demo(
     files = {name: storage.read(f"{trained.bundle}/{name}") for name in bundle.FILES}
     monkeypatch.chdir(tmp_path)
     with local_s3.serve("demo", demo.DATA) as server, mock.patch.dict(os.environ, server.environment()):
-        storage._store.cache_clear()
         for name, data in files.items():
             storage.write(f"s3://demo/uncalibrated/{name}", data)
         parts = {"nominal": nominal_cells[100:250], demo.NIGHTS[0]: nominal_cells[300:360]}
@@ -61,7 +60,6 @@ def after_the_demo(
             run_verb(
                 "nightly", "--config", str(demo.CONFIG), "--date", night, "--workers", "0", "--no-report", check=False
             )
-    storage._store.cache_clear()
     return tmp_path
 
 

@@ -105,7 +105,6 @@ class Recorder:
 
     def _point_to(self, endpoint: str) -> None:
         self._patch.setenv("AWS_ENDPOINT_URL", endpoint)
-        storage._store.cache_clear()
         FsspecStore.clear_instance_cache()  # what DuckDB reads through remembers its endpoint, too
 
 

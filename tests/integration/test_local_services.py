@@ -15,7 +15,6 @@ import pytest
 
 from benchmarks import result_tables
 from cluster import demo, local_s3
-from fcdd.io import storage
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -62,9 +61,7 @@ def test_the_demo_shell_goes_on_with_what_the_demo_left(tmp_path: Path, monkeypa
         "error: there is nothing of a demo here; run `make demo` first\n",
     )
     with local_s3.serve("demo", demo.DATA) as server, mock.patch.dict(os.environ, server.environment()):
-        storage._store.cache_clear()
         result_tables.generate("s3://demo/results", nights=1, images=5, cells=4)
-    storage._store.cache_clear()
     ask = "python -m jobs.cli query --top 3 --output json"
     done = subprocess.run(
         command, input=ask, capture_output=True, text=True, env=os.environ | {"SHELL": "/bin/sh", "PYTHONPATH": ROOT}

@@ -119,10 +119,8 @@ def test_clients_that_cannot_be_made_are_one_sentence(monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match="set the account and credentials in the environment"):
         storage.read("az://container/x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
-    storage._store.cache_clear()
     with pytest.raises(ConfigError, match="expected AWS_ENDPOINT_URL to start with http://"):
         storage.read("s3://bucket/x")
-    storage._store.cache_clear()
 
 
 @pytest.mark.s3
@@ -138,7 +136,6 @@ def test_storage_problems_are_one_sentence_with_a_remedy(
     ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
-            storage._store.cache_clear()
             for action in (
                 lambda: storage.read(f"{prefix}/x"),
                 lambda: listed(prefix),
@@ -148,7 +145,6 @@ def test_storage_problems_are_one_sentence_with_a_remedy(
                     action()
                 assert "\n" not in str(caught.value)
                 assert "wrong" not in str(caught.value)
-        storage._store.cache_clear()
 
 
 @pytest.mark.parametrize("through_a_link", [False, True])
