@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Where Kubernetes tells every pod who it is.
+# Where Kubernetes mounts every pod's identity.
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 LABEL = "fcdd.dev/launched-from"
 # What KubeRay calls a RayJob that it has nothing more to do for.

@@ -140,7 +140,7 @@ def nearest(array: npt.NDArray[Any], size: Size) -> npt.NDArray[Any]:
 
 @functools.lru_cache(maxsize=256)
 def _pil_indices(old: int, new: int) -> npt.NDArray[np.int64]:
-    """The source pixel of each target pixel, asked of PIL: its rounding is not that of a formula for every size."""
+    """The source pixel of each target pixel, by PIL itself: no formula has its rounding for every size."""
     line = Image.fromarray(np.arange(old, dtype=np.int32)[None])
     indices: npt.NDArray[np.int64] = np.asarray(line.resize((new, 1), Image.Resampling.NEAREST))[0].astype(np.int64)
     return indices

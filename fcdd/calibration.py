@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 STATISTICS = ("brightness", "contrast", "sharpness", "width", "height")
 # Distributions of more values are kept as so many quantiles, scores apart: every one of those counts in a p-value.
 SKETCH_VALUES = 1000
-# A group of fewer calibration images is not told apart, nor are more groups than these, the largest first.
+# A group of fewer calibration images has no reference of its own, nor have more groups than these, the largest first.
 MIN_GROUP, MAX_GROUPS = 50, 64
 _DIGITS = 6
 

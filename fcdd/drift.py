@@ -1,4 +1,4 @@
-"""Does a run still look like the calibration? Counts of constant size, and what can be said from them.
+"""Does a run still look like the calibration? Counts of constant size, and tests on them.
 
     images of a run -> Tally (per scope: all of them, or one group; mergeable) -> judge -> findings, a verdict
 
@@ -142,7 +142,7 @@ class Tally:
 
 
 class AlarmLaw(NamedTuple):
-    """So many nominal images raise alarms at a rate that is Beta(a, b) distributed, as a calibration of n tells it."""
+    """Alarms of nominal images, at a rate that is Beta(a, b) distributed: n calibration images estimate it."""
 
     num_images: int
     a: float
@@ -196,7 +196,7 @@ def judge(
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """The gravest of several."""
+    """The gravest of several verdicts."""
     return max(verdicts, key=VERDICTS.index, default="ok")
 
 
@@ -347,7 +347,7 @@ def _tail(tally: Tally, reference: Reference, level: float) -> list[Finding]:
     generator, fitted = np.random.default_rng(0), len(top) - 1
     n, m = reference.num_images, tally.num_images
     counts = np.minimum(generator.binomial(m, generator.beta(TAIL_RANK, n + 1 - TAIL_RANK, _DRAWS)), m)
-    # The shape is known as well as so many images tell it: an exponential's mean has a Gamma law.
+    # The shape is known as well as so many images determine it: an exponential's mean has a Gamma law.
     scale = fitted / generator.gamma(fitted, size=_DRAWS)
 
     def excess(scales: npt.NDArray[np.float64], draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -22,7 +22,7 @@ SPOT_SHARE, SPOT_FACTOR = 0.3, 5.0
 ONE_SPOT = "at one spot"
 # Fewer images have their evidence somewhere by chance.
 MIN_IMAGES = 20
-# An object is told from its background by so many grey levels, where the background holds this share of the border.
+# An object differs from its background by so many grey levels, where the background holds this share of the border.
 _MIN_LEVELS, _BORDER_IS_BACKGROUND = 20.0, 0.8
 
 Map = npt.NDArray[np.float64]

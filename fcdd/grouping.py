@@ -1,4 +1,4 @@
-"""Which camera or folder an image belongs to, by its name alone: the groups that calibration and drift tell apart."""
+"""Which camera or folder an image belongs to, by its name alone: the groups that calibration and drift distinguish."""
 
 from collections.abc import Sequence
 from typing import Protocol

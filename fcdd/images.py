@@ -321,7 +321,7 @@ def _frames(image: Image.Image) -> int:
 def _correct_transparency(image: Image.Image, data: bytes) -> None:
     """Pillow keeps the one transparent level of a PNG as the file has it, and scales the pixels.
 
-    Raises ImageError for 16-bit colours, of which it keeps the high bytes: they cannot tell which is the one.
+    Raises ImageError for 16-bit colours, of which it keeps the high bytes: the transparent value cannot be known.
     """
     level = image.info.get("transparency")
     if image.format != "PNG" or level is None:

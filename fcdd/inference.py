@@ -70,7 +70,7 @@ class Runner:
 
 
 def _compute_as_ieee() -> None:
-    """No TF32 on GPUs. The older flags go first: torch raises where they are read and say something else."""
+    """No TF32 on GPUs. The older flags are set first: torch raises when they contradict the newer ones."""
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]

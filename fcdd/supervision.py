@@ -35,7 +35,7 @@ class HeldOut(ImageError):
 
 
 class ImageReader(Protocol):
-    """A data set of images to draw from: reads image `index` when asked and keeps nothing."""
+    """A data set of images to draw from: reads image `index` when it is needed and keeps nothing."""
 
     def __len__(self) -> int: ...
 

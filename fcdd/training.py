@@ -119,7 +119,7 @@ class Losses(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Over all samples."""
+        """Mean over all samples."""
         return (self.nominal + self.anomalous) / (self.num_nominal + self.num_anomalous)
 
 

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def audit(settings: AuditSettings) -> None:
-    """Measure, print, draw."""
+    """Measure the evidence, print it, and draw it where pictures are wanted."""
     records = commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
     records = commit_records.of_latest_bundle(records)
     locations = Locations.of_records(settings.results, records, settings.images)

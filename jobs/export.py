@@ -70,7 +70,7 @@ def _onnx(settings: ExportSettings) -> None:
     from fcdd import onnx_export
     from fcdd.detector import Detector
 
-    for name in ("onnxscript", "onnx_ir"):  # they tell of every initializer
+    for name in ("onnxscript", "onnx_ir"):  # they log every initializer
         logging.getLogger(name).setLevel(logging.WARNING)
     found = onnx_export.export(Detector.load(settings.bundle))
     storage.write(storage.normalize(settings.output), found.model)

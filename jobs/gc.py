@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def collect(settings: GcSettings) -> None:
-    """Remove, and print what."""
+    """Remove what is garbage, and print it."""
     layout = Layout(storage.normalize(settings.results))
     garbage.collect(layout, timedelta(days=settings.older_than_days), dry_run=settings.dry_run)
 

@@ -83,7 +83,7 @@ class QuerySettings(JobSettings):
         return self
 
     def kind(self) -> str:
-        """The question."""
+        """The name of the question."""
         return "sql" if self.sql is not None and "question" not in self.model_fields_set else self.question
 
 

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(settings: ReportSettings) -> None:
-    """Write the report, and say where it is."""
+    """Write the report, and print where it is."""
     if settings.run:
         found = results.open_run(settings.results, settings.run)
     else:

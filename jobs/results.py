@@ -94,7 +94,7 @@ def _day(value: dt.date | str | None) -> dt.date | None:
 
 @dataclass(frozen=True, slots=True)
 class ScoredImage:
-    """A row of the scores table; the anomaly map is decoded when it is asked for. Units: see `schemas.SCORES`."""
+    """A row of the scores table; the anomaly map is decoded on access. Units: see `schemas.SCORES`."""
 
     row_id: int
     image_uri: str

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def review(settings: ReviewSettings) -> None:
-    """Serve until interrupted; then say what was labelled and what to do with it."""
+    """Serve until interrupted; then print what was labelled and the next command."""
     found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
     record = found.only_collection().records[-1]
     night = Results(found.location, (record,))

@@ -35,7 +35,7 @@ class Layout:
         return f"{self.runs()}/{run_id}.json"
 
     def notified(self, run_id: str, way: str) -> str:
-        """There once somebody has been told of the run in this way."""
+        """There once this notification of the run was delivered."""
         return f"{self.runs()}/{run_id}/notified-{way}"
 
     def report(self, collection: str, day: date, run_id: str) -> str:

@@ -111,7 +111,7 @@ def _as_listed(info: ObjectInfo) -> bytes:
 
 
 def _get(uri: str) -> tuple[bytes, str]:
-    """Body and ETag; Damaged when the body is not what the answer's own length or the MD5 in its ETag say."""
+    """Body and ETag; Damaged when the body contradicts the answer's own length or the MD5 in its ETag."""
     store, key = _locate(uri)
     info, data = store.get(key)
     if len(data) != info.size:

@@ -198,7 +198,7 @@ def _cifar(path: Path, labels: str) -> Labelled:
 
 @dataclass(frozen=True, slots=True)
 class ImageFolder:
-    """Image files read one by one when asked for, `prepare`d and not kept: for outlier exposure and large sets."""
+    """Image files read one by one, `prepare`d and not kept: for outlier exposure and large sets."""
 
     paths: Sequence[Path]
     channels: int = 3
@@ -312,7 +312,7 @@ MASK_FOLDERS = ("ground_truth", "train_maps", "test_maps")
 
 
 class Custom(NamedTuple):
-    """A class of a folder of your own, images read when asked; `anomalies` with masks for training, if there are."""
+    """A class of a folder of your own, images read one by one; `anomalies` with masks for training, if there are."""
 
     training: ImageFolder
     anomalies: ImageFolder
@@ -401,7 +401,7 @@ def read_image(path: Path, channels: int) -> Pixels:
 
 @functools.cache
 def _decoders() -> DecoderPool:
-    """Data sets are downloads."""
+    """Isolated decoders: data sets are downloads, and may hold anything."""
     return DecoderPool()
 
 

@@ -1,4 +1,4 @@
-"""What a question of one's own may say: an allow-list over DuckDB's own syntax tree.
+"""Which SQL a user may run: an allow-list over DuckDB's own syntax tree.
 
 DuckDB calls a statement a SELECT although its CTEs write (COPY, INSERT, UPDATE, DELETE), and its functions read files,
 settings and other SQL. So what is not known to only read the views is refused, whatever a later version adds.

@@ -44,7 +44,7 @@ def read_intent(layout: Layout, run_id: str) -> Intent | None:
 
 
 def create_or_resume(layout: Layout, intent: Intent) -> Intent:
-    """What the run is to do: what an interrupted attempt at it said, else `intent`. Call it under the night's lease.
+    """The intent of an interrupted attempt at the run, else `intent`, stored. Call it under the night's lease.
 
     An attempt that began when another run counted for the night (or none) is removed, and the run begins again: it
     would take the place of a run that it does not know.

@@ -1,4 +1,4 @@
-"""What people say of images: the labels of a collection, kept beside its results, and the masks that they draw.
+"""The labels that people gave to images of a collection, kept beside its results, and the masks that they drew.
 
 Nothing else is ever written: not the images, not the scores.
 """
@@ -46,7 +46,7 @@ class Box(BaseModel):
 
 
 class Verdict(BaseModel):
-    """What somebody said of one image: 1 a real defect, 0 a false alarm, -1 a bad image; None takes it back.
+    """A label of one image: 1 a real defect, 0 a false alarm, -1 a bad image; None removes it.
 
     A drawing is all boxes, and paint that is added to what was painted before: a PNG in base64 of any size, opaque
     where it was painted. With neither, what was drawn stays; with `clear`, it goes first. `seen` is the time of the
@@ -63,18 +63,18 @@ class Verdict(BaseModel):
 
 
 class BadDrawing(Exception):
-    """A box or mask that is none."""
+    """A box or mask that cannot be decoded, or lies outside of the image."""
 
 
 class Outdated(Exception):
-    """Another page has said something else meanwhile."""
+    """Another page has changed the label meanwhile."""
 
 
 class Labels:
     """The labels of one collection. Every change is written at once; a process that dies loses nothing."""
 
     def __init__(self, layout: Layout, collection: str, *, check: Callable[[], None] = lambda: None) -> None:
-        """Reads what was said before; `check` raises FCDDError when another process has taken over.
+        """Reads the labels that are there; `check` raises FCDDError when another process has taken over.
 
         Raises ConfigError when the labels cannot be read.
         """
@@ -98,17 +98,17 @@ class Labels:
         return row | {"mask_uri": ""}
 
     def label_time(self, uri: str) -> datetime | None:
-        """When something was said of an image, also of an earlier one of that name."""
+        """When an image was labelled, or an earlier one of that name."""
         row = self._rows.get(uri)
         return row["reviewed_at"] if row else None
 
     def get(self, image: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What was said of an image (a row of scores): a row of LABELS, None for an image that was replaced since."""
+        """The label of an image (a row of scores), a row of LABELS; None if there is none, or of another image."""
         row = self._rows.get(image["image_uri"])
         return row if row and row["image_etag"] == image["image_etag"] else None
 
     def masks(self) -> set[str]:
-        """The masks that labels name."""
+        """Locations of all masks that labels name."""
         return {row["mask_uri"] for row in self._rows.values()} - {""}
 
     def set(self, image: Mapping[str, Any], verdict: Verdict, *, reviewer: str, now: datetime) -> None:
@@ -202,5 +202,5 @@ def _decoded(mask: str) -> Image.Image:
 
 @functools.cache
 def _decoders() -> DecoderPool:
-    """For what reviewers send."""
+    """The decoders of masks that reviewers send."""
     return DecoderPool(processes=1, limits=Limits(encoded_bytes=MAX_MASK_CHARACTERS, pixels=_MAX_MASK_PIXELS))

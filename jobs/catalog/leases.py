@@ -41,7 +41,7 @@ class LeaseLost(FCDDError):
 
 
 class Owner(BaseModel):
-    """Who holds a lease, so exactly that another process of the same machine can tell whether it still lives."""
+    """Who holds a lease, so exactly that another process of the same machine can find out whether it still lives."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,7 +57,7 @@ class Owner(BaseModel):
 
     @classmethod
     def me(cls, run_id: str) -> "Owner":
-        """This process."""
+        """The owner that this process is."""
         process = psutil.Process()
         return cls(
             run_id=run_id,
@@ -70,7 +70,7 @@ class Owner(BaseModel):
         )
 
     def is_dead(self) -> bool:
-        """Whether it certainly does not run any more; False when that cannot be told from here."""
+        """Whether it certainly does not run any more; False when this machine cannot know."""
         if (self.host, self.boot, self.namespace) != (socket.gethostname(), psutil.boot_time(), _namespace()):
             return False
         try:
@@ -117,11 +117,11 @@ class Lease:
             return False
 
     def start(self) -> None:
-        """Begin with the heartbeats."""
+        """Start the thread that sends heartbeats."""
         self._thread.start()
 
     def release(self) -> None:
-        """Let others in."""
+        """Give the lease back, so that another process can acquire it."""
         self._released.set()
         self._thread.join()
         with suppress(FCDDError, OSError):  # it grows old by itself

@@ -1,4 +1,4 @@
-"""The file system under DuckDB: it opens files of the results to read, and does nothing else whatever it is asked."""
+"""The file system under DuckDB: it opens files of the results for reading, and refuses everything else."""
 
 import io
 import threading

@@ -152,7 +152,7 @@ class Coverage:
         return bad.without(good).count()
 
     def count(self) -> int:
-        """Positions that are done."""
+        """Number of positions that are staged."""
         return self._bits.count()
 
     def missing(self, part: ManifestPart) -> Iterator[tuple[int, int]]:

@@ -75,7 +75,7 @@ def lock(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], spill: str
     """From now on only these files can be read, no variable of the process, and no setting can be changed.
 
     What does not fit into memory is sorted in the folder `spill`. All of it holds for every cursor of the connection.
-    DuckDB counts some of its memory only, so it is told of three quarters.
+    DuckDB counts some of its memory only, so its own limit is three quarters.
     """
     connection.execute("SET allowed_paths = $paths", {"paths": list(paths)})
     connection.execute("SET temp_directory = $spill", {"spill": spill})

@@ -1,1 +1,1 @@
-"""Ray for the length of a job: a cluster or this machine, and what is asked of its nodes."""
+"""Ray for the length of a job: a cluster or this machine, and the resources that are requested of its nodes."""

@@ -48,7 +48,7 @@ def closed_to_others() -> Iterator[None]:
     """For a Ray that is started meanwhile: a random token of its own, and loopback only.
 
     The token is in the environment, where Ray's processes find it, and in no file: a service may have no home that it
-    can write to. Older versions of Ray would ask for no token unless they are told to.
+    can write to. Older versions of Ray require no token unless this is set.
     """
     own = {
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # one machine: Ray then listens on loopback, as on macOS

@@ -74,7 +74,7 @@ def _init(stack: ExitStack, cpus: int, block_bytes: int) -> None:
 
 
 def _quiet(stack: ExitStack) -> None:
-    """What Ray has to say goes to its log files: an error is raised, and said once, at the end.
+    """Messages of Ray go to its log files: an error is raised, and printed once, at the end.
 
     When memory is short Ray ends an actor that only counts, and then reports every few seconds that it cannot count.
     """
@@ -82,7 +82,7 @@ def _quiet(stack: ExitStack) -> None:
     logger = logging.getLogger("ray")
     file = logging.FileHandler(Path(node.get_logs_dir_path(), f"fcdd-driver-{os.getpid()}.log"), delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    # Of workers that died it prints on stdout, whatever it is told of logs.
+    # It prints lines of workers that died on stdout, whatever the logging is set to.
     ray._private.worker.print_to_stdstream = lambda data, **_: logger.warning("%s", "".join(data["lines"]))
     for handler in (*logger.handlers, *logging.getLogger("ray.data").handlers):
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
@@ -106,7 +106,7 @@ def join(stack: ExitStack, block_bytes: int = 0) -> None:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Errors that Ray brings as FCDDError: ours as they were raised, with their class; of others what they say.
+    """Errors that Ray raises as FCDDError: ours with their own class, others with their message.
 
     The whole of what Ray says is in its log file of this driver.
     """

@@ -23,7 +23,7 @@ from schemas.runs import Intent
 _COLUMNS = ["anomaly_score", "p_value", "is_anomalous", "image_group", "image_format", "heatmap", *STATISTICS]
 # Decoded maps at once.
 _CELLS_AT_ONCE = 4_000_000
-# A run of more groups than these is not told apart by them: they name no cameras.
+# More groups than these are not judged one by one: they name no cameras.
 _MAX_GROUPS = 300
 # Reasons in the record; the table has every finding.
 _MAX_REASONS = 20

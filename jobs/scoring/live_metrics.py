@@ -28,7 +28,7 @@ class LiveMetrics:
         self.queue = metrics.Gauge("fcdd_queue_images", description="images listed and not staged yet", tag_keys=by)
 
     def count(self, receipt: Receipt) -> None:
-        """A staged shard."""
+        """Count a staged shard."""
         counted = [
             (self.scored, receipt["rows"] - receipt["failed"], {}),
             (self.alarms, receipt["alarms"], {}),

@@ -290,7 +290,7 @@ class _Tally:
 def _together(
     work: Sequence[Callable[[], None]], tally: _Tally, report: Callable[[None, BaseException], None] | None = None
 ) -> None:
-    """Run each in a thread of its own. The first error stops the others, is told to `report` at once, and raised."""
+    """Run each in a thread of its own. The first error stops the others, goes to `report` at once, and is raised."""
     errors: list[BaseException] = []
 
     def run(each: Callable[[], None]) -> None:

@@ -87,7 +87,7 @@ class Progress:
         return max(STAGES, key=lambda stage: self.seconds[stage])
 
     def line(self) -> str:
-        """All of it in one line."""
+        """Counts, rate, time to go and the slowest stage, in one line."""
         rate, total = self.rate(), f"{self.total}" if self.listed else f"{self.total} listed so far"
         steady = self._is_warm()
         left = duration((self.total - self.done) / rate) if steady and rate and self.listed else "?"
@@ -100,7 +100,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a person."""
+    """Seconds as text: 12 s, 5 min, 1.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

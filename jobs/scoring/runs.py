@@ -15,7 +15,7 @@ from jobs.scoring.options import ScoreOptions
 from jobs.scoring.waves import Job
 from schemas import RunRecord
 
-# Of so many runs the largest tells how fast the next one will be.
+# The rate of the largest of so many recent runs is expected of the next one.
 _RECENT_RUNS = 10
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def _nothing_to_do(job: Job, attempt: Attempt) -> RunRecord | None:
 
 
 def warn_of_other_rates(record: RunRecord, alpha: float, fdr: float) -> None:
-    """A committed run is left alone, also if other rates are asked for now."""
+    """A committed run is left alone, also if the rates of this command differ."""
     if (record.alpha, record.fdr) != (alpha, fdr):
         log.warning(
             "run %s has alarms at %g and a list at %g, not %g and %g; `fcdd query --alpha` selects at any rate",
@@ -120,7 +120,7 @@ def dry_run(options: ScoreOptions) -> None:
     print(f"scored       {found.scored}  (by a committed run of the collection, with this bundle)")
     print(f"to do        {to_do}  ({why})")
     if same:
-        record = max(same, key=lambda record: record.num_bytes)  # a small run tells little
+        record = max(same, key=lambda record: record.num_bytes)  # the rate of a small run is mostly its start
         print(
             f"about        {progress.duration(to_do / record.images_per_second)}  (run {record.run_id} did "
             f"{record.images_per_second:.1f} images/s)"

@@ -206,5 +206,5 @@ class NightlySettings(ScoreSettings):
 
 
 def in_utc(time: datetime | None) -> datetime | None:
-    """A time that does not say where it is, is UTC."""
+    """A time without a zone is UTC."""
     return time if time is None or time.tzinfo else time.replace(tzinfo=UTC)

@@ -62,7 +62,7 @@ class Spool:
         self._writer.close()
 
     def add(self, infos: Iterable[ObjectInfo], *, chosen: bool = True) -> None:
-        """Keep some images; those that are not `chosen` only say that they are there."""
+        """Keep some images; of those that are not `chosen` only that they exist."""
         with self._lock:
             before = len(self._waiting)
             self._waiting += [(*info, chosen) for info in infos]
@@ -86,7 +86,7 @@ class Spool:
 
 
 class Database:
-    """The questions about a spool, asked with bounded memory.
+    """Queries over a spool, with bounded memory.
 
     Views: `spool` what was listed, `sealed` what is in the manifest, `known` the rows of runs, `gone` what they found
     deleted. Raises ConfigError when a published part cannot be read.

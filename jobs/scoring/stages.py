@@ -300,7 +300,7 @@ class StageParts:
     attempt: str
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Puts what the rows are, then says so."""
+        """Puts the rows into staging and returns the receipt."""
         started = time.perf_counter()
         staging.put(Layout(self.results), self.run_id, self.attempt, rows)
         receipt = {

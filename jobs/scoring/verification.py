@@ -88,7 +88,7 @@ class _Sample:
         self.rows: list[dict[str, Any]] = []
 
     def offer(self, table: Any) -> None:
-        """The rows of an Arrow table."""
+        """Offer the rows of an Arrow table."""
         for index in range(table.num_rows):
             self._seen += 1
             place = len(self.rows) if len(self.rows) < self._size else self._random.randrange(self._seen)

@@ -62,7 +62,7 @@ class Job(NamedTuple):
 
     @property
     def alpha(self) -> float:
-        """The false-alarm rate that was asked for, else the bundle's."""
+        """The false-alarm rate of the options, else the bundle's."""
         return self.options.alpha or self.spec.calibration.alpha
 
     def intent(self, run_id: str, before: RunRecord | None, *, keep: bool, is_retry: bool = False) -> Intent:

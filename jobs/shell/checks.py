@@ -27,7 +27,7 @@ from fcdd.io import storage
 from schemas import Layout
 
 State = Literal["ok", "warning", "problem", "skipped"]
-# Beyond the first a store's own times and ours tell different nights apart wrongly; S3 refuses requests at 15 minutes.
+# Beyond the first, the store and this machine may name different nights; S3 refuses requests at 15 minutes.
 SKEW_S, REFUSED_SKEW_S = 30.0, 300.0
 # Ray writes there what its object store does not hold.
 SPILL_BYTES, SHM_BYTES = 10 * 1024**3, 512 * 1024**2

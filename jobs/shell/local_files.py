@@ -1,4 +1,4 @@
-"""Local files and folders that people asked for: there whole, or not at all."""
+"""Local files and folders that are written whole, or not at all."""
 
 import os
 import shutil

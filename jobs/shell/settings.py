@@ -113,7 +113,7 @@ class JobSettings(BaseSettings):
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """Options from these values alone: neither the environment nor the command line has a say."""
+        """Options from these values alone: environment and command line are not read."""
         return cls(_env_prefix="nothing of the environment: ", **values)
 
     @classmethod

@@ -45,7 +45,7 @@ def write(answer: pa.RecordBatchReader, kind: Format, to: str | None, title: str
 
 
 def _unique(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
-    """Columns of the same name are told apart: a, a_1, a_2."""
+    """Columns of the same name get numbers: a, a_1, a_2."""
     names: list[str] = []
     for name in reader.schema.names:
         numbered = (f"{name}_{number}" for number in itertools.count(1))

@@ -68,7 +68,7 @@ class Fetched(NamedTuple):
 
 @dataclass
 class Loaded:
-    """Objects and their images or failures, in the order asked for; seconds waited for the store and decoder."""
+    """Objects and their images or failures, in the order given; seconds waited for the store and decoder."""
 
     infos: list[ObjectInfo]
     results: list[DecodedImage | Failure]
@@ -165,7 +165,7 @@ def fetch_and_decode(info: ObjectInfo, size: tuple[int, int], channels: int) -> 
 
 
 def fetch_each(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> Iterator[DecodedImage | Failure]:
-    """`fetch_and_decode` of every object, in order; only a few are ahead of what was asked for."""
+    """`fetch_and_decode` of every object, in order; only a few are loaded ahead."""
     with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
         for _, future in ahead(lambda info: pool.submit(fetch_and_decode, info, size, channels), infos, _AHEAD):
             yield future.result()

@@ -188,7 +188,7 @@ def _advice(location: str) -> str:
 
 
 def describe_counts(skipped: dict[str, int]) -> str:
-    """The counts as words."""
+    """What was left out and how often, as text."""
     return ", ".join(f"{count} by rule {rule!r}" for rule, count in sorted(skipped.items())) or "nothing"
 
 

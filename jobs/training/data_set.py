@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class StoredImages:
-    """Listed objects as a data set that reads one image when asked and keeps nothing (`supervision.ImageReader`).
+    """Listed objects as a data set that reads images one by one and keeps nothing (`supervision.ImageReader`).
 
     `held_out` are digests of pixels: such a picture raises HeldOut, under whatever name.
     """
@@ -65,7 +65,7 @@ class StoredImages:
 
 
 class LoadedImages:
-    """Listed objects decoded to memory; what cannot be read, or is among the `held_out`, raises when asked for.
+    """Listed objects decoded to memory; what cannot be read, or is among the `held_out`, raises when it is read.
 
     `held_out` are digests of pixels. `failures` names what could not be read, `copies` what is held out under another
     name. Raises ConfigError when more than a tenth cannot be read.

@@ -56,7 +56,7 @@ def from_images(
 
 
 def _not_trained_on(infos: list[ObjectInfo], spec: BundleSpec) -> list[ObjectInfo]:
-    """Without those that the weights were trained on, as far as the location tells: their scores are too low."""
+    """Without those that the weights were trained on, as far as their location shows: their scores are too low."""
     root, share = spec.training.images, spec.training.options.get("calibration_share")
     if not isinstance(share, float):
         return infos

@@ -169,7 +169,7 @@ class _Run:
         self.waited = 0.0
 
     def go(self, data: TrainingSet, epoch: int, step: int) -> None:
-        """All steps from there on."""
+        """Train all steps from the one that was reached."""
         options = self.loop.options
         batches = training.batches(
             data,
@@ -298,7 +298,7 @@ def _reader(loop: LoopConfig) -> data_set.StoredImages | data_set.LoadedImages:
 
 
 def _anomalies(loop: LoopConfig) -> AnomalySource:
-    """Synthetic anomalies, outliers and labelled ones as often as asked for; outliers are read one by one."""
+    """Synthetic anomalies, outliers and labelled ones in the shares of the options; outliers are read one by one."""
     source = supervision.SYNTHETIC[loop.anomalies]
     if loop.outliers:
         outliers = supervision.OutlierExposure(

@@ -20,7 +20,7 @@ from schemas import IDENTITY, RunRecord
 
 
 class Comparison(NamedTuple):
-    """What both runs say of the images they have in common. Costs are by run."""
+    """The scores of two runs for the images they have in common. Costs are by run."""
 
     run_a: str
     run_b: str
@@ -100,7 +100,7 @@ def _cost(record: RunRecord) -> dict[str, float]:
 
 
 def print_comparison(found: Comparison, a: RunRecord, b: RunRecord) -> None:
-    """For a person."""
+    """Print the comparison as text and tables."""
     for name, record, cost in (("A", a, found.costs[0]), ("B", b, found.costs[1])):
         spent = ", ".join(f"{key.removesuffix('_ms')} {value:.3g} ms" for key, value in cost.items() if "_ms" in key)
         print(f"run {name}   {record.run_id}  ({record.collection}, {record.day}; bundle {record.bundle_digest[:12]})")

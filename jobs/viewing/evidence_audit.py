@@ -35,13 +35,13 @@ class Audit(NamedTuple):
     spec: BundleSpec
     kinds: dict[str, Evidence]
     concentrations: dict[str, list[evidence.Concentration]]
-    # Where the object is, by cells of the map; None: nobody can tell.
+    # Where the object is, by cells of the map; None: unknown.
     mask: npt.NDArray[np.bool_] | None
     # Mean grey image of nominal images (H,W), None if none could be read.
     mean: npt.NDArray[np.float64] | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The audit as values for JSON."""
         kinds = {
             name: {
                 "num_images": each.num_images,
@@ -126,7 +126,7 @@ def _object_mask(
 
 
 def print_audit(found: Audit) -> None:
-    """For a person."""
+    """Print the audit as text."""
     mask = found.mask
     print(f"model       {found.spec.digest[:12]}  ({found.spec.network})")
     whole = "none was told from the background: it fills the picture, or give --object-mask"

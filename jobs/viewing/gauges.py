@@ -1,7 +1,7 @@
 """Commit records as gauges for Prometheus.
 
-A run's own metrics (jobs.scoring.live_metrics) end with its process. Whether a night is missing can only be told by
-something that is there when no run is: these gauges, which are read anew from the records at every scrape.
+A run's own metrics (jobs.scoring.live_metrics) end with its process. Whether a night is missing can only be
+seen by something that is there when no run is: these gauges, which are read anew from the records at every scrape.
 """
 
 import logging
@@ -30,7 +30,7 @@ class Records:
         self._lock = threading.Lock()
 
     def collect(self) -> Iterator[Any]:
-        """The gauges of one scrape; a store that cannot be read is a gauge, too, and what was read before is told."""
+        """The gauges of one scrape; a store that cannot be read is a gauge, too, and what was read before is served."""
         from prometheus_client.core import GaugeMetricFamily
 
         readable = 1
@@ -45,11 +45,11 @@ class Records:
         yield GaugeMetricFamily("fcdd_records_left_out", strange, value=self._num_left_out)
         # Oldest night first, so each collection is left with its latest one.
         latest = {record.collection: record for record in commit_records.current(list(self._known.values()))}
-        told = [record for name, record in latest.items() if self._collection in (None, name)]
+        shown = [record for name, record in latest.items() if self._collection in (None, name)]
         for name, help_text, label, values in _GAUGES:
             labels = ["collection", *([label] if label else [])]
             family = GaugeMetricFamily(name, help_text, labels=labels)
-            for record in told:
+            for record in shown:
                 for value, number in values(record).items():
                     family.add_metric([record.collection, *([value] if label else [])], number)
             yield family

@@ -151,7 +151,7 @@ def captioned(picture: Image.Image, text: str, threshold: float) -> Image.Image:
 
 
 def side_by_side(pictures: Iterable[Image.Image]) -> Image.Image:
-    """From left to right."""
+    """Pictures beside each other, from left to right."""
     row = list(pictures)
     both = Image.new("RGB", (sum(picture.width for picture in row), max(picture.height for picture in row)))
     left = 0

@@ -58,12 +58,12 @@ class Review:
         self._heatmaps = Heatmaps()
 
     def warm(self) -> None:
-        """Load the bundle before the first heatmap is asked for; what is wrong with it, each heatmap will say."""
+        """Load the bundle before the first heatmap is requested; each heatmap will report what is wrong with it."""
         with suppress(FCDDError):
             self._heatmaps(self._rows[0]["heatmap"], self._record_of(self._rows[0]))
 
     async def page(self, request: Request) -> Response:
-        """The page itself."""
+        """Answer with the HTML of the page."""
         text, policy = pages.review()
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
@@ -97,7 +97,7 @@ class Review:
         return _image(layer, quality=80)
 
     def mask(self, request: Request) -> Response:
-        """What was painted before."""
+        """Answer with the mask that was drawn before."""
         row = self._row(request)
         label = self._labels.get(row) if row else None
         if not label or not label["mask_uri"]:
