@@ -1,5 +1,6 @@
 """The console script: `fcdd <verb> ...` is `python -m jobs.<verb> ...`."""
 
+import difflib
 import importlib
 import sys
 from typing import NoReturn
@@ -11,18 +12,22 @@ from jobs.shell.versions import versions
 
 def main() -> int:
     """Dispatch to a job; only that job's imports are paid for."""
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print("usage: fcdd <verb> [options]      fcdd <verb> --help explains each      fcdd --version\n")
-        print("\n".join(f"  {verb:18}{meaning}" for verb, meaning in VERBS.items()))
+    verb, *arguments = sys.argv[1:] or ["help"]
+    if verb == "help" and arguments:
+        verb, *arguments = arguments[0], "--help"
+    if verb in ("help", "-h", "--help"):
+        print("usage: fcdd <verb> [options]      fcdd help <verb> explains each      fcdd version\n")
+        print("\n".join(f"  {name:18}{meaning}" for name, meaning in VERBS.items()))
         return 0
-    if sys.argv[1] == "--version":
+    if verb in ("version", "--version"):
         print(" ".join(next(iter(versions().items()))))
         return 0
-    verb = sys.argv[1]
     if verb not in VERBS:
-        print(f"error: unknown verb {verb!r}; choose one of: {', '.join(VERBS)}", file=sys.stderr)
+        close = difflib.get_close_matches(verb, [*VERBS, "help", "version"], 1)
+        meant = f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(VERBS)}"
+        print(f"error: unknown verb {verb!r}; {meant}", file=sys.stderr)
         return 2
-    code: int = importlib.import_module(f"jobs.{verb.replace('-', '_')}").main(sys.argv[2:])
+    code: int = importlib.import_module(f"jobs.{verb.replace('-', '_')}").main(arguments)
     return code
 
 

@@ -3,11 +3,10 @@
 import importlib
 import inspect
 import re
-from types import NoneType
-from typing import Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from jobs.shell.help_text import default_text, flag
 from jobs.shell.settings import JobSettings
 from jobs.shell.verbs import VERBS
 
@@ -35,7 +34,7 @@ def document() -> str:
     for verb, meaning in VERBS.items():
         job = settings_of(verb)
         rows = [
-            f"| {_flag(name, field)} | {_default(field)} | {_escaped(field.description or '')} |"
+            f"| `{_escaped(flag(name, field))}` | {_default(field)} | {_escaped(field.description or '')} |"
             for name, field in job.model_fields.items()
             if name != "config"
         ]
@@ -47,26 +46,8 @@ def document() -> str:
     return "\n".join([_HEAD, *sections])
 
 
-def _flag(name: str, field: FieldInfo) -> str:
-    option = name.replace("_", "-")
-    if any("Positional" in str(mark) for mark in field.metadata):
-        return f"`{option.upper()}`"
-    kind = field.annotation
-    if get_origin(kind) in (Union, type(int | None)):
-        [kind, *_] = [each for each in get_args(kind) if each is not NoneType]
-    values = get_args(kind) if get_origin(kind) is Literal else ()
-    return f"`--{option}`" + (f" {', '.join(map(str, values))}" if values else "")
-
-
 def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    value = field.get_default(call_default_factory=True)
-    if value in (None, [], ""):
-        return ""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return _escaped(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    return "required" if field.is_required() else _escaped(default_text(field))
 
 
 def _escaped(text: str) -> str:

@@ -1,7 +1,7 @@
 """The options of `fcdd score` and `fcdd nightly` as people give them: flags, environment, TOML."""
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -26,6 +26,17 @@ class ScoreSettings(JobSettings):
     """
 
     verb: ClassVar[str] = "score"
+    groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "which images": (
+            *("images", "image_list", "include", "exclude", "extensions", "modified_since", "modified_before"),
+            "since_last",
+        ),
+        "nights": ("catch_up", "report", "verdict_codes", "max_alarm_share", "max_alarms", "webhook", "command"),
+        "decisions": ("alpha", "fdr"),
+        "machines": ("workers", "gpu", "cluster_wait_s", "backend", "precision", "compile"),
+        "what an image may cost": ("max_image_mb", "max_megapixels", "max_frames", "image_timeout_s"),
+        "unreadable images": ("max_quarantine_share", "max_quarantine"),
+    }
 
     bundle: str = Field(description="location of the bundle that `fcdd train` wrote")
     images: list[str] = Field(

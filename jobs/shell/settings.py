@@ -9,18 +9,22 @@ A TOML file holds one table per verb, so one file describes a whole deployment:
 
 import argparse
 import datetime as dt
+import difflib
 import os
 import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from fcdd.errors import ConfigError
+from jobs.shell.help_text import help_text, takes_several
+from jobs.shell.verbs import EXAMPLES
 
 
 def strict_date(value: object) -> object:
@@ -87,27 +91,31 @@ class JobSettings(BaseSettings):
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        cli_exit_on_error=False,
         allow_inf_nan=False,
     )
     verb: ClassVar[str]
+    # Titles in the help, and the options below them; the others follow at the end.
+    groups: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
     config: Path | None = Field(None, description="TOML file with a table named like this command")
 
     @classmethod
     def parse(cls, argv: Sequence[str] | None) -> Self:
         """Options from the command line (sys.argv if None). Raises ConfigError in one sentence."""
-        refuse_secrets(sys.argv[1:] if argv is None else argv)
+        argv = sys.argv[1:] if argv is None else list(argv)
+        refuse_secrets(argv)
+        if {"-h", "--help"} & set(argv):
+            print(help_text(cls.verb, cls.__doc__ or "", cls.model_fields, cls.groups, EXAMPLES.get(cls.verb, ())))
+            raise SystemExit(0)
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         finder.add_argument("--config", type=Path)
         known, _ = finder.parse_known_args(argv)
         path = known.config or os.environ.get("FCDD_CONFIG")
-        table = _table(Path(path), cls.verb) if path else {}
+        given = _table(Path(path), cls.verb) if path else {}
+        table = {name: cls._listed(name, value) for name, value in given.items()}
         try:
-            return cls(
-                _cli_parse_args=True if argv is None else list(argv),
-                _cli_prog_name=f"fcdd {cls.verb}",
-                **table,
-            )
+            return cls(_cli_parse_args=argv, _cli_prog_name=f"fcdd {cls.verb}", **table)
         except (ValidationError, SettingsError) as error:
             raise ConfigError(cls._sentence(error)) from error
 
@@ -119,7 +127,7 @@ class JobSettings(BaseSettings):
     @classmethod
     def _sentence(cls, error: ValidationError | SettingsError) -> str:
         if isinstance(error, SettingsError):
-            return str(error)
+            return cls._misspelt(str(error).removeprefix("error parsing CLI: "))
         problems = []
         for problem in error.errors(include_url=False):
             names = [str(part) for part in problem["loc"]]
@@ -135,6 +143,25 @@ class JobSettings(BaseSettings):
                 got = "" if hidden else f" (got {problem['input']!r})"
                 problems.append(f"{flag}: {problem['msg'].removeprefix('Value error, ')}{got}")
         return "; ".join(problems)
+
+    @classmethod
+    def _listed(cls, name: str, value: Any) -> Any:
+        """In a TOML file one text is enough where several may be given."""
+        field = cls.model_fields.get(name)
+        return [value] if isinstance(value, str) and field is not None and takes_several(field) else value
+
+    @classmethod
+    def _misspelt(cls, text: str) -> str:
+        """The sentence for options that are none, with the one that was probably meant."""
+        _, unknown, words = text.partition("unrecognized arguments: ")
+        if not unknown:
+            return text
+        # Only the name: the value may be a secret.
+        word = words.split()[0].partition("=")[0]
+        known = [f"--{name.replace('_', '-')}" for name in cls.model_fields]
+        close = difflib.get_close_matches(word, known, 1) if word.startswith("-") else []
+        meant = f"did you mean {close[0]}?" if close else f"`fcdd {cls.verb} --help` lists the options"
+        return f"unknown option {word!r}; {meant}" if word.startswith("-") else f"unexpected argument; {meant}"
 
     @classmethod
     def settings_customise_sources(

@@ -1,4 +1,4 @@
-"""The commands, and what each does in a line."""
+"""The commands, what each does in a line, and examples."""
 
 VERBS = {
     "train": "nominal images -> a bundle (a trained, calibrated detector)",
@@ -21,4 +21,52 @@ VERBS = {
     "audit": "where on the image the evidence of a model lies: borders, background, one fixed spot",
     "evaluate": "committed runs + labels -> AUROC",
     "reproduce": "repeat an experiment of the paper, class by class, beside the published figures",
+}
+
+# Two for each where one is not enough.
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "train": (
+        "fcdd train --images data/good --bundle data/bundle --workers 0",
+        "fcdd train --images s3://factory/line-4/good --bundle s3://factory/bundles/line-4-v1 --workers 4 --gpu",
+    ),
+    "score": (
+        "fcdd score --bundle data/bundle --images data/new --results data/results --collection new --date 2026-11-24",
+        "fcdd score --config factory.toml --date 2026-11-24 --since-last",
+    ),
+    "nightly": (
+        "fcdd nightly --bundle data/bundle --images 'data/nights/{date}' --results data/results --collection line-4",
+        "fcdd nightly --config factory.toml --catch-up",
+    ),
+    "calibrate": (
+        "fcdd calibrate --bundle data/bundle --images data/new-lamp --output data/bundle-2",
+        "fcdd calibrate --bundle B --reviewed labels.parquet --results R --collection line-4 --output B2",
+    ),
+    "query": (
+        "fcdd query --results data/results --alarms",
+        "fcdd query --results data/results --sql 'SELECT date, count(*) FROM scores GROUP BY ALL' --output csv",
+    ),
+    "heatmap": (
+        "fcdd heatmap --results data/results --top 20 --output pictures",
+        "fcdd heatmap --results data/results --uri s3://factory/line-4/0042.png --style overlay",
+    ),
+    "report": ("fcdd report --results data/results --collection line-4 --date 2026-11-24",),
+    "review": ("fcdd review --results data/results --collection line-4",),
+    "export": (
+        "fcdd export fiftyone --results data/results --date 2026-11-24 --output alarms",
+        "fcdd export onnx --bundle data/bundle --output detector.onnx",
+    ),
+    "runs": ("fcdd runs --results data/results",),
+    "retry-quarantine": ("fcdd retry-quarantine --results data/results --collection line-4 --date 2026-11-24",),
+    "verify": ("fcdd verify --results data/results --collection line-4 --date 2026-11-24",),
+    "gc": ("fcdd gc --results data/results --dry-run",),
+    "compare": ("fcdd compare 20261124-0a1b2c3d4e5f 20261124-0a1b2c3d4e5f-r2 --results data/results",),
+    "doctor": ("fcdd doctor --images data/new --results data/results --bundle data/bundle",),
+    "metrics": ("fcdd metrics --results data/results --once",),
+    "submit": (
+        "fcdd submit nightly --config /etc/fcdd/factory.toml",
+        "fcdd submit --working-dir . --no-wait score --config factory.toml --date 2026-11-24",
+    ),
+    "audit": ("fcdd audit --results data/results --collection line-4 --pictures audit",),
+    "evaluate": ("fcdd evaluate --results data/results --collection line-4 --labels labels.csv",),
+    "reproduce": ("fcdd reproduce mvtec --data data/mvtec --classes bottle",),
 }

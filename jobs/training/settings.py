@@ -1,6 +1,7 @@
 """The options of `fcdd train`, and what they mean to the training."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -31,6 +32,25 @@ class TrainSettings(JobSettings):
     """
 
     verb: ClassVar[str] = "train"
+    groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "network": (
+            *("network", "image_size", "pretrained", "weights", "moving_statistics", "freeze_backbone"),
+            *("normalization", "score", "gaussian_std", "gaussian_extent"),
+        ),
+        "anomalies to learn from, and images to measure on": (
+            *("anomalies", "outliers", "outlier_share", "anomalous", "masks", "anomalous_share", "labels"),
+        ),
+        "threshold": ("calibration_share", "alpha", "group_pattern", "decide_by_group"),
+        "optimisation": (
+            *("preset", "epochs", "batch_size", "learning_rate", "weight_decay", "optimizer", "schedule", "decay"),
+            *("milestones", "loss", "augmentation", "seed"),
+        ),
+        "machines": (
+            *("workers", "min_workers", "gpu", "cluster_wait_s", "memory_gb", "loader_processes", "compile"),
+            "max_failures",
+        ),
+        "checkpoints": ("resume", "overwrite", "checkpoints", "keep_checkpoints", "checkpoint_steps"),
+    }
 
     preset: Literal["fmnist", "cifar10", "imagenet30", "mvtec", "voc", "custom"] | None = Field(
         None,
