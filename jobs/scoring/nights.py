@@ -19,6 +19,7 @@ from jobs.scoring import notifications, runs, summary
 from jobs.scoring.notifications import NotificationFailed
 from jobs.scoring.options import CATCH_UP_DAYS, DATE_PLACEHOLDER, NightlyOptions
 from jobs.shell import errors, process
+from jobs.sources import listing
 from schemas import Layout, RunRecord
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ def _do(
         _check_parents(options)
         record = runs.score(options.of_night(night))
     summary.print_summary(record)
+    _warn_of_later_images(record)
     code, why = verdict(options, record)
     if why:
         print(f"exit code {code}: {why}" + ("" if options.verdict_codes else " (0 is asked for)"))
@@ -113,6 +115,14 @@ def _do(
             message = "run %s is committed, but its report could not be written: %s"
             log.error(message, record.run_id, error, exc_info=True)
             outcome.unwritten.append(record.run_id)
+
+
+def _warn_of_later_images(record: RunRecord) -> None:
+    """On a first evening the images are often of today, and the night is yesterday."""
+    if record.num_listed == 0 and (later := record.skipped.get(listing.NEWER, 0)):
+        log.warning(
+            "the night of %s is empty: %d images were written after it; did you mean --date today?", record.day, later
+        )
 
 
 def _notify(options: NightlyOptions, layout: Layout, record: RunRecord, code: int) -> list[str]:

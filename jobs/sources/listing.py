@@ -22,8 +22,10 @@ from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo, Unreadable
 from schemas import Layout
 
+# The rule for images that were written too late for the run.
+NEWER = "newer"
 # What falls under these rules is an image all the same: its place is not empty.
-_BY_TIME = ("older", "newer")
+_BY_TIME = ("older", NEWER)
 # So many names that cannot be read are logged; all are counted.
 _LOGGED = 20
 
@@ -64,7 +66,7 @@ class Selection(BaseModel):
         if self.modified_since and info.last_modified < self.modified_since:
             return "older"
         if self.modified_before and info.last_modified >= self.modified_before:
-            return "newer"
+            return NEWER
         return None
 
 

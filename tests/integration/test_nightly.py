@@ -165,6 +165,12 @@ def test_alarms_above_the_limit_end_with_code_5_and_drift_comes_first(line: Line
     assert (quiet.returncode, "exit code 4: the images are not" in quiet.stdout) == (0, True)
 
 
+def test_a_first_evening_whose_images_are_of_today_names_the_option(line: Line) -> None:
+    line.upload("images", 5, seed=1)
+    done = line.nightly("--images", f"{line.root}/images", "--date", "2026-11-01", check=True)
+    assert "the night of 2026-11-01 is empty: 5 images were written after it; did you mean --date today?" in done.stderr
+
+
 def test_a_night_without_images_is_a_committed_empty_run(line: Line) -> None:
     line.upload("nights/2026-11-01", 5, seed=1)
     line.nightly(day=1, check=True)
