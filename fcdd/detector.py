@@ -14,13 +14,15 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from fcdd import bundle, networks, upsampling
+from fcdd import bundle, grouping, networks, regions, upsampling
 from fcdd.bundle import BundleSpec
+from fcdd.calibration import Decider
 from fcdd.errors import BundleError
 from fcdd.inference import Runner
 from fcdd.io import storage
 from fcdd.io.isolation import DecoderPool
 from fcdd.networks import FCDDNetwork
+from fcdd.regions import Region
 from fcdd.runtime import Runtime
 
 
@@ -35,6 +37,22 @@ class Scored:
     mean: npt.NDArray[np.float32]
     maximum: npt.NDArray[np.float32]
     top1pct: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One image by one bundle: its score, p-value, whether it is anomalous, its hot regions, and its map (U,V).
+
+    Regions are in pixels of the original, whose size is `height`, `width`.
+    """
+
+    anomaly_score: float
+    p_value: float
+    is_anomalous: bool
+    regions: list[Region]
+    map: npt.NDArray[np.float32]
+    height: int
+    width: int
 
 
 class Detector:
@@ -75,6 +93,38 @@ class Detector:
         if batch.shape[1:] != (*size, channels):
             raise ValueError(f"expected pixels of shape (N, {size[0]}, {size[1]}, {channels}), got {batch.shape}")
         return summarise(self._runner(batch))
+
+    def predict(self, image: str | bytes, *, alpha: float | None = None) -> Prediction:
+        """One image, by its location or as encoded bytes, at the bundle's false-alarm rate or `alpha`.
+
+        An image that is given by its location belongs to a group as in a run. Raises ImageError when it cannot be
+        decoded, FileNotFoundError when it does not exist, ConfigError for a rate that the calibration cannot support.
+        """
+        spec = self.spec
+        uri = storage.normalize(image) if isinstance(image, str) else ""
+        decoded = self._decoders.decode(storage.read(uri) if isinstance(image, str) else image)
+        scored = self.score(decoded.pixels[None])
+        pattern = grouping.compile_pattern(spec.calibration.group_pattern)
+        chosen = getattr(scored, spec.score)
+        p_values, alarms = Decider(spec.calibration, alpha or spec.calibration.alpha)(
+            chosen, [grouping.group_of(uri, (), pattern)]
+        )
+        found = regions.find(
+            scored.maps[0],
+            spec.calibration.map_threshold,
+            receptive_field=self.receptive_field,
+            input_size=spec.input_size,
+            image_size=(decoded.height, decoded.width),
+        )
+        return Prediction(
+            anomaly_score=float(chosen[0]),
+            p_value=float(p_values[0]),
+            is_anomalous=bool(alarms[0]),
+            regions=found,
+            map=scored.maps[0],
+            height=decoded.height,
+            width=decoded.width,
+        )
 
     def heatmap(self, map_uv: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Full-resolution heatmap (H,W) of one map, in the map's units, without border loss."""

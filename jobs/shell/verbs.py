@@ -5,6 +5,7 @@ VERBS = {
     "score": "a bundle + an image collection -> a committed run: scores and heatmaps in Parquet",
     "nightly": "score what is new, decide, look for drift, notify; exit codes for a scheduler",
     "calibrate": "the same weights with another calibration: fresh nominal images, or a reviewed run",
+    "predict": "a few images now: score, p-value, regions, pictures; nothing is stored",
     "query": "ask committed runs: ready questions, or SQL of your own; tables, CSV, JSON, Parquet, Arrow",
     "heatmap": "pictures with heatmaps over the originals: the worst images, or those you name",
     "report": "a run as one HTML file: verdict, worst images, history, drift, quarantine, model card",
@@ -36,6 +37,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "nightly": (
         "fcdd nightly --bundle data/bundle --images 'data/nights/{date}' --results data/results --collection line-4",
         "fcdd nightly --config factory.toml --catch-up",
+    ),
+    "predict": (
+        "fcdd predict photo.png --bundle data/bundle",
+        "fcdd predict a.png b.png --bundle data/bundle --pictures looked-at --output json",
     ),
     "calibrate": (
         "fcdd calibrate --bundle data/bundle --images data/new-lamp --output data/bundle-2",

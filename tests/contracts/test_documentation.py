@@ -23,6 +23,7 @@ from jobs.export import ExportSettings
 from jobs.gc import GcSettings
 from jobs.heatmap import HeatmapSettings
 from jobs.metrics import MetricsSettings
+from jobs.predict import PredictSettings
 from jobs.query import QuerySettings
 from jobs.report import ReportSettings
 from jobs.reproduce import ReproduceSettings
@@ -42,7 +43,7 @@ JOBS: list[type[JobSettings]] = [
     *(TrainSettings, ScoreSettings, NightlySettings, CalibrateSettings),
     *(QuerySettings, HeatmapSettings, ReportSettings, ReviewSettings, ExportSettings),
     *(CompareSettings, AuditSettings, EvaluateSettings, RunsSettings, VerifySettings, GcSettings, RetrySettings),
-    *(SubmitSettings, DoctorSettings, MetricsSettings, ReproduceSettings),
+    *(SubmitSettings, DoctorSettings, MetricsSettings, ReproduceSettings, PredictSettings),
 ]
 
 

@@ -1,0 +1,68 @@
+"""`fcdd predict`: a few images, now: score, p-value and regions of each, without a run, and pictures of them."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from fcdd.errors import ConfigError, ImageError
+from fcdd.io import storage
+from jobs.shell import formatting, process
+from jobs.shell.settings import JobSettings
+from jobs.viewing import predictions
+
+
+class PredictSettings(JobSettings):
+    """Score some images at once and print what the bundle says of each; nothing is stored but pictures.
+
+    For collections use `fcdd score` and `fcdd nightly`, which commit what they find.
+    """
+
+    verb: ClassVar[str] = "predict"
+
+    image: CliPositionalArg[list[str]] = Field(description="locations of images")
+    bundle: str = Field(description="location of the bundle that `fcdd train` wrote")
+    alpha: float | None = Field(
+        None, gt=0, lt=1, description="false-alarm rate; default: the one the bundle was calibrated for"
+    )
+    pictures: str | None = Field(None, description="local folder for a picture of each: original beside heatmap")
+    output: Literal["text", "json"] = Field("text", description="what to print")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return process.run(lambda: predict(PredictSettings.parse(argv)))
+
+
+def predict(settings: PredictSettings) -> None:
+    """Score, print, and draw where pictures are wanted. Raises ConfigError when not one image could be scored."""
+    from fcdd.detector import Detector  # late: a wrong option is answered before torch is loaded
+
+    detector = Detector.load(settings.bundle)
+    found: list[dict[str, Any]] = []
+    for place in settings.image:
+        try:
+            prediction = detector.predict(place, alpha=settings.alpha)
+        except FileNotFoundError:
+            found.append({"image": place, "reason": "it does not exist"})
+        except ImageError as error:
+            found.append({"image": place, "reason": str(error)})
+        else:
+            row = {"image": place, **formatting.json_values(prediction), "map": prediction.map.shape}
+            if settings.pictures:
+                data = storage.read(storage.normalize(place))
+                path = predictions.draw(settings.pictures, len(found) + 1, place, data, prediction, detector)
+                row["picture"] = str(path)
+            found.append(row)
+    if settings.output == "json":
+        print(json.dumps(found, indent=1, default=str))
+    else:
+        print("\n".join(predictions.line(row) for row in found))
+    if all("reason" in row for row in found):
+        raise ConfigError("not one of these images could be scored")
+
+
+if __name__ == "__main__":
+    process.exit_with(main())

@@ -1,0 +1,36 @@
+"""Predictions of single images: as a line, and as a picture of the original beside its heatmap."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fcdd import heatmap
+from fcdd.io import isolation
+from jobs.shell import formatting
+from jobs.viewing import rendering
+
+if TYPE_CHECKING:
+    from fcdd.detector import Detector, Prediction
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One image: whether it is anomalous, score, p-value, regions, name; or why it has none of these."""
+    name = formatting.printable(row["image"])
+    if "reason" in row:
+        return f"{'not scored':10}  {name}  ({formatting.printable(row['reason'])})"
+    verdict = "alarm" if row["is_anomalous"] else "no alarm"
+    boxes = formatting.plural(len(row["regions"]), "region")
+    return f"{verdict:10}  score {row['anomaly_score']:<8.4g}  p {row['p_value']:<8.4g}  {boxes:9}  {name}"
+
+
+def draw(folder: str, rank: int, name: str, data: bytes, prediction: "Prediction", detector: "Detector") -> Path:
+    """Original and heatmap with its regions, side by side, as a PNG. Raises ConfigError, ImageError."""
+    threshold = detector.spec.calibration.map_threshold
+    original = isolation.picture(data)
+    shown = heatmap.overlay(original, detector.heatmap(prediction.map), threshold)
+    boxed = rendering.boxed(shown, [region._asdict() for region in prediction.regions])
+    verdict = "alarm" if prediction.is_anomalous else "no alarm"
+    text = f"score {prediction.anomaly_score:.4g}   p {prediction.p_value:.4g}   {verdict}"
+    path = rendering.folder(folder) / rendering.file_name(rank, rank, name)
+    rendering.captioned(rendering.side_by_side([original, boxed]), text, threshold).save(path)
+    return path

@@ -1,0 +1,43 @@
+"""`fcdd predict`: single images get what a run of them would get."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcdd.detector import Detector
+from jobs import results
+from tests.line import Line, run_verb
+
+
+def test_a_prediction_is_what_the_run_has_of_the_image(nights: Line, tmp_path: Path) -> None:
+    rows = list(results.open(nights.results, date="2026-11-02").rows("FROM scores ORDER BY anomaly_score DESC LIMIT 8"))
+    places = ("--bundle", f"{nights.root}/bundle", "--pictures", str(tmp_path / "p"), "--output", "json")
+    found = json.loads(run_verb("predict", *(row["image_uri"] for row in rows), *places).stdout)
+    assert any(row["is_anomalous"] for row in rows)
+    for row, one in zip(rows, found, strict=True):
+        assert one["image"] == row["image_uri"]
+        for name in ("anomaly_score", "p_value", "is_anomalous", "height", "width"):
+            assert one[name] == pytest.approx(row[name], rel=1e-5)
+        assert [(r["x0"], r["y1"]) for r in one["regions"]] == [(r["x0"], r["y1"]) for r in row["regions"]]
+        with Image.open(one["picture"]) as picture:
+            assert picture.width >= 2 * row["width"]
+    detector = Detector.load(f"{nights.root}/bundle")
+    direct = detector.predict(Path(rows[0]["image_uri"].removeprefix("file://")).read_bytes(), alpha=0.5)
+    assert direct.anomaly_score == pytest.approx(rows[0]["anomaly_score"], rel=1e-5)
+    np.testing.assert_allclose(detector.predict(rows[0]["image_uri"]).map, direct.map)
+
+
+def test_images_that_cannot_be_scored_are_named_and_do_not_stop_the_others(nights: Line, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    [first, *_] = [str(path) for path in sorted(Path(f"{nights.root}/images/cam-0").iterdir())]
+    places = ("--bundle", f"{nights.root}/bundle")
+    mixed = run_verb("predict", str(tmp_path / "nothing.png"), first, str(tmp_path / "notes.txt"), *places)
+    said = [line.split("  ")[0] for line in mixed.stdout.splitlines()]
+    assert said[0] == said[2] == "not scored"
+    assert said[1] in ("alarm", "no alarm")
+    none = run_verb("predict", str(tmp_path / "notes.txt"), *places, check=False)
+    assert none.returncode == 2
+    assert "not one of these images could be scored" in none.stderr
