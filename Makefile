@@ -37,8 +37,8 @@ test-images: $(VENV)/test.installed  ## what the container images install, in an
 
 test-all: test test-slow  ## both
 
-chaos: $(VENV)/test.installed  ## every request of a run failed once with every fault (about 20 minutes)
-	$(BIN)/python -m pytest -m chaos -s tests/faults
+chaos: $(VENV)/test.installed  ## every request of a run failed once with every fault, and random kills (half an hour)
+	$(BIN)/python -m pytest -m chaos -s
 
 audit: $(VENV)/dev.installed  ## known holes in what the images install (needs the network)
 	$(BIN)/pip-audit --require-hashes --disable-pip --requirement cluster/image/requirements-gpu.txt

@@ -52,7 +52,8 @@ def make(extra: str, folder: Path) -> Path:
                 os.symlink(Path(str(distribution.locate_file(file))).resolve(), target)
         for script, value in scripts.items():
             _write_script(folder / "bin" / script, python, value)
-    own = metadata.distribution(PROJECT["name"])
+    # In the folder of the sources there may be another description of the same package, which installs nothing.
+    own = next(each for each in metadata.distributions(name=PROJECT["name"]) if each.read_text("METADATA"))
     (packages / "fcdd.pth").write_text(f"{ROOT}\n")
     info = next(file for file in own.files or () if file.name == "METADATA")
     (packages / info.parent).mkdir()

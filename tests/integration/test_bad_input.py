@@ -168,7 +168,7 @@ def test_a_gpu_that_is_not_there_is_named(fcdd: Fcdd, trained: Trained, prefix: 
     assert "needs 2 CPUs and 2 GPUs, the cluster has" in done.stderr
 
 
-@pytest.mark.slow  # half a minute
+@pytest.mark.chaos  # half a minute
 def test_a_training_that_diverges_says_so_and_leaves_no_bundle(fcdd: Fcdd, trained: Trained, prefix: str) -> None:
     small = ("--network", "cnn32_s", "--image-size", "32", "--batch-size", "16", "--alpha", "0.1", "--epochs", "2")
     done = fcdd(

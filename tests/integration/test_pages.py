@@ -565,7 +565,7 @@ def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path:
         say(said, row, verdict)
     say(said, alarms[0], label_store.Verdict(label=-1))
     uri = layout.labels("c")
-    real = [row for row in alarms if said.of(row)["label"] == 1]  # type: ignore[index]
+    real = [row for row in alarms if said.get(row)["label"] == 1]  # type: ignore[index]
     recalibrated = line.around(
         *("calibrate", "--bundle", f"{line.root}/bundle", "--reviewed", uri, "--date", "2026-11-03"),
         *("--alpha", "0.05", "--output", f"{line.root}/again"),

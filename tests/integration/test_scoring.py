@@ -407,7 +407,7 @@ if any("default_worker" in word for word in sys.orig_argv):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_on_ray_workers_that_always_die_end_the_run_with_a_sentence(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -477,7 +477,7 @@ def test_the_number_of_workers_does_not_change_a_score(place: Place) -> None:
     assert "50 workers do not fit" in too_many.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(1800)
 def test_twenty_kills_at_random_end_with_every_image_once(place: Place) -> None:
     """SIGKILL of the whole job at random moments, twenty times in a row, then once to the end (issue: Done when)."""

@@ -164,5 +164,5 @@ def test_a_checkpoint_upload_that_fails_twice_is_tried_again(
     with _flaky(s3.endpoint, failures=2) as (endpoint, failed):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         fcdd("train", "--images", trained.images, "--bundle", f"{prefix}/b", *SMALL[:-1], "2", "--workers", "0")
-    assert len(failed) == 2
-    assert storage.exists(f"{prefix}/b/bundle.json")
+        assert len(failed) == 2
+        assert storage.exists(f"{prefix}/b/bundle.json")
