@@ -181,6 +181,49 @@ def images_needed(alpha: float) -> int:
     return math.ceil(1 / alpha - 1 - 1e-9)
 
 
+def smallest_alpha(num_images: int, rank: int = 1) -> float:
+    """The smallest rate of two digits at which the threshold is the score number `rank` from the top."""
+    exact = rank / (num_images + 1)
+    step = 10.0 ** (math.floor(math.log10(exact)) - 1)
+    return round(math.ceil(exact / step - 1e-9) * step, 12)
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdImage:
+    """The nominal image whose score is the threshold: its index, rank (1: the largest), and the scores beside it.
+
+    `stands_apart`: it is the largest of all, and more than `APART` times the next one: one image sets the threshold.
+    """
+
+    index: int
+    rank: int
+    score: float
+    above: list[float]
+    below: list[float]
+    stands_apart: bool
+
+
+# A largest score of more than so many times the next one is one strange image, and no tail.
+APART = 1.5
+
+
+def threshold_image(scores: Floats, alpha: float) -> ThresholdImage:
+    """Which of (N,) nominal scores is the threshold at `alpha`. Raises ConfigError as `conformal_threshold`."""
+    threshold = conformal_threshold(scores, alpha)
+    order = np.argsort(-scores, kind="stable")
+    rank = int(np.flatnonzero(scores[order] == threshold)[0]) + 1
+    ordered = [float(value) for value in scores[order]]
+    apart = rank == 1 and len(ordered) > 1 and ordered[0] > APART * max(ordered[1], 0.0)
+    return ThresholdImage(
+        index=int(order[rank - 1]),
+        rank=rank,
+        score=threshold,
+        above=ordered[max(0, rank - 3) : rank - 1],
+        below=ordered[rank : rank + 2],
+        stands_apart=apart,
+    )
+
+
 def conformal_threshold(nominal: Floats | npt.NDArray[np.int64], alpha: float) -> float:
     """The value above which p_values(...) <= alpha; ConfigError if n cannot support alpha."""
     rank = math.floor(alpha * (len(nominal) + 1) + 1e-9)
@@ -188,7 +231,7 @@ def conformal_threshold(nominal: Floats | npt.NDArray[np.int64], alpha: float) -
         raise ConfigError(
             f"a false-alarm rate of {alpha:g} needs at least {images_needed(alpha)} calibration images, got "
             f"{len(nominal)} (smallest possible p-value {1 / (len(nominal) + 1):.4g}); add nominal images, hold out a "
-            "larger share or raise alpha"
+            f"larger share, or raise alpha: {smallest_alpha(len(nominal)):g} works"
         )
     return float(np.sort(nominal)[len(nominal) - min(rank, len(nominal))])
 

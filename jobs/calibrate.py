@@ -18,7 +18,7 @@ from fcdd.io import storage
 from jobs.catalog import commit_records
 from jobs.shell import formatting, process
 from jobs.shell.settings import JobSettings, Night
-from jobs.training import recalibration
+from jobs.training import recalibration, threshold
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ def calibrate(settings: CalibrateSettings) -> None:
     fitted = Calibration.fit(
         nominal, alpha=settings.alpha or before.alpha, group_pattern=pattern, decide_by_group=by_group
     )
+    threshold.explain(nominal.scores, uris, fitted.alpha)
     warn = recalibration.warn_of_higher
     warn(before.threshold, fitted.threshold, nominal.scores, uris, "threshold")
     warn(before.map_threshold, fitted.map_threshold, nominal.peaks, uris, "threshold of regions")

@@ -12,7 +12,7 @@ from fcdd.io.storage import ObjectInfo
 from jobs.shell.versions import versions
 from jobs.sources import fetching, listing
 from jobs.sources.fetching import ImageSet
-from jobs.training import measurement
+from jobs.training import measurement, threshold
 from jobs.training.prepare import Inputs, LabelledInfo
 from jobs.training.settings import TrainSettings, options_of, recorded, size_of
 
@@ -33,6 +33,7 @@ def finish(settings: TrainSettings, inputs: Inputs, held_out: ImageSet, state: b
     calibration = Calibration.fit(
         nominal, alpha=settings.alpha, group_pattern=settings.group_pattern, decide_by_group=settings.decide_by_group
     )
+    threshold.explain(nominal.scores, [inputs.calibration[i].uri for i in held_out.positions], settings.alpha)
     measured = {name: progress.history[-1][name] for name in ("loss", "loss_nominal", "loss_anomalous")}
     if inputs.labelled:
         measured |= _measure(settings, runner, inputs.labelled, calibration.threshold)
@@ -69,7 +70,7 @@ def _measure(
     settings: TrainSettings,
     runner: Runner,
     labelled: list[LabelledInfo],
-    threshold: float,
+    at: float,
 ) -> dict[str, float]:
     """Figures on the labelled images."""
     from fcdd import metrics
@@ -80,7 +81,7 @@ def _measure(
     labels = np.array([each.label for each in labelled], np.int64)[loaded.positions]
     scores = getattr(scored, settings.score).astype(np.float64)
     image = metrics.image_metrics(labels, scores, resamples=0)
-    alarms = metrics.threshold_metrics(labels, scores, threshold, resamples=0)
+    alarms = metrics.threshold_metrics(labels, scores, at, resamples=0)
     return {
         "auroc": image.auroc.value,
         "average_precision": image.average_precision.value,

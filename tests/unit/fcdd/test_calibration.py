@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcdd import calibration
-from fcdd.calibration import Calibration
+from fcdd.calibration import Calibration, conformal_threshold
 from fcdd.errors import ConfigError
 from tests.nominal import nominal
 
@@ -50,3 +50,28 @@ def test_the_map_threshold_comes_from_the_peaks_of_the_maps() -> None:
 def test_scores_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ConfigError, match="not finite"):
         Calibration.fit(nominal([*range(9), np.nan]), alpha=0.5)
+
+
+@pytest.mark.parametrize("count", [19, 20, 99, 100, 123, 1000])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_the_smallest_rate_is_the_smallest_of_two_digits_that_works(count: int, rank: int) -> None:
+    scores = np.arange(count, dtype=np.float64)
+    alpha = calibration.smallest_alpha(count, rank)
+    assert conformal_threshold(scores, alpha) == count - rank
+    step = 10.0 ** (np.floor(np.log10(alpha)) - 1)
+    assert alpha - step < rank / (count + 1)
+
+
+def test_too_few_images_name_a_rate_that_works() -> None:
+    with pytest.raises(ConfigError, match="or raise alpha: 0.048 works"):
+        conformal_threshold(np.zeros(20), 0.01)
+
+
+def test_the_image_that_sets_the_threshold_is_found_and_one_that_stands_apart_is_named() -> None:
+    scores = np.array([0.1, 0.377, 0.124, 0.188] + [0.05] * 119)
+    found = calibration.threshold_image(scores, 0.01)
+    assert (found.index, found.rank, found.score, found.below) == (1, 1, 0.377, [0.188, 0.124])
+    assert found.stands_apart
+    second = calibration.threshold_image(scores, calibration.smallest_alpha(123, 2))
+    assert (second.index, second.rank, second.above, second.stands_apart) == (3, 2, [0.377], False)
+    assert not calibration.threshold_image(np.linspace(0, 1, 123), 0.01).stands_apart

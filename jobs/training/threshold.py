@@ -1,0 +1,28 @@
+"""Which image sets the threshold of a bundle, in words: a threshold that is one strange image is no tail."""
+
+import logging
+from collections.abc import Sequence
+
+from fcdd import calibration
+from fcdd.calibration import Floats
+from jobs.shell import formatting
+
+log = logging.getLogger(__name__)
+
+
+def explain(scores: Floats, uris: Sequence[str], alpha: float) -> None:
+    """Log which of the nominal images sets the threshold, and warn when it stands apart. Scores are (N,)."""
+    found = calibration.threshold_image(scores, alpha)
+    place = "the largest" if found.rank == 1 else f"number {found.rank} from the top"
+    log.info(
+        "the threshold %.4g is the score of %s, %s of %d nominal images that were not trained on; the next lower ones "
+        "are %s",
+        *(found.score, formatting.printable(uris[found.index]), place, len(scores)),
+        ", ".join(f"{value:.4g}" for value in found.below) or "none",
+    )
+    if found.stands_apart:
+        log.warning(
+            "one image sets the threshold and stands apart from all others: is %s nominal? If it is, more nominal "
+            "images make the threshold firmer; --alpha %g takes the next one, %.4g",
+            *(formatting.printable(uris[found.index]), calibration.smallest_alpha(len(scores), 2), found.below[0]),
+        )
