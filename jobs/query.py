@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
+import pyarrow as pa
 from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
@@ -12,7 +13,7 @@ from fcdd.errors import ConfigError
 from jobs import results
 from jobs.catalog import views
 from jobs.results import Results
-from jobs.shell import limits, process, tables
+from jobs.shell import formatting, limits, process, tables
 from jobs.shell.settings import JobSettings, Night
 from jobs.shell.tables import Format
 from jobs.viewing import explained, queries
@@ -122,7 +123,7 @@ def _answer(kind: str, settings: QuerySettings, found: Results) -> None:
         table = queries.top_without_duplicates(found, question, settings.top)
         if settings.output == "table" and not settings.to:
             table = table.drop_columns(["score_max", "run_id"])
-        tables.write(table.to_reader(), settings.output, settings.to, _title(settings))
+        tables.write(table.to_reader(), settings.output, settings.to, _title(settings) + _groups(settings, table))
     else:
         title = _title(settings) if kind == "top" else ""
         if kind == "changes" and settings.output == "table":
@@ -162,6 +163,15 @@ def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
     if kind == "quarantine":
         return queries.quarantine(settings.group)
     return Question(f"SELECT {_RUNS}" if settings.output == "table" and not settings.to else "FROM runs", {})
+
+
+def _groups(settings: QuerySettings, table: pa.Table) -> str:
+    """What a line stands for, where near-duplicates are in one."""
+    images = sum(table["num_alike"].to_pylist())
+    if images == table.num_rows:
+        return ""
+    groups = formatting.plural(table.num_rows, "group")
+    return f"; {groups} of {formatting.plural(images, 'alarm' if settings.alarms else 'image')} (--duplicates: each)"
 
 
 def _title(settings: QuerySettings) -> str:

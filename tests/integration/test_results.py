@@ -63,6 +63,13 @@ def test_the_top_is_by_score_with_near_duplicates_as_one_line(nights: Line) -> N
     }
 
 
+def test_lines_that_stand_for_several_alarms_say_how_many(nights: Line) -> None:
+    alarms = [row["num_alike"] for row in ask(nights, "--alarms", "--top", "99")]
+    shown = run_verb("query", "--results", nights.results, "--alarms", "--top", "99").stdout
+    assert f"; {len(alarms)} groups of {sum(map(int, map(str, alarms)))} alarms (--duplicates: each)" in shown
+    assert "groups of" not in run_verb("query", "--results", nights.results, "--alarms", "--duplicates").stdout
+
+
 def test_history_follows_one_image_also_into_the_quarantine(nights: Line) -> None:
     uri = f"file://{nights.root}/images/cam-1/001.png"
     states = [(row["date"], row["state"], row["reason"]) for row in ask(nights, "history", "--uri", uri)]

@@ -63,7 +63,7 @@ def test_the_smallest_rate_is_the_smallest_of_two_digits_that_works(count: int, 
 
 
 def test_too_few_images_name_a_rate_that_works() -> None:
-    with pytest.raises(ConfigError, match="or raise alpha: 0.048 works"):
+    with pytest.raises(ConfigError, match=r"or raise alpha: 0\.048 works"):
         conformal_threshold(np.zeros(20), 0.01)
 
 
