@@ -54,6 +54,7 @@ def examine(settings: DoctorSettings) -> int:
         *(("images", partial(checks.images, place)) for place in settings.images),
         *((("results", partial(checks.results, settings.results)),) if settings.results else ()),
         *((("bundle", partial(checks.model, settings.bundle)),) if settings.bundle else ()),
+        ("weights", checks.weights),
         ("GPU", checks.gpu),
         ("local Ray", checks.local_ray),
         ("disk", checks.disk),

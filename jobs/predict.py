@@ -53,7 +53,7 @@ def predict(settings: PredictSettings) -> None:
             row = {"image": place, **formatting.json_values(prediction), "map": prediction.map.shape}
             if settings.pictures:
                 data = storage.read(storage.normalize(place))
-                path = predictions.draw(settings.pictures, len(found) + 1, place, data, prediction, detector)
+                path = predictions.draw(settings.pictures, place, data, prediction, detector)
                 row["picture"] = str(path)
             found.append(row)
     if settings.output == "json":

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
-import pyarrow as pa
 from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
@@ -17,7 +16,7 @@ from jobs.shell import formatting, limits, process, tables
 from jobs.shell.settings import JobSettings, Night
 from jobs.shell.tables import Format
 from jobs.viewing import explained, queries
-from jobs.viewing.queries import MAX_COMPARED, TOP_COLUMNS, Question
+from jobs.viewing.queries import MAX_COMPARED, TOP_COLUMNS, Question, Top
 
 # Options that only some questions know.
 _BELONGS = {
@@ -120,10 +119,11 @@ def _answer(kind: str, settings: QuerySettings, found: Results) -> None:
     if settings.explain:
         print("\n".join(explained.explained(found.explain(*question))))
     elif kind == "top" and not settings.duplicates:
-        table = queries.top_without_duplicates(found, question, settings.top)
+        top = queries.top_without_duplicates(found, question, settings.top)
+        table, title = top.rows, _title(settings) + _groups(settings, top)
         if settings.output == "table" and not settings.to:
             table = table.drop_columns(["score_max", "run_id"])
-        tables.write(table.to_reader(), settings.output, settings.to, _title(settings) + _groups(settings, table))
+        tables.write(table.to_reader(), settings.output, settings.to, title)
     else:
         title = _title(settings) if kind == "top" else ""
         if kind == "changes" and settings.output == "table":
@@ -165,13 +165,14 @@ def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
     return Question(f"SELECT {_RUNS}" if settings.output == "table" and not settings.to else "FROM runs", {})
 
 
-def _groups(settings: QuerySettings, table: pa.Table) -> str:
-    """What a line stands for, where near-duplicates are in one."""
-    images = sum(table["num_alike"].to_pylist())
-    if images == table.num_rows:
+def _groups(settings: QuerySettings, top: Top) -> str:
+    """How many alarms there are, what a line stands for, and how to see the others."""
+    if not settings.alarms:
         return ""
-    groups = formatting.plural(table.num_rows, "group")
-    return f"; {groups} of {formatting.plural(images, 'alarm' if settings.alarms else 'image')} (--duplicates: each)"
+    alarms, shown = formatting.plural(top.num_images, "alarm"), top.rows.num_rows
+    alike = f" in {top.num_groups} groups that look alike" if top.num_groups < top.num_images else ""
+    more = f", the worst {shown} are shown (--top {top.num_groups}: all)" if shown < top.num_groups else ""
+    return f"; {alarms}{alike}{more}"
 
 
 def _title(settings: QuerySettings) -> str:

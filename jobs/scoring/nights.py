@@ -102,7 +102,7 @@ def _do(
         _check_parents(options)
         record = runs.score(options.of_night(night))
     summary.print_summary(record)
-    _warn_of_later_images(record)
+    _warn_of_no_images(record)
     code, why = verdict(options, record)
     if why:
         print(f"exit code {code}: {why}" + ("" if options.verdict_codes else " (0 is asked for)"))
@@ -117,12 +117,20 @@ def _do(
             outcome.unwritten.append(record.run_id)
 
 
-def _warn_of_later_images(record: RunRecord) -> None:
-    """On a first evening the images are often of today, and the night is yesterday."""
-    if record.num_listed == 0 and (later := record.skipped.get(listing.NEWER, 0)):
+def _warn_of_no_images(record: RunRecord) -> None:
+    """Cameras may be off, so an empty night is committed; but it may be a wrong date, or a folder that comes late."""
+    if record.num_listed:
+        return
+    if later := record.skipped.get(listing.NEWER, 0):
         log.warning(
             "the night of %s is empty: %d images were written after it; did you mean --date today?", record.day, later
         )
+        return
+    log.warning(
+        "the night of %s has no images; those that come later are added by `fcdd score --since-last --date %s` and the "
+        "other options of this command",
+        *(record.day, record.day),
+    )
 
 
 def _notify(options: NightlyOptions, layout: Layout, record: RunRecord, code: int) -> list[str]:
@@ -158,6 +166,8 @@ def _not_notified(options: NightlyOptions, layout: Layout, done: list[dt.date]) 
 
 def _nights(options: NightlyOptions, layout: Layout) -> list[dt.date]:
     """The nights to do, oldest first."""
+    if options.day > dt.datetime.now(dt.UTC).date() + dt.timedelta(days=1):  # somewhere it is tomorrow already
+        raise ConfigError(f"the night of {options.day} has not begun; correct --date")
     if not options.catch_up:
         return [options.day]
     done = {record.day for record in commit_records.history(layout, options.collection)}

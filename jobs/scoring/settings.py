@@ -12,7 +12,7 @@ from fcdd.images import EXTENSIONS, Limits
 from fcdd.io import storage
 from fcdd.runtime import Runtime
 from jobs.scoring.manifests import Source
-from jobs.scoring.options import CATCH_UP_DAYS, FEW_ALARMS, NightlyOptions, ScoreOptions
+from jobs.scoring.options import CATCH_UP_DAYS, DATE_PLACEHOLDER, FEW_ALARMS, NightlyOptions, ScoreOptions
 from jobs.shell.settings import FixedNight, JobSettings, Night
 from jobs.sources import listing
 from jobs.sources.listing import Selection
@@ -41,7 +41,8 @@ class ScoreSettings(JobSettings):
     bundle: str = Field(description="location of the bundle that `fcdd train` wrote")
     images: list[str] = Field(
         default_factory=list,
-        description="location of the images, listed recursively (s3://, gs://, az:// or a folder); may be given again",
+        description="location of the images, listed recursively (s3://, gs://, az:// or a folder); {date} in it "
+        "becomes the night; may be given again",
     )
     image_list: str | None = Field(
         None,
@@ -139,7 +140,8 @@ class ScoreSettings(JobSettings):
         )
         list_uri = storage.normalize(self.image_list) if self.image_list else None
         lenient = tuple(storage.normalize(place) for place in may_be_empty)
-        return Source(listing.outermost(self.images), list_uri, selection, self.since_last, any_bundle, lenient)
+        images = [place.replace(DATE_PLACEHOLDER, self.date.isoformat()) for place in self.images]
+        return Source(listing.outermost(images), list_uri, selection, self.since_last, any_bundle, lenient)
 
 
 class NightlySettings(ScoreSettings):

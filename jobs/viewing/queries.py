@@ -147,7 +147,15 @@ def run_totals(results: Results) -> pa.Table:
     return results.runs().select(names).slice(max(0, len(results.records) - 2))
 
 
-def top_without_duplicates(found: Results, question: Question, count: int) -> pa.Table:
+class Top(NamedTuple):
+    """The rows that are shown, each the worst of a group of near-duplicates; how many groups and images there are."""
+
+    rows: pa.Table
+    num_groups: int
+    num_images: int
+
+
+def top_without_duplicates(found: Results, question: Question, count: int) -> Top:
     """The worst of each group of near-duplicates; a warning where not all could be compared.
 
     `question` is `top` with `image_hash` and `heatmap` among its columns, of max(MAX_COMPARED, count) images.
@@ -156,7 +164,8 @@ def top_without_duplicates(found: Results, question: Question, count: int) -> pa
         rows = found.sql(*question).to_arrow_table()
     if rows.num_rows == max(MAX_COMPARED, count):
         log.warning("near-duplicates were looked for among the %d most anomalous images", rows.num_rows)
-    return without_duplicates(rows, count).drop_columns(["image_hash", "heatmap"])
+    groups = without_duplicates(rows, rows.num_rows)
+    return Top(groups.slice(0, count).drop_columns(["image_hash", "heatmap"]), groups.num_rows, rows.num_rows)
 
 
 def check_group(found: Results, group: str) -> None:
@@ -168,11 +177,22 @@ def check_group(found: Results, group: str) -> None:
         raise ConfigError(f"there is no image of the group {group!r}; there are: {there or 'no images'}")
 
 
-def history_of_known(found: Results, uri: str) -> Question:
-    """`history` of an image. Raises ConfigError when no run has it."""
-    question = history(uri)
-    if not found.sql(*question).fetchall():
+def history_of_known(found: Results, image: str) -> Question:
+    """`history` of an image, named by its location or by the end of it. Raises ConfigError unless that is one image."""
+    question = history(image)
+    return question if found.sql(*question).fetchall() else history(_by_its_end(found, image))
+
+
+def _by_its_end(found: Results, end: str) -> str:
+    """The one image whose location ends in these path parts. Raises ConfigError unless it is one."""
+    tables = " UNION ".join(f"SELECT image_uri FROM {table}" for table in ("scores", "quarantine", "deleted"))
+    matching = f"SELECT image_uri FROM ({tables}) WHERE ends_with(image_uri, '/' || $end) ORDER BY 1"
+    uris = [str(name) for (name,) in found.sql(matching, {"end": end.removeprefix("./")}).fetchall()]
+    if len(uris) > 1:
+        raise ConfigError(f"{len(uris)} images end in {end!r}, among them {uris[0]} and {uris[1]}; name one of them")
+    if not uris:
         raise ConfigError(
-            f"these runs know no image {uri!r}; an image is named by its whole location, as `fcdd query` shows it"
+            f"these runs know no image {end!r}; an image is named by its location, or the end of it, as `fcdd query` "
+            "shows it"
         )
-    return question
+    return uris[0]

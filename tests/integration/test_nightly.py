@@ -165,6 +165,25 @@ def test_alarms_above_the_limit_end_with_code_5_and_drift_comes_first(line: Line
     assert (quiet.returncode, "exit code 4: the images are not" in quiet.stdout) == (0, True)
 
 
+def test_images_that_come_after_an_empty_night_are_added_with_the_options_of_the_night(line: Line) -> None:
+    line.upload("nights/2026-11-01", 5, seed=1)
+    line.nightly(day=1, check=True)
+    line.nightly(day=2, check=True)
+    line.upload("nights/2026-11-02", 4, seed=2)
+    again = line.nightly(day=2, check=True)
+    assert "has no images; those that come later are added by" in again.stderr
+    places = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/nights/{{date}}", "--workers", "0")
+    line.around("score", *places, "--date", "2026-11-02", "--since-last")
+    assert [record.num_scored for record in line.records()] == [5, 4]
+
+
+def test_a_night_that_has_not_begun_is_refused(line: Line) -> None:
+    line.upload("nights/2026-11-01", 5, seed=1)
+    refused = line.nightly("--date", "2999-01-01")
+    assert (refused.returncode, line.records()) == (2, [])
+    assert "the night of 2999-01-01 has not begun; correct --date" in refused.stderr
+
+
 def test_a_first_evening_whose_images_are_of_today_names_the_option(line: Line) -> None:
     line.upload("images", 5, seed=1)
     done = line.nightly("--images", f"{line.root}/images", "--date", "2026-11-01", check=True)
@@ -175,6 +194,10 @@ def test_a_night_without_images_is_a_committed_empty_run(line: Line) -> None:
     line.upload("nights/2026-11-01", 5, seed=1)
     line.nightly(day=1, check=True)
     nothing = line.nightly(day=2, check=True)
+    assert (
+        "has no images; those that come later are added by `fcdd score --since-last --date 2026-11-02`"
+        in nothing.stderr
+    )
     assert number(nothing.stdout, "listed") == 0
     assert (line.records()[1].num_listed, line.records()[1].drift.reasons) == (0, ("nothing was scored",))
     again = line.nightly("--images", f"{line.root}/nights", day=3, check=True)

@@ -22,6 +22,7 @@ def test_a_prediction_is_what_the_run_has_of_the_image(nights: Line, tmp_path: P
         for name in ("anomaly_score", "p_value", "is_anomalous", "height", "width"):
             assert one[name] == pytest.approx(row[name], rel=1e-5)
         assert [(r["x0"], r["y1"]) for r in one["regions"]] == [(r["x0"], r["y1"]) for r in row["regions"]]
+        assert Path(one["picture"]).name.startswith(Path(row["image_uri"]).stem)
         with Image.open(one["picture"]) as picture:
             assert picture.width >= 2 * row["width"]
     detector = Detector.load(f"{nights.root}/bundle")

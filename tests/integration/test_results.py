@@ -63,19 +63,27 @@ def test_the_top_is_by_score_with_near_duplicates_as_one_line(nights: Line) -> N
     }
 
 
-def test_lines_that_stand_for_several_alarms_say_how_many(nights: Line) -> None:
-    alarms = [row["num_alike"] for row in ask(nights, "--alarms", "--top", "99")]
-    shown = run_verb("query", "--results", nights.results, "--alarms", "--top", "99").stdout
-    assert f"; {len(alarms)} groups of {sum(map(int, map(str, alarms)))} alarms (--duplicates: each)" in shown
-    assert "groups of" not in run_verb("query", "--results", nights.results, "--alarms", "--duplicates").stdout
+def test_a_table_of_alarms_says_how_many_there_are_and_how_to_see_the_others(nights: Line) -> None:
+    alarms = [int(str(row["num_alike"])) for row in ask(nights, "--alarms", "--top", "99")]
+    few = run_verb("query", "--results", nights.results, "--alarms", "--top", "2").stdout
+    what = f"; {sum(alarms)} alarms in {len(alarms)} groups that look alike"
+    assert f"{what}, the worst 2 are shown (--top {len(alarms)}: all)" in few
+    every = run_verb("query", "--results", nights.results, "--alarms", "--top", "99").stdout
+    assert what in every
+    assert "are shown" not in every
 
 
 def test_history_follows_one_image_also_into_the_quarantine(nights: Line) -> None:
     uri = f"file://{nights.root}/images/cam-1/001.png"
     states = [(row["date"], row["state"], row["reason"]) for row in ask(nights, "history", "--uri", uri)]
     assert states == [("2026-11-01", "scored", ""), ("2026-11-02", "quarantined", "empty: the object has 0 bytes")]
-    unknown = run_verb("query", "history", "--results", nights.results, "--uri", "001.png", check=False)
-    assert "these runs know no image '001.png'; an image is named by its whole location" in unknown.stderr
+    assert [row["state"] for row in ask(nights, "history", "--uri", "cam-1/001.png")] == ["scored", "quarantined"]
+    for end, said in (
+        ("1.png", "these runs know no image '1.png'"),
+        ("001.png", "images end in '001.png', among them"),
+    ):
+        unknown = run_verb("query", "history", "--results", nights.results, "--uri", end, check=False)
+        assert (unknown.returncode, said in unknown.stderr) == (2, True)
 
 
 def test_alarms_are_counted_per_night_and_camera(nights: Line) -> None:
