@@ -127,13 +127,13 @@ def initial_weights(settings: TrainSettings, inputs: Inputs) -> bytes:
     channels = networks.in_channels(settings.network)
     network = networks.build(settings.network, in_channels=channels, image_size=size_of(settings))
     _check_enough(settings, len(inputs.training), len(inputs.calibration))
-    storage.check_writable(storage.normalize(settings.bundle))
     if settings.mlflow:
         from jobs.training import report
 
         report.connect_mlflow(settings.mlflow)
     if settings.pretrained and networks.is_pretrained(settings.network):
         networks.load_pretrained(network, settings.network, settings.weights)
+    storage.check_writable(storage.normalize(settings.bundle))  # last: on a disk it leaves a folder
     return detector.serialize(network)
 
 
