@@ -46,7 +46,9 @@ def predict(settings: PredictSettings) -> None:
         try:
             prediction = detector.predict(place, alpha=settings.alpha)
         except FileNotFoundError:
-            found.append({"image": place, "reason": "it does not exist"})
+            is_folder = any(storage.pages(storage.normalize(place)))
+            reason = "it is a folder: `fcdd score` is for those" if is_folder else "it does not exist"
+            found.append({"image": place, "reason": reason})
         except ImageError as error:
             found.append({"image": place, "reason": str(error)})
         else:

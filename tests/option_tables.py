@@ -36,7 +36,7 @@ def document() -> str:
         rows = [
             f"| `{_escaped(flag(name, field))}` | {_default(field)} | {_escaped(field.description or '')} |"
             for name, field in job.model_fields.items()
-            if name != "config"
+            if name != "config" and name not in job.refused
         ]
         about = inspect.cleandoc(job.__doc__ or "").split("\n\n")[0].replace("\n", " ")
         sections.append(

@@ -152,6 +152,7 @@ class NightlySettings(ScoreSettings):
     """
 
     verb: ClassVar[str] = "nightly"
+    refused: ClassVar[tuple[str, ...]] = ("rescore",)
 
     images: list[str] = Field(
         default_factory=list,

@@ -97,6 +97,8 @@ class JobSettings(BaseSettings):
     verb: ClassVar[str]
     # Titles in the help, and the options below them; the others follow at the end.
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+    # Options that the verb has from another one and always refuses.
+    refused: ClassVar[tuple[str, ...]] = ()
 
     config: Path | None = Field(None, description="TOML file with a table named like this command")
 
@@ -106,7 +108,8 @@ class JobSettings(BaseSettings):
         argv = sys.argv[1:] if argv is None else list(argv)
         refuse_secrets(argv)
         if {"-h", "--help"} & set(argv):
-            print(help_text(cls.verb, cls.__doc__ or "", cls.model_fields, cls.groups, EXAMPLES.get(cls.verb, ())))
+            shown = {name: field for name, field in cls.model_fields.items() if name not in cls.refused}
+            print(help_text(cls.verb, cls.__doc__ or "", shown, cls.groups, EXAMPLES.get(cls.verb, ())))
             raise SystemExit(0)
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         finder.add_argument("--config", type=Path)

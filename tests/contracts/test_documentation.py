@@ -57,6 +57,8 @@ def test_every_option_is_explained_and_every_verb_is_in_the_readme(
         job.parse(["--help"])
     help_text = capsys.readouterr().out
     for name, field in job.model_fields.items():
+        if name in job.refused:
+            continue
         assert field.description, name
         option = name.replace("_", "-")
         positional = any("Positional" in str(mark) for mark in field.metadata)
