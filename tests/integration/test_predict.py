@@ -39,6 +39,8 @@ def test_images_that_cannot_be_scored_are_named_and_do_not_stop_the_others(night
     said = [line.split("  ")[0] for line in mixed.stdout.splitlines()]
     assert said[0] == said[2] == "not scored"
     assert said[1] in ("alarm", "no alarm")
+    folder = run_verb("predict", f"{nights.root}/images", first, *places).stdout
+    assert "it is a folder: `fcdd score` is for those" in folder
     none = run_verb("predict", str(tmp_path / "notes.txt"), *places, check=False)
     assert none.returncode == 2
     assert "not one of these images could be scored" in none.stderr

@@ -1,3 +1,5 @@
+import re
+import shlex
 from datetime import date
 from pathlib import Path
 
@@ -6,9 +8,12 @@ import pytest
 from fcdd.errors import ConfigError
 from jobs.nightly import NightlySettings
 from jobs.score import ScoreSettings
+from jobs.shell.help_text import is_positional
 from jobs.shell.settings import height_and_width
+from jobs.shell.verbs import EXAMPLES, VERBS
 from jobs.training import checks
 from jobs.training.settings import TrainSettings, with_preset
+from tests.option_tables import settings_of
 
 REQUIRED = ["--images", "in", "--bundle", "out"]
 
@@ -130,3 +135,48 @@ def test_the_value_of_a_misspelt_option_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--web-hook: Extra inputs") as refused:
         NightlySettings.parse(["--config", str(tmp_path / "f.toml")])
     assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--bundel", "x"], "unknown option '--bundel'; did you mean --bundle?"),
+        (["--zzz=canary-secret"], "unknown option '--zzz'; `fcdd score --help` lists the options"),
+        (["canary-secret"], "unexpected argument; `fcdd score --help` lists the options"),
+    ],
+)
+def test_an_option_that_is_none_is_one_sentence_that_names_what_was_meant(argv: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ScoreSettings.parse(argv)
+    assert str(caught.value) == said
+
+
+def test_in_a_file_one_text_is_enough_where_several_may_be_given(tmp_path: Path) -> None:
+    (tmp_path / "f.toml").write_text('[score]\nimages = "a"\nbundle = "b"\nresults = "r"\ncollection = "c"\n')
+    settings = ScoreSettings.parse(["--config", str(tmp_path / "f.toml"), "--date", "2026-11-24"])
+    assert (settings.images, settings.bundle) == (["a"], "b")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_has_every_option_once_in_words_of_users_and_ends_with_the_usage(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = settings_of(verb)
+    with pytest.raises(SystemExit, match="0"):
+        job.parse(["--help"])
+    text = capsys.readouterr().out
+    options = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
+    named = (name for name, field in job.model_fields.items() if not is_positional(field) and name not in job.refused)
+    assert sorted(options) == sorted(f"--{name.replace('_', '-')}" for name in named)
+    assert not re.search(r"SecretStr|factory\)|list\[|\bstr\b|\bNone\b", text)
+    assert text.rstrip().splitlines()[-1].startswith(f"usage: fcdd {verb} ")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_examples_of_its_own_options(verb: str) -> None:
+    for example in EXAMPLES[verb]:
+        words = shlex.split(example)
+        assert words[:2] == ["fcdd", verb]
+        known = {f"--{name.replace('_', '-')}" for name in settings_of(verb).model_fields}
+        known |= {"--config", "--date"} if verb == "submit" else set()
+        assert {word.replace("--no-", "--") for word in words if word.startswith("--")} <= known
