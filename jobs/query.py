@@ -108,6 +108,7 @@ def query(settings: QuerySettings) -> None:
     found = replace(found.of_latest_bundle() if kind == "top" else found, memory_gb=settings.memory_gb)
     with (
         limits.seconds(settings.timeout_s, found.interrupt),
+        limits.signals(found.interrupt),
         views.readable("the question cannot be answered"),
         limits.memory(settings.memory_gb),
     ):

@@ -33,6 +33,8 @@ TTL_S = 60.0
 # Whatever else lies among the leases is none.
 _NAME = re.compile(r"([0-9]{6,12})\.json")
 
+_JUST_BEGUN = "another process has just begun the same work; wait for it or stop it"
+
 log = logging.getLogger(__name__)
 
 
@@ -190,7 +192,13 @@ def _take(folder: str, owner: Owner, doing: str) -> Lease:
     try:
         storage.create(_uri(folder, number), owner.model_dump_json().encode())
     except FileExistsError as error:
-        raise LeaseHeld("another process has just begun the same work; wait for it or stop it") from error
+        raise LeaseHeld(_JUST_BEGUN) from error
+    if _highest(folder) != number:
+        # The listing fell between the moment when the next number was created and that when the one before it was
+        # deleted, and saw neither.
+        with suppress(FCDDError):
+            storage.delete(_uri(folder, number))
+        raise LeaseHeld(_JUST_BEGUN)
     if found.number:
         if not found.released:
             log.info("took over from a run that died")

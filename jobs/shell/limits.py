@@ -2,10 +2,12 @@
 
 import os
 import resource
+import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from fcdd.errors import ConfigError
 
@@ -38,6 +40,39 @@ def seconds(limit: float, interrupt: Callable[[], None]) -> Iterator[None]:
         raise ConfigError(f"no answer within {limit:g} s; ask for less, or give it more time (--timeout-s)") from error
     finally:
         done.set()
+
+
+@contextmanager
+def signals(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Within it SIGINT and SIGTERM call `interrupt` from another thread, until that helps.
+
+    Python handles signals between the instructions of its main thread; while that one waits in native code for a query
+    of other threads, Ctrl-C would be without an effect.
+    """
+    received, sender = socket.socketpair()
+    sender.setblocking(False)
+    done = threading.Event()
+
+    def watch() -> None:
+        while data := received.recv(1):
+            if data[0] in (signal.SIGINT, signal.SIGTERM):
+                while not done.wait(_AGAIN_S):
+                    interrupt()
+
+    thread = threading.Thread(target=watch, name="signals", daemon=True)
+    thread.start()
+    before: int | None = None
+    try:
+        with suppress(ValueError):  # not in the main thread, which alone is interrupted
+            before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        yield
+    finally:
+        done.set()
+        if before is not None:
+            signal.set_wakeup_fd(before)
+        sender.close()
+        thread.join()
+        received.close()
 
 
 @contextmanager

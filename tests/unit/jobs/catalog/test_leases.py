@@ -161,6 +161,21 @@ def test_of_many_that_take_over_one_wins(folder: str) -> None:
         assert sum(pool.map(race, range(8))) == 1
 
 
+def test_a_listing_that_fell_between_two_numbers_gives_nobody_a_second_lease(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder is not listed at one moment: the old number may be gone by the time the new one is looked for."""
+    with leases.acquire(folder, "first") as held:
+        pages, blind = storage.pages, iter([True])
+        monkeypatch.setattr(storage, "pages", lambda uri: [] if next(blind, False) else pages(uri))
+        storage.write(f"{folder}/000007.json", storage.read(f"{folder}/000001.json"))
+        storage.delete(f"{folder}/000001.json")
+        with pytest.raises(LeaseHeld, match="another process has just begun"):
+            leases._take(folder, Owner.me("second"), "at it as")
+        assert [info.uri for page in pages(folder) for info in page] == [f"{folder}/000007.json"]
+        held._number = 7
+
+
 def test_a_lease_that_cannot_be_read_is_followed(folder: str) -> None:
     storage.write(f"{folder}/000001.json", b"{")
     with leases.acquire(folder, "r") as lease:
