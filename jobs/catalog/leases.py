@@ -29,6 +29,8 @@ from jobs.shell.errors import LeaseHeld
 HEARTBEAT_S = 10.0
 # Several heartbeats may get lost on the way before a run is taken for dead.
 TTL_S = 60.0
+# So long the end of a process waits for a store to take its lease back.
+RELEASE_S = 10.0
 
 # Whatever else lies among the leases is none.
 _NAME = re.compile(r"([0-9]{6,12})\.json")
@@ -125,8 +127,14 @@ class Lease:
     def release(self) -> None:
         """Give the lease back, so that another process can acquire it."""
         self._released.set()
+        # A store that hangs would hold the end of the process for minutes; a lease also grows old by itself.
+        thread = threading.Thread(target=self._give_back, name="lease release", daemon=True)
+        thread.start()
+        thread.join(RELEASE_S)
+
+    def _give_back(self) -> None:
         self._thread.join()
-        with suppress(FCDDError, OSError):  # it grows old by itself
+        with suppress(FCDDError, OSError):
             if self._is_ours():
                 self._replace(self._owner.model_copy(update={"released": True}))
             elif self._is_there():  # somebody took over, and keeps the number in use
