@@ -10,7 +10,7 @@ export PYTHONUNBUFFERED = 1
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-demo:  ## set everything up and run the whole job on real images (5 to 7 minutes)
+demo:  ## set everything up and run the whole job on real images (about 7 minutes)
 	@started=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/demo.installed && \
 	DEMO_STARTED=$$started $(BIN)/python -m cluster.demo
 
@@ -37,7 +37,7 @@ test-images: $(VENV)/test.installed  ## what the container images install, in an
 
 test-all: test test-slow  ## both
 
-chaos: $(VENV)/test.installed  ## every request of a run failed once with every fault, and random kills (half an hour)
+chaos: $(VENV)/test.installed  ## every request of a run failed once with every fault, and random kills (about an hour)
 	$(BIN)/python -m pytest -m chaos -s
 
 audit: $(VENV)/dev.installed  ## known holes in what the images install (needs the network)

@@ -25,6 +25,8 @@ SKETCH_VALUES = 1000
 # A group of fewer calibration images has no reference of its own, nor have more groups than these, the largest first.
 MIN_GROUP, MAX_GROUPS = 50, 64
 _DIGITS = 6
+# A largest score of more than so many times the next one is one strange image, and no tail.
+APART = 1.5
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def smallest_alpha(num_images: int, rank: int = 1) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ThresholdImage:
-    """The nominal image whose score is the threshold: its index, rank (1: the largest), and the scores beside it.
+    """The nominal image whose score is the threshold: its index, rank (1: the largest), and the next lower scores.
 
     `stands_apart`: it is the largest of all, and more than `APART` times the next one: one image sets the threshold.
     """
@@ -198,13 +200,8 @@ class ThresholdImage:
     index: int
     rank: int
     score: float
-    above: list[float]
     below: list[float]
     stands_apart: bool
-
-
-# A largest score of more than so many times the next one is one strange image, and no tail.
-APART = 1.5
 
 
 def threshold_image(scores: Floats, alpha: float) -> ThresholdImage:
@@ -218,7 +215,6 @@ def threshold_image(scores: Floats, alpha: float) -> ThresholdImage:
         index=int(order[rank - 1]),
         rank=rank,
         score=threshold,
-        above=ordered[max(0, rank - 3) : rank - 1],
         below=ordered[rank : rank + 2],
         stands_apart=apart,
     )

@@ -97,8 +97,9 @@ class Detector:
     def predict(self, image: str | bytes, *, alpha: float | None = None) -> Prediction:
         """One image, by its location or as encoded bytes, at the bundle's false-alarm rate or `alpha`.
 
-        An image that is given by its location belongs to a group as in a run. Raises ImageError when it cannot be
-        decoded, FileNotFoundError when it does not exist, ConfigError for a rate that the calibration cannot support.
+        Groups are those of the bundle's pattern, by the location; folders of a collection are not known here. Raises
+        ImageError when it cannot be decoded, FileNotFoundError when it does not exist, ConfigError for a rate that the
+        calibration cannot support.
         """
         spec = self.spec
         uri = storage.normalize(image) if isinstance(image, str) else ""

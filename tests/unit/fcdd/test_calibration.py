@@ -73,5 +73,5 @@ def test_the_image_that_sets_the_threshold_is_found_and_one_that_stands_apart_is
     assert (found.index, found.rank, found.score, found.below) == (1, 1, 0.377, [0.188, 0.124])
     assert found.stands_apart
     second = calibration.threshold_image(scores, calibration.smallest_alpha(123, 2))
-    assert (second.index, second.rank, second.above, second.stands_apart) == (3, 2, [0.377], False)
+    assert (second.index, second.rank, second.below, second.stands_apart) == (3, 2, [0.124, 0.1], False)
     assert not calibration.threshold_image(np.linspace(0, 1, 123), 0.01).stands_apart
