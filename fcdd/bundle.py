@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fcdd.calibration import Calibration
+from fcdd.calibration import DEFAULT_SCORE, Calibration, Score
 from fcdd.errors import BundleError
 from fcdd.io import storage
 from fcdd.normalization import Normalization
@@ -19,9 +19,6 @@ from fcdd.normalization import Normalization
 FORMAT_VERSION: Literal[3] = 3
 WEIGHTS_FILE, SPEC_FILE, CARD_FILE = "model.safetensors", "bundle.json", "README.md"
 Side = Annotated[int, Field(ge=1, le=65_535)]
-Score = Literal["mean", "maximum", "top1pct"]
-# The paper's mean drowns a small defect among nominal cells (benchmarks/results/2026-11-26-default-score.md).
-DEFAULT_SCORE: Score = "maximum"
 FILES = (WEIGHTS_FILE, CARD_FILE, SPEC_FILE)  # the specification last: it makes the bundle readable
 
 

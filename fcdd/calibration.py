@@ -7,9 +7,9 @@ p = (1 + #{c >= s}) / (n + 1) <= alpha with probability at most alpha (Vovk et a
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fcdd.errors import ConfigError
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+# Statistics of an anomaly map, by the names of `fcdd.detector.Scored`: one of them is the anomaly score.
+Score = Literal["mean", "maximum", "top1pct"]
+SCORES: tuple[Score, ...] = get_args(Score)
+# The paper's mean drowns a small defect among nominal cells (benchmarks/results/2026-11-26-default-score.md).
+DEFAULT_SCORE: Score = "maximum"
 # What is measured of every image beside its map; the order of `Nominal.statistics`.
 STATISTICS = ("brightness", "contrast", "sharpness", "width", "height")
 # Distributions of more values are kept as so many quantiles, scores apart: every one of those counts in a p-value.
@@ -34,7 +39,7 @@ class Nominal:
     """What was measured of N nominal images that were not trained on.
 
     `scores` and `peaks` (N,): anomaly scores and largest map values; `statistics` (N, len(STATISTICS)); formats and
-    groups one per image; `maps` (N,U,V) float32.
+    groups one per image; `maps` (N,U,V) float32; `others` the statistics of the maps that are not the score, (N,) each.
     """
 
     scores: Floats
@@ -43,6 +48,7 @@ class Nominal:
     formats: Sequence[str]
     groups: Sequence[str]
     maps: npt.NDArray[np.float32]
+    others: Mapping[Score, Floats] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises ConfigError for no images, scores or maps that are not finite, or scores that are all the same."""
@@ -65,7 +71,13 @@ class Nominal:
             formats=[kind for kind, keep in zip(self.formats, chosen, strict=True) if keep],
             groups=[group for group, keep in zip(self.groups, chosen, strict=True) if keep],
             maps=self.maps[chosen],
+            others={name: values[chosen] for name, values in self.others.items()},
         )
+
+
+def _is_empty(value: Any) -> bool:
+    """Fields that later versions added are left out where they say nothing: digests of older bundles hold."""
+    return not value
 
 
 class Reference(BaseModel):
@@ -75,6 +87,9 @@ class Reference(BaseModel):
 
     num_images: int = Field(ge=1)
     scores: tuple[float, ...] = Field(min_length=1, description="every nominal anomaly score, ascending")
+    other_scores: dict[Score, tuple[float, ...]] = Field(
+        default_factory=dict, exclude_if=_is_empty, description="the other statistics of the maps, each ascending"
+    )
     statistics: dict[str, tuple[float, ...]] = Field(description="brightness, ...: values, or so many quantiles")
     formats: dict[str, Annotated[int, Field(ge=0)]] = Field(description="images of each file format")
     map_mean: tuple[tuple[float, ...], ...] = Field(description="average anomaly map")
@@ -87,7 +102,9 @@ class Reference(BaseModel):
             raise ValueError(f"there are {len(self.scores)} scores of {self.num_images} images")
         if set(self.statistics) != set(STATISTICS):
             raise ValueError(f"expected the statistics {', '.join(STATISTICS)}, got {', '.join(self.statistics)}")
-        for name, values in (("scores", self.scores), *self.statistics.items()):
+        if any(len(values) != self.num_images for values in self.other_scores.values()):
+            raise ValueError(f"the other scores are not of {self.num_images} images")
+        for name, values in (("scores", self.scores), *self.other_scores.items(), *self.statistics.items()):
             if not values or any(after < before for before, after in itertools.pairwise(values)):
                 raise ValueError(f"the {name} are not ascending, or there are none")
         widths = {len(row) for row in (*self.map_mean, *self.map_std)}
@@ -104,11 +121,17 @@ class Reference(BaseModel):
         return cls(
             num_images=len(nominal.scores),
             scores=tuple(np.sort(nominal.scores).tolist()),
+            other_scores={name: tuple(np.sort(values).tolist()) for name, values in nominal.others.items()},
             statistics={name: tuple(sketch(values).tolist()) for name, values in columns.items()},
             formats=dict(sorted(Counter(nominal.formats).items())),
             map_mean=tuple(tuple(_rounded(row)) for row in maps.mean(0)),
             map_std=tuple(tuple(_rounded(row)) for row in maps.std(0)),
         )
+
+    def switched(self, before: Score, score: Score) -> Self:
+        """With another statistic as the score; `before` is the name of the one that is it."""
+        others = {**self.other_scores, before: self.scores}
+        return self.model_copy(update={"scores": others.pop(score), "other_scores": others})
 
 
 class Calibration(BaseModel):
@@ -120,13 +143,22 @@ class Calibration(BaseModel):
     threshold: float = Field(description="an image is anomalous when its score is above this")
     map_threshold: float = Field(ge=0, description="map values above this make a region; display scale 0.5")
     pooled: Reference = Field(description="all calibration images")
+    is_cross_fitted: bool = Field(
+        False, exclude_if=_is_empty, description="images were trained on, scored by statistics that did not see them"
+    )
     group_pattern: str | None = Field(None, description="names an image's group; default: its first folder")
     decide_by_group: bool = Field(False, description="whether groups have thresholds and p-values of their own")
     groups: dict[str, Reference] = Field(default_factory=dict, description="groups that are large enough")
 
     @classmethod
     def fit(
-        cls, nominal: Nominal, *, alpha: float, group_pattern: str | None = None, decide_by_group: bool = False
+        cls,
+        nominal: Nominal,
+        *,
+        alpha: float,
+        group_pattern: str | None = None,
+        decide_by_group: bool = False,
+        is_cross_fitted: bool = False,
     ) -> Self:
         """From nominal images.
 
@@ -143,9 +175,34 @@ class Calibration(BaseModel):
             threshold=conformal_threshold(nominal.scores, alpha),
             map_threshold=conformal_threshold(nominal.peaks, alpha),
             pooled=Reference.fit(nominal),
+            is_cross_fitted=is_cross_fitted,
             group_pattern=group_pattern,
             decide_by_group=decide_by_group,
             groups={group: Reference.fit(nominal.where(names == group)) for group in sorted(large)},
+        )
+
+    def switched(self, before: Score, score: Score, *, alpha: float, decide_by_group: bool) -> Self:
+        """The calibration of another score or rate, from what is known of the same images.
+
+        `before` is the score that it has. Raises ConfigError when nothing is known of that score.
+        """
+        if score != before and score not in self.pooled.other_scores:
+            raise ConfigError(
+                f"this bundle knows nominal images by the {before} of their maps only; give --images to calibrate "
+                f"the {score} on"
+            )
+        references = [self.pooled, *self.groups.values()]
+        pooled, *groups = references if score == before else [each.switched(before, score) for each in references]
+        peaks = pooled.scores if score == "maximum" else pooled.other_scores.get("maximum", ())
+        return self.model_copy(
+            update={
+                "alpha": alpha,
+                "threshold": conformal_threshold(np.array(pooled.scores), alpha),
+                "map_threshold": conformal_threshold(np.array(peaks), alpha) if peaks else self.map_threshold,
+                "pooled": pooled,
+                "groups": dict(zip(self.groups, groups, strict=True)),
+                "decide_by_group": decide_by_group,
+            }
         )
 
     def deciding(self, alpha: float) -> dict[str, Reference]:

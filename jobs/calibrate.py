@@ -2,6 +2,7 @@
 
 images -> scored here -> calibration -> a new bundle (another digest)
 a run + labels of its alarms -> its rows without the anomalies -> calibration -> a new bundle
+another score, another rate -> the images that the bundle knows -> calibration -> a new bundle
 """
 
 import logging
@@ -12,7 +13,7 @@ from pydantic import Field
 
 from fcdd import bundle, grouping
 from fcdd.bundle import BundleSpec
-from fcdd.calibration import Calibration, Nominal
+from fcdd.calibration import Calibration, Nominal, Score
 from fcdd.errors import ConfigError
 from fcdd.io import storage
 from jobs.catalog import commit_records
@@ -27,7 +28,7 @@ class CalibrateSettings(JobSettings):
     """Calibrate a bundle anew, without training: another camera, lamp or product batch, or a reviewed run.
 
     Writes a new bundle with the same weights and another digest. Give --images, or --reviewed with --results and
-    --collection.
+    --collection; or only another --score or --alpha, for the images that the bundle knows.
     """
 
     verb: ClassVar[str] = "calibrate"
@@ -43,6 +44,9 @@ class CalibrateSettings(JobSettings):
     results: str | None = Field(None, description="location of the results of the reviewed run")
     collection: str | None = Field(None, description="collection of the reviewed run")
     date: Night | None = Field(None, description="night of the reviewed run, YYYY-MM-DD; default: all nights")
+    score: Score | None = Field(
+        None, description="of an image by its map: mean, maximum or top1pct; default: the bundle's"
+    )
     alpha: float | None = Field(None, gt=0, lt=1, description="promised false-alarm rate; default: the bundle's")
     group_pattern: str | None = Field(None, description="as for `fcdd train`; default: the bundle's")
     decide_by_group: bool | None = Field(None, description="as for `fcdd train`; default: the bundle's")
@@ -59,34 +63,80 @@ def calibrate(settings: CalibrateSettings) -> None:
     """Calibrate, write the new bundle, and print what is different."""
     uri, output = storage.normalize(settings.bundle), storage.normalize(settings.output)
     spec, weights = bundle.load(uri)
-    before = spec.calibration
-    pattern = settings.group_pattern or before.group_pattern
-    grouping.compile_pattern(pattern)
-    if (settings.images is None) == (settings.reviewed is None):
+    _check(settings, output)
+    score = settings.score or spec.score
+    if settings.images or settings.reviewed:
+        fitted, source = _fitted(settings, spec, weights, score)
+    else:
+        fitted, source = _switched(settings, spec, score), spec.calibrated_on
+    new = spec.model_copy(
+        update={
+            "score": score,
+            "calibration": fitted,
+            "calibrated_on": source,
+            "parent": spec.parent or spec.digest,
+        }
+    )
+    if new.digest == spec.digest:
+        log.info("the calibration is the one that the bundle has")
+    for name, content in bundle.to_files(new, weights).items():
+        storage.write(storage.join(output, name), content)
+    print(f"bundle      {output}\ndigest      {new.digest}\nweights of  {new.parent}")
+    _print_difference(spec, new)
+
+
+def _check(settings: CalibrateSettings, output: str) -> None:
+    """Raises ConfigError for options that contradict each other, and for a place that must stay as it is."""
+    grouping.compile_pattern(settings.group_pattern)
+    if settings.images and settings.reviewed:
         raise ConfigError("say what to calibrate on: either --images, or --reviewed with --results and --collection")
+    if not (settings.images or settings.reviewed or settings.score or settings.alpha):
+        raise ConfigError(
+            "say what to calibrate on: --images, or --reviewed with --results and --collection; or give another "
+            "--score or --alpha for the images that the bundle knows"
+        )
     if settings.images and storage.normalize(settings.images) == output:
         raise ConfigError(f"--output is the location of the images, {output}; give one of its own")
     if storage.exists(storage.join(output, bundle.SPEC_FILE)) and not settings.overwrite:
         raise ConfigError(f"there is a bundle at {output}, and runs may name it; choose another or add --overwrite")
-    if settings.images and settings.date:
-        log.warning("--date is not taken: it is the night of a run, and --images are calibrated on")
+    if not settings.reviewed and settings.date:
+        log.warning("--date is not taken: it is the night of a reviewed run")
+    if not (settings.images or settings.reviewed) and settings.group_pattern:
+        log.warning("--group-pattern is not taken: the groups of the images that the bundle knows stay as they are")
     storage.check_writable(output)
-    source, nominal, uris = _nominal(settings, spec, weights, pattern)
+
+
+def _switched(settings: CalibrateSettings, spec: BundleSpec, score: Score) -> Calibration:
+    """Another score or rate for the images that the bundle was calibrated on."""
+    before = spec.calibration
+    by_group = before.decide_by_group if settings.decide_by_group is None else settings.decide_by_group
+    return before.switched(spec.score, score, alpha=settings.alpha or before.alpha, decide_by_group=by_group)
+
+
+def _fitted(settings: CalibrateSettings, spec: BundleSpec, weights: bytes, score: Score) -> tuple[Calibration, str]:
+    """A calibration on other images, and what they are."""
+    before = spec.calibration
+    pattern = settings.group_pattern or before.group_pattern
+    source, nominal, uris = _nominal(settings, spec, weights, score, pattern)
     by_group = before.decide_by_group if settings.decide_by_group is None else settings.decide_by_group
     fitted = Calibration.fit(
         nominal, alpha=settings.alpha or before.alpha, group_pattern=pattern, decide_by_group=by_group
     )
     threshold.explain(nominal.scores, uris, fitted.alpha)
     warn = recalibration.warn_of_higher
-    warn(before.threshold, fitted.threshold, nominal.scores, uris, "threshold")
+    if score == spec.score:
+        warn(before.threshold, fitted.threshold, nominal.scores, uris, "threshold")
     warn(before.map_threshold, fitted.map_threshold, nominal.peaks, uris, "threshold of regions")
-    new = spec.model_copy(update={"calibration": fitted, "calibrated_on": source, "parent": spec.parent or spec.digest})
-    if new.digest == spec.digest:
-        log.info("the calibration is the one that the bundle has")
-    for name, content in bundle.to_files(new, weights).items():
-        storage.write(storage.join(output, name), content)
-    print(f"bundle      {output}\ndigest      {new.digest}\nweights of  {new.parent}")
-    print(f"images      {fitted.pooled.num_images} nominal ones of {source} (before: {before.pooled.num_images})")
+    return fitted, source
+
+
+def _print_difference(old: BundleSpec, new: BundleSpec) -> None:
+    before, fitted = old.calibration, new.calibration
+    print(
+        f"images      {fitted.pooled.num_images} nominal ones of {new.calibrated_on} (before: "
+        f"{before.pooled.num_images})"
+    )
+    print(f"score       {new.score} of the map (before: {old.score})")
     print(
         f"threshold   {fitted.threshold:.6g} for a false-alarm rate of {fitted.alpha:g} (before: "
         f"{before.threshold:.6g} for {before.alpha:g})"
@@ -100,19 +150,23 @@ def calibrate(settings: CalibrateSettings) -> None:
 
 
 def _nominal(
-    settings: CalibrateSettings, spec: BundleSpec, weights: bytes, pattern: str | None
+    settings: CalibrateSettings, spec: BundleSpec, weights: bytes, score: Score, pattern: str | None
 ) -> tuple[str, Nominal, list[str]]:
     """What is calibrated on: its name, the nominal images, and their locations."""
     count = settings.max_images
     if settings.images:
         location, alpha = storage.normalize(settings.images), settings.alpha or spec.calibration.alpha
-        found = recalibration.from_images(spec, weights, location, alpha=alpha, pattern=pattern, max_images=count)
+        found = recalibration.from_images(
+            spec, weights, location, score=score, alpha=alpha, pattern=pattern, max_images=count
+        )
         return location, *found
     if not settings.results or not settings.collection:
         raise ConfigError("--reviewed needs --results and --collection: where the reviewed run is")
     records = commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
     labels = settings.reviewed or ""
-    found = recalibration.from_runs(spec, settings.results, records, labels, pattern=pattern, max_images=count)
+    found = recalibration.from_runs(
+        spec, settings.results, records, labels, score=score, pattern=pattern, max_images=count
+    )
     return f"reviewed run {', '.join(record.run_id for record in records)}", *found
 
 

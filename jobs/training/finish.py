@@ -2,41 +2,51 @@
 
 import numpy as np
 
-from fcdd import checkpoint, detector, networks
+from fcdd import checkpoint, detector, networks, supervision
 from fcdd.bundle import BundleSpec, TrainingRecord
-from fcdd.calibration import Calibration
-from fcdd.detector import Detector
+from fcdd.calibration import Calibration, Score
+from fcdd.detector import Detector, Scored
 from fcdd.inference import Runner
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
 from jobs.shell.versions import versions
 from jobs.sources import fetching, listing
 from jobs.sources.fetching import ImageSet
-from jobs.training import measurement, threshold
+from jobs.training import evidence, measurement, page, threshold
 from jobs.training.prepare import Inputs, LabelledInfo
 from jobs.training.settings import TrainSettings, options_of, recorded, size_of
+from jobs.training.stopwatch import Stopwatch
 
 VERSIONED = ("torch", "ray", "numpy", "pillow")
 
 
-def finish(settings: TrainSettings, inputs: Inputs, held_out: ImageSet, state: bytes) -> Detector:
-    """The bundle, with scores of the held-out nominal images, and what belongs beside it."""
+def finish(settings: TrainSettings, inputs: Inputs, calibrating: ImageSet, state: bytes, watch: Stopwatch) -> Detector:
+    """The bundle, calibrated on the images that were held out (or cross-fitted on all), and what belongs beside it."""
     from jobs.training import report
 
     progress, weights = checkpoint.read_progress(state), checkpoint.network_weights(state)
     size, channels = size_of(settings), networks.in_channels(settings.network)
-    network = detector.deserialize(weights, settings.network, channels, size)
-    runner = Runner(network, progress.normalization, size)
-    scored = detector.summarise(runner(held_out.pixels))
-    root = storage.normalize(settings.images)
-    nominal = measurement.nominal(scored, settings.score, held_out, inputs.calibration, [root], settings.group_pattern)
-    calibration = Calibration.fit(
-        nominal, alpha=settings.alpha, group_pattern=settings.group_pattern, decide_by_group=settings.decide_by_group
-    )
-    threshold.explain(nominal.scores, [inputs.calibration[i].uri for i in held_out.positions], settings.alpha)
+    with watch.measure("calibration"):
+        found = evidence.measure(
+            detector.deserialize(weights, settings.network, channels, size),
+            progress.normalization,
+            calibrating.pixels,
+            supervision.SYNTHETIC[settings.anomalies],
+            is_cross_fitted=inputs.is_cross_fitted,
+            seed=settings.seed,
+        )
+    choice = found.choose(settings.alpha)
+    score = settings.score or choice.score
+    uris = [inputs.calibration[position].uri for position in calibrating.positions]
+    calibration = _calibration(settings, inputs, calibrating, found.nominal, score)
+    threshold.explain(getattr(found.nominal, score), uris, settings.alpha)
+    evidence.tell(choice, settings.score, found.found(score, calibration.threshold), settings.alpha)
     measured = {name: progress.history[-1][name] for name in ("loss", "loss_nominal", "loss_anomalous")}
+    measured |= evidence.figures(choice, score)
     if inputs.labelled:
-        measured |= _measure(settings, runner, inputs.labelled, calibration.threshold)
+        runner = Runner(detector.deserialize(weights, settings.network, channels, size), progress.normalization, size)
+        measured |= _measure(settings, score, runner, inputs.labelled, calibration.threshold)
+    root = storage.normalize(settings.images)
     spec = BundleSpec(
         network=settings.network,
         channels=channels,
@@ -44,13 +54,13 @@ def finish(settings: TrainSettings, inputs: Inputs, held_out: ImageSet, state: b
         normalization=progress.normalization,
         gaussian_std=options_of(settings).gaussian_std,
         gaussian_extent=settings.gaussian_extent,
-        score=settings.score,
+        score=score,
         calibration=calibration,
         calibrated_on=root,
         training=TrainingRecord(
             images=root,
             num_training=progress.num_images,
-            num_calibration=len(held_out.pixels),
+            num_calibration=len(calibrating.pixels),
             data_digest=listing.digest(inputs.listed),
             options=recorded(settings),
             versions=versions(*VERSIONED),
@@ -59,15 +69,30 @@ def finish(settings: TrainSettings, inputs: Inputs, held_out: ImageSet, state: b
         weights_sha256=detector.sha256(weights),
     )
     trained, bundle_uri = Detector(spec, weights), storage.normalize(settings.bundle)
-    report.write(bundle_uri, progress.history, trained, held_out.pixels, scored)
+    shown = page.build(trained, found, calibrating.pixels, uris, progress.history, watch.seconds)
+    report.write(bundle_uri, progress.history, shown)
     trained.save(bundle_uri)
     if settings.mlflow:
         report.to_mlflow(settings.mlflow, bundle_uri, trained, progress.history)
     return trained
 
 
+def _calibration(
+    settings: TrainSettings, inputs: Inputs, images: ImageSet, scored: Scored, score: Score
+) -> Calibration:
+    root = storage.normalize(settings.images)
+    return Calibration.fit(
+        measurement.nominal(scored, score, images, inputs.calibration, [root], settings.group_pattern),
+        alpha=settings.alpha,
+        group_pattern=settings.group_pattern,
+        decide_by_group=settings.decide_by_group,
+        is_cross_fitted=inputs.is_cross_fitted,
+    )
+
+
 def _measure(
     settings: TrainSettings,
+    score: Score,
     runner: Runner,
     labelled: list[LabelledInfo],
     at: float,
@@ -79,7 +104,7 @@ def _measure(
     loaded = fetching.load_set(infos, size_of(settings), networks.in_channels(settings.network))
     scored = detector.summarise(runner(loaded.pixels))
     labels = np.array([each.label for each in labelled], np.int64)[loaded.positions]
-    scores = getattr(scored, settings.score).astype(np.float64)
+    scores = getattr(scored, score).astype(np.float64)
     image = metrics.image_metrics(labels, scores, resamples=0)
     alarms = metrics.threshold_metrics(labels, scores, at, resamples=0)
     return {

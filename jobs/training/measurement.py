@@ -4,13 +4,14 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from fcdd import detector, grouping
-from fcdd.bundle import Score
-from fcdd.calibration import STATISTICS, Nominal
+from fcdd.calibration import SCORES, STATISTICS, Nominal, Score
 from fcdd.detector import Detector, Scored
 from fcdd.images import DecodedImage
 from fcdd.io.storage import ObjectInfo
+from jobs.shell import progress
 from jobs.sources import fetching
 from jobs.sources.fetching import ImageSet
 
@@ -37,11 +38,17 @@ def nominal(
         formats=images.formats,
         groups=[grouping.group_of(infos[index].uri, roots, pattern) for index in images.positions],
         maps=scored.maps,
+        others=_others(scored, score),
     )
 
 
+def _others(scored: Scored, score: Score) -> dict[Score, npt.NDArray[np.float32]]:
+    """The statistics of the maps that are not the score."""
+    return {name: getattr(scored, name) for name in SCORES if name != score}
+
+
 def measure(
-    trained: Detector, infos: Sequence[ObjectInfo], roots: Sequence[str], group_pattern: str | None
+    trained: Detector, score: Score, infos: Sequence[ObjectInfo], roots: Sequence[str], group_pattern: str | None
 ) -> tuple[Nominal, list[str]]:
     """Images that were fetched and scored, a few at once, and their locations.
 
@@ -50,7 +57,9 @@ def measure(
     spec = trained.spec
     maps, statistics, formats, uris = [], list[list[float]](), list[str](), list[str]()
     pending = []
-    for info, image in zip(infos, fetching.fetch_each(infos, spec.input_size, spec.channels), strict=True):
+    fetched = fetching.fetch_each(infos, spec.input_size, spec.channels)
+    told = progress.told(zip(infos, fetched, strict=True), len(infos), "calibration", log)
+    for info, image in told:
         if not isinstance(image, DecodedImage):
             log.warning("left out %s: %s", info.uri, image.error)
             continue
@@ -66,11 +75,12 @@ def measure(
         maps.append(trained.score(np.stack(pending)).maps)
     scored, pattern = detector.summarise(np.concatenate(maps)), grouping.compile_pattern(group_pattern)
     measured = Nominal(
-        scores=getattr(scored, spec.score),
+        scores=getattr(scored, score),
         peaks=scored.maximum,
         statistics=np.array(statistics, np.float32),
         formats=formats,
         groups=[grouping.group_of(uri, roots, pattern) for uri in uris],
         maps=scored.maps,
+        others=_others(scored, score),
     )
     return measured, uris

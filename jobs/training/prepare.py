@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from fcdd import detector, grouping, networks, splits
+from fcdd import cross_fitting, detector, grouping, networks, splits
 from fcdd.calibration import images_needed, smallest_alpha
 from fcdd.errors import ConfigError
 from fcdd.io import storage
@@ -21,6 +21,9 @@ from jobs.training.settings import TrainSettings, options_of, size_of
 from jobs.training.train_loop import LoopConfig
 
 log = logging.getLogger(__name__)
+
+# A share that is held out should be so many times what the false-alarm rate needs at the least.
+_FIRM = 2
 
 
 class LabelledInfo(NamedTuple):
@@ -39,7 +42,9 @@ class Inputs(NamedTuple):
     # All of the location, which the digest is of.
     listed: list[ObjectInfo]
     training: list[ObjectInfo]
+    # Those that are held out; all that are trained on, if the calibration is cross-fitted.
     calibration: list[ObjectInfo]
+    is_cross_fitted: bool
     # To measure the finished bundle on.
     labelled: list[LabelledInfo]
     # Known anomalies, each with its mask if it has one.
@@ -58,8 +63,26 @@ def find_inputs(settings: TrainSettings) -> Inputs:
     outliers = listing.list_images(storage.normalize(settings.outliers)) if settings.outliers else []
     # Known anomalies, their masks, outliers and images to measure on may lie among the nominal ones; none is nominal.
     not_nominal = {info.uri for info in (*labelled, *outliers, *itertools.chain(*anomalous)) if info is not None}
-    training, calibration = _split(listed, images_uri, settings, not_nominal)
-    return Inputs(listed, training, calibration, labelled, anomalous, outliers)
+    usable = [info for info in listed if info.uri not in not_nominal]
+    is_cross_fitted = _is_cross_fitted(settings, len(usable))
+    training, calibration = (usable, usable) if is_cross_fitted else _split(usable, images_uri, settings)
+    return Inputs(listed, training, calibration, is_cross_fitted, labelled, anomalous, outliers)
+
+
+def _is_cross_fitted(settings: TrainSettings, num_images: int) -> bool:
+    """Whether all images calibrate, because a share of them would set the threshold by one single image.
+
+    Features of all images have to fit in memory: of many images a share is enough.
+    """
+    if settings.calibration == "held-out" or not networks.needs_statistics(settings.network):
+        return False
+    if settings.calibration == "cross-fitted":
+        return True
+    size, channels = size_of(settings), networks.in_channels(settings.network)
+    network = networks.build(settings.network, in_channels=channels, image_size=size)
+    needed = cross_fitting.feature_bytes(network, num_images) + num_images * math.prod(size) * channels
+    is_few = settings.calibration_share * num_images < _FIRM * images_needed(settings.alpha)
+    return is_few and needed <= settings.memory_gb * 1e9
 
 
 def _refuse_anomalous(infos: list[ObjectInfo], images_uri: str) -> None:
@@ -90,13 +113,12 @@ def _labelled(settings: TrainSettings) -> list[LabelledInfo]:
 
 
 def _split(
-    infos: list[ObjectInfo], images_uri: str, settings: TrainSettings, not_nominal: set[str]
+    usable: list[ObjectInfo], images_uri: str, settings: TrainSettings
 ) -> tuple[list[ObjectInfo], list[ObjectInfo]]:
     """Training and calibration images, by a hash of the key; copies of calibration images are not trained on."""
     held_out = {
-        info.uri: splits.is_held_out(info.uri.removeprefix(images_uri), settings.calibration_share) for info in infos
+        info.uri: splits.is_held_out(info.uri.removeprefix(images_uri), settings.calibration_share) for info in usable
     }
-    usable = [info for info in infos if info.uri not in not_nominal]
     calibration = [info for info in usable if held_out[info.uri]]
     known = {(info.etag, info.size) for info in calibration if info.etag}
     training = [info for info in usable if not held_out[info.uri] and (info.etag, info.size) not in known]
@@ -106,19 +128,24 @@ def _split(
     return training, calibration
 
 
-def _check_enough(settings: TrainSettings, training: int, calibration: int) -> None:
+def _check_enough(settings: TrainSettings, inputs: Inputs) -> None:
     """Raises ConfigError with everything that is missing, and what would do."""
     needed, share = images_needed(settings.alpha), settings.calibration_share
+    training, calibration = len(inputs.training), len(inputs.calibration)
     if training >= settings.batch_size and calibration >= needed:
         return
-    total = math.ceil(1.1 * max(needed / share, settings.batch_size / (1 - share)))  # the split is by a hash
+    if inputs.is_cross_fitted:
+        found = f"{training} nominal images are too few: a batch needs {settings.batch_size}"
+        found += f", a false-alarm rate of {settings.alpha:g} {needed}"
+        total = max(needed, settings.batch_size)
+    else:
+        found = f"{training + calibration} nominal images are too few: {training} to train on, where a batch needs "
+        found += f"{settings.batch_size}, and {calibration} held out, where a false-alarm rate of {settings.alpha:g} "
+        found += f"needs {needed}"
+        total = math.ceil(1.1 * max(needed / share, settings.batch_size / (1 - share)))  # the split is by a hash
     instead = [f"--alpha {smallest_alpha(calibration):g}"] if 0 < calibration < needed else []
     instead += [f"--batch-size {max(2, training)}"] if training < settings.batch_size else []
-    raise ConfigError(
-        f"{training + calibration} nominal images are too few: {training} to train on, where a batch needs "
-        f"{settings.batch_size}, and {calibration} held out, where a false-alarm rate of {settings.alpha:g} needs "
-        f"{needed}; bring about {total}" + (f", or give {' '.join(instead)}" if instead else "")
-    )
+    raise ConfigError(f"{found}; bring about {total}" + (f", or give {' '.join(instead)}" if instead else ""))
 
 
 def initial_weights(settings: TrainSettings, inputs: Inputs) -> bytes:
@@ -126,7 +153,7 @@ def initial_weights(settings: TrainSettings, inputs: Inputs) -> bytes:
     torch.manual_seed(settings.seed)
     channels = networks.in_channels(settings.network)
     network = networks.build(settings.network, in_channels=channels, image_size=size_of(settings))
-    _check_enough(settings, len(inputs.training), len(inputs.calibration))
+    _check_enough(settings, inputs)
     if settings.mlflow:
         from jobs.training import report
 

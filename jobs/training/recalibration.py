@@ -12,7 +12,7 @@ import numpy as np
 
 from fcdd import bundle, grouping, heatmap, splits
 from fcdd.bundle import BundleSpec
-from fcdd.calibration import STATISTICS, Floats, Nominal, conformal_threshold
+from fcdd.calibration import STATISTICS, Floats, Nominal, Score, conformal_threshold
 from fcdd.errors import BundleError, ConfigError
 from fcdd.io.storage import ObjectInfo
 from jobs.catalog import label_files, views
@@ -28,6 +28,8 @@ SUSPICIOUS_RATIO = 2.0
 
 # So many of them are named.
 _NAMED = 5
+# The columns of the scores table that hold the statistics of a map.
+_COLUMNS: dict[Score, str] = {"mean": "score_mean", "maximum": "score_max", "top1pct": "score_top1pct"}
 
 
 def warn_of_higher(before: float, after: float, values: Floats, uris: list[str], what: str) -> None:
@@ -44,7 +46,14 @@ def warn_of_higher(before: float, after: float, values: Floats, uris: list[str],
 
 
 def from_images(
-    spec: BundleSpec, weights: bytes, location: str, *, alpha: float, pattern: str | None, max_images: int
+    spec: BundleSpec,
+    weights: bytes,
+    location: str,
+    *,
+    score: Score,
+    alpha: float,
+    pattern: str | None,
+    max_images: int,
 ) -> tuple[Nominal, list[str]]:
     """Images below a location, scored here, and their locations. Raises ConfigError for too few."""
     from fcdd.detector import Detector  # late: a reviewed run needs no torch
@@ -52,7 +61,7 @@ def from_images(
 
     infos = _sampled(_not_trained_on(listing.list_images(location), spec), max_images)
     conformal_threshold(np.zeros(len(infos)), alpha)  # before all are scored
-    return measurement.measure(Detector(spec, weights), infos, [location], pattern)
+    return measurement.measure(Detector(spec, weights), score, infos, [location], pattern)
 
 
 def _not_trained_on(infos: list[ObjectInfo], spec: BundleSpec) -> list[ObjectInfo]:
@@ -60,10 +69,12 @@ def _not_trained_on(infos: list[ObjectInfo], spec: BundleSpec) -> list[ObjectInf
     root, share = spec.training.images, spec.training.options.get("calibration_share")
     if not isinstance(share, float):
         return infos
+    none_held_out = spec.calibration.is_cross_fitted
     kept = [
         info
         for info in infos
-        if not info.uri.startswith(f"{root}/") or splits.is_held_out(info.uri.removeprefix(root), share)
+        if not info.uri.startswith(f"{root}/")
+        or (splits.is_held_out(info.uri.removeprefix(root), share) and not none_held_out)
     ]
     if len(kept) < len(infos):
         log.info("left out %d images below %s, where training took its images", len(infos) - len(kept), root)
@@ -87,6 +98,7 @@ def from_runs(
     records: Sequence[RunRecord],
     labels: str,
     *,
+    score: Score,
     pattern: str | None,
     max_images: int,
 ) -> tuple[Nominal, list[str]]:
@@ -112,7 +124,7 @@ def from_runs(
             f"{unseen} alarms have no label in {labels}: an alarm that nobody looked at is neither nominal "
             "nor anomalous; label all alarms of the night"
         )
-    columns = ("image_uri", "anomaly_score", "score_max", "image_format", "image_group", "heatmap", *STATISTICS)
+    columns = ("image_uri", *_COLUMNS.values(), "image_format", "image_group", "heatmap", *STATISTICS)
     table = connection.sql(
         f"SELECT {', '.join(columns)} FROM reviewed WHERE coalesce(label, 0) = 0 "
         f"ORDER BY md5(image_uri) LIMIT {max_images}"
@@ -123,13 +135,15 @@ def from_runs(
     if pattern != spec.calibration.group_pattern:
         compiled = grouping.compile_pattern(pattern)
         groups = [grouping.group_of(uri, (), compiled) for uri in table["image_uri"].to_pylist()]
+    by_score = {name: table[column].to_numpy() for name, column in _COLUMNS.items()}
     nominal = Nominal(
-        scores=table["anomaly_score"].to_numpy(),
-        peaks=table["score_max"].to_numpy(),
+        scores=by_score[score],
+        peaks=by_score["maximum"],
         statistics=np.stack([table[name].to_numpy() for name in STATISTICS], 1),
         formats=table["image_format"].to_pylist(),
         groups=groups,
         maps=heatmap.decode_each(table["heatmap"].to_pylist()),
+        others={name: values for name, values in by_score.items() if name != score},
     )
     uris: list[str] = table["image_uri"].to_pylist()
     return nominal, uris
@@ -143,6 +157,6 @@ def _has_weights(record: RunRecord, spec: BundleSpec) -> bool:
         other, _ = bundle.load(record.bundle)
     except (BundleError, ConfigError):
         return False
-    own = {"calibration", "calibrated_on", "parent", "training"}
+    own = {"calibration", "calibrated_on", "parent", "training", "score"}
     same = other.model_dump(exclude=own) == spec.model_dump(exclude=own)
     return same and other.digest == record.bundle_digest

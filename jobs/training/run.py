@@ -19,6 +19,7 @@ from jobs.training import checks, data_set, finish, prepare, train_loop
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.prepare import Inputs
 from jobs.training.settings import TrainSettings, size_of, with_preset
+from jobs.training.stopwatch import Stopwatch
 from jobs.training.train_loop import LoopConfig
 
 log = logging.getLogger(__name__)
@@ -32,19 +33,22 @@ def train(settings: TrainSettings) -> Detector:
     checks.check_options(settings)
     checks.check_places(settings, store)
     checks.warn_of_ignored_options(given, settings)
-    inputs = prepare.find_inputs(settings)
-    weights = prepare.initial_weights(settings, inputs)
-    checks.check_resumable(settings, store, listing.digest(inputs.listed))
-    held_out, not_trained_on = _read_held_out(settings, inputs)
+    watch = Stopwatch()
+    with watch.measure("listing, and reading what calibrates"):
+        inputs = prepare.find_inputs(settings)
+        weights = prepare.initial_weights(settings, inputs)
+        checks.check_resumable(settings, store, listing.digest(inputs.listed))
+        calibrating, not_trained_on = _read_calibrating(settings, inputs)
     loop = prepare.loop_config(settings, inputs, not_trained_on, weights, location)
     if settings.overwrite and not settings.resume:
         store.clear()
     with _stoppable(settings, store):
-        _run(settings, loop)
+        with watch.measure("training, statistics of nominal images included"):
+            _run(settings, loop)
         found = store.latest()
         if found is None:
             raise ConfigError(f"the checkpoints at {loop.checkpoints} are gone or damaged; train again")
-        trained = finish.finish(settings, inputs, held_out, found[0])
+        trained = finish.finish(settings, inputs, calibrating, found[0], watch)
         bundle_uri = storage.normalize(settings.bundle)
         if Detector.load(bundle_uri).spec.digest != trained.spec.digest:
             raise ConfigError(f"{bundle_uri} was overwritten while it was being written; train again")
@@ -52,7 +56,7 @@ def train(settings: TrainSettings) -> Detector:
     return trained
 
 
-def _read_held_out(settings: TrainSettings, inputs: Inputs) -> tuple[ImageSet, frozenset[str]]:
+def _read_calibrating(settings: TrainSettings, inputs: Inputs) -> tuple[ImageSet, frozenset[str]]:
     """The calibration images, and the digests of all pixels that must not be trained on as nominal.
 
     They are read before any worker starts: a location of unreadable images, or an unusable mask, is found here. The
@@ -60,12 +64,21 @@ def _read_held_out(settings: TrainSettings, inputs: Inputs) -> tuple[ImageSet, f
     """
     size, channels = size_of(settings), networks.in_channels(settings.network)
     known, _ = data_set.read_anomalies(*prepare.unzipped(inputs.anomalous), size, channels)
-    log.info("training on %d nominal images, calibrating on %d others", len(inputs.training), len(inputs.calibration))
+    log.info(
+        "training on %d nominal images, calibrating on %s",
+        len(inputs.training),
+        _CROSS_FITTED if inputs.is_cross_fitted else f"{len(inputs.calibration)} others",
+    )
     anomalous = frozenset(map(data_set.pixel_digest, known))
     loaded = fetching.load_set(inputs.calibration, size, channels)
-    held_out = data_set.without(loaded, inputs.calibration, anomalous)
-    conformal_threshold(held_out.positions, settings.alpha)  # enough of them are readable
-    return held_out, anomalous | set(map(data_set.pixel_digest, held_out.pixels))
+    calibrating = data_set.without(loaded, inputs.calibration, anomalous)
+    conformal_threshold(calibrating.positions, settings.alpha)  # enough of them are readable
+    if inputs.is_cross_fitted:
+        return calibrating, anomalous
+    return calibrating, anomalous | set(map(data_set.pixel_digest, calibrating.pixels))
+
+
+_CROSS_FITTED = "the same ones, each scored by statistics that did not see it (--calibration held-out takes a share)"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from fcdd import networks, supervision
 from fcdd.augmentation import Light
-from fcdd.bundle import DEFAULT_SCORE, Score
+from fcdd.calibration import Score
 from fcdd.normalization import Kind
 from fcdd.training import TrainOptions
 from jobs.shell.settings import ImageSize, JobSettings, height_and_width
@@ -40,7 +40,7 @@ class TrainSettings(JobSettings):
         "anomalies to learn from, and images to measure on": (
             *("anomalies", "outliers", "outlier_share", "anomalous", "masks", "anomalous_share", "labels"),
         ),
-        "threshold": ("calibration_share", "alpha", "group_pattern", "decide_by_group"),
+        "threshold": ("calibration", "calibration_share", "alpha", "group_pattern", "decide_by_group"),
         "optimisation": (
             *("preset", "epochs", "batch_size", "learning_rate", "weight_decay", "optimizer", "schedule", "decay"),
             *("milestones", "loss", "augmentation", "seed"),
@@ -72,9 +72,10 @@ class TrainSettings(JobSettings):
     )
     freeze_backbone: bool = Field(False, description="train the head alone; whitened trunks are always frozen")
     normalization: Kind = Field("mean_std", description="of the input; trunks with ImageNet weights keep their own")
-    score: Score = Field(
-        DEFAULT_SCORE,
-        description="of an image by its map: maximum, mean of the top 1 %, or mean (the paper's, and that of presets)",
+    score: Score | None = Field(
+        None,
+        description="of an image by its map: maximum, mean of the top 1 %, or mean (the paper's, and that of presets); "
+        "default: the maximum, unless another finds significantly more synthetic anomalies of kinds not trained on",
     )
     epochs: int | None = Field(None, ge=1, description="passes over the images; default: 3 if whitened, else 12")
     batch_size: int = Field(32, ge=2, description="global batch, over all workers")
@@ -117,7 +118,12 @@ class TrainSettings(JobSettings):
     gaussian_extent: int | None = Field(
         None, ge=1, description="pixels that one map cell can reach in the heatmap; default: its receptive field"
     )
-    calibration_share: float = Field(0.2, gt=0, lt=1, description="share of images held out for the threshold")
+    calibration: Literal["auto", "held-out", "cross-fitted"] = Field(
+        "auto",
+        description="what the threshold comes from: images that are held out, or, for whitened networks, all images, "
+        "each scored by statistics that did not see it; default: cross-fitted where a share would be too few",
+    )
+    calibration_share: float = Field(0.2, gt=0, lt=1, description="share of images that is held out")
     alpha: float = Field(0.01, gt=0, lt=1, description="false-alarm rate that the threshold promises")
     group_pattern: str | None = Field(
         None,

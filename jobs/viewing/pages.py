@@ -2,11 +2,13 @@
 
 import base64
 import hashlib
+import io
 from collections.abc import Mapping
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from PIL import Image
 
 from jobs.shell import formatting
 
@@ -34,6 +36,21 @@ def review() -> tuple[str, str]:
     style, script = _source("review.css"), _source("review.js")
     page = _TEMPLATES.get_template("review.html.j2").render(style=style, script=script)
     return page, _policy(style, script, "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'")
+
+
+def training(context: Mapping[str, Any]) -> str:
+    """What a training learned; it has the style of a report and no script."""
+    style = _source("report.css") + _source("training.css")
+    return _TEMPLATES.get_template("training.html.j2").render(
+        style=style, policy=_policy(style, "", "img-src data:"), **context
+    )
+
+
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    """A picture within a page; `options` are those of Pillow for that kind of file."""
+    sink = io.BytesIO()
+    picture.save(sink, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(sink.getvalue()).decode()}"
 
 
 def _source(name: str) -> Markup:

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "jobs.on_ray": SHELL,
     "jobs.results": {*SHELL, "jobs.catalog"},
     "jobs.scoring": GROUND,
-    "jobs.training": {*GROUND, "fcdd.paper"},
+    "jobs.training": {*GROUND, "fcdd.paper", "jobs.viewing"},
     "jobs.viewing": {*GROUND - {"jobs.on_ray"}, "jobs.results"},
     "verbs": {*GROUND, "jobs.results", "jobs.scoring", "jobs.training", "jobs.viewing"},
     "cluster": {"fcdd", "fcdd.io", "fcdd.paper"},

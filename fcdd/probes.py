@@ -1,0 +1,165 @@
+"""Synthetic anomalies that measure what a detector finds: of kinds that no training learns from.
+
+A missing part, one that is shifted, one that is turned, a blurred spot, specks of dirt: small changes as a product has
+them, made from the nominal image itself. `fcdd.outliers` has those that are trained on; a detector that was measured
+on them would be told how well it remembers. All sizes are fractions of the image's shorter side; all randomness comes
+from the generator.
+
+Shapes: H x W pixels, C channels.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+Pixels = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+Alpha = npt.NDArray[np.float32]
+
+# Grey levels; a pixel belongs to the mask when it changed by more than this.
+_VISIBLE = 8
+# Where an image has one colour, what is moved or blurred there changes nothing: another place is tried.
+_ATTEMPTS = 16
+# A change of fewer pixels would be no anomaly that anyone could see.
+_SMALLEST = 6
+_SPECK_DEPTH = (0.4, 0.9)
+
+
+def missing(image_hwc: Pixels, generator: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A copy of the image (H,W,C) in which a spot has the colour of its surroundings, and the mask (H,W)."""
+
+    def change(image: npt.NDArray[np.float32], where: "_Spot") -> npt.NDArray[np.float32]:
+        return np.broadcast_to(image[where.around].mean(0), image.shape)
+
+    return _changed(image_hwc, generator, (0.025, 0.07), change)
+
+
+def shifted(image_hwc: Pixels, generator: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A copy of the image (H,W,C) in which a spot shows what lies 2 to 6 % of the side beside it, and the mask."""
+    side = min(image_hwc.shape[:2])
+    angle, distance = generator.uniform(0, 2 * np.pi), generator.uniform(0.02, 0.06) * side
+    moved = (round(distance * np.sin(angle)), round(distance * np.cos(angle)))
+
+    def change(image: npt.NDArray[np.float32], _: "_Spot") -> npt.NDArray[np.float32]:
+        return np.roll(image, moved, (0, 1))
+
+    return _changed(image_hwc, generator, (0.04, 0.09), change)
+
+
+def turned(image_hwc: Pixels, generator: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A copy of the image (H,W,C) in which a spot is turned by 20 to 180 degrees, and the mask (H,W) of the change."""
+    angle = np.radians(generator.uniform(20, 180))
+
+    def change(image: npt.NDArray[np.float32], where: "_Spot") -> npt.NDArray[np.float32]:
+        cos, sin = np.cos(angle), np.sin(angle)
+        matrix = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+        middle = np.array([*where.centre, 0.0])
+        turned: npt.NDArray[np.float32] = ndimage.affine_transform(
+            image, matrix, middle - matrix @ middle, order=1, mode="nearest"
+        )
+        return turned
+
+    return _changed(image_hwc, generator, (0.03, 0.08), change)
+
+
+def blurred(image_hwc: Pixels, generator: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A copy of the image (H,W,C) with a blurred spot, and the mask (H,W) of the change."""
+    spread = generator.uniform(0.012, 0.03) * min(image_hwc.shape[:2])
+
+    def change(image: npt.NDArray[np.float32], _: "_Spot") -> npt.NDArray[np.float32]:
+        soft: npt.NDArray[np.float32] = ndimage.gaussian_filter(image, spread, axes=(0, 1), mode="nearest")
+        return soft
+
+    return _changed(image_hwc, generator, (0.05, 0.1), change)
+
+
+def specks(image_hwc: Pixels, generator: np.random.Generator) -> tuple[Pixels, Mask]:
+    """A copy of the image (H,W,C) with one to three specks of one colour, and the mask (H,W) of the change.
+
+    The mask is not empty: a speck is darker on a bright ground and brighter on a dark one.
+    """
+    height, width = image_hwc.shape[:2]
+    result = image_hwc.astype(np.float32)
+    depth = generator.uniform(*_SPECK_DEPTH)
+    for _ in range(generator.integers(1, 4)):
+        spot = _Spot.drawn(height, width, (0.008, 0.018), generator)
+        ground = result[spot.alpha > 0].mean(0)
+        dark = generator.uniform(0, 80, image_hwc.shape[2])
+        tone = 255 - dark if ground.mean() < 128 else dark
+        result += spot.alpha[:, :, None] * depth * (tone - result)
+    shown = result.round().clip(0, 255).astype(np.uint8)
+    return shown, _visible(shown, image_hwc)
+
+
+Probe = Callable[[Pixels, np.random.Generator], tuple[Pixels, Mask]]
+PROBES: MappingProxyType[str, Probe] = MappingProxyType(
+    {each.__name__: each for each in (missing, shifted, turned, blurred, specks)}
+)
+
+
+class Drawn(NamedTuple):
+    """M probes: pictures (M,H,W,C), the kind of each, and the index of the image that each was made from, (M,)."""
+
+    pictures: Pixels
+    kinds: list[str]
+    sources: npt.NDArray[np.int64]
+
+
+def draw(images_nhwc: Pixels, generator: np.random.Generator, *, kinds: Mapping[str, Probe], per_kind: int) -> Drawn:
+    """`per_kind` probes of every kind, made from images (N,H,W,C) in turn."""
+    names = [kind for kind in kinds for _ in range(per_kind)]
+    sources = np.resize(generator.permutation(len(images_nhwc)), len(names))
+    pictures = [kinds[kind](images_nhwc[source], generator)[0] for kind, source in zip(names, sources, strict=True)]
+    return Drawn(np.stack(pictures), names, sources)
+
+
+class _Spot:
+    """A place with a soft rim: `alpha` (H,W) its coverage in [0,1], `around` (H,W) bool the ring beside it."""
+
+    def __init__(self, alpha: Alpha, around: Mask, centre: tuple[float, float]) -> None:
+        self.alpha, self.around, self.centre = alpha, around, centre
+
+    @classmethod
+    def drawn(cls, height: int, width: int, radius: tuple[float, float], generator: np.random.Generator) -> "_Spot":
+        """An ellipse that lies inside the image, with its radius in fractions of the shorter side."""
+        side = min(height, width)
+        large = max(1.5, generator.uniform(*radius) * side)
+        small = max(1.2, large * generator.uniform(0.5, 1))
+        angle, margin = generator.uniform(0, np.pi), min(large, side / 2 - 1)
+        y, x = generator.uniform((margin, margin), (height - margin, width - margin))
+        rows, columns = np.ogrid[:height, :width]
+        along = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
+        across = (rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)
+        distance = np.sqrt((along / large) ** 2 + (across / small) ** 2)
+        alpha = ((1 - distance) * small + 0.5).clip(0, 1).astype(np.float32)
+        return cls(alpha, (distance > 1) & (distance < 1.5), (float(y), float(x)))
+
+
+def _changed(
+    image_hwc: Pixels,
+    generator: np.random.Generator,
+    radius: tuple[float, float],
+    change: Callable[[npt.NDArray[np.float32], _Spot], npt.NDArray[np.float32]],
+) -> tuple[Pixels, Mask]:
+    """The image with a spot of what `change` makes of it; specks where no place shows a change."""
+    height, width = image_hwc.shape[:2]
+    original = image_hwc.astype(np.float32)
+    for _ in range(_ATTEMPTS):
+        spot = _Spot.drawn(height, width, radius, generator)
+        if not spot.around.any():
+            continue
+        result = original + spot.alpha[:, :, None] * (change(original, spot) - original)
+        shown = result.round().clip(0, 255).astype(np.uint8)
+        mask = _visible(shown, image_hwc)
+        if mask.sum() >= _SMALLEST:
+            return shown, mask
+    return specks(image_hwc, generator)
+
+
+def _visible(shown: Pixels, image_hwc: Pixels) -> Mask:
+    changed: Mask = np.abs(shown.astype(np.int16) - image_hwc).max(2) > _VISIBLE
+    return changed

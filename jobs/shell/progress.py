@@ -1,0 +1,25 @@
+"""Work that takes its time says how far it is: a line of the log every ten seconds, with its rate and time to go."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+EVERY_SECONDS = 10.0
+
+
+def told(items: Iterable[T], total: int, what: str, log: logging.Logger, *, each: int = 1) -> Iterator[T]:
+    """The items; `what` is being done with them, and each of them stands for `each` things of `total * each`."""
+    began = shown = time.perf_counter()
+    for done, item in enumerate(items):
+        now = time.perf_counter()
+        if done and now - shown >= EVERY_SECONDS:
+            shown = now
+            rate = done / (now - began)
+            log.info(
+                "%s: %d of %d, %.3g/s, %.0f s to go",
+                *(what, done * each, total * each, rate * each, (total - done) / rate),
+            )
+        yield item

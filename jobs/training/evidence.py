@@ -1,0 +1,123 @@
+"""What a trained network makes of the images that calibrate it and of synthetic anomalies made from them.
+
+trained network + calibration images -> probes (drawn) -> maps of both -> the score to decide by, what it finds
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fcdd import cross_fitting, detector, probes, score_choice
+from fcdd.calibration import SCORES, Score
+from fcdd.detector import Scored
+from fcdd.inference import Runner
+from fcdd.networks import FCDDNetwork
+from fcdd.normalization import Normalization
+from fcdd.score_choice import Choice
+from fcdd.supervision import AnomalySource
+from jobs.shell import progress
+
+log = logging.getLogger(__name__)
+
+# Probes of every kind: with 40 each a share of all is known to about 3 %.
+PER_KIND = 40
+TRAINED_ON = "trained on"
+# A detector that finds less of all kinds, those that it was trained on included, has learned nothing of use.
+_USELESS_SHARE = 0.1
+# Images whose maps are computed between two lines of progress.
+_CHUNK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Maps and scores of N calibration images and of M probes: pictures (M,H,W,C), kinds, and what they came from.
+
+    Probe m was made from calibration image `sources[m]`; the kind "trained on" is the one that the training used.
+    """
+
+    nominal: Scored
+    probes: Scored
+    pictures: npt.NDArray[np.uint8]
+    kinds: list[str]
+    sources: npt.NDArray[np.int64]
+
+    def choose(self, alpha: float) -> Choice:
+        """The score by what is found of kinds not trained on. Raises ConfigError as `score_choice.choose`."""
+        chosen = np.array([kind != TRAINED_ON for kind in self.kinds])
+        values = {score: getattr(self.probes, score) for score in SCORES}
+        nominal = {score: getattr(self.nominal, score) for score in SCORES}
+        unseen = {score: each[chosen] for score, each in values.items()}
+        return score_choice.choose(nominal, unseen, [kind for kind in self.kinds if kind != TRAINED_ON], alpha)
+
+    def found(self, score: Score, threshold: float) -> dict[str, float]:
+        """The share of every kind of probes that scores above a threshold."""
+        alarms, kinds = getattr(self.probes, score) > threshold, np.array(self.kinds, dtype=object)
+        return {kind: float(alarms[kinds == kind].mean()) for kind in dict.fromkeys(self.kinds)}
+
+
+def measure(
+    network: FCDDNetwork,
+    scaling: Normalization,
+    images_nhwc: npt.NDArray[np.uint8],
+    trained_on: AnomalySource,
+    *,
+    is_cross_fitted: bool,
+    seed: int,
+) -> Evidence:
+    """Score images and probes made from them, by the network or, cross-fitted, by statistics that did not see them."""
+    kinds = {**probes.PROBES, TRAINED_ON: trained_on}
+    drawn = probes.draw(images_nhwc, np.random.default_rng(seed), kinds=kinds, per_kind=PER_KIND)
+    log.info("scoring %d calibration images and %d synthetic anomalies", len(images_nhwc), len(drawn.kinds))
+    if is_cross_fitted:
+        on = network.to("cuda" if torch.cuda.is_available() else "cpu")
+        watch = partial(progress.told, what="calibration", log=log)
+        maps = cross_fitting.cross_fit(
+            on, scaling, images_nhwc, drawn.pictures, drawn.sources, seed=seed, watch=lambda *each: watch(*each)
+        )
+    else:
+        runner = Runner(network, scaling, images_nhwc.shape[1:3])
+        maps = (_maps(runner, images_nhwc), _maps(runner, drawn.pictures))
+    nominal, scored = map(detector.summarise, maps)
+    return Evidence(nominal, scored, drawn.pictures, drawn.kinds, drawn.sources)
+
+
+def _maps(runner: Runner, images_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    starts = range(0, len(images_nhwc), _CHUNK)
+    parts: Iterable[int] = progress.told(starts, len(starts), "calibration", log, each=_CHUNK)
+    return np.concatenate([runner(images_nhwc[start : start + _CHUNK]) for start in parts])
+
+
+def tell(choice: Choice, given: Score | None, found: dict[str, float], alpha: float) -> None:
+    """Log which score decides and why, and warn of a detector that finds next to nothing."""
+    score = given or choice.score
+    shares = ", ".join(f"{name} {choice.found[name].share:.0%}" for name in SCORES)
+    log.info(
+        "the score is the %s of the map (%s); of %d synthetic anomalies of kinds not trained on, at %g %% false alarms "
+        "each score finds: %s",
+        *(score, "as asked" if given else "chosen by the data", PER_KIND * len(probes.PROBES), 100 * alpha, shares),
+    )
+    if given and given != choice.score:
+        log.warning("--score %s finds less than the %s would; leave it out to take that", given, choice.score)
+    if is_useless(found):
+        log.warning(
+            "this detector finds next to nothing: %s of synthetic anomalies at %g %% false alarms; more --epochs, more "
+            "images, or the default --network help",
+            ", ".join(f"{share:.0%} of those {kind}" for kind, share in found.items()),
+            100 * alpha,
+        )
+
+
+def is_useless(found: dict[str, float]) -> bool:
+    """Whether no kind of probes is found to a share that is worth anything."""
+    return max(found.values(), default=0.0) < _USELESS_SHARE
+
+
+def figures(choice: Choice, score: Score) -> dict[str, float]:
+    """What the score finds, of all synthetic anomalies and of every kind: metrics of the bundle's record."""
+    found = choice.found[score]
+    return {"found": found.share, **{f"found_{kind}": share for kind, share in found.by_kind.items()}}

@@ -1,0 +1,137 @@
+"""What a training learned, as one HTML file beside the bundle that needs nothing else.
+
+the finished detector, scored calibration images and synthetic anomalies -> a context -> templates/training.html.j2
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fcdd import heatmap
+from fcdd.calibration import Floats, Score, ThresholdImage
+from fcdd.detector import Detector
+from jobs.viewing import pages
+
+_BINS, _WIDTH, _HEIGHT = 60, 640, 160
+# Pictures of a page of a few hundred kilobytes.
+_QUALITY, _SIDE = 70, 224
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture (H,W,C) of the network's input with its map (U,V) and score; `name` says which one it is."""
+
+    name: str
+    picture: npt.NDArray[np.uint8]
+    map_uv: npt.NDArray[np.float32]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What the page is made of; scores are those that decide, (N,) of calibration and by kind of synthetic anomalies.
+
+    `shares`: kind -> score -> share that is found at the promised rate. `seconds`: what took how long.
+    """
+
+    detector: Detector
+    history: Sequence[Mapping[str, float]]
+    nominal: Floats
+    sets_threshold: ThresholdImage
+    sets_threshold_name: str
+    most_anomalous: Sequence[Shown]
+    kinds: Mapping[str, Sequence[Shown]]
+    shares: Mapping[str, Mapping[Score, float]]
+    trained_on: str
+    seconds: Mapping[str, float]
+    warnings: Sequence[str] = field(default_factory=tuple)
+
+
+def build(training: Training) -> bytes:
+    """The page."""
+    spec = training.detector.spec
+    context = {
+        "spec": spec,
+        "calibration": spec.calibration,
+        "history": training.history,
+        "histogram": _histogram(training.nominal, spec.calibration.threshold),
+        "sets_threshold": training.sets_threshold,
+        "sets_threshold_name": training.sets_threshold_name,
+        "most_anomalous": [_drawn(training.detector, each) for each in training.most_anomalous],
+        "kinds": {kind: [_drawn(training.detector, each) for each in shown] for kind, shown in training.kinds.items()},
+        "shares": training.shares,
+        "trained_on": training.trained_on,
+        "mean_map": _mean_map(training.detector),
+        "seconds": training.seconds,
+        "total": sum(training.seconds.values()),
+        "warnings": training.warnings,
+    }
+    return pages.training(context).encode()
+
+
+def _drawn(detector: Detector, shown: Shown) -> dict[str, Any]:
+    """The picture, and with its heatmap over it, as data URIs."""
+    pixels = shown.picture.squeeze(2) if shown.picture.shape[2] == 1 else shown.picture
+    original = Image.fromarray(pixels).convert("RGB")
+    threshold = detector.spec.calibration.map_threshold
+    over = heatmap.overlay(original, detector.heatmap(shown.map_uv), threshold)
+    for each in (original, over):
+        each.thumbnail((_SIDE, _SIDE))
+    return {
+        "name": shown.name,
+        "score": shown.score,
+        "is_found": shown.score > detector.spec.calibration.threshold,
+        "original": pages.data_uri(original, "WEBP", quality=_QUALITY),
+        "over": pages.data_uri(over, "WEBP", quality=_QUALITY),
+    }
+
+
+def _mean_map(detector: Detector) -> str:
+    """The average map of nominal images in the colours of the scale: evenly dark if no place is special."""
+    values = np.array(detector.spec.calibration.pooled.map_mean, np.float32)
+    shown = heatmap.layer(values, detector.spec.calibration.map_threshold).convert("RGB")
+    scale = max(1, _SIDE // max(shown.size))
+    return pages.data_uri(shown.resize((shown.width * scale, shown.height * scale), Image.Resampling.NEAREST), "PNG")
+
+
+def _histogram(scores: Floats, threshold: float) -> dict[str, Any]:
+    """Numbers of calibration images by score as bars of a drawing, with round ticks below."""
+    low, high = min(0.0, float(scores.min())), max(float(scores.max()), threshold)
+    ticks = _ticks(low, high if high > low else low + 1.0)
+    high = ticks[-1]
+    counts, edges = np.histogram(scores, _BINS, (ticks[0], high))
+    step, tallest = _WIDTH / _BINS, max(int(counts.max()), 1)
+    bars = [
+        {
+            "x": index * step + 0.5,
+            "y": _HEIGHT * (1 - count / tallest),
+            "width": step - 1,
+            "height": _HEIGHT * count / tallest,
+            "title": f"{edges[index]:.3g} to {edges[index + 1]:.3g}: {count} images",
+            "kind": "above" if edges[index] >= threshold else "",
+        }
+        for index, count in enumerate(counts.tolist())
+        if count
+    ]
+
+    def place(value: float) -> float:
+        return _WIDTH * (value - ticks[0]) / (high - ticks[0])
+
+    return {
+        "bars": bars,
+        "tallest": tallest,
+        "threshold": place(threshold),
+        "ticks": [(place(tick), f"{tick:g}") for tick in ticks],
+    }
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to eight round numbers that hold a range between them."""
+    step = 10.0 ** np.floor(np.log10((high - low) / 4))
+    step *= next(factor for factor in (1, 2, 2.5, 5, 10) if (high - low) / (step * factor) <= 7)
+    first, last = np.floor(low / step), np.ceil(high / step)
+    return [float(round(index * step, 12)) for index in np.arange(first, last + 1)]
