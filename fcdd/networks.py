@@ -134,6 +134,11 @@ def parse(name: str) -> TrunkName | None:
     return TrunkName(kind, rest[0], rest[1].split("+"), int(modes))
 
 
+def names_modes(name: str) -> bool:
+    """Whether the name of a "whitened:" network says how many modes it has."""
+    return name.count(":") == 3
+
+
 def is_pretrained(name: str) -> bool:
     """Whether the network is meant to start from ImageNet weights."""
     return parse(name) is not None or name in ("vgg", "vgg_f")

@@ -16,10 +16,10 @@ from fcdd.bundle import BundleSpec
 from fcdd.calibration import Calibration, Nominal, Score
 from fcdd.errors import ConfigError
 from fcdd.io import storage
+from jobs.calibration import recalibration, threshold
 from jobs.catalog import commit_records
 from jobs.shell import formatting, process
 from jobs.shell.settings import JobSettings, Night
-from jobs.training import recalibration, threshold
 
 log = logging.getLogger(__name__)
 

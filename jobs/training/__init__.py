@@ -1,1 +1,1 @@
-"""One training: data, the loop of a worker, checkpoints, calibration, and the bundle."""
+"""One training: data, the loop of a worker, checkpoints, the bundle, and the page of what it learned."""

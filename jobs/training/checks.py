@@ -94,15 +94,15 @@ def conditions(settings: TrainSettings, data_digest: str) -> dict[str, object]:
     return {"data": data_digest, **recorded(settings)}
 
 
-def check_resumable(settings: TrainSettings, store: Checkpoints, data_digest: str) -> None:
-    """Raises ConfigError when a training is to be resumed and its checkpoints are of another one."""
+def check_resumable(settings: TrainSettings, store: Checkpoints, now: dict[str, object]) -> None:
+    """Raises ConfigError when a training is to be resumed and its checkpoints are of another one than `now`."""
     if not settings.resume:
         return
     found = store.latest()
     if found is None:
         log.info("there is no checkpoint at %s: training from the start", store.location)
         return
-    before, now = checkpoint.read_progress(found[0]).conditions, conditions(settings, data_digest)
+    before = checkpoint.read_progress(found[0]).conditions
     if other := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
         raise ConfigError(
             f"the checkpoints at {store.location} are of another training: {', '.join(other)} differ; give the same "

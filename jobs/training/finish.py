@@ -9,10 +9,11 @@ from fcdd.detector import Detector, Scored
 from fcdd.inference import Runner
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
+from jobs.calibration import evidence, measurement, threshold
 from jobs.shell.versions import versions
 from jobs.sources import fetching, listing
 from jobs.sources.fetching import ImageSet
-from jobs.training import evidence, measurement, page, threshold
+from jobs.training import page
 from jobs.training.prepare import Inputs, LabelledInfo
 from jobs.training.settings import TrainSettings, options_of, recorded, size_of
 from jobs.training.stopwatch import Stopwatch

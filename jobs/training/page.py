@@ -8,9 +8,9 @@ import numpy.typing as npt
 from fcdd import calibration
 from fcdd.calibration import SCORES
 from fcdd.detector import Detector
+from jobs.calibration import evidence
+from jobs.calibration.evidence import TRAINED_ON, Evidence
 from jobs.shell import formatting
-from jobs.training import evidence
-from jobs.training.evidence import TRAINED_ON, Evidence
 from jobs.viewing import training_page
 from jobs.viewing.training_page import Shown, Training
 

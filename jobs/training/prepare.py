@@ -16,7 +16,6 @@ from fcdd.io.storage import ObjectInfo
 from fcdd.paper import datasets
 from jobs.catalog import label_files
 from jobs.sources import listing
-from jobs.training import checks
 from jobs.training.settings import TrainSettings, options_of, size_of
 from jobs.training.train_loop import LoopConfig
 
@@ -53,11 +52,17 @@ class Inputs(NamedTuple):
     outliers: list[ObjectInfo]
 
 
-def find_inputs(settings: TrainSettings) -> Inputs:
-    """List everything and split the nominal images. Raises ConfigError for what cannot be trained on."""
+def list_nominal(settings: TrainSettings) -> list[ObjectInfo]:
+    """Every image of the location. Raises ConfigError for what are not nominal images alone."""
     images_uri = storage.normalize(settings.images)
     listed = listing.list_images(images_uri)
     _refuse_anomalous(listed, images_uri)
+    return listed
+
+
+def find_inputs(settings: TrainSettings, listed: list[ObjectInfo]) -> Inputs:
+    """List everything else, and split the nominal images. Raises ConfigError for what cannot be trained on."""
+    images_uri = storage.normalize(settings.images)
     grouping.compile_pattern(settings.group_pattern)
     labelled, anomalous = _labelled(settings), known_anomalies(settings)
     outliers = listing.list_images(storage.normalize(settings.outliers)) if settings.outliers else []
@@ -128,7 +133,7 @@ def _split(
     return training, calibration
 
 
-def _check_enough(settings: TrainSettings, inputs: Inputs) -> None:
+def check_enough(settings: TrainSettings, inputs: Inputs) -> None:
     """Raises ConfigError with everything that is missing, and what would do."""
     needed, share = images_needed(settings.alpha), settings.calibration_share
     training, calibration = len(inputs.training), len(inputs.calibration)
@@ -148,12 +153,11 @@ def _check_enough(settings: TrainSettings, inputs: Inputs) -> None:
     raise ConfigError(f"{found}; bring about {total}" + (f", or give {' '.join(instead)}" if instead else ""))
 
 
-def initial_weights(settings: TrainSettings, inputs: Inputs) -> bytes:
+def initial_weights(settings: TrainSettings) -> bytes:
     """The network's weights before the first step. Finds what can be wrong with them and with the places written to."""
     torch.manual_seed(settings.seed)
     channels = networks.in_channels(settings.network)
     network = networks.build(settings.network, in_channels=channels, image_size=size_of(settings))
-    _check_enough(settings, inputs)
     if settings.mlflow:
         from jobs.training import report
 
@@ -165,9 +169,14 @@ def initial_weights(settings: TrainSettings, inputs: Inputs) -> bytes:
 
 
 def loop_config(
-    settings: TrainSettings, inputs: Inputs, held_out: frozenset[str], weights: bytes, checkpoints: str
+    settings: TrainSettings,
+    inputs: Inputs,
+    held_out: frozenset[str],
+    weights: bytes,
+    checkpoints: str,
+    conditions: dict[str, object],
 ) -> LoopConfig:
-    """What every training process gets."""
+    """What every training process gets; `conditions` are those under which another run may go on with it."""
     size, channels = size_of(settings), networks.in_channels(settings.network)
     decoded_gb = len(inputs.training) * size[0] * size[1] * channels / 1e9
     stream = decoded_gb > settings.memory_gb
@@ -202,7 +211,7 @@ def loop_config(
         checkpoints=checkpoints,
         keep_checkpoints=settings.keep_checkpoints,
         checkpoint_steps=settings.checkpoint_steps,
-        conditions=checks.conditions(settings, listing.digest(inputs.listed)),
+        conditions=conditions,
     )
 
 

@@ -15,7 +15,7 @@ from fcdd.errors import ConfigError
 from fcdd.io import storage
 from jobs.sources import fetching, listing
 from jobs.sources.fetching import ImageSet
-from jobs.training import checks, data_set, finish, prepare, train_loop
+from jobs.training import checks, chosen, data_set, finish, prepare, train_loop
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.prepare import Inputs
 from jobs.training.settings import TrainSettings, size_of, with_preset
@@ -35,11 +35,16 @@ def train(settings: TrainSettings) -> Detector:
     checks.warn_of_ignored_options(given, settings)
     watch = Stopwatch()
     with watch.measure("listing, and reading what calibrates"):
-        inputs = prepare.find_inputs(settings)
-        weights = prepare.initial_weights(settings, inputs)
-        checks.check_resumable(settings, store, listing.digest(inputs.listed))
+        listed = prepare.list_nominal(settings)
+        settings = chosen.with_image_size(settings, listed)
+        inputs = prepare.find_inputs(settings, listed)
+        prepare.check_enough(settings, inputs)
+        conditions = checks.conditions(settings, listing.digest(listed))
+        checks.check_resumable(settings, store, conditions)
         calibrating, not_trained_on = _read_calibrating(settings, inputs)
-    loop = prepare.loop_config(settings, inputs, not_trained_on, weights, location)
+        settings = chosen.with_variants(settings, calibrating.pixels)
+        weights = prepare.initial_weights(settings)
+    loop = prepare.loop_config(settings, inputs, not_trained_on, weights, location, conditions)
     if settings.overwrite and not settings.resume:
         store.clear()
     with _stoppable(settings, store):

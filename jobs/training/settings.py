@@ -61,10 +61,14 @@ class TrainSettings(JobSettings):
     bundle: str = Field(description="location to write the bundle to")
     network: str = Field(
         "whitened:efficientnet_lite0:stage4+stage3+stage5",
-        description="architecture; a name that is not known lists them all. Add :2 or :3 to the default for that many "
-        "product variants under one camera",
+        description="architecture; a name that is not known lists them all. Product variants under one camera are "
+        "counted; :1, :2 or :3 behind the default says how many",
     )
-    image_size: ImageSize = Field("224", description="of the network's input: pixels, or HEIGHTxWIDTH")
+    image_size: ImageSize | None = Field(
+        None,
+        description="of the network's input: pixels, or HEIGHTxWIDTH; default: the shape of the images, of an area of "
+        "224x224 to 256x320 pixels (networks without a trunk: 224)",
+    )
     pretrained: bool = Field(True, description="start trunks, vgg and vgg_f from their ImageNet weights")
     weights: Path | None = Field(None, description="file with torchvision's weights of the trunk, not a download")
     moving_statistics: bool | None = Field(
@@ -226,5 +230,6 @@ def recorded(settings: TrainSettings) -> dict[str, Any]:
 
 
 def size_of(settings: TrainSettings) -> tuple[int, int]:
-    """Height and width of the network's input."""
+    """Height and width of the network's input, once it is chosen."""
+    assert settings.image_size is not None, "chosen by the options or the images"
     return height_and_width(settings.image_size)

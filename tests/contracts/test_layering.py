@@ -30,15 +30,16 @@ MAY_IMPORT = {
     "jobs.on_ray": SHELL,
     "jobs.results": {*SHELL, "jobs.catalog"},
     "jobs.scoring": GROUND,
-    "jobs.training": {*GROUND, "fcdd.paper", "jobs.viewing"},
+    "jobs.calibration": GROUND - {"jobs.on_ray"},
+    "jobs.training": {*GROUND, "fcdd.paper", "jobs.calibration", "jobs.viewing"},
     "jobs.viewing": {*GROUND - {"jobs.on_ray"}, "jobs.results"},
-    "verbs": {*GROUND, "jobs.results", "jobs.scoring", "jobs.training", "jobs.viewing"},
+    "verbs": {*GROUND, "jobs.results", "jobs.calibration", "jobs.scoring", "jobs.training", "jobs.viewing"},
     "cluster": {"fcdd", "fcdd.io", "fcdd.paper"},
 }
 # Packages of others: who alone may import them.
 ONLY_IN = {
     "ray": {"jobs.on_ray", "jobs.scoring", "jobs.training", "jobs.shell.checks"},
-    "torch": {"fcdd", "fcdd.paper", "jobs.scoring", "jobs.training", "jobs.shell.checks"},
+    "torch": {"fcdd", "fcdd.paper", "jobs.calibration", "jobs.scoring", "jobs.training", "jobs.shell.checks"},
     "duckdb": {"jobs.catalog", "jobs.results", "jobs.scoring", "jobs.viewing"},
     "pydantic_settings": {
         "verbs",

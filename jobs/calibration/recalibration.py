@@ -57,7 +57,7 @@ def from_images(
 ) -> tuple[Nominal, list[str]]:
     """Images below a location, scored here, and their locations. Raises ConfigError for too few."""
     from fcdd.detector import Detector  # late: a reviewed run needs no torch
-    from jobs.training import measurement
+    from jobs.calibration import measurement
 
     infos = _sampled(_not_trained_on(listing.list_images(location), spec), max_images)
     conformal_threshold(np.zeros(len(infos)), alpha)  # before all are scored

@@ -1,0 +1,75 @@
+"""What the data decide where the options leave it open: the size of the network's input, the number of variants."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fcdd import networks, sizing, variants
+from fcdd.errors import ConfigError
+from fcdd.images import DecodedImage
+from fcdd.io.storage import ObjectInfo
+from jobs.sources import fetching
+from jobs.training.settings import TrainSettings, size_of
+
+log = logging.getLogger(__name__)
+
+# Images that are looked at: of more, so many spread evenly over the list.
+_SIZED, _COMPARED = 16, 160
+_BATCH = 16
+_PUBLISHED = "224"
+
+
+def with_image_size(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> TrainSettings:
+    """The options with a size of the input: for pretrained trunks that of the images (`fcdd.sizing`), else 224 pixels.
+
+    Raises ConfigError when none of the images that are looked at can be read.
+    """
+    if settings.image_size is not None:
+        return settings
+    if networks.parse(settings.network) is None:
+        return settings.model_copy(update={"image_size": _PUBLISHED})
+    chosen = np.linspace(0, len(listed) - 1, min(len(listed), _SIZED)).astype(np.int64)
+    looked = fetching.fetch_all([listed[index] for index in chosen], (sizing.MULTIPLE, sizing.MULTIPLE), 3)
+    sizes = [(image.height, image.width) for image in looked if isinstance(image, DecodedImage)]
+    if not sizes:
+        raise ConfigError(
+            f"none of {len(looked)} images can be read, {listed[0].uri} among them; is it the right place?"
+        )
+    height, width = sizing.input_size(sizes)
+    log.info(
+        "the network sees images at %dx%d pixels (of %dx%d ones; --image-size says otherwise)",
+        *(width, height, *sorted(sizes)[len(sizes) // 2][::-1]),
+    )
+    return settings.model_copy(update={"image_size": f"{height}x{width}"})
+
+
+def with_variants(settings: TrainSettings, nominal_nhwc: npt.NDArray[np.uint8]) -> TrainSettings:
+    """The options with the number of product variants in the name of a whitened network, if it names none.
+
+    `nominal_nhwc` (N,H,W,C) are nominal images at the network's size.
+    """
+    if not networks.needs_statistics(settings.network) or networks.names_modes(settings.network):
+        return settings
+    number = variants.count(_mean_features(settings, nominal_nhwc), seed=settings.seed)
+    if number == 1:
+        return settings
+    log.info("the images show %d product variants, each with statistics of its own (:1 behind --network: one)", number)
+    return settings.model_copy(update={"network": f"{settings.network}:{number}"})
+
+
+@torch.inference_mode()
+def _mean_features(settings: TrainSettings, nominal_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """(N,D), of up to `_COMPARED` images."""
+    network = networks.build(settings.network, in_channels=nominal_nhwc.shape[3], image_size=size_of(settings)).eval()
+    if settings.pretrained:
+        networks.load_pretrained(network, settings.network, settings.weights)
+    scaling = networks.input_normalization(settings.network)
+    assert scaling is not None, "a whitened network has a trunk"
+    spread = np.linspace(0, len(nominal_nhwc) - 1, min(len(nominal_nhwc), _COMPARED)).astype(np.int64)
+    pixels = torch.from_numpy(nominal_nhwc[spread])
+    features = [network.features(scaling(part)).mean((2, 3)) for part in pixels.split(_BATCH)]
+    found: npt.NDArray[np.float32] = torch.cat(features).numpy()
+    return found
