@@ -1,40 +1,20 @@
-"""Pictures of circuit boards of one design, nominal and with one small defect each, with exact masks.
+"""Circuit boards of 320x256 pixels: parts, traces, prints; missing, shifted, wrong and scratched ones."""
 
-    python -m benchmarks.boards FOLDER [--seed N]     write a collection: nominal/, test/<kind>/, ground_truth/<kind>/
-
-A seed is a design: where the parts sit, what is printed on them. Every picture of a design differs in what differs in
-production: light and its gradient, the board's position and angle under the camera, tolerances of placing, tints of
-parts, reflections of solder, the lot number, noise. Defects are of `DEFECTS`; their sizes were fixed before any
-detector had seen one. A mask marks the pixels that the defect changed by more than `VISIBLE` grey levels in the
-picture without noise.
-
-Shapes: N pictures of H x W = 256 x 320 pixels, three channels.
-"""
-
-import argparse
 import string
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-Pixels = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-Colour = tuple[int, int, int]
-Point = tuple[float, float]
+from fcdd.paper.toys.drawing import SCALE, Colour, Point, blended, box, scaled, wobbly
 
 WIDTH, HEIGHT = 320, 256
-VISIBLE = 8
-# Drawn larger and scaled down, so that edges are soft as a lens makes them.
-_SCALE = 2
 # The grid that parts are placed on, and how many of each there are.
 _COLUMNS, _ROWS, _MARGIN = 9, 7, 14
 _CHIPS, _CANS, _TWO_POLES, _TRACES = 4, 4, 24, 22
-_SUBSTRATE, _COPPER, _SOLDER, _PRINT = (24, 92, 58), (46, 128, 78), (196, 198, 190), (222, 226, 214)
+GROUND, _COPPER, _SOLDER, _PRINT = (24, 92, 58), (46, 128, 78), (196, 198, 190), (222, 226, 214)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +41,6 @@ class Scene:
     gaps: tuple[Point, ...] = ()
     bridges: tuple[tuple[Point, Point], ...] = ()
     marks: tuple[tuple[tuple[Point, ...], float, Colour, float], ...] = ()
-
-
-class Boards(NamedTuple):
-    """Nominal pictures (N,H,W,C) to train and to calibrate on; test pictures, labels (N,), masks (N,H,W), kinds."""
-
-    training: Pixels
-    calibration: Pixels
-    test: Pixels
-    labels: npt.NDArray[np.int64]
-    masks: Mask
-    kinds: list[str]
 
 
 def design(seed: int) -> Scene:
@@ -168,9 +137,7 @@ def scratched(scene: Scene, generator: np.random.Generator) -> Scene:
     """A bright line of 18 to 45 pixels, about one pixel wide, of an opacity of 0.35 to 0.7."""
     length, angle = generator.uniform(18, 45), generator.uniform(0, 2 * np.pi)
     start = generator.uniform((50, 50), (WIDTH - 50, HEIGHT - 50))
-    way = np.linspace(0, 1, 7)[:, None] * length * np.array([[np.cos(angle), np.sin(angle)]])
-    points = start + way + generator.normal(0, 0.8, way.shape)
-    line = tuple((float(x), float(y)) for x, y in points)
+    line = wobbly((float(start[0]), float(start[1])), length, angle, generator)
     return replace(scene, marks=((line, generator.uniform(0.8, 1.4), (205, 208, 200), generator.uniform(0.35, 0.7)),))
 
 
@@ -194,10 +161,9 @@ def interrupted(scene: Scene, generator: np.random.Generator) -> Scene:
             return replace(scene, gaps=(gap,))
 
 
-Defect = Callable[[Scene, np.random.Generator], Scene]
-DEFECTS: dict[str, Defect] = {
-    each.__name__: each for each in (missing, shifted, unprinted, misprinted, scratched, bridged, interrupted)
-}
+DEFECTS: tuple[Callable[[Scene, np.random.Generator], Scene], ...] = (
+    *(missing, shifted, unprinted, misprinted, scratched, bridged, interrupted),
+)
 
 
 def _changed(
@@ -216,69 +182,25 @@ def _legs(part: Part) -> list[Point]:
     return [(x + side * (width / 2 + 2), float(row)) for side in (-1, 1) for row in rows]
 
 
-def photograph(
-    scene: Scene, defect: Defect | None, board: Scene, generator: np.random.Generator
-) -> tuple[Pixels, Mask]:
-    """A picture (H,W,C) of a produced board, with a defect if there is one, and the mask (H,W) of what it changed."""
-    camera = _Camera.drawn(generator)
-    clean = camera.light(_drawn(scene, board))
-    shown = clean if defect is None else camera.light(_drawn(defect(scene, generator), board))
-    mask: Mask = np.any(np.abs(shown - clean) > VISIBLE, axis=2)
-    noisy = shown + generator.normal(0, 3, shown.shape)
-    return noisy.round().clip(0, 255).astype(np.uint8), mask
-
-
-class _Camera(NamedTuple):
-    """How a picture is taken: the board's place and angle under the camera, the light and where it falls off."""
-
-    shift: Point
-    angle: float
-    gain: float
-    slope: Point
-
-    @classmethod
-    def drawn(cls, generator: np.random.Generator) -> "_Camera":
-        dx, dy = generator.normal(0, 0.7, 2).clip(-1.8, 1.8)
-        angle = float(np.clip(generator.normal(0, 0.2), -0.5, 0.5))
-        sx, sy = generator.uniform(-0.06, 0.06, 2)
-        return cls((float(dx), float(dy)), angle, float(generator.uniform(0.93, 1.07)), (float(sx), float(sy)))
-
-    def light(self, image: Image.Image) -> npt.NDArray[np.float64]:
-        """What the sensor sees (H,W,C), without its noise."""
-        (dx, dy), angle = self.shift, np.radians(self.angle)
-        cos, sin = float(np.cos(angle)), float(np.sin(angle))
-        x, y = image.width / 2, image.height / 2
-        back = (cos, sin, x - cos * (x + dx * _SCALE) - sin * (y + dy * _SCALE))
-        down = (-sin, cos, y + sin * (x + dx * _SCALE) - cos * (y + dy * _SCALE))
-        moved = image.transform(
-            image.size, Image.Transform.AFFINE, (*back, *down), Image.Resampling.BILINEAR, fillcolor=_SUBSTRATE
-        )
-        small = np.asarray(moved.resize((WIDTH, HEIGHT), Image.Resampling.BOX), np.float64)
-        rows, columns = np.linspace(-1, 1, HEIGHT)[:, None], np.linspace(-1, 1, WIDTH)[None]
-        return small * (self.gain + self.slope[0] * columns + self.slope[1] * rows)[:, :, None]
-
-
-def _drawn(scene: Scene, board: Scene) -> Image.Image:
-    """The board at `_SCALE` times the size; pads lie where the design has them, whatever became of the parts."""
-    image = Image.new("RGB", (WIDTH * _SCALE, HEIGHT * _SCALE), _SUBSTRATE)
+def drawn(scene: Scene, board: Scene) -> Image.Image:
+    """The board at `SCALE` times the size; pads lie where the design has them, whatever became of the parts."""
+    image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), GROUND)
     canvas = ImageDraw.Draw(image)
     for trace in scene.traces:
-        canvas.line(_scaled(trace), _COPPER, 3 * _SCALE, joint="curve")
+        canvas.line(scaled(trace), _COPPER, 3 * SCALE, joint="curve")
     for x, y in scene.gaps:
-        canvas.rectangle(_box((x, y), (5, 5)), _SUBSTRATE)
+        canvas.rectangle(box((x, y), (5, 5)), GROUND)
     for part in board.parts:
         for pad in _pads(part):
-            canvas.rectangle(_box(pad, (5, 6)), _SOLDER)
+            canvas.rectangle(box(pad, (5, 6)), _SOLDER)
     for part in scene.parts:
         if part.is_placed:
             _draw_part(image, part)
-    canvas.text((8 * _SCALE, (HEIGHT - 12) * _SCALE), f"LOT {scene.lot}", _PRINT, ImageFont.load_default(8 * _SCALE))
+    canvas.text((8 * SCALE, (HEIGHT - 12) * SCALE), f"LOT {scene.lot}", _PRINT, ImageFont.load_default(8 * SCALE))
     for one, other in scene.bridges:
-        canvas.line(_scaled((one, other)), _SOLDER, 3 * _SCALE)
+        canvas.line(scaled((one, other)), _SOLDER, 3 * SCALE)
     for points, width, colour, opacity in scene.marks:
-        over = image.copy()
-        ImageDraw.Draw(over).line(_scaled(points), colour, max(1, round(width * _SCALE)), joint="curve")
-        image = Image.blend(image, over, opacity)
+        image = blended(image, points, width, colour, opacity)
     return image
 
 
@@ -293,91 +215,25 @@ def _pads(part: Part) -> list[Point]:
 
 def _draw_part(image: Image.Image, part: Part) -> None:
     """Drawn upright on a sheet of its own, turned, and laid onto the board."""
-    side = int(2 * max(part.size) + 8) * _SCALE
+    side = int(2 * max(part.size) + 8) * SCALE
     sheet = Image.new("RGBA", (side, side), (*part.colour, 0))
-    canvas, middle = ImageDraw.Draw(sheet), (side / 2 / _SCALE, side / 2 / _SCALE)
+    canvas, middle = ImageDraw.Draw(sheet), (side / 2 / SCALE, side / 2 / SCALE)
     if part.kind == "can":
-        canvas.ellipse(_box(middle, part.size), part.colour, (90, 92, 96), _SCALE)
-        canvas.pieslice(_box(middle, (part.size[0] - 3, part.size[1] - 3)), 20, 90, (60, 62, 70))
+        canvas.ellipse(box(middle, part.size), part.colour, (90, 92, 96), SCALE)
+        canvas.pieslice(box(middle, (part.size[0] - 3, part.size[1] - 3)), 20, 90, (60, 62, 70))
     else:
         if part.kind == "chip":
             for leg in _legs(replace(part, centre=middle)):
-                canvas.rectangle(_box(leg, (4, 2.5)), _SOLDER)
-        canvas.rectangle(_box(middle, part.size), part.colour)
+                canvas.rectangle(box(leg, (4, 2.5)), _SOLDER)
+        canvas.rectangle(box(middle, part.size), part.colour)
         if part.kind == "two_pole":
             for end in (-1, 1):
                 x = middle[0] + end * (part.size[0] / 2 - 1)
-                canvas.rectangle(_box((x, middle[1]), (2.5, part.size[1])), _SOLDER)
+                canvas.rectangle(box((x, middle[1]), (2.5, part.size[1])), _SOLDER)
     if part.kind == "chip" and part.is_printed:
         canvas.text(
-            (middle[0] * _SCALE, middle[1] * _SCALE), part.text, _PRINT, ImageFont.load_default(9 * _SCALE), anchor="mm"
+            (middle[0] * SCALE, middle[1] * SCALE), part.text, _PRINT, ImageFont.load_default(9 * SCALE), anchor="mm"
         )
     turned = sheet.rotate(part.angle, Image.Resampling.BILINEAR)
-    corner = (round(part.centre[0] * _SCALE - side / 2), round(part.centre[1] * _SCALE - side / 2))
+    corner = (round(part.centre[0] * SCALE - side / 2), round(part.centre[1] * SCALE - side / 2))
     image.paste(turned, corner, turned)
-
-
-def _scaled(points: tuple[Point, ...]) -> list[Point]:
-    return [(x * _SCALE, y * _SCALE) for x, y in points]
-
-
-def _box(centre: Point, size: Point) -> tuple[float, float, float, float]:
-    (x, y), (width, height) = centre, size
-    return (
-        (x - width / 2) * _SCALE,
-        (y - height / 2) * _SCALE,
-        (x + width / 2) * _SCALE,
-        (y + height / 2) * _SCALE,
-    )
-
-
-def load(
-    seed: int, *, num_training: int = 300, num_calibration: int = 200, num_nominal: int = 200, num_anomalous: int = 210
-) -> Boards:
-    """The pictures of one design; the defects take turns."""
-    board = design(seed)
-    nominal = num_training + num_calibration + num_nominal
-    kinds = ["good"] * nominal + [list(DEFECTS)[n % len(DEFECTS)] for n in range(num_anomalous)]
-    pixels = np.empty((len(kinds), HEIGHT, WIDTH, 3), np.uint8)
-    masks = np.zeros(pixels.shape[:3], np.bool_)
-    for number, kind in enumerate(kinds):
-        generator = np.random.default_rng((1, seed, number))
-        pixels[number], masks[number] = photograph(produced(board, generator), DEFECTS.get(kind), board, generator)
-    first = num_training + num_calibration
-    return Boards(
-        pixels[:num_training],
-        pixels[num_training:first],
-        pixels[first:],
-        np.repeat([0, 1], [num_nominal, num_anomalous]),
-        masks[first:],
-        kinds[first:],
-    )
-
-
-def write(folder: Path, seed: int) -> None:
-    """The pictures of one design as PNG files; nominal ones to train and calibrate on are together."""
-    boards = load(seed)
-    for number, image in enumerate(np.concatenate([boards.training, boards.calibration])):
-        _save(image, folder / "nominal" / f"{number:04d}.png")
-    for number, (image, mask, kind) in enumerate(zip(boards.test, boards.masks, boards.kinds, strict=True)):
-        _save(image, folder / "test" / kind / f"{number:04d}.png")
-        if kind != "good":
-            _save(mask.astype(np.uint8) * 255, folder / "ground_truth" / kind / f"{number:04d}_mask.png")
-
-
-def _save(image: Pixels, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
-
-
-def main() -> None:
-    """Write a collection."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    write(arguments.folder, arguments.seed)
-
-
-if __name__ == "__main__":
-    main()
