@@ -87,6 +87,9 @@ def _features(network: FCDDNetwork, scaling: Normalization, images_nhwc: Pixels,
     """(N,D,U,V), in memory, on the network's device."""
     device = next(network.parameters()).device
     starts = range(0, len(images_nhwc), _BATCH)
+    if not starts:
+        assert isinstance(network.head, WhitenedHead), "a whitened network"
+        return torch.empty(0, network.head.mean.shape[2], *network.head.cells)
     return torch.cat(
         [
             network.features(scaling(torch.from_numpy(images_nhwc[start : start + _BATCH]).to(device)))
