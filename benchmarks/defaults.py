@@ -42,7 +42,7 @@ class Recipe:
 
     is_square: bool = False
     modes: int = 0
-    anomalies: str = "mixed"
+    anomalies: str = "defects"
     epochs: int = 3
     trunk: str = TRUNK
 
@@ -52,14 +52,14 @@ VARIATIONS: dict[str, Recipe] = {
     "square": Recipe(is_square=True),
     "one variant": Recipe(modes=1),
     "two variants": Recipe(modes=2),
-    "defects": Recipe(anomalies="defects"),
+    "mixed": Recipe(anomalies="mixed"),
     "cutpaste": Recipe(anomalies="cutpaste"),
     "perlin": Recipe(anomalies="perlin"),
     "confetti": Recipe(anomalies="confetti"),
     "one epoch": Recipe(epochs=1),
     "six epochs": Recipe(epochs=6),
     "without stage 5": Recipe(trunk="whitened:efficientnet_lite0:stage4+stage3"),
-    "before": Recipe(is_square=True, modes=1),
+    "before": Recipe(is_square=True, modes=1, anomalies="mixed"),
 }
 
 

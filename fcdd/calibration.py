@@ -143,7 +143,7 @@ class Calibration(BaseModel):
     threshold: float = Field(description="an image is anomalous when its score is above this")
     map_threshold: float = Field(ge=0, description="map values above this make a region; display scale 0.5")
     pooled: Reference = Field(description="all calibration images")
-    is_cross_fitted: bool = Field(
+    is_leave_one_out: bool = Field(
         False, exclude_if=_is_empty, description="images were trained on, scored by statistics that did not see them"
     )
     group_pattern: str | None = Field(None, description="names an image's group; default: its first folder")
@@ -158,7 +158,7 @@ class Calibration(BaseModel):
         alpha: float,
         group_pattern: str | None = None,
         decide_by_group: bool = False,
-        is_cross_fitted: bool = False,
+        is_leave_one_out: bool = False,
     ) -> Self:
         """From nominal images.
 
@@ -175,7 +175,7 @@ class Calibration(BaseModel):
             threshold=conformal_threshold(nominal.scores, alpha),
             map_threshold=conformal_threshold(nominal.peaks, alpha),
             pooled=Reference.fit(nominal),
-            is_cross_fitted=is_cross_fitted,
+            is_leave_one_out=is_leave_one_out,
             group_pattern=group_pattern,
             decide_by_group=decide_by_group,
             groups={group: Reference.fit(nominal.where(names == group)) for group in sorted(large)},

@@ -11,8 +11,9 @@ seen by one camera) each has statistics of its own and the nearest one counts: e
 Shapes: B batch, K modes, D features, U x V cells.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -51,14 +52,20 @@ class WhitenedHead(nn.Module):
     def forward(self, features_bduv: Tensor) -> Tensor:
         """The output before the anomaly map."""
         cells_nbd = features_bduv.flatten(2).permute(2, 0, 1)
-        energies = [self._energy(cells_nbd, mode) for mode in range(self.modes)]
-        energy = torch.stack(energies).amin(0)
-        output: Tensor = self.scale * torch.sqrt(energy + _SMALLEST_ENERGY) + self.offset
+        energies = [
+            self.energy(torch.bmm(cells_nbd - self.mean[mode][:, None], self.whitening[mode]))
+            for mode in range(self.modes)
+        ]
+        return self.output(torch.stack(energies).amin(0))
+
+    def output(self, energy_b1uv: Tensor) -> Tensor:
+        """The output (B,1,U,V) for the energies e of the nearest mode."""
+        output: Tensor = self.scale * torch.sqrt(energy_b1uv + _SMALLEST_ENERGY) + self.offset
         return output
 
-    def _energy(self, cells_nbd: Tensor, mode: int) -> Tensor:
-        whitened = torch.bmm(cells_nbd - self.mean[mode][:, None], self.whitening[mode])
-        mixed = self.mixing(whitened.permute(1, 2, 0).unflatten(2, self.cells))
+    def energy(self, whitened_nbd: Tensor) -> Tensor:
+        """Energies e (B,1,U,V) of features that were whitened, (cells,B,D)."""
+        mixed = self.mixing(whitened_nbd.permute(1, 2, 0).unflatten(2, self.cells))
         energy: Tensor = (F.softplus(self.weights)[:, None, None] * mixed.square()).mean(1, keepdim=True)
         return energy
 
@@ -69,7 +76,7 @@ class WhitenedHead(nn.Module):
         Modes are k-means clusters of the images' mean features, for which several of them read the features once more.
         Raises ConfigError for fewer than two images in a mode.
         """
-        modes = self._assign(batches, seed)
+        modes = self.assign(batches, seed)
         total, square = torch.zeros_like(self.mean), torch.zeros_like(self.whitening)
         counts, centre = torch.zeros(self.modes, dtype=torch.int64), None
         for batch in batches():
@@ -92,11 +99,11 @@ class WhitenedHead(nn.Module):
             mean = total[mode] / count
             self.mean[mode] = mean + centre
             variances = (square[mode].diagonal(dim1=1, dim2=2) - count * mean.square()) / (count - 1)
-            ridge = (REGULARIZATION * variances.mean()).clamp_min(_SMALLEST_RIDGE)
+            ridge = ridge_of(variances)
             _fill_inverse_roots(self.whitening[mode], square[mode], mean, count, ridge)
 
-    def _assign(self, batches: Callable[[], Iterable[Tensor]], seed: int) -> Tensor | None:
-        """The mode of every image, (N,); None if there is one only."""
+    def assign(self, batches: Callable[[], Iterable[Tensor]], seed: int) -> Tensor | None:
+        """The mode of every image, (N,); None if there is one only. `batches()` yields features (B,D,U,V)."""
         if self.modes == 1:
             return None
         from sklearn.cluster import KMeans  # half a second to import, and most networks do without
@@ -109,23 +116,37 @@ class WhitenedHead(nn.Module):
         return torch.from_numpy(labels.astype(np.int64))
 
 
+def ridge_of(variances: Tensor) -> Tensor:
+    """What is added to every variance of a covariance, from the variances (cells,D) of a mode."""
+    return (REGULARIZATION * variances.mean()).clamp_min(_SMALLEST_RIDGE)
+
+
+@contextmanager
+def threads_of_one() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch would use, each of which computes alone.
+
+    The threads of one decomposition wait for each other, on a busy machine a hundred times as long as they compute.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _fill_inverse_roots(roots: Tensor, square: Tensor, mean: Tensor, count: int, ridge: Tensor) -> None:
     """Fill `roots` (cells,D,D) from sums of squares (cells,D,D), means (cells,D) and the number of images.
 
-    Cell by cell: all at once would take several times the memory of the result. By threads that compute alone: the
-    threads of one decomposition wait for each other, on a busy machine a hundred times as long as they compute.
+    Cell by cell: all at once would take several times the memory of the result.
     """
 
     def fill(cell: int) -> None:
         gap = mean[cell]
         roots[cell] = _inverse_root((square[cell] - count * torch.outer(gap, gap)) / (count - 1), ridge)
 
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(fill, range(len(mean))))
-    finally:
-        torch.set_num_threads(threads)
+    with threads_of_one() as pool:
+        list(pool.map(fill, range(len(mean))))
 
 
 def _inverse_root(covariance: Tensor, ridge: Tensor) -> Tensor:

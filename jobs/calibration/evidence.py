@@ -6,13 +6,12 @@ trained network + calibration images -> probes (drawn) -> maps of both -> the sc
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fcdd import cross_fitting, detector, probes, score_choice
+from fcdd import detector, leave_one_out, probes, score_choice
 from fcdd.calibration import SCORES, Score
 from fcdd.detector import Scored
 from fcdd.inference import Runner
@@ -66,18 +65,17 @@ def measure(
     images_nhwc: npt.NDArray[np.uint8],
     trained_on: AnomalySource,
     *,
-    is_cross_fitted: bool,
+    is_leave_one_out: bool,
     seed: int,
 ) -> Evidence:
-    """Score images and probes made from them, by the network or, cross-fitted, by statistics that did not see them."""
+    """Score images and probes made from them, by the network or by statistics that did not see them."""
     kinds = {**probes.PROBES, TRAINED_ON: trained_on}
     drawn = probes.draw(images_nhwc, np.random.default_rng(seed), kinds=kinds, per_kind=PER_KIND)
     log.info("scoring %d calibration images and %d synthetic anomalies", len(images_nhwc), len(drawn.kinds))
-    if is_cross_fitted:
+    if is_leave_one_out:
         on = network.to("cuda" if torch.cuda.is_available() else "cpu")
-        watch = partial(progress.told, what="calibration", log=log)
-        maps = cross_fitting.cross_fit(
-            on, scaling, images_nhwc, drawn.pictures, drawn.sources, seed=seed, watch=lambda *each: watch(*each)
+        maps = leave_one_out.maps(
+            on, scaling, images_nhwc, drawn.pictures, drawn.sources, seed=seed, watch=progress.watch("calibration", log)
         )
     else:
         runner = Runner(network, scaling, images_nhwc.shape[1:3])

@@ -69,7 +69,7 @@ def _not_trained_on(infos: list[ObjectInfo], spec: BundleSpec) -> list[ObjectInf
     root, share = spec.training.images, spec.training.options.get("calibration_share")
     if not isinstance(share, float):
         return infos
-    none_held_out = spec.calibration.is_cross_fitted
+    none_held_out = spec.calibration.is_leave_one_out
     kept = [
         info
         for info in infos

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -23,3 +23,8 @@ def told(items: Iterable[T], total: int, what: str, log: logging.Logger, *, each
                 *(what, done * each, total * each, rate * each, (total - done) / rate),
             )
         yield item
+
+
+def watch(what: str, log: logging.Logger) -> Callable[[Iterable[T], int], Iterator[T]]:
+    """`told`, for library functions that hand out what they work through and how much it is."""
+    return lambda items, total: told(items, total, what, log)

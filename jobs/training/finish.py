@@ -22,7 +22,7 @@ VERSIONED = ("torch", "ray", "numpy", "pillow")
 
 
 def finish(settings: TrainSettings, inputs: Inputs, calibrating: ImageSet, state: bytes, watch: Stopwatch) -> Detector:
-    """The bundle, calibrated on the images that were held out (or cross-fitted on all), and what belongs beside it."""
+    """The bundle, calibrated on the images that were held out (or left out), and what belongs beside it."""
     from jobs.training import report
 
     progress, weights = checkpoint.read_progress(state), checkpoint.network_weights(state)
@@ -33,7 +33,7 @@ def finish(settings: TrainSettings, inputs: Inputs, calibrating: ImageSet, state
             progress.normalization,
             calibrating.pixels,
             supervision.SYNTHETIC[settings.anomalies],
-            is_cross_fitted=inputs.is_cross_fitted,
+            is_leave_one_out=inputs.is_leave_one_out,
             seed=settings.seed,
         )
     choice = found.choose(settings.alpha)
@@ -87,7 +87,7 @@ def _calibration(
         alpha=settings.alpha,
         group_pattern=settings.group_pattern,
         decide_by_group=settings.decide_by_group,
-        is_cross_fitted=inputs.is_cross_fitted,
+        is_leave_one_out=inputs.is_leave_one_out,
     )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from fcdd import cross_fitting, detector, grouping, networks, splits
+from fcdd import detector, grouping, leave_one_out, networks, splits
 from fcdd.calibration import images_needed, smallest_alpha
 from fcdd.errors import ConfigError
 from fcdd.io import storage
@@ -41,9 +41,9 @@ class Inputs(NamedTuple):
     # All of the location, which the digest is of.
     listed: list[ObjectInfo]
     training: list[ObjectInfo]
-    # Those that are held out; all that are trained on, if the calibration is cross-fitted.
+    # Those that are held out; all that are trained on, if each of them is left out of its statistics.
     calibration: list[ObjectInfo]
-    is_cross_fitted: bool
+    is_leave_one_out: bool
     # To measure the finished bundle on.
     labelled: list[LabelledInfo]
     # Known anomalies, each with its mask if it has one.
@@ -69,23 +69,23 @@ def find_inputs(settings: TrainSettings, listed: list[ObjectInfo]) -> Inputs:
     # Known anomalies, their masks, outliers and images to measure on may lie among the nominal ones; none is nominal.
     not_nominal = {info.uri for info in (*labelled, *outliers, *itertools.chain(*anomalous)) if info is not None}
     usable = [info for info in listed if info.uri not in not_nominal]
-    is_cross_fitted = _is_cross_fitted(settings, len(usable))
-    training, calibration = (usable, usable) if is_cross_fitted else _split(usable, images_uri, settings)
-    return Inputs(listed, training, calibration, is_cross_fitted, labelled, anomalous, outliers)
+    is_leave_one_out = _is_leave_one_out(settings, len(usable))
+    training, calibration = (usable, usable) if is_leave_one_out else _split(usable, images_uri, settings)
+    return Inputs(listed, training, calibration, is_leave_one_out, labelled, anomalous, outliers)
 
 
-def _is_cross_fitted(settings: TrainSettings, num_images: int) -> bool:
+def _is_leave_one_out(settings: TrainSettings, num_images: int) -> bool:
     """Whether all images calibrate, because a share of them would set the threshold by one single image.
 
     Features of all images have to fit in memory: of many images a share is enough.
     """
     if settings.calibration == "held-out" or not networks.needs_statistics(settings.network):
         return False
-    if settings.calibration == "cross-fitted":
+    if settings.calibration == "leave-one-out":
         return True
     size, channels = size_of(settings), networks.in_channels(settings.network)
     network = networks.build(settings.network, in_channels=channels, image_size=size)
-    needed = cross_fitting.feature_bytes(network, num_images) + num_images * math.prod(size) * channels
+    needed = leave_one_out.feature_bytes(network, num_images) + num_images * math.prod(size) * channels
     is_few = settings.calibration_share * num_images < _FIRM * images_needed(settings.alpha)
     return is_few and needed <= settings.memory_gb * 1e9
 
@@ -139,7 +139,7 @@ def check_enough(settings: TrainSettings, inputs: Inputs) -> None:
     training, calibration = len(inputs.training), len(inputs.calibration)
     if training >= settings.batch_size and calibration >= needed:
         return
-    if inputs.is_cross_fitted:
+    if inputs.is_leave_one_out:
         found = f"{training} nominal images are too few: a batch needs {settings.batch_size}"
         found += f", a false-alarm rate of {settings.alpha:g} {needed}"
         total = max(needed, settings.batch_size)

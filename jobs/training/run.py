@@ -72,18 +72,18 @@ def _read_calibrating(settings: TrainSettings, inputs: Inputs) -> tuple[ImageSet
     log.info(
         "training on %d nominal images, calibrating on %s",
         len(inputs.training),
-        _CROSS_FITTED if inputs.is_cross_fitted else f"{len(inputs.calibration)} others",
+        _LEAVE_ONE_OUT if inputs.is_leave_one_out else f"{len(inputs.calibration)} others",
     )
     anomalous = frozenset(map(data_set.pixel_digest, known))
     loaded = fetching.load_set(inputs.calibration, size, channels)
     calibrating = data_set.without(loaded, inputs.calibration, anomalous)
     conformal_threshold(calibrating.positions, settings.alpha)  # enough of them are readable
-    if inputs.is_cross_fitted:
+    if inputs.is_leave_one_out:
         return calibrating, anomalous
     return calibrating, anomalous | set(map(data_set.pixel_digest, calibrating.pixels))
 
 
-_CROSS_FITTED = "the same ones, each scored by statistics that did not see it (--calibration held-out takes a share)"
+_LEAVE_ONE_OUT = "the same ones, each scored by statistics that did not see it (--calibration held-out takes a share)"
 
 
 @contextmanager

@@ -66,8 +66,8 @@ class TrainSettings(JobSettings):
     )
     image_size: ImageSize | None = Field(
         None,
-        description="of the network's input: pixels, or HEIGHTxWIDTH; default: the shape of the images, of an area of "
-        "224x224 to 256x320 pixels (networks without a trunk: 224)",
+        description="of the network's input: pixels, or HEIGHTxWIDTH; default: the shape of the images, small ones as "
+        "they are, those of more than 256x320 pixels scaled to the area of 224x224 (networks without a trunk: 224)",
     )
     pretrained: bool = Field(True, description="start trunks, vgg and vgg_f from their ImageNet weights")
     weights: Path | None = Field(None, description="file with torchvision's weights of the trunk, not a download")
@@ -93,7 +93,7 @@ class TrainSettings(JobSettings):
     milestones: list[int] = Field([], description="epochs after which the rate decays")
     loss: Literal["image", "pixel"] = Field("pixel", description="supervise the map's mean, or the map by masks")
     anomalies: Anomalies = Field(
-        "mixed",
+        "defects",
         description="synthetic anomalies: defects (cracks, scratches, patches, stains), cutpaste, perlin, all three "
         "mixed, or a published noise mode (confetti, ...)",
     )
@@ -122,10 +122,10 @@ class TrainSettings(JobSettings):
     gaussian_extent: int | None = Field(
         None, ge=1, description="pixels that one map cell can reach in the heatmap; default: its receptive field"
     )
-    calibration: Literal["auto", "held-out", "cross-fitted"] = Field(
+    calibration: Literal["auto", "held-out", "leave-one-out"] = Field(
         "auto",
         description="what the threshold comes from: images that are held out, or, for whitened networks, all images, "
-        "each scored by statistics that did not see it; default: cross-fitted where a share would be too few",
+        "each scored by statistics that did not see it; default: leave-one-out where a share would be too few",
     )
     calibration_share: float = Field(0.2, gt=0, lt=1, description="share of images that is held out")
     alpha: float = Field(0.01, gt=0, lt=1, description="false-alarm rate that the threshold promises")

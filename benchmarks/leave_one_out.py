@@ -1,10 +1,10 @@
-"""Does a threshold from cross-fitted scores keep the promised false-alarm rate, and what does it find?
+"""Does a threshold from scores of images left out one by one keep the promised rate, and what does it find?
 
-    python -m benchmarks.cross_fitting [--data NAME ...] [--images N ...] [--splits N] [--threads N] [--smoke]
+    python -m benchmarks.leave_one_out [--data NAME ...] [--images N ...] [--splits N] [--threads N] [--smoke]
 
 For every data set of `benchmarks.defaults` and number of nominal images: `--splits` times, other images are drawn at
 random, a detector is trained on them as `fcdd train` does, and its threshold for 1 % and for 5 % is taken from scores
-by statistics that did not see their image (`fcdd.cross_fitting`). Prints one JSON line each: the share of other
+by statistics that did not see their image (`fcdd.leave_one_out`). Prints one JSON line each: the share of other
 nominal images above the threshold (mean over the splits, with its standard error, and the largest), the share of
 defects found, and the same with a fifth held out, where that supports the rate.
 """
@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import defaults
 from benchmarks.defaults import Data
-from fcdd import augmentation, calibration, cross_fitting, detector, networks, supervision, training
+from fcdd import augmentation, calibration, detector, leave_one_out, networks, supervision, training
 from fcdd.detector import Scored
 from fcdd.errors import ConfigError
 from fcdd.inference import Runner
@@ -52,7 +52,7 @@ def trained(pixels: Pixels, modes: int, seed: int) -> tuple[networks.FCDDNetwork
         gaussian_std=network.receptive_field.stride / 2,
         seed=seed,
     )
-    sampling = Sampling(anomalies=supervision.SYNTHETIC["mixed"], augment=augmentation.light(size, "none"), seed=seed)
+    sampling = Sampling(anomalies=supervision.SYNTHETIC["defects"], augment=augmentation.light(size, "none"), seed=seed)
     trainer = training.Trainer(
         network, network.receptive_field, scaling, options, num_images=len(pixels), input_size=size
     )
@@ -67,8 +67,8 @@ def one_split(data: Data, count: int, modes: int, seed: int) -> dict[str, float]
     order = np.random.default_rng(seed).permutation(len(nominal))
     own, others, defects = nominal[order[:count]], nominal[order[count:]], data.test[data.labels == 1]
     network, scaling = trained(own, modes, seed)
-    maps, _ = cross_fitting.cross_fit(network, scaling, own, own[:0], np.empty(0, np.int64), seed=seed)
-    found = _shares("cross-fitted", detector.summarise(maps), *_scored(network, scaling, others, defects))
+    maps, _ = leave_one_out.maps(network, scaling, own, own[:0], np.empty(0, np.int64), seed=seed)
+    found = _shares("left out", detector.summarise(maps), *_scored(network, scaling, others, defects))
     held = round(HELD_OUT * count)
     network, scaling = trained(own[held:], modes, seed)
     of_held, *tested = _scored(network, scaling, own[:held], others, defects)

@@ -1,0 +1,177 @@
+"""Scores of training images by statistics that did not see them, for sets too small to hold images out.
+
+A network on whitened features knows nominal images by the mean and covariance of each cell (`fcdd.whitening`). Here
+every image is scored by the statistics of all others, and by the head that was trained on all: the jackknife of
+conformal prediction (Barber et al., 2021). So every image calibrates *and* trains.
+
+What is promised: with held-out images the false-alarm rate is at most alpha whatever the data are. Here nothing is
+certain, but two things are nearly so: statistics of N images judge a new image as those of N - 1 do, and a head of few
+epochs does not know single images. benchmarks/leave_one_out.py measures the rate over many splits.
+
+No statistics are fitted anew. Without m equal pictures, whose gap to the mean is g = f - mu, the scatter S of n images
+is S - c g g' with c = m n / (n - m), and the mean is mu - g m / (n - m). Whitening by what is left needs the inverse
+root of a matrix changed by rank one, an integral of resolvents (Higham, Functions of Matrices, 2008, section 6.2) that
+Sherman and Morrison's formula reduces to the eigenvectors of S:
+
+    (S + r - c g g')^(-1/2) h = (S + r)^(-1/2) h + 1/pi int_0^inf t^(-1/2) A g c (g' A h) / (1 - c g' A g) dt
+    A = (S + r + t)^(-1)
+
+The trapezoidal rule in log t converges geometrically. A test compares with statistics that are fitted anew.
+
+Shapes: N images of H x W pixels and C channels, M probes, B images of one cell, D features of U x V cells, T nodes.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fcdd import objective
+from fcdd.networks import FCDDNetwork
+from fcdd.normalization import Normalization
+from fcdd.whitening import WhitenedHead, ridge_of, threads_of_one
+
+Pixels = npt.NDArray[np.uint8]
+Maps = npt.NDArray[np.float32]
+Watch = Callable[[Iterable[int], int], Iterable[int]]
+_BATCH = 16
+# Nodes of the integral in log t: their distance, and how far they reach beyond the eigenvalues.
+_STEP, _BELOW, _ABOVE = 1.25, 9.0, 8.0
+
+
+def multiplicities(images_nhwc: Pixels) -> npt.NDArray[np.int64]:
+    """How many images, itself included, show the same picture, (N,): they are left out together."""
+    digests = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest() for image in images_nhwc]
+    counts = Counter(digests)
+    return np.array([counts[digest] for digest in digests], np.int64)
+
+
+def feature_bytes(network: FCDDNetwork, num_images: int) -> int:
+    """Memory that `maps` takes for the features of so many images. `network` has a whitened head."""
+    mean = _head(network).mean
+    return num_images * mean[0].numel() * mean.element_size()
+
+
+def maps(
+    network: FCDDNetwork,
+    scaling: Normalization,
+    nominal_nhwc: Pixels,
+    probes_nhwc: Pixels,
+    sources: npt.NDArray[np.int64],
+    *,
+    seed: int,
+    watch: Watch = lambda steps, _: steps,
+) -> tuple[Maps, Maps]:
+    """Maps of nominal images (N,U,V) and of probes (M,U,V), each by statistics that did not see its image.
+
+    `network` was fitted to these nominal images with this `seed`, trained, and has a whitened head; probe m was made
+    from nominal image `sources[m]`, (M,). `watch` is given what is worked through step by step, and the number of
+    steps.
+    """
+    head = _head(network.eval())
+    features = _features(network, scaling, nominal_nhwc, watch)
+    probed = _features(network, scaling, probes_nhwc, watch)
+    assigned = head.assign(lambda: features.split(_BATCH), seed)
+    labels = np.zeros(len(features), np.int64) if assigned is None else assigned.numpy()
+    many = multiplicities(nominal_nhwc)
+    left = torch.from_numpy(np.concatenate([np.arange(len(features)), sources]))
+    shown = torch.cat([features, probed])
+    energies = [
+        head.energy(_whitened(head, mode, features, np.flatnonzero(labels == mode), shown, left, many, watch))
+        for mode in range(head.modes)
+    ]
+    with torch.inference_mode():
+        both = objective.anomaly_map(head.output(torch.stack(energies).amin(0)))[:, 0].cpu().numpy()
+    return both[: len(features)], both[len(features) :]
+
+
+def _head(network: FCDDNetwork) -> WhitenedHead:
+    assert isinstance(network.head, WhitenedHead), "a whitened network"
+    return network.head
+
+
+@torch.inference_mode()
+def _features(network: FCDDNetwork, scaling: Normalization, images_nhwc: Pixels, watch: Watch) -> Tensor:
+    """(N,D,U,V), in memory."""
+    device, head = next(network.parameters()).device, _head(network)
+    starts = range(0, len(images_nhwc), _BATCH)
+    parts = [
+        network.features(scaling(torch.from_numpy(images_nhwc[start : start + _BATCH]).to(device))).cpu()
+        for start in watch(starts, len(starts))
+    ]
+    return torch.cat(parts) if parts else torch.empty(0, head.mean.shape[2], *head.cells)
+
+
+@torch.no_grad()
+def _whitened(
+    head: WhitenedHead,
+    mode: int,
+    features_nduv: Tensor,
+    members: npt.NDArray[np.int64],
+    shown_bduv: Tensor,
+    left: Tensor,
+    many: npt.NDArray[np.int64],
+    watch: Watch,
+) -> Tensor:
+    """Whitened features (cells,B,D) of what is shown, by one mode without the image `left` (B,) names of each.
+
+    Images of other modes are not in these statistics: nothing is left out for them.
+    """
+    cells = features_nduv.flatten(2).permute(2, 0, 1)
+    shown = shown_bduv.flatten(2).permute(2, 0, 1)
+    ridge = ridge_of(cells[:, members].double().var(1))
+    is_member = torch.from_numpy(np.isin(left.numpy(), members))
+    multiplicity = torch.from_numpy(many)[left].double() * is_member
+    result = torch.empty(shown.shape)
+
+    def fill(cell: int) -> None:
+        own = cells[cell][members].double()
+        gaps = cells[cell][left].double() - own.mean(0)
+        result[cell] = _without(own, gaps, shown[cell].double() - own.mean(0), multiplicity, ridge).float()
+
+    with threads_of_one() as pool:
+        done = pool.map(fill, range(len(cells)))
+        for _ in watch(range(len(cells)), len(cells)):
+            next(done)
+    return result.to(head.mean.device)
+
+
+def _without(own_nd: Tensor, gaps_bd: Tensor, shown_bd: Tensor, many_b: Tensor, ridge: Tensor) -> Tensor:
+    """(B,D) in float64: `shown` (less the mean) whitened by the images `own` without those `many` at `gaps`.
+
+    Where `many` is 0, by all of them.
+    """
+    n = len(own_nd)
+    values, vectors = torch.linalg.eigh((own_nd - own_nd.mean(0)).T @ (own_nd - own_nd.mean(0)))
+    left = n - many_b
+    result = torch.empty_like(shown_bd)
+    for count in torch.unique(left).tolist():
+        at = left == count
+        share = (n - count) / count
+        gap = gaps_bd[at] @ vectors
+        moved = shown_bd[at] @ vectors + share * gap
+        root = _changed_root(values.clamp_min(0) + ridge * (count - 1), gap, moved, (n - count) * n / count)
+        result[at] = math.sqrt(count - 1) * root @ vectors.T
+    return result
+
+
+def _changed_root(values_d: Tensor, gap_bd: Tensor, moved_bd: Tensor, weight: float) -> Tensor:
+    """(diag(values) - weight gap gap')^(-1/2) moved, (B,D)."""
+    result = moved_bd * values_d.rsqrt()
+    if weight == 0:
+        return result
+    low, high = math.log(float(values_d[0])) - _BELOW, math.log(float(values_d[-1])) + _ABOVE
+    nodes_t = torch.exp(torch.arange(low, high, _STEP, dtype=values_d.dtype))
+    weights_t = nodes_t.sqrt() * (_STEP / math.pi)
+    # Below the first node the rest of the integrand is constant: a geometric series.
+    weights_t[0] += weights_t[0] / math.expm1(_STEP / 2)
+    resolvents_dt = 1 / (values_d[:, None] + nodes_t)
+    inner_bt = (gap_bd * moved_bd) @ resolvents_dt
+    leverage_bt = gap_bd.square() @ resolvents_dt
+    factor_bt = weights_t * weight * inner_bt / (1 - weight * leverage_bt)
+    return result + gap_bd * (factor_bt @ resolvents_dt.T)
