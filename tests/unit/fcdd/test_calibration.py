@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -75,3 +77,33 @@ def test_the_image_that_sets_the_threshold_is_found_and_one_that_stands_apart_is
     second = calibration.threshold_image(scores, calibration.smallest_alpha(123, 2))
     assert (second.index, second.rank, second.below, second.stands_apart) == (3, 2, [0.124, 0.1], False)
     assert not calibration.threshold_image(np.linspace(0, 1, 123), 0.01).stands_apart
+
+
+def three_scores() -> Calibration:
+    others = {"mean": np.arange(199.0) / 10, "top1pct": np.arange(199.0) * 2}
+    return Calibration.fit(dataclasses.replace(nominal(np.arange(199.0)), others=others), alpha=0.01)
+
+
+def test_all_scores_are_calibrated_so_that_another_one_can_decide_without_a_training() -> None:
+    fitted = three_scores()
+    switched = fitted.switched("maximum", "top1pct", alpha=0.05, decide_by_group=False)
+    assert switched.pooled.scores == tuple(np.arange(199.0) * 2)
+    assert switched.threshold == conformal_threshold(np.arange(199.0) * 2, 0.05)
+    # Regions are still told from the maximum, at the same rate as the images.
+    assert switched.map_threshold == conformal_threshold(np.arange(199.0), 0.05)
+    assert switched.switched("top1pct", "maximum", alpha=0.01, decide_by_group=False) == fitted
+
+
+def test_a_score_that_was_never_calibrated_needs_images() -> None:
+    with pytest.raises(ConfigError, match="give --images to calibrate the mean on"):
+        Calibration.fit(nominal(np.arange(99.0)), alpha=0.01).switched(
+            "maximum", "mean", alpha=0.01, decide_by_group=False
+        )
+
+
+def test_what_later_versions_added_is_not_in_calibrations_without_it_so_that_digests_of_older_bundles_hold() -> None:
+    old, new = Calibration.fit(nominal(np.arange(99.0)), alpha=0.01).model_dump(), three_scores().model_dump()
+    assert "is_leave_one_out" not in old
+    assert "other_scores" not in old["pooled"]
+    assert set(new["pooled"]["other_scores"]) == {"mean", "top1pct"}
+    assert Calibration.model_validate(new) == three_scores()

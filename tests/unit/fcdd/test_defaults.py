@@ -1,0 +1,46 @@
+"""What the data decide where nobody says: the size of the input, the number of variants."""
+
+import numpy as np
+import pytest
+
+from fcdd import sizing, variants
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([(256, 320)] * 3, (256, 320)),  # small: as they are
+        ([(300, 300)], (224, 224)),  # larger: the published area
+        ([(480, 640)], (192, 256)),
+        ([(3000, 4000), (3000, 4000), (10, 10)], (192, 256)),  # one thumbnail among them does not decide
+        ([(28, 28)], (224, 224)),  # smaller: scaled up to it
+        ([(250, 310)], (256, 304)),  # whole cells
+        ([(100, 20_000)], (16, 3168)),
+    ],
+)
+def test_the_input_has_the_shape_of_the_images(sizes: list[tuple[int, int]], expected: tuple[int, int]) -> None:
+    assert sizing.input_size(sizes) == expected
+
+
+def clusters(*counts: int, gap: float = 8.0) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    centres = generator.normal(0, gap, (len(counts), 20))
+    parts = [centre + generator.normal(0, 1, (count, 20)) for centre, count in zip(centres, counts, strict=True)]
+    return np.concatenate(parts).astype(np.float32)
+
+
+@pytest.mark.parametrize("counts", [(300,), (150, 150), (100, 100, 100)])
+def test_product_variants_are_counted(counts: tuple[int, ...]) -> None:
+    assert variants.count(clusters(*counts), seed=0) == len(counts)
+
+
+def test_a_few_odd_images_are_no_variant_of_their_own() -> None:
+    assert variants.count(clusters(300, 12), seed=0) == 1
+
+
+def test_too_few_images_are_one_variant() -> None:
+    assert variants.count(clusters(30, 30), seed=0) == 1
+
+
+def test_features_that_do_not_vary_are_one_variant() -> None:
+    assert variants.count(np.ones((200, 5), np.float32), seed=0) == 1
