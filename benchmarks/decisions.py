@@ -179,7 +179,7 @@ def false_alarms(nominal: Images, num_splits: int, generator: np.random.Generato
             order = generator.permutation(len(nominal.scores))
             run, held_out = order[:RUN], order[RUN:]
             decide = Decider(Calibration.fit(nominal.nominal(held_out), alpha=alpha), alpha)
-            rates.append(decide(nominal.scores[run], nominal.groups[run].tolist())[1].mean())
+            rates.append(decide(nominal.scores[run], nominal.scores[run], nominal.groups[run].tolist())[1].mean())
         low, high = (limit / RUN for limit in stats.binom(RUN, alpha).interval(0.95))
         law = tuple(limit / RUN for limit in drift.alarm_interval([AlarmLaw.at(RUN, len(held_out), alpha)]))
         mean, inside = float(np.mean(rates)), sum(low <= rate <= high for rate in rates)
@@ -254,7 +254,7 @@ def _counts(fitted: Calibration, parts: list[tuple[Images, npt.NDArray[np.int64]
     for source, chosen in parts:
         if len(chosen):
             scores, groups = source.scores[chosen], source.groups[chosen].tolist()
-            p, alarms = decide(scores, groups)
+            p, alarms = decide(scores, scores, groups)
             rows = _rows(scores, p, alarms, groups, source.maps[chosen], source.statistics[chosen])
             counts.add(decisions.count_rows(rows, fitted))
     return counts
@@ -346,7 +346,7 @@ def cost(cells: list[LabelledImage], network: str, side: int) -> None:
     scores, statistics = maps.max((1, 2)), [[getattr(image, name) for name in STATISTICS] for image in decoded]
     nominal = Nominal(scores, scores, np.array(statistics, np.float32), ["PNG"] * count, groups, maps)
     fitted = Calibration.fit(nominal, alpha=0.05)
-    p, alarms = measure("p-values and alarms", lambda: Decider(fitted, 0.05)(scores, groups))
+    p, alarms = measure("p-values and alarms", lambda: Decider(fitted, 0.05)(scores, scores, groups))
     find = functools.partial(regions.find, receptive_field=field, input_size=size, image_size=(300, 300))
     measure("regions", lambda: [find(m, fitted.map_threshold) for m in maps if m.max() > fitted.map_threshold])
     rows = _rows(scores, p, alarms, groups, maps, np.asarray(nominal.statistics, np.float32))

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fcdd.calibration import DEFAULT_SCORE, Calibration, Score
+from fcdd.calibration import DEFAULT_SCORE, Calibration, Decider, Score
 from fcdd.errors import BundleError
 from fcdd.io import storage
 from fcdd.normalization import Normalization
@@ -124,12 +124,21 @@ def _group_lines(calibration: Calibration) -> str:
     return f"\n- groups of calibration images, {how}: {counts}"
 
 
+def _region_words(decide: Decider) -> str:
+    if decide.decides_by_regions:
+        return ", and an image with one is an alarm whatever its score: the promised rate holds for both together"
+    return f": a share of about {decide.alpha:g} of nominal images has one"
+
+
 _SCORES: dict[Score, str] = {"mean": "the mean", "maximum": "the maximum", "top1pct": "the mean of the top 1 %"}
 
 
 def model_card(spec: BundleSpec) -> str:
     """The README of a bundle, for a person."""
     calibration, training = spec.calibration, spec.training
+    decide = Decider(calibration, calibration.alpha)
+    left_out = "of them, each scored by the statistics of all others"
+    others = left_out if calibration.is_leave_one_out else "other nominal images"
     options = "\n".join(f"| {name} | {value} |" for name, value in sorted(training.options.items()))
     return f"""# Anomaly detector `{spec.digest[:12]}`
 
@@ -138,11 +147,10 @@ the score.
 
 - network `{spec.network}`, input {spec.input_size[0]}x{spec.input_size[1]} pixels, {spec.channels} channel(s)
 - trained on {training.num_training} nominal images of `{training.images}` with synthetic anomalies
-- calibrated on {calibration.pooled.num_images} other nominal images (`{spec.calibrated_on}`{_parent(spec)})
+- calibrated on {calibration.pooled.num_images} {others} (`{spec.calibrated_on}`{_parent(spec)})
 - scores above {calibration.threshold:.6g} are anomalous, with a promised false-alarm rate of {calibration.alpha:g}; the
-  smallest possible p-value is {1 / (calibration.pooled.num_images + 1):.4g}
-- map values above {calibration.map_threshold:.6g} make a region: a share of {calibration.alpha:g} of nominal images has
-  one{_group_lines(calibration)}
+  smallest possible p-value is {decide.smallest_p_value:.4g}
+- map values above {calibration.map_threshold:.6g} make a region{_region_words(decide)}{_group_lines(calibration)}
 
 {_metric_lines(training.metrics)}
 It knows these nominal images only: another camera, product or light needs another training or calibration.

@@ -88,7 +88,9 @@ class Reference(BaseModel):
     num_images: int = Field(ge=1)
     scores: tuple[float, ...] = Field(min_length=1, description="every nominal anomaly score, ascending")
     other_scores: dict[Score, tuple[float, ...]] = Field(
-        default_factory=dict, exclude_if=_is_empty, description="the other statistics of the maps, each ascending"
+        default_factory=dict,
+        exclude_if=_is_empty,
+        description="the other statistics of the same maps, in the order of the scores",
     )
     statistics: dict[str, tuple[float, ...]] = Field(description="brightness, ...: values, or so many quantiles")
     formats: dict[str, Annotated[int, Field(ge=0)]] = Field(description="images of each file format")
@@ -104,7 +106,7 @@ class Reference(BaseModel):
             raise ValueError(f"expected the statistics {', '.join(STATISTICS)}, got {', '.join(self.statistics)}")
         if any(len(values) != self.num_images for values in self.other_scores.values()):
             raise ValueError(f"the other scores are not of {self.num_images} images")
-        for name, values in (("scores", self.scores), *self.other_scores.items(), *self.statistics.items()):
+        for name, values in (("scores", self.scores), *self.statistics.items()):
             if not values or any(after < before for before, after in itertools.pairwise(values)):
                 raise ValueError(f"the {name} are not ascending, or there are none")
         widths = {len(row) for row in (*self.map_mean, *self.map_std)}
@@ -117,11 +119,11 @@ class Reference(BaseModel):
         """Of all images given."""
         # As the scores table has them: runs are compared with these values, ties and all.
         columns = dict(zip(STATISTICS, np.asarray(nominal.statistics, np.float32).astype(np.float64).T, strict=True))
-        maps = nominal.maps.astype(np.float64)
+        maps, order = nominal.maps.astype(np.float64), np.argsort(nominal.scores, kind="stable")
         return cls(
             num_images=len(nominal.scores),
-            scores=tuple(np.sort(nominal.scores).tolist()),
-            other_scores={name: tuple(np.sort(values).tolist()) for name, values in nominal.others.items()},
+            scores=tuple(nominal.scores[order].tolist()),
+            other_scores={name: tuple(values[order].tolist()) for name, values in nominal.others.items()},
             statistics={name: tuple(sketch(values).tolist()) for name, values in columns.items()},
             formats=dict(sorted(Counter(nominal.formats).items())),
             map_mean=tuple(tuple(_rounded(row)) for row in maps.mean(0)),
@@ -130,8 +132,10 @@ class Reference(BaseModel):
 
     def switched(self, before: Score, score: Score) -> Self:
         """With another statistic as the score; `before` is the name of the one that is it."""
-        others = {**self.other_scores, before: self.scores}
-        return self.model_copy(update={"scores": others.pop(score), "other_scores": others})
+        columns = {**self.other_scores, before: self.scores}
+        order = np.argsort(columns[score], kind="stable")
+        ordered = {name: tuple(np.array(values)[order].tolist()) for name, values in columns.items()}
+        return self.model_copy(update={"scores": ordered.pop(score), "other_scores": ordered})
 
 
 class Calibration(BaseModel):
@@ -170,11 +174,13 @@ class Calibration(BaseModel):
         large = [
             group for group, count in Counter(nominal.groups).most_common(MAX_GROUPS) if group and count >= MIN_GROUP
         ]
+        pooled = Reference.fit(nominal)
+        rule = Rule.of(pooled, alpha)
         return cls(
             alpha=alpha,
-            threshold=conformal_threshold(nominal.scores, alpha),
-            map_threshold=conformal_threshold(nominal.peaks, alpha),
-            pooled=Reference.fit(nominal),
+            threshold=rule.threshold,
+            map_threshold=rule.region_threshold or conformal_threshold(nominal.peaks, alpha),
+            pooled=pooled,
             is_leave_one_out=is_leave_one_out,
             group_pattern=group_pattern,
             decide_by_group=decide_by_group,
@@ -186,7 +192,7 @@ class Calibration(BaseModel):
 
         `before` is the score that it has. Raises ConfigError when nothing is known of that score.
         """
-        if score != before and score not in self.pooled.other_scores:
+        if not {score, "maximum"} <= {before, *self.pooled.other_scores}:
             raise ConfigError(
                 f"this bundle knows nominal images by the {before} of their maps only; give --images to calibrate "
                 f"the {score} on"
@@ -194,11 +200,15 @@ class Calibration(BaseModel):
         references = [self.pooled, *self.groups.values()]
         pooled, *groups = references if score == before else [each.switched(before, score) for each in references]
         peaks = pooled.scores if score == "maximum" else pooled.other_scores.get("maximum", ())
+        rule = Rule.of(pooled, alpha)
+        regions = rule.region_threshold or (
+            conformal_threshold(np.array(peaks), alpha) if peaks else self.map_threshold
+        )
         return self.model_copy(
             update={
                 "alpha": alpha,
-                "threshold": conformal_threshold(np.array(pooled.scores), alpha),
-                "map_threshold": conformal_threshold(np.array(peaks), alpha) if peaks else self.map_threshold,
+                "threshold": rule.threshold,
+                "map_threshold": regions,
                 "pooled": pooled,
                 "groups": dict(zip(self.groups, groups, strict=True)),
                 "decide_by_group": decide_by_group,
@@ -212,27 +222,90 @@ class Calibration(BaseModel):
 
 
 class Decider:
-    """p-values and alarms at one false-alarm rate. Raises ConfigError if the calibration cannot support it."""
+    """p-values and alarms at one false-alarm rate. Raises ConfigError if the calibration cannot support it.
+
+    Where the score is another statistic than the maximum, an image whose region exceeds what regions of nominal images
+    reach is an alarm, too: see `Rule`.
+    """
 
     def __init__(self, calibration: Calibration, alpha: float) -> None:
-        self.threshold = conformal_threshold(np.array(calibration.pooled.scores), alpha)
-        self._nominal = np.array(calibration.pooled.scores)
-        own = {group: np.array(reference.scores) for group, reference in calibration.deciding(alpha).items()}
-        self._groups = {group: (scores, conformal_threshold(scores, alpha)) for group, scores in own.items()}
+        self._pooled = Rule.of(calibration.pooled, alpha)
+        self._groups = {group: Rule.of(each, alpha) for group, each in calibration.deciding(alpha).items()}
+        self.threshold = self._pooled.threshold
+        self.map_threshold = self._pooled.region_threshold or calibration.map_threshold
+        self.smallest_p_value = self._pooled.smallest_p_value
+        self.decides_by_regions = self._pooled.region_threshold is not None
+        self.alpha = alpha
 
     @property
     def group_thresholds(self) -> dict[str, float]:
         """Of the groups that have one of their own."""
-        return {group: threshold for group, (_, threshold) in self._groups.items()}
+        return {group: rule.threshold for group, rule in self._groups.items()}
 
-    def __call__(self, scores: Floats, groups: Sequence[str]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """(N,) p-values, and which images are anomalous: those with p <= alpha."""
-        p, alarms = p_values(scores, self._nominal), scores > self.threshold
+    def __call__(
+        self, scores: Floats, peaks: Floats, groups: Sequence[str]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """(N,) p-values, and which images are anomalous: those with p <= alpha; `peaks` (N,) are the maps' maxima."""
+        p, alarms = self._pooled(scores, peaks)
         for group in set(groups) & self._groups.keys() if self._groups else ():
-            nominal, threshold = self._groups[group]
             here = np.fromiter((each == group for each in groups), np.bool_, len(groups))
-            p[here], alarms[here] = p_values(scores[here], nominal), scores[here] > threshold
+            p[here], alarms[here] = self._groups[group](scores[here], peaks[here])
         return p, alarms
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How images of one scope are decided at one false-alarm rate.
+
+    By the score: p = (1 + #{c >= s}) / (n + 1), and anomalous above `threshold`. Where peaks of the maps are known
+    beside the score, and n supports it, by whichever is rarer among nominal images: with r the smaller of an image's
+    ranks by score and by peak, 1 + #{c >= s}, and the same r for every nominal image among the others,
+
+        p = (2 + #{r_i < r}) / (n + 1)
+
+    An image is then anomalous above `threshold` by its score *or* above `region_threshold` by its peak; both are the
+    same rank from the top, and the rate holds for both together: the new image lifts at most one nominal image to its
+    own rank, hence 2 and not 1.
+    """
+
+    scores: Floats
+    threshold: float
+    peaks: Floats | None = None
+    ranks: npt.NDArray[np.int64] | None = None
+    region_threshold: float | None = None
+
+    @classmethod
+    def of(cls, reference: Reference, alpha: float) -> Self:
+        """Raises ConfigError when there are too few images for `alpha`."""
+        scores = np.array(reference.scores)
+        threshold = conformal_threshold(scores, alpha)
+        if "maximum" not in reference.other_scores or len(scores) < images_needed(alpha / 2):
+            return cls(scores, threshold)
+        aligned = np.array(reference.other_scores["maximum"])
+        peaks = np.sort(aligned)
+        ranks = np.sort(np.minimum(_ranks(scores, scores), _ranks(aligned, peaks)))
+        allowed = math.floor(alpha * (len(scores) + 1) + 1e-9) - 2
+        # The largest rank that fewer than so many nominal images are ahead of.
+        rank = min(int(ranks[allowed]), len(scores)) if allowed < len(ranks) else len(scores)
+        return cls(scores, float(scores[-rank]), peaks, ranks, float(peaks[-rank]))
+
+    @property
+    def smallest_p_value(self) -> float:
+        """That of an image beyond all nominal ones."""
+        return (1 if self.ranks is None else 2) / (len(self.scores) + 1)
+
+    def __call__(self, scores: Floats, peaks: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """(N,) p-values and alarms."""
+        if self.peaks is None or self.ranks is None or self.region_threshold is None:
+            return p_values(scores, self.scores), scores > self.threshold
+        rank = np.minimum(1 + _ranks(scores, self.scores), 1 + _ranks(peaks, self.peaks))
+        p = (2 + np.searchsorted(self.ranks, rank, side="left")) / (len(self.scores) + 1)
+        return np.minimum(p, 1.0), (scores > self.threshold) | (peaks > self.region_threshold)
+
+
+def _ranks(values: Floats, ascending: Floats) -> npt.NDArray[np.int64]:
+    """How many of the ascending values are at least as large as each value."""
+    return len(ascending) - np.searchsorted(ascending, values, side="left")
 
 
 def images_needed(alpha: float) -> int:
@@ -261,9 +334,8 @@ class ThresholdImage:
     stands_apart: bool
 
 
-def threshold_image(scores: Floats, alpha: float) -> ThresholdImage:
-    """Which of (N,) nominal scores is the threshold at `alpha`. Raises ConfigError as `conformal_threshold`."""
-    threshold = conformal_threshold(scores, alpha)
+def threshold_image(scores: Floats, threshold: float) -> ThresholdImage:
+    """Which of (N,) nominal scores is the threshold."""
     order = np.argsort(-scores, kind="stable")
     rank = int(np.flatnonzero(scores[order] == threshold)[0]) + 1
     ordered = [float(value) for value in scores[order]]

@@ -107,12 +107,11 @@ class Detector:
         scored = self.score(decoded.pixels[None])
         pattern = grouping.compile_pattern(spec.calibration.group_pattern)
         chosen = getattr(scored, spec.score)
-        p_values, alarms = Decider(spec.calibration, alpha or spec.calibration.alpha)(
-            chosen, [grouping.group_of(uri, (), pattern)]
-        )
+        decide = Decider(spec.calibration, alpha or spec.calibration.alpha)
+        p_values, alarms = decide(chosen, scored.maximum, [grouping.group_of(uri, (), pattern)])
         found = regions.find(
             scored.maps[0],
-            spec.calibration.map_threshold,
+            decide.map_threshold,
             receptive_field=self.receptive_field,
             input_size=spec.input_size,
             image_size=(decoded.height, decoded.width),

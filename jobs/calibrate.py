@@ -122,7 +122,7 @@ def _fitted(settings: CalibrateSettings, spec: BundleSpec, weights: bytes, score
     fitted = Calibration.fit(
         nominal, alpha=settings.alpha or before.alpha, group_pattern=pattern, decide_by_group=by_group
     )
-    threshold.explain(nominal.scores, uris, fitted.alpha)
+    threshold.explain(nominal.scores, uris, fitted.threshold)
     warn = recalibration.warn_of_higher
     if score == spec.score:
         warn(before.threshold, fitted.threshold, nominal.scores, uris, "threshold")

@@ -118,7 +118,9 @@ class RunRecord(_Record):
     map_threshold: float
     alpha: float = Field(description="promised false-alarm rate of the alarms")
     num_calibration: _Count
-    smallest_p_value: float = Field(description="1 / (num_calibration + 1): no image can have less")
+    smallest_p_value: float = Field(
+        description="no image can have less: 1 / (num_calibration + 1), twice that if regions decide"
+    )
     fdr: float = Field(description="promised false-discovery rate of the list of images with p <= fdr_p_value")
     fdr_p_value: float = Field(description="the list's largest p-value; 0 for an empty list")
     num_discoveries: _Count = Field(description="images on that list")

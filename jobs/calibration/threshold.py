@@ -10,13 +10,12 @@ from jobs.shell import formatting
 log = logging.getLogger(__name__)
 
 
-def explain(scores: Floats, uris: Sequence[str], alpha: float) -> None:
+def explain(scores: Floats, uris: Sequence[str], threshold: float) -> None:
     """Log which of the nominal images sets the threshold, and warn when it stands apart. Scores are (N,)."""
-    found = calibration.threshold_image(scores, alpha)
+    found = calibration.threshold_image(scores, threshold)
     place = "the largest" if found.rank == 1 else f"number {found.rank} from the top"
     log.info(
-        "the threshold %.4g is the score of %s, %s of %d nominal images that were not trained on; the next lower ones "
-        "are %s",
+        "the threshold %.4g is the score of %s, %s of %d nominal images; the next lower ones are %s",
         *(found.score, formatting.printable(uris[found.index]), place, len(scores)),
         ", ".join(f"{value:.4g}" for value in found.below) or "none",
     )

@@ -218,7 +218,7 @@ class Score:
         chosen: npt.NDArray[np.float32] = getattr(scored, spec.score)[finite]
         maps = scored.maps[finite]
         groups = rows["image_group"].filter(pa.array(has_score)).to_pylist()
-        p, alarms = self.decide(chosen, groups)
+        p, alarms = self.decide(chosen, scored.maximum[finite], groups)
         values = {
             "anomaly_score": chosen,
             "score_mean": scored.mean[finite],
@@ -250,7 +250,7 @@ class Score:
 
     def _regions(self, maps: npt.NDArray[np.float32], rows: pa.Table) -> list[list[dict[str, Any]]]:
         """Hot regions of each map; most maps have none, which their maximum says."""
-        threshold = self.detector.spec.calibration.map_threshold
+        threshold = self.decide.map_threshold
         hot = maps.max((1, 2), initial=-np.inf) > threshold
         sizes = zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True)
         return [

@@ -29,7 +29,7 @@ def build(
     spec = trained.spec
     nominal, alpha = getattr(found.nominal, spec.score), spec.calibration.alpha
     names = [formatting.printable(uri) for uri in uris]
-    sets = calibration.threshold_image(nominal, alpha)
+    sets = calibration.threshold_image(nominal, spec.calibration.threshold)
     thresholds = {score: calibration.conformal_threshold(getattr(found.nominal, score), alpha) for score in SCORES}
     by_score = {score: found.found(score, threshold) for score, threshold in thresholds.items()}
     kinds = list(dict.fromkeys(found.kinds))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcdd import calibration
-from fcdd.calibration import Calibration, conformal_threshold
+from fcdd.calibration import Calibration, Decider, Nominal, conformal_threshold
 from fcdd.errors import ConfigError
 from tests.nominal import nominal
 
@@ -71,12 +71,13 @@ def test_too_few_images_name_a_rate_that_works() -> None:
 
 def test_the_image_that_sets_the_threshold_is_found_and_one_that_stands_apart_is_named() -> None:
     scores = np.array([0.1, 0.377, 0.124, 0.188] + [0.05] * 119)
-    found = calibration.threshold_image(scores, 0.01)
+    found = calibration.threshold_image(scores, conformal_threshold(scores, 0.01))
     assert (found.index, found.rank, found.score, found.below) == (1, 1, 0.377, [0.188, 0.124])
     assert found.stands_apart
-    second = calibration.threshold_image(scores, calibration.smallest_alpha(123, 2))
+    at = conformal_threshold(scores, calibration.smallest_alpha(123, 2))
+    second = calibration.threshold_image(scores, at)
     assert (second.index, second.rank, second.below, second.stands_apart) == (3, 2, [0.124, 0.1], False)
-    assert not calibration.threshold_image(np.linspace(0, 1, 123), 0.01).stands_apart
+    assert not calibration.threshold_image(np.linspace(0, 1, 123), 1.0).stands_apart
 
 
 def three_scores() -> Calibration:
@@ -88,10 +89,45 @@ def test_all_scores_are_calibrated_so_that_another_one_can_decide_without_a_trai
     fitted = three_scores()
     switched = fitted.switched("maximum", "top1pct", alpha=0.05, decide_by_group=False)
     assert switched.pooled.scores == tuple(np.arange(199.0) * 2)
-    assert switched.threshold == conformal_threshold(np.arange(199.0) * 2, 0.05)
-    # Regions are still told from the maximum, at the same rate as the images.
-    assert switched.map_threshold == conformal_threshold(np.arange(199.0), 0.05)
+    # Score and peak rank the images alike here, so that both thresholds lie at one image.
+    assert switched.threshold == 2 * switched.map_threshold
     assert switched.switched("top1pct", "maximum", alpha=0.01, decide_by_group=False) == fitted
+
+
+def drawn(count: int, seed: int) -> Nominal:
+    """Images whose mean says little of their maximum."""
+    generator = np.random.default_rng(seed)
+    common = generator.gamma(2, size=count)
+    means, peaks = common + generator.gamma(2, size=count), common + 3 * generator.gamma(2, size=count)
+    return dataclasses.replace(nominal(means, peaks), others={"maximum": peaks})
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
+def test_score_and_region_together_keep_the_promised_rate(alpha: float) -> None:
+    rates, by_region = [], []
+    for seed in range(150):
+        fitted, new = Calibration.fit(drawn(399, seed), alpha=alpha), drawn(400, 1000 + seed)
+        p, alarms = Decider(fitted, alpha)(new.scores, new.peaks, [""] * 400)
+        assert ((p <= alpha + 1e-9) == alarms).all()
+        assert (alarms == ((new.scores > fitted.threshold) | (new.peaks > fitted.map_threshold))).all()
+        rates.append(alarms.mean())
+        by_region.append((alarms & (new.scores <= fitted.threshold)).mean())
+    assert 0.8 * alpha - 0.003 < np.mean(rates) < alpha + 3 * np.std(rates) / np.sqrt(len(rates))
+    assert np.mean(by_region) > 0.2 * alpha  # alarms of their own kind
+
+
+def test_an_image_with_a_hot_region_and_a_usual_mean_is_an_alarm() -> None:
+    fitted = Calibration.fit(drawn(399, 0), alpha=0.01)
+    decide = Decider(fitted, 0.01)
+    p, alarms = decide(np.array([1.0, 1.0]), np.array([1e3, 1.0]), ["", ""])
+    assert alarms.tolist() == [True, False]
+    assert p[0] == decide.smallest_p_value == 2 / 400
+
+
+def test_few_images_decide_by_the_score_alone() -> None:
+    fitted = Calibration.fit(drawn(150, 0), alpha=0.01)
+    assert Decider(fitted, 0.01).smallest_p_value == 1 / 151
+    assert fitted.threshold == fitted.pooled.scores[-1]
 
 
 def test_a_score_that_was_never_calibrated_needs_images() -> None:

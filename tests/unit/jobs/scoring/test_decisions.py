@@ -21,7 +21,7 @@ def images(seed: int, groups: list[str], score: float = 1.0) -> Nominal:
 
 
 def rows(run: Nominal, fitted: Calibration) -> pa.Table:
-    p, alarms = Decider(fitted, fitted.alpha)(run.scores, run.groups)
+    p, alarms = Decider(fitted, fitted.alpha)(run.scores, run.peaks, run.groups)
     columns = {
         "anomaly_score": run.scores,
         "p_value": p,
