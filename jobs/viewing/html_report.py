@@ -19,7 +19,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
 
-from fcdd import bundle, drift, heatmap
+from fcdd import bundle, contours, drift, heatmap
 from fcdd.bundle import BundleSpec
 from fcdd.drift import AlarmLaw
 from fcdd.errors import FCDDError, ImageError
@@ -147,8 +147,10 @@ def _worst(
     pictures += pictures[-1:] * (len(found) - len(pictures))  # no credentials: to ask for all would take minutes
     for row, picture in zip(found, pictures, strict=True):
         row["picture"], row["layer"] = ("" if isinstance(picture, ImageError) else picture), ""
+        row["outline"] = contours.box_path(row["regions"])
         if heatmaps and row["picture"]:
             row["layer"] = _layer(heatmaps(row["heatmap"], record), row, record.map_threshold)
+            row["outline"] = contours.path(heatmaps.outline(row["heatmap"], record, (row["width"], row["height"])))
     return found, [str(each) for each in pictures if isinstance(each, ImageError)]
 
 

@@ -22,7 +22,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fcdd import heatmap
 from fcdd.errors import FCDDError, ImageError
-from jobs.catalog.label_store import MAX_MASK_CHARACTERS, BadDrawing, Labels, Outdated, Verdict
+from jobs.catalog.label_drawings import MAX_MASK_CHARACTERS, BadDrawing
+from jobs.catalog.label_store import Labels, Outdated, Verdict
 from jobs.shell import formatting
 from jobs.sources.locations import Locations
 from jobs.viewing import pages, rendering
