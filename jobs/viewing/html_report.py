@@ -5,8 +5,6 @@
 Only counts, the worst images and a sample of the quarantine are ever in memory, so it does not grow with the run.
 """
 
-import base64
-import io
 import logging
 import math
 from collections.abc import Sequence
@@ -90,7 +88,7 @@ def build(results: str, record: RunRecord, *, images: int, locations: Locations)
         "spec": spec,
         "card": Markup(Markup.escape(bundle.model_card(spec))) if spec else "",
         "without_bundle": without,
-        "scale": _data_uri(heatmap.colours(128), "PNG"),
+        "scale": rendering.data_uri(heatmap.colours(128), "PNG"),
     }
     return pages.report(context).encode()
 
@@ -161,7 +159,7 @@ def _thumbnail(locations: Locations, row: dict[str, Any]) -> str | ImageError:
     except ImageError as error:
         return error
     for quality in _QUALITIES:
-        uri = _data_uri(picture, "WEBP", quality=quality)
+        uri = rendering.data_uri(picture, "WEBP", quality=quality)
         if len(uri) < _PICTURE_BYTES * 4 / 3:
             break
     return uri
@@ -170,13 +168,7 @@ def _thumbnail(locations: Locations, row: dict[str, Any]) -> str | ImageError:
 def _layer(values: npt.NDArray[np.float32], row: dict[str, Any], threshold: float) -> str:
     """The heatmap of the image's shape, to lie over the thumbnail."""
     size = (row["width"], row["height"])
-    return _data_uri(heatmap.small_layer(values, threshold, size=size, long_side=_LAYER), "WEBP", quality=60)
-
-
-def _data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
-    sink = io.BytesIO()
-    picture.save(sink, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(sink.getvalue()).decode()}"
+    return rendering.data_uri(heatmap.small_layer(values, threshold, size=size, long_side=_LAYER), "WEBP", quality=60)
 
 
 def _nights(records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -266,7 +258,7 @@ def _scope(row: dict[str, Any]) -> dict[str, Any]:
 def _map_picture(values: npt.NDArray[np.float32]) -> str:
     """A map of values in [0,1], one pixel a cell, in the colours of the scale."""
     colours = np.asarray(heatmap.colours(256))[0]
-    return _data_uri(Image.fromarray(colours[(values.clip(0, 1) * 255).round().astype(np.uint8)]), "PNG")
+    return rendering.data_uri(Image.fromarray(colours[(values.clip(0, 1) * 255).round().astype(np.uint8)]), "PNG")
 
 
 def _stages(record: RunRecord) -> list[Bar]:

@@ -29,10 +29,11 @@ def report(context: Mapping[str, Any]) -> str:
     return _TEMPLATES.get_template("report.html.j2").render(style=style, script=script, policy=policy, **context)
 
 
-def review() -> tuple[str, str]:
-    """The review page, and the policy to send with it."""
-    style, script = _source("review.css"), _source("review.js")
-    page = _TEMPLATES.get_template("review.html.j2").render(style=style, script=script)
+def review(scale: str) -> tuple[str, str]:
+    """The review page, and the policy to send with it; `scale` is the data URI of the colours of heatmaps."""
+    parts = ("review_view.js", "review_draw.js", "review_list.js", "review.js")
+    style, script = _source("review.css"), Markup("\n").join(map(_source, parts))
+    page = _TEMPLATES.get_template("review.html.j2").render(style=style, script=script, scale=scale)
     return page, _policy(style, script, "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'")
 
 

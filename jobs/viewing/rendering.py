@@ -1,5 +1,6 @@
 """Pictures of scored images: the original, and the heatmap of a run over it. Only heatmaps load a bundle, and torch."""
 
+import base64
 import hashlib
 import io
 import logging
@@ -181,3 +182,10 @@ def side_by_side(pictures: Iterable[Image.Image]) -> Image.Image:
         both.paste(picture, (left, 0))
         left += picture.width
     return both
+
+
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    """A picture as an address that holds it."""
+    sink = io.BytesIO()
+    picture.save(sink, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(sink.getvalue()).decode()}"
