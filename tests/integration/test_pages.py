@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from fcdd.io import storage
 from jobs import results
-from jobs.catalog import label_files, label_store
+from jobs.catalog import label_drawings, label_files, label_store
 from jobs.training import prepare
 from jobs.training.settings import TrainSettings
 from schemas import LABELS, Layout
@@ -526,6 +526,11 @@ def test_the_image_is_zoomed_and_moved_and_every_one_is_in_the_list(browser: Bro
         watched.screenshot("review-zoomed")
         page.keyboard.press("0")
         assert frame() == whole
+        # Of a large image more pixels are fetched, once they can be seen.
+        assert page.evaluate("sharp.hasAttribute('src')") is False
+        page.evaluate("items[2].width *= 100, items[2].height *= 100, zoomBy(3)")
+        until(page, "sharp.naturalWidth > 0")
+        page.evaluate("items[2].width /= 100, items[2].height /= 100, wholeImage()")
         page.locator("#larger").click()
         page.keyboard.press("-")
         assert frame() == pytest.approx(whole, abs=1)
@@ -666,13 +671,19 @@ def test_only_our_own_page_may_label(nights: Line) -> None:
         assert why == "not a verdict: label: Input should be -1, 0 or 1"
         outside = b'{"label": 1, "boxes": [{"x0": 100, "y0": 0, "x1": 120, "y1": 9}]}'
         assert "expected a box within 56 x 40 pixels" in ask(address, "/label/50", body=outside, **json_type)[1]
-        big = b'{"label": 1, "mask": "' + b"A" * (label_store.MAX_MASK_CHARACTERS + 200_000) + b'"}'
+        big = b'{"label": 1, "mask": "' + b"A" * (label_drawings.MAX_MASK_CHARACTERS + 200_000) + b'"}'
         with contextlib.suppress(OSError):  # it may hang up while we are still sending
             assert ask(address, "/label/50", body=big, **json_type)[0] == 413
         for number in ("99999", "9" * 5000, "-1", "x", "%D9%A1"):
-            for kind in ("picture", "layer", "mask"):
+            for kind in ("picture", "thumbnail", "sharp", "layer", "contours", "mask"):
                 assert ask(address, f"/{kind}/{number}")[0] == 404
             assert ask(address, f"/label/{number}", body=verdict, **json_type)[0] == 404
+            assert ask(address, f"/undo/{number}", body=b'{"seen": null}', **json_type)[0] == 404
+        assert ask(address, "/undo/50", body=b'{"seen": null}', Origin="http://evil.example", **json_type)[0] == 403
+        assert ask(address, "/undo/50", body=b"{}", **json_type)[0] == 422
+        assert ask(address, "/undo/50", body=b'{"seen": null}', **json_type)[0] == 409  # nothing was said of it
+        long = b'{"label": 1, "defect_class": "' + b"x" * 81 + b'"}'
+        assert "at most 80 characters" in ask(address, "/label/50", body=long, **json_type)[1]
         for nonsense in (
             '{"label": 1, "mask": "\u00e9"}'.encode(),
             b"[" * 100_000,
@@ -722,7 +733,7 @@ def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path:
     rows = list(night.rows("SELECT * FROM scores ORDER BY anomaly_score DESC, image_uri"))
     alarms = [row for row in rows if row["is_anomalous"]]
     assert len(alarms) >= 6
-    box = label_store.Box(x0=3, y0=4, x1=13, y1=20)
+    box = label_drawings.Box(x0=3, y0=4, x1=13, y1=20)
     for index, row in enumerate(alarms):
         verdict = label_store.Verdict(label=1, boxes=(box,)) if index % 3 else label_store.Verdict(label=0)
         say(said, row, verdict)
@@ -753,7 +764,7 @@ def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path:
     settings = TrainSettings.parse(["--images", "x", "--bundle", "y", "--anomalous", uri])
     assert [image.uri for image, _ in prepare.known_anomalies(settings)] == sorted(row["image_uri"] for row in real[1:])
     # A drawing that nobody names any more is garbage, and no other.
-    say(said, real[1], label_store.Verdict(label=1, clear=True, boxes=(label_store.Box(x0=0, y0=0, x1=9, y1=9),)))
+    say(said, real[1], label_store.Verdict(label=1, clear=True, boxes=(label_drawings.Box(x0=0, y0=0, x1=9, y1=9),)))
     folder = Path(f"{line.results}/labels/collection=c/masks")
     assert len(list(folder.iterdir())) == 2
     say(said, real[1], label_store.Verdict(label=1, clear=True))

@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from fcdd.errors import ConfigError
-from jobs.catalog import label_files
+from jobs.catalog import label_files, views
 from jobs.catalog.label_drawings import BadDrawing, Box
 from jobs.catalog.label_store import Labels, Outdated, Verdict
 from jobs.catalog.leases import LeaseLost
@@ -230,8 +231,16 @@ def test_labels_from_before_there_were_classes_are_read_and_kept(layout: Layout)
     path = labels.uri.removeprefix("file://")
     older = pq.read_table(path, partitioning=None).drop_columns(["defect_class", "note"])
     pq.write_table(older, path)
+    connection = duckdb.connect()
+    views.view(connection, "labels", [path], LABELS)
+    assert connection.sql("SELECT label, defect_class, note FROM labels").fetchall() == [(1, None, None)]
     again = Labels(layout, "c")
     assert again.get(image(1))["defect_class"] is None  # type: ignore[index]
     say(again, image(2), Verdict(label=1, defect_class="dent"))
     assert pq.read_table(path, partitioning=None).schema.equals(LABELS, check_metadata=True)
     assert Labels(layout, "c").get(image(1))["label"] == 1  # type: ignore[index]
+    connection = duckdb.connect()  # those of another collection may still be older
+    pq.write_table(older, f"{path}-older")
+    views.view(connection, "labels", [f"{path}-older", path], LABELS)
+    counted = connection.sql("SELECT defect_class, count(*) FROM labels GROUP BY ALL ORDER BY ALL").fetchall()
+    assert counted == [("dent", 1), (None, 2)]
