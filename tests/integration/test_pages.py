@@ -113,11 +113,12 @@ def test_the_report_works_by_mouse_and_by_keyboard(browser: Browser, report: Pat
     assert opacity(page, layer) == 0
     page.keyboard.press("h")
     assert opacity(page, layer) == 1
-    assert opacity(page, "figure.worst g.over") == 0
-    page.keyboard.press("b")
     assert opacity(page, "figure.worst g.over") == 1
-    page.locator("#boxes").click()
+    page.keyboard.press("b")
     assert opacity(page, "figure.worst g.over") == 0
+    page.locator("#boxes").click()
+    assert opacity(page, "figure.worst g.over") == 1
+    assert "L" in (page.locator("figure.worst g.over path").first.get_attribute("d") or "")  # no box of whole cells
 
     page.keyboard.press("ArrowRight")
     page.keyboard.press("j")
@@ -735,7 +736,7 @@ def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path:
     assert len(alarms) >= 6
     box = label_drawings.Box(x0=3, y0=4, x1=13, y1=20)
     for index, row in enumerate(alarms):
-        verdict = label_store.Verdict(label=1, boxes=(box,)) if index % 3 else label_store.Verdict(label=0)
+        verdict = label_store.Verdict(label=index % 3 and 1, boxes=(box,), defect_class="block", note="seen")
         say(said, row, verdict)
     say(said, alarms[0], label_store.Verdict(label=-1))
     uri = layout.labels("c")
