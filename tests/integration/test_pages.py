@@ -736,10 +736,12 @@ def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path:
     assert len(alarms) >= 6
     box = label_drawings.Box(x0=3, y0=4, x1=13, y1=20)
     for index, row in enumerate(alarms):
-        verdict = label_store.Verdict(label=index % 3 and 1, boxes=(box,), defect_class="block", note="seen")
-        say(said, row, verdict)
+        defect = label_store.Verdict(label=1, boxes=(box,), defect_class="block", note="red")
+        say(said, row, defect if index % 3 else label_store.Verdict(label=0, note="a reflection"))
     say(said, alarms[0], label_store.Verdict(label=-1))
     uri = layout.labels("c")
+    asked = "SELECT defect_class, note, count(*) > 1 FROM labels WHERE label >= 0 GROUP BY ALL ORDER BY ALL"
+    assert results.open(line.results).sql(asked).fetchall() == [("block", "red", True), (None, "a reflection", True)]
     real = [row for row in alarms if said.get(row)["label"] == 1]  # type: ignore[index]
     recalibrated = line.around(
         *("calibrate", "--bundle", f"{line.root}/bundle", "--reviewed", uri, "--date", "2026-11-03"),
