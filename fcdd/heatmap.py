@@ -24,8 +24,6 @@ _HEADER_FIELDS = np.dtype([("version", "u1"), ("shape", "<u2", 2), ("low", "<f4"
 _LEVELS = 255
 # The three anchors of the colour scale.
 _COLD, _WARM, _HOT = "#1b0c41", "#cf4446", "#fcffa4"
-# Where a drawn scale ends, in thresholds: 0.9 of the display scale, whose end is infinite.
-SCALE_END = 9.0
 
 
 class DamagedHeatmap(FCDDError, ValueError):
@@ -147,9 +145,3 @@ def colours(count: int) -> Image.Image:
     """The colours of the scale from 0 to 1, opaque, as a picture of `count` x 1 pixels."""
     grey = Image.fromarray(np.linspace(0, 255, count).round().astype(np.uint8)[None])
     return ImageOps.colorize(grey, black=_COLD, mid=_WARM, white=_HOT, midpoint=150)
-
-
-def scale(count: int) -> Image.Image:
-    """The colours from 0 to `SCALE_END` thresholds, the threshold at 5/9 of it, as a picture of `count` x 1 pixels."""
-    end = SCALE_END / (SCALE_END + 1)
-    return colours(count).transform((count, 1), Image.Transform.EXTENT, (0, 0, end * count, 1))

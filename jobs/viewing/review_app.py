@@ -23,7 +23,7 @@ from jobs.catalog.label_drawings import MAX_MASK_CHARACTERS, BadDrawing
 from jobs.catalog.label_store import Labels, Outdated, Verdict
 from jobs.shell import formatting
 from jobs.sources.locations import Locations
-from jobs.viewing import local_guard, pages, rendering
+from jobs.viewing import colour_scale, local_guard, pages, rendering
 from jobs.viewing.rendering import Heatmaps
 from schemas import RunRecord
 
@@ -70,7 +70,7 @@ class Review:
 
     async def page(self, request: Request) -> Response:
         """Answer with the HTML of the page."""
-        text, policy = pages.review(rendering.data_uri(heatmap.scale(256), "PNG"))
+        text, policy = pages.review(rendering.data_uri(colour_scale.bar(256), "PNG"))
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
     async def items(self, request: Request) -> Response:
@@ -166,11 +166,11 @@ class Review:
         index = _index(request)
         return self._rows[index] if 0 <= index < len(self._rows) else None
 
-    def _threshold(self, row: Mapping[str, Any]) -> float | None:
+    def _scale(self, row: Mapping[str, Any]) -> list[colour_scale.Mark]:
         try:
-            return self._record_of(row).map_threshold
+            return colour_scale.marks(self._record_of(row).map_threshold)
         except FCDDError:  # the heatmap says why
-            return None
+            return []
 
     def _item(self, index: int) -> dict[str, Any]:
         row = self._rows[index]
@@ -182,7 +182,7 @@ class Review:
             "score": row["anomaly_score"],
             "p_value": row["p_value"],
             "is_anomalous": row["is_anomalous"],
-            "map_threshold": self._threshold(row),
+            "scale": self._scale(row),
             "width": row["width"],
             "height": row["height"],
             "label": label["label"] if label else None,

@@ -109,14 +109,22 @@ async function showEvidence() {
   $("lines").replaceChildren();
   picture.src = `picture/${index}`;
   layer.src = `layer/${index}`;
-  const threshold = items[index].map_threshold;
-  $("scale-threshold").textContent = threshold === null ? "threshold" : `threshold ${threshold.toPrecision(3)}`;
-  $("scale-high").textContent = threshold === null ? "9 thresholds" : (9 * threshold).toPrecision(3);
+  showScale(items[index].scale);
   const answer = await fetch(`contours/${index}`).catch(() => null);
   if (index !== at || !answer || !answer.ok) return;
   const found = await answer.json();
   const lines = found.map(([level, data]) => [data, level === 1 ? "outline" : "level"]);
   if (index === at) $("lines").replaceChildren(...cased(lines));
+}
+
+function showScale(marks) {
+  $("marks").replaceChildren(...marks.map(([share, words, isThreshold]) => {
+    const mark = document.createElement("span");
+    mark.textContent = words;
+    mark.style.left = `${100 * share}%`;
+    mark.classList.toggle("threshold", isThreshold);
+    return mark;
+  }));
 }
 
 picture.addEventListener("error", async () => {
