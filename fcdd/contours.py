@@ -1,7 +1,8 @@
 """Lines of equal evidence: where an anomaly map reaches a level, in pixels of the original image.
 
 The map is interpolated between the centres of its cells, never beyond their values. So whatever `regions.find` finds
-has an outline, and nothing else has, while the heatmap, which is smoothed, may stay below what one hot cell exceeds.
+lies within an outline, and nothing else does, while the heatmap, which is smoothed, may stay below what one hot cell
+exceeds (5 of 92 regions of a night of boards).
 
 Shapes: U x V cells of the map; a ring is (N,2) float64, x and y, and ends where it begins.
 """
