@@ -515,7 +515,7 @@ def test_the_image_is_zoomed_and_moved_and_every_one_is_in_the_list(browser: Bro
         assert frame()["y"] == pytest.approx(zoomed["y"] - 40, abs=1)
         # What is drawn on a zoomed image lies where it was drawn.
         page.keyboard.press("x")
-        now = frame()
+        now, before = frame(), page.evaluate("items[2]")
         page.mouse.move(now["x"] + 0.4 * now["width"], now["y"] + 0.4 * now["height"])
         page.mouse.down()
         page.mouse.move(now["x"] + 0.5 * now["width"], now["y"] + 0.5 * now["height"], steps=3)
@@ -525,6 +525,11 @@ def test_the_image_is_zoomed_and_moved_and_every_one_is_in_the_list(browser: Bro
         assert [box[name] for name in ("x0", "y0", "x1", "y1")] == pytest.approx([22.4, 16, 28, 20], abs=1.1)
         page.keyboard.press("x")
         watched.screenshot("review-zoomed")
+        page.keyboard.press("z")  # and is undone without losing sight of it
+        until(page, "sending.size == 0")
+        assert page.evaluate("items[2]") == before
+        expect(page.locator("#drawn path")).to_have_count(2 * len(before["boxes"]))
+        assert frame() == now
         page.keyboard.press("0")
         assert frame() == whole
         # Of a large image more pixels are fetched, once they can be seen.

@@ -21,12 +21,13 @@ async function start() {
 function show(index) {
   if (!items.length) return;
   keepNote();
-  at = Math.max(0, Math.min(items.length - 1, index));
+  const to = Math.max(0, Math.min(items.length - 1, index));
+  if (to !== at) zoom = 1;
+  at = to;
   const item = items[at], kept = unsaved.get(at);
   $("problem").hidden = true;
   // Never an image under the heatmap, or the facts, of another one.
   for (const image of [picture, sharp, layer, mask]) image.removeAttribute("src");
-  zoom = 1;
   beginDrawing(item, kept);
   showEvidence();
   arrange();

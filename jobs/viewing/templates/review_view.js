@@ -55,8 +55,9 @@ function wholeImage() { zoom = 1; arrange(); }
 
 room.addEventListener("wheel", (event) => {
   event.preventDefault();
-  const lines = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 30 : 1;
-  zoomTo(zoom * Math.exp(-event.deltaY * lines * 0.002), event.clientX, event.clientY);
+  // Lines, or the small steps of two fingers on a touch pad, or pixels.
+  const step = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 0.06 : event.ctrlKey ? 0.01 : 0.002;
+  zoomTo(zoom * Math.exp(-event.deltaY * step), event.clientX, event.clientY);
 }, { passive: false });
 room.addEventListener("dblclick", (event) => {
   if (tool !== "none" || event.target.closest("#zooming")) return;
