@@ -6,6 +6,7 @@ The last link of the chain: bundle -> network -> objective -> scores; used by ev
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -14,9 +15,10 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from fcdd import bundle, grouping, networks, regions, upsampling
+from fcdd import bundle, contours, grouping, networks, regions, upsampling
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import Decider
+from fcdd.contours import Contour
 from fcdd.errors import BundleError
 from fcdd.inference import Runner
 from fcdd.io import storage
@@ -132,6 +134,20 @@ class Detector:
         field = upsampling.with_extent(self.receptive_field, self.spec.gaussian_extent)
         heatmap = upsampling.upsample(maps, field, self.spec.input_size, self.spec.gaussian_std, normalized=True)
         return heatmap[0, 0].numpy()
+
+    def contours(
+        self,
+        map_uv: npt.NDArray[np.float32],
+        image_size: tuple[int, int],
+        levels: Sequence[float] = contours.LEVELS,
+    ) -> list[Contour]:
+        """Lines of equal evidence, in pixels of the image, whose size is (height, width); level 1 outlines regions.
+
+        Levels are multiples of the bundle's map threshold.
+        """
+        threshold, inputs = self.spec.calibration.map_threshold, self.spec.input_size
+        rings = partial(contours.rings, map_uv, receptive_field=self.receptive_field, input_size=inputs)
+        return [(level, rings(level * threshold, image_size=image_size)) for level in levels]
 
 
 def serialize(network: torch.nn.Module) -> bytes:

@@ -38,10 +38,11 @@ class HeatmapSettings(JobSettings):
     top: int = Field(10, ge=1, le=10_000, description="otherwise the most anomalous ones, near-duplicates left out")
     style: Style = Field(
         "side-by-side",
-        description="side-by-side: original and overlay; overlay: alone; 16-bit: grey PNG, 32768 is the threshold; "
+        description="side-by-side: original and overlay; overlay: alone; outline: of what is above the threshold; "
+        "contours: at 0.5, 1, 2 and 4 thresholds; 16-bit: grey PNG, 32768 is the threshold; "
         "numpy: float32 array (height, width) in the map's units",
     )
-    regions: bool = Field(True, description="draw boxes around the regions above the threshold")
+    regions: bool = Field(True, description="over the heatmap, outline the regions above the threshold")
     caption: bool = Field(True, description="write score, p-value and colour scale under the picture")
     images: list[str] = Field(
         default_factory=list, description="further location whose images may be opened; the run's own always may"
@@ -74,9 +75,8 @@ def draw(settings: HeatmapSettings) -> None:
         name = rendering.file_name(rank, len(rows), row["image_uri"])
         path = folder / (Path(name).with_suffix(".npy") if settings.style == "numpy" else name)
         record = found.record_of(row["model_digest"])
-        values = heatmaps(row["heatmap"], record)
         how = {"regions": settings.regions, "caption": settings.caption}
-        heatmap_files.save(path, picture, values, row, record, settings.style, **how)
+        heatmap_files.save(path, picture, row, record, heatmaps, settings.style, **how)
         print(f"{path}  {row['anomaly_score']:.4g}  {formatting.printable(row['image_uri'])}")
         index.append({"file": path.name, **{name: row[name] for name in ("image_uri", "anomaly_score", "p_value")}})
     if not index:

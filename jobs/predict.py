@@ -12,6 +12,7 @@ from fcdd.io import storage
 from jobs.shell import formatting, process
 from jobs.shell.settings import JobSettings
 from jobs.viewing import predictions
+from jobs.viewing.rendering import Style
 
 
 class PredictSettings(JobSettings):
@@ -27,7 +28,12 @@ class PredictSettings(JobSettings):
     alpha: float | None = Field(
         None, gt=0, lt=1, description="false-alarm rate; default: the one the bundle was calibrated for"
     )
-    pictures: str | None = Field(None, description="local folder for a picture of each: original beside heatmap")
+    pictures: str | None = Field(None, description="local folder for a picture of each with its heatmap")
+    style: Style = Field(
+        "side-by-side",
+        description="of the pictures: side-by-side: original and overlay; overlay: alone; outline: of what is above "
+        "the threshold; contours: at 0.5, 1, 2 and 4 thresholds",
+    )
     output: Literal["text", "json"] = Field("text", description="what to print")
 
 
@@ -55,7 +61,7 @@ def predict(settings: PredictSettings) -> None:
             row = {"image": place, **formatting.json_values(prediction), "map": prediction.map.shape}
             if settings.pictures:
                 data = storage.read(storage.normalize(place))
-                path = predictions.draw(settings.pictures, place, data, prediction, detector)
+                path = predictions.draw(settings.pictures, place, data, prediction, detector, settings.style)
                 row["picture"] = str(path)
             found.append(row)
     if settings.output == "json":

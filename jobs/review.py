@@ -14,25 +14,25 @@ from pydantic import Field
 
 from fcdd.errors import ConfigError
 from jobs import results
-from jobs.catalog import label_files, label_store, leases, views
+from jobs.catalog import label_files, leases, views
+from jobs.catalog.label_store import Labels
 from jobs.results import Results
 from jobs.shell import formatting, process
 from jobs.shell.settings import JobSettings, Night
 from jobs.sources.locations import Locations
-from jobs.viewing import queries, review_app
+from jobs.viewing import local_guard, queries, review_app
 from schemas import IDENTITY, Layout, RunRecord
 
 # More alarms of a night are not gone through by hand.
 MAX_IMAGES = 5_000
 _COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "p_value", "is_anomalous", "regions", "image_group", "date"))
 _COLUMNS += ", run_id, width, height, heatmap, model_digest"
-_WORDS = {label_files.ANOMALOUS: "real defect", label_files.NOMINAL: "false alarm", label_files.NEITHER: "bad image"}
 
 log = logging.getLogger(__name__)
 
 
 class ReviewSettings(JobSettings):
-    """Serve a page on this machine to label alarms: real defect, false alarm, bad image; boxes and masks by mouse.
+    """Serve a page on this machine to label alarms: defect, no defect, bad image; classes, notes, boxes and masks.
 
     Every label is written at once, to labels.parquet beside the results, for `fcdd calibrate --reviewed`,
     `fcdd train --anomalous` and `fcdd evaluate --labels`. Images and scores are never written. Ctrl-C ends it.
@@ -48,6 +48,9 @@ class ReviewSettings(JobSettings):
     )
     locations: list[str] = Field(
         default_factory=list, description="further location whose images may be opened; the run's own always may"
+    )
+    defect_class: list[str] = Field(
+        default_factory=list, description="class of defects to offer, beside those that were given; again for more"
     )
     reviewer: str = Field("", description="who labels, for the record")
     host: str = Field("127.0.0.1", description="address to listen on; whoever opens the page needs the printed token")
@@ -70,14 +73,14 @@ def review(settings: ReviewSettings) -> None:
     layout = Layout(found.location)
     place = f"{layout.leases()}/labels/collection={record.collection}"
     with leases.acquire(place, "review", doing="at work on the labels of this collection as") as lease:
-        labels = label_store.Labels(layout, record.collection, check=lease.check)
+        labels = Labels(layout, record.collection, check=lease.check)
         locations = Locations.of_records(found.location, night.records, settings.locations)
         record_of = partial(_record_of, night)
-        page = review_app.Review(rows, record_of, labels, settings.reviewer, locations)
+        page = review_app.Review(rows, record_of, labels, settings.reviewer, locations, settings.defect_class)
         page.warm()
-        loopback = settings.host in review_app.LOOPBACK
+        loopback = settings.host in local_guard.LOOPBACK
         token = secrets.token_urlsafe(24)  # on this machine, too: other users of it can reach the port
-        application = review_app.application(page, hosts=review_app.LOOPBACK if loopback else None, token=token)
+        application = review_app.application(page, hosts=local_guard.LOOPBACK if loopback else None, token=token)
         with _listening(settings.host, settings.port) as listener:
             port = listener.getsockname()[1]
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -87,11 +90,7 @@ def review(settings: ReviewSettings) -> None:
             server = uvicorn.Server(uvicorn.Config(application, log_level="warning", access_log=False))
             with suppress(KeyboardInterrupt):  # how a review ends
                 server.run(sockets=[listener])
-    said = Counter(label["label"] for row in rows if (label := labels.get(row)))
-    print(
-        f"labelled    {sum(said.values())} of {len(rows)}: "
-        + ", ".join(formatting.plural(said[n], _WORDS[n]) for n in _WORDS)
-    )
+    print(f"labelled    {_said(rows, labels)}")
     unseen = sum(row["is_anomalous"] and labels.get(row) is None for row in rows)
     if unseen:
         print(f"next        {formatting.plural(unseen, 'alarm')} without a label yet: the same command goes on")
@@ -100,6 +99,22 @@ def review(settings: ReviewSettings) -> None:
             f"next        fcdd calibrate --bundle {record.bundle} --reviewed {labels.uri} --results {found.location} "
             f"--collection {record.collection} --date {record.day} --output NEW_BUNDLE"
         )
+
+
+def _said(rows: Sequence[Mapping[str, Any]], labels: Labels) -> str:
+    """How many images have which label, and of which classes the defects are."""
+    said = [(label["label"], row["is_anomalous"], label["defect_class"]) for row in rows if (label := labels.get(row))]
+    defects = [(is_alarm, name) for label, is_alarm, name in said if label == label_files.ANOMALOUS]
+    nominal = [is_alarm for label, is_alarm, _ in said if label == label_files.NOMINAL]
+    missed, false_alarms = sum(not is_alarm for is_alarm, _ in defects), formatting.plural(sum(nominal), "false alarm")
+    bad = formatting.plural(len(said) - len(defects) - len(nominal), "bad image")
+    text = (
+        f"{len(said)} of {len(rows)}: {formatting.plural(len(defects), 'defect')} ({missed} without an alarm), "
+        f"{len(nominal)} without a defect ({false_alarms}), {bad}"
+    )
+    classes = Counter(name for _, name in defects if name)
+    kinds = ", ".join(f"{formatting.printable(name)} {count}" for name, count in classes.most_common())
+    return f"{text}\nclasses     {kinds}" if kinds else text
 
 
 def _record_of(night: Results, row: Mapping[str, Any]) -> RunRecord:

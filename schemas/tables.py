@@ -152,7 +152,7 @@ LABELS = _schema(
     [
         _field("image_uri", pa.string(), "image that was looked at"),
         _field("image_etag", pa.string(), "entity tag of what was looked at; empty if there is none"),
-        _field("label", pa.int8(), "1: a real defect, anomalous; 0: a false alarm, nominal; -1: a bad image, neither"),
+        _field("label", pa.int8(), "1: a defect, anomalous; 0: no defect, nominal; -1: a bad image, neither"),
         _field(
             "boxes",
             pa.list_(pa.field("element", BOX, nullable=False)),
@@ -170,6 +170,13 @@ LABELS = _schema(
         _field("p_value", pa.float64(), "its p-value in that run"),
         _field("reviewer", pa.string(), "who looked; empty if nobody said"),
         _field("reviewed_at", _TIME, "when the label was given"),
+        _field(
+            "defect_class",
+            pa.string(),
+            "which kind of defect, in the reviewers' own words; null if nobody said, and where label is not 1",
+            nullable=True,
+        ),
+        _field("note", pa.string(), "what a reviewer wrote about the image; null if nothing", nullable=True),
     ],
 )
 
@@ -208,14 +215,17 @@ RUNS = _schema(
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with exactly this schema, columns in its order; what the readers rely on is checked here.
 
-    Raises ValueError for a missing or surplus column, a null, or a score that is not finite: pyarrow
-    lets the last two pass.
+    A column that may be null and is missing is null throughout. Raises ValueError for any other missing column, a
+    surplus one, a null elsewhere, or a score that is not finite: pyarrow lets the last two pass.
     """
+    for field in schema:
+        if field.nullable and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     if set(table.column_names) != set(schema.names):
         raise ValueError(f"expected columns {schema.names}, got {table.column_names}")
-    for name in schema.names:
-        if table[name].null_count:
-            raise ValueError(f"expected no null in {name}, got {table[name].null_count}")
+    for field in schema:
+        if not field.nullable and table[field.name].null_count:
+            raise ValueError(f"expected no null in {field.name}, got {table[field.name].null_count}")
     table = table.select(schema.names).cast(schema)
     for field in schema:
         column = table[field.name]

@@ -3,53 +3,35 @@
 Nothing else is ever written: not the images, not the scores.
 """
 
-import base64
-import functools
-import hashlib
-import io
 import logging
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageChops, ImageDraw
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from fcdd.errors import ConfigError, ImageError
-from fcdd.images import Limits
-from fcdd.io import isolation, storage
-from fcdd.io.isolation import DecoderPool
-from jobs.catalog import part_files
+from fcdd.errors import ConfigError
+from fcdd.io import storage
+from jobs.catalog import label_drawings, label_files, part_files
+from jobs.catalog.label_drawings import MAX_BOXES, MAX_MASK_CHARACTERS, Box
 from schemas import LABELS, Layout, conform
 
-MAX_BOXES, MAX_MASK_CHARACTERS = 200, 8_000_000
-_MAX_MASK_PIXELS = 4_000_000
-_PNG = b"\x89PNG\r\n\x1a\n"
-Side = Annotated[int, Field(ge=0, le=1_000_000)]
-
+DefectClass = Annotated[str, Field(max_length=80), AfterValidator(lambda text: " ".join(text.split()))]
+Note = Annotated[str, Field(max_length=4000), AfterValidator(str.strip)]
 
 log = logging.getLogger(__name__)
 
 
-class Box(BaseModel):
-    """Pixels [x0, x1) x [y0, y1) of the original image."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    x0: Side
-    y0: Side
-    x1: Side
-    y1: Side
-
-
 class Verdict(BaseModel):
-    """A label of one image: 1 a real defect, 0 a false alarm, -1 a bad image; None removes it.
+    """A label of one image: 1 a defect, 0 no defect, -1 a bad image; None removes it, and all that was said with it.
 
     A drawing is all boxes, and paint that is added to what was painted before: a PNG in base64 of any size, opaque
-    where it was painted. With neither, what was drawn stays; with `clear`, it goes first. `seen` is the time of the
+    where it was painted. With neither, what was drawn stays; with `clear`, it goes first. Class and note stay, too,
+    where they are None; "" removes them. A class is of defects: with another label it goes. `seen` is the time of the
     label that the page showed, so that nobody overwrites what they have not seen.
     """
 
@@ -59,11 +41,9 @@ class Verdict(BaseModel):
     boxes: tuple[Box, ...] | None = Field(None, max_length=MAX_BOXES)
     mask: str | None = Field(None, max_length=MAX_MASK_CHARACTERS)
     clear: bool = False
+    defect_class: DefectClass | None = None
+    note: Note | None = None
     seen: datetime | None = None
-
-
-class BadDrawing(Exception):
-    """A box or mask that cannot be decoded, or lies outside of the image."""
 
 
 class Outdated(Exception):
@@ -87,6 +67,8 @@ class Labels:
         except (pa.ArrowException, ValueError) as error:
             raise ConfigError(f"{self.uri} does not hold labels of this version: {error}; move it away") from error
         self._rows: dict[str, dict[str, Any]] = {row["image_uri"]: self._own(row) for row in table.to_pylist()}
+        # What was said of each image before, the latest last; None where there was no label.
+        self._before: defaultdict[str, list[dict[str, Any] | None]] = defaultdict(list)
 
     def _own(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row without a mask that was not drawn here: the file is data, and its masks are opened."""
@@ -111,6 +93,11 @@ class Labels:
         """Locations of all masks that labels name."""
         return {row["mask_uri"] for row in self._rows.values()} - {""}
 
+    def classes(self) -> list[str]:
+        """Classes of defects that were given, the most frequent first."""
+        counts = Counter(row["defect_class"] for row in self._rows.values() if row["defect_class"])
+        return [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+
     def set(self, image: Mapping[str, Any], verdict: Verdict, *, reviewer: str, now: datetime) -> None:
         """Keep a verdict on a row of scores.
 
@@ -118,89 +105,68 @@ class Labels:
         """
         uri = image["image_uri"]
         with self._lock:
-            if self.label_time(uri) != verdict.seen:
-                raise Outdated(f"something else was said of {uri} meanwhile")
-            self._check()
-            rows = {key: row for key, row in self._rows.items() if key != uri}
-            if verdict.label is not None:
-                boxes, mask_uri = self._drawing(image, verdict)
-                rows[uri] = {
-                    "image_uri": uri,
-                    "image_etag": image["image_etag"],
-                    "label": verdict.label,
-                    "boxes": boxes,
-                    "mask_uri": mask_uri,
-                    "collection": self._collection,
-                    "date": image["date"],
-                    "run_id": image["run_id"],
-                    "anomaly_score": image["anomaly_score"],
-                    "p_value": image["p_value"],
-                    "reviewer": reviewer,
-                    "reviewed_at": now,
-                }
-            table = pa.Table.from_pylist([rows[key] for key in sorted(rows)], LABELS)
-            storage.write(self.uri, part_files.to_parquet(conform(table, LABELS)))
-            self._rows = rows
+            self._check_seen(uri, verdict.seen)
+            row = (
+                None
+                if verdict.label is None
+                else self._row(image, verdict) | {"reviewer": reviewer, "reviewed_at": now}
+            )
+            before = self._rows.get(uri)
+            self._write(uri, row)
+            self._before[uri].append(before)
 
-    def _drawing(self, image: Mapping[str, Any], verdict: Verdict) -> tuple[list[dict[str, int]], str]:
-        """All boxes, and where the mask of all that was ever drawn is kept; empty if there is none."""
-        before = None if verdict.clear else self.get(image)
-        boxes, mask_uri = (before["boxes"], before["mask_uri"]) if before else ([], "")
-        if verdict.boxes is None and verdict.mask is None:
-            return boxes, mask_uri
-        if verdict.boxes is not None:
-            boxes = [_clipped(box, image["width"], image["height"]) for box in verdict.boxes]
-        size = (image["width"], image["height"])
-        mask = _stored(mask_uri, size) if mask_uri else Image.new("L", size)
-        if verdict.mask is not None:
-            mask = ImageChops.lighter(mask, _decoded(verdict.mask).resize(size, Image.Resampling.NEAREST))
-        draw = ImageDraw.Draw(mask)
-        for box in boxes:
-            draw.rectangle((box["x0"], box["y0"], box["x1"] - 1, box["y1"] - 1), fill=255)
-        if not mask.getbbox():
-            return boxes, ""
-        sink = io.BytesIO()
-        mask.save(sink, "PNG")
-        name = f"{hashlib.sha256(sink.getvalue()).hexdigest()[:32]}.png"
-        uri = storage.join(self._layout.masks(self._collection), name)
-        storage.write(uri, sink.getvalue())
-        return boxes, uri
+    def undo(self, image: Mapping[str, Any], seen: datetime | None) -> bool:
+        """Whether there was a verdict since this process began: then what was said before it is the label again.
 
+        Raises Outdated when the page has not seen the latest label.
+        """
+        uri = image["image_uri"]
+        with self._lock:
+            self._check_seen(uri, seen)
+            if not self._before[uri]:
+                return False
+            self._write(uri, self._before[uri][-1])
+            self._before[uri].pop()
+            return True
 
-def _stored(mask_uri: str, size: tuple[int, int]) -> Image.Image:
-    """The mask that was kept before. Raises ConfigError when it is gone or another one."""
-    try:
-        mask = isolation.picture(storage.read(mask_uri), mode="L")
-    except (FileNotFoundError, ImageError) as error:
-        raise ConfigError(f"the mask {mask_uri} is gone or damaged; clear the drawing and draw again") from error
-    if mask.size != size:
-        raise ConfigError(f"the mask {mask_uri} is not of its image's size; clear the drawing and draw again")
-    return mask
+    def _check_seen(self, uri: str, seen: datetime | None) -> None:
+        if self.label_time(uri) != seen:
+            raise Outdated(f"something else was said of {uri} meanwhile")
 
+    def _row(self, image: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
+        """The label that a verdict makes, but for who said it and when."""
+        before = self.get(image)
+        boxes, mask_uri = label_drawings.kept(
+            image,
+            None if verdict.clear else before,
+            verdict.boxes,
+            verdict.mask,
+            self._layout.masks(self._collection),
+        )
+        texts = {
+            name: before[name] if before and said is None else said or None
+            for name, said in (("defect_class", verdict.defect_class), ("note", verdict.note))
+        }
+        if verdict.label != label_files.ANOMALOUS:
+            texts["defect_class"] = None
+        return {
+            "image_uri": image["image_uri"],
+            "image_etag": image["image_etag"],
+            "label": verdict.label,
+            "boxes": boxes,
+            "mask_uri": mask_uri,
+            "collection": self._collection,
+            "date": image["date"],
+            "run_id": image["run_id"],
+            "anomaly_score": image["anomaly_score"],
+            "p_value": image["p_value"],
+            **texts,
+        }
 
-def _clipped(box: Box, width: int, height: int) -> dict[str, int]:
-    clipped = {"x0": box.x0, "y0": box.y0, "x1": min(box.x1, width), "y1": min(box.y1, height)}
-    if clipped["x0"] >= clipped["x1"] or clipped["y0"] >= clipped["y1"]:
-        raise BadDrawing(f"expected a box within {width} x {height} pixels, got {box}")
-    return clipped
-
-
-def _decoded(mask: str) -> Image.Image:
-    """Grey 0 or 255 of a painted PNG."""
-    try:
-        data = base64.b64decode(mask, validate=True)
-    except ValueError as error:
-        raise BadDrawing("the mask is no PNG in base64") from error
-    if not data.startswith(_PNG):
-        raise BadDrawing("the mask is no PNG in base64")
-    try:
-        opacity = _decoders().picture(data, mode="A")
-    except ImageError as error:
-        raise BadDrawing(f"expected a mask of at most {_MAX_MASK_PIXELS} pixels that can be read: {error}") from error
-    return opacity.point([255 if alpha >= 128 else 0 for alpha in range(256)])
-
-
-@functools.cache
-def _decoders() -> DecoderPool:
-    """The decoders of masks that reviewers send."""
-    return DecoderPool(processes=1, limits=Limits(encoded_bytes=MAX_MASK_CHARACTERS, pixels=_MAX_MASK_PIXELS))
+    def _write(self, uri: str, row: dict[str, Any] | None) -> None:
+        """Another label of an image, or none, in the file."""
+        self._check()
+        rows = {key: each for key, each in self._rows.items() if key != uri} | ({uri: row} if row else {})
+        table = pa.Table.from_pylist([rows[key] for key in sorted(rows)], LABELS)
+        storage.write(self.uri, part_files.to_parquet(conform(table, LABELS)))
+        self._rows = rows

@@ -52,8 +52,13 @@ def view(connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[str],
         return
     columns = ", ".join(f'"{column}"' for column in schema.names)
     files = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+    read = f"[{files}], {_folders(paths[0])}"
+    # Files from before there were these columns, which are texts, have nulls in them.
+    optional = ", ".join(f'NULL::VARCHAR AS "{field.name}"' for field in schema if field.nullable)
+    rows = f"(SELECT {optional} WHERE false UNION ALL BY NAME FROM read_parquet({read}, union_by_name = true))"
+    rows = rows if optional else f"read_parquet({read})"
     with readable(f"a file of {name} is missing or damaged"):
-        connection.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM read_parquet([{files}], {_folders(paths[0])})")
+        connection.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM {rows}")
 
 
 def _folders(path: str) -> str:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -16,9 +15,10 @@ from jobs.results import Results
 from jobs.shell import formatting
 from jobs.viewing import queries, rendering
 from jobs.viewing.queries import MAX_COMPARED
+from jobs.viewing.rendering import Heatmaps
 from schemas import IDENTITY, RunRecord
 
-Style = Literal["side-by-side", "overlay", "16-bit", "numpy"]
+Style = Literal[rendering.Style, "16-bit", "numpy"]
 _COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "p_value", "is_anomalous", "heatmap", "image_hash", "regions"))
 _COLUMNS += ", width, height, model_digest"
 
@@ -44,27 +44,25 @@ def chosen(found: Results, uris: Sequence[str], top: int) -> list[dict[str, Any]
 def save(
     path: Path,
     picture: Image.Image,
-    values: npt.NDArray[np.float32],
     row: dict[str, Any],
     record: RunRecord,
+    heatmaps: Heatmaps,
     style: Style,
     *,
     regions: bool = True,
     caption: bool = True,
 ) -> None:
-    """One picture or array of a row; `values` is its heatmap, at any size."""
-    threshold = record.map_threshold
-    if style in ("16-bit", "numpy"):
+    """One picture or array of a row."""
+    threshold, values = record.map_threshold, heatmaps(row["heatmap"], record)
+    if style == "16-bit" or style == "numpy":
         full = heatmap.at_size(values, *picture.size)
         if style == "numpy":
             np.save(path, full)
         else:
             Image.fromarray(heatmap.to_16bit(full, threshold)).save(path, pnginfo=_about(row, threshold))
         return
-    boxes = row["regions"] if regions else []
-    shown = rendering.boxed(heatmap.overlay(picture, values, threshold), boxes)
-    if style == "side-by-side":
-        shown = rendering.side_by_side([picture, shown])
+    lines = heatmaps.contours(row["heatmap"], record, picture.size)
+    shown = rendering.evidence(picture, values, lines, threshold, style, regions=regions)
     if caption:
         alarm = "alarm" if row["is_anomalous"] else "no alarm"
         found = formatting.plural(len(row["regions"]), "region")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
 
-from fcdd import bundle, drift, heatmap
+from fcdd import bundle, contours, drift, heatmap
 from fcdd.bundle import BundleSpec
 from fcdd.drift import AlarmLaw
 from fcdd.errors import FCDDError, ImageError
@@ -88,7 +88,7 @@ def build(results: str, record: RunRecord, *, images: int, locations: Locations)
         "spec": spec,
         "card": Markup(Markup.escape(bundle.model_card(spec))) if spec else "",
         "without_bundle": without,
-        "scale": pages.data_uri(heatmap.colours(128), "PNG"),
+        "scale": rendering.data_uri(heatmap.colours(128), "PNG"),
     }
     return pages.report(context).encode()
 
@@ -145,8 +145,10 @@ def _worst(
     pictures += pictures[-1:] * (len(found) - len(pictures))  # no credentials: to ask for all would take minutes
     for row, picture in zip(found, pictures, strict=True):
         row["picture"], row["layer"] = ("" if isinstance(picture, ImageError) else picture), ""
+        row["outline"] = contours.box_path(row["regions"])
         if heatmaps and row["picture"]:
             row["layer"] = _layer(heatmaps(row["heatmap"], record), row, record.map_threshold)
+            row["outline"] = contours.path(heatmaps.outline(row["heatmap"], record, (row["width"], row["height"])))
     return found, [str(each) for each in pictures if isinstance(each, ImageError)]
 
 
@@ -157,7 +159,7 @@ def _thumbnail(locations: Locations, row: dict[str, Any]) -> str | ImageError:
     except ImageError as error:
         return error
     for quality in _QUALITIES:
-        uri = pages.data_uri(picture, "WEBP", quality=quality)
+        uri = rendering.data_uri(picture, "WEBP", quality=quality)
         if len(uri) < _PICTURE_BYTES * 4 / 3:
             break
     return uri
@@ -166,7 +168,7 @@ def _thumbnail(locations: Locations, row: dict[str, Any]) -> str | ImageError:
 def _layer(values: npt.NDArray[np.float32], row: dict[str, Any], threshold: float) -> str:
     """The heatmap of the image's shape, to lie over the thumbnail."""
     size = (row["width"], row["height"])
-    return pages.data_uri(heatmap.small_layer(values, threshold, size=size, long_side=_LAYER), "WEBP", quality=60)
+    return rendering.data_uri(heatmap.small_layer(values, threshold, size=size, long_side=_LAYER), "WEBP", quality=60)
 
 
 def _nights(records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -256,7 +258,7 @@ def _scope(row: dict[str, Any]) -> dict[str, Any]:
 def _map_picture(values: npt.NDArray[np.float32]) -> str:
     """A map of values in [0,1], one pixel a cell, in the colours of the scale."""
     colours = np.asarray(heatmap.colours(256))[0]
-    return pages.data_uri(Image.fromarray(colours[(values.clip(0, 1) * 255).round().astype(np.uint8)]), "PNG")
+    return rendering.data_uri(Image.fromarray(colours[(values.clip(0, 1) * 255).round().astype(np.uint8)]), "PNG")
 
 
 def _stages(record: RunRecord) -> list[Bar]:

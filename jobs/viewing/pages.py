@@ -2,13 +2,11 @@
 
 import base64
 import hashlib
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
-from PIL import Image
 
 from jobs.shell import formatting
 
@@ -31,10 +29,11 @@ def report(context: Mapping[str, Any]) -> str:
     return _TEMPLATES.get_template("report.html.j2").render(style=style, script=script, policy=policy, **context)
 
 
-def review() -> tuple[str, str]:
-    """The review page, and the policy to send with it."""
-    style, script = _source("review.css"), _source("review.js")
-    page = _TEMPLATES.get_template("review.html.j2").render(style=style, script=script)
+def review(scale: str) -> tuple[str, str]:
+    """The review page, and the policy to send with it; `scale` is the data URI of the colours of heatmaps."""
+    parts = ("review_view.js", "review_draw.js", "review_list.js", "review.js")
+    style, script = _source("review.css"), Markup("\n").join(map(_source, parts))
+    page = _TEMPLATES.get_template("review.html.j2").render(style=style, script=script, scale=scale)
     return page, _policy(style, script, "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'")
 
 
@@ -44,13 +43,6 @@ def training(context: Mapping[str, Any]) -> str:
     return _TEMPLATES.get_template("training.html.j2").render(
         style=style, policy=_policy(style, "", "img-src data:"), **context
     )
-
-
-def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
-    """A picture within a page; `options` are those of Pillow for that kind of file."""
-    sink = io.BytesIO()
-    picture.save(sink, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(sink.getvalue()).decode()}"
 
 
 def _source(name: str) -> Markup:

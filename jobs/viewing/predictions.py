@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcdd import heatmap
 from fcdd.io import isolation
 from jobs.shell import formatting
 from jobs.viewing import rendering
@@ -28,15 +27,17 @@ def line(row: Mapping[str, Any]) -> str:
     return f"{verdict:10}  {score}  {found:9}  {name}{where}{picture}"
 
 
-def draw(folder: str, name: str, data: bytes, prediction: "Prediction", detector: "Detector") -> Path:
-    """Original and heatmap with its regions, side by side, as a PNG. Raises ConfigError, ImageError."""
+def draw(
+    folder: str, name: str, data: bytes, prediction: "Prediction", detector: "Detector", style: rendering.Style
+) -> Path:
+    """A PNG of the image with its heatmap and the outlines of its regions. Raises ConfigError, ImageError."""
     threshold = detector.spec.calibration.map_threshold
     original = isolation.picture(data)
-    shown = heatmap.overlay(original, detector.heatmap(prediction.map), threshold)
-    boxed = rendering.boxed(shown, [region._asdict() for region in prediction.regions])
+    lines = detector.contours(prediction.map, (original.height, original.width))
+    shown = rendering.evidence(original, detector.heatmap(prediction.map), lines, threshold, style)
     verdict = "alarm" if prediction.is_anomalous else "no alarm"
     text = f"score {prediction.anomaly_score:.4g}   p {prediction.p_value:.4g}   {verdict}"
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name.rsplit("/", 1)[-1].rpartition(".")[0])[:80]
     path = rendering.folder(folder) / f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:6]}.png"
-    rendering.captioned(rendering.side_by_side([original, boxed]), text, threshold).save(path)
+    rendering.captioned(shown, text, threshold).save(path)
     return path

@@ -1,18 +1,20 @@
 """Pictures of scored images: the original, and the heatmap of a run over it. Only heatmaps load a bundle, and torch."""
 
+import base64
 import hashlib
 import io
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from fcdd import heatmap
+from fcdd import contours, heatmap
 from fcdd.bundle import BundleSpec
+from fcdd.contours import Contour, Ring
 from fcdd.errors import ConfigError, ImageError
 from fcdd.io import isolation, storage
 from fcdd.io.storage import ObjectInfo
@@ -24,6 +26,8 @@ from schemas import IDENTITY, RunRecord
 if TYPE_CHECKING:
     from fcdd.detector import Detector
 
+# How evidence is shown: original and overlay; the heatmap over the original; or lines only, which hide nothing.
+Style = Literal["side-by-side", "overlay", "outline", "contours"]
 # What is painted in a review.
 _PAINT = "#ff2d55"
 
@@ -96,7 +100,7 @@ def original_or_warn(row: Mapping[str, Any], locations: Locations) -> Image.Imag
 
 
 class Heatmaps:
-    """Full-resolution heatmaps of stored anomaly maps; each bundle is loaded once."""
+    """Full-resolution heatmaps, and contours, of stored anomaly maps; each bundle is loaded once."""
 
     def __init__(self, loaded: Iterable[tuple[BundleSpec, bytes]] = ()) -> None:
         """`loaded`: bundles that need not be read again."""
@@ -110,6 +114,15 @@ class Heatmaps:
         """
         return self._detector_of(record).heatmap(heatmap.decode(encoded))
 
+    def contours(self, encoded: bytes, record: RunRecord, size: tuple[int, int]) -> list[Contour]:
+        """`Detector.contours` for an image of `size` (width, height). Raises as a call."""
+        return self._detector_of(record).contours(heatmap.decode(encoded), size[::-1])
+
+    def outline(self, encoded: bytes, record: RunRecord, size: tuple[int, int]) -> list[Ring]:
+        """The lines around what is above the threshold, in pixels of an image of `size` (width, height)."""
+        [(_, rings)] = self._detector_of(record).contours(heatmap.decode(encoded), size[::-1], (1.0,))
+        return rings
+
     def _detector_of(self, record: RunRecord) -> "Detector":
         from fcdd.detector import Detector
 
@@ -119,16 +132,26 @@ class Heatmaps:
         return self._detectors[digest]
 
 
-def boxed(picture: Image.Image, regions: Iterable[Mapping[str, Any]]) -> Image.Image:
-    """A copy with a box around each region, dark and light so that it is seen on any ground."""
-    boxed = picture.copy()
-    draw = ImageDraw.Draw(boxed)
-    line = max(1, round(max(picture.size) / 400))
-    for region in regions:
-        box = (region["x0"], region["y0"], max(region["x1"] - 1, region["x0"]), max(region["y1"] - 1, region["y0"]))
-        draw.rectangle(box, outline="black", width=2 * line)
-        draw.rectangle(box, outline="white", width=line)
-    return boxed
+def evidence(
+    picture: Image.Image,
+    values: npt.NDArray[np.float32],
+    lines: Iterable[Contour],
+    threshold: float,
+    style: Style,
+    *,
+    regions: bool = True,
+) -> Image.Image:
+    """A picture with its heatmap (`values`, at any size) or contours (`lines`, in its pixels) over it.
+
+    `regions`: outlines of what is above the threshold over the heatmap, too.
+    """
+    if style == "contours":
+        return contours.draw(picture, lines)
+    outlines = [each for each in lines if each[0] == 1]
+    if style == "outline":
+        return contours.draw(picture, outlines)
+    shown = contours.draw(heatmap.overlay(picture, values, threshold), outlines if regions else [])
+    return side_by_side([picture, shown]) if style == "side-by-side" else shown
 
 
 def captioned(picture: Image.Image, text: str, threshold: float) -> Image.Image:
@@ -159,3 +182,10 @@ def side_by_side(pictures: Iterable[Image.Image]) -> Image.Image:
         both.paste(picture, (left, 0))
         left += picture.width
     return both
+
+
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    """A picture as an address that holds it."""
+    sink = io.BytesIO()
+    picture.save(sink, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(sink.getvalue()).decode()}"

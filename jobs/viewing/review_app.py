@@ -1,49 +1,51 @@
 """The review page and its few answers: images and heatmaps out, labels in. Starlette; no page but ours may use it."""
 
 import datetime as dt
-import hashlib
-import hmac
 import io
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fcdd import heatmap
+from fcdd import contours, heatmap
 from fcdd.errors import FCDDError, ImageError
-from jobs.catalog.label_store import MAX_MASK_CHARACTERS, BadDrawing, Labels, Outdated, Verdict
+from jobs.catalog.label_drawings import MAX_MASK_CHARACTERS, BadDrawing
+from jobs.catalog.label_store import Labels, Outdated, Verdict
 from jobs.shell import formatting
 from jobs.sources.locations import Locations
-from jobs.viewing import pages, rendering
+from jobs.viewing import colour_scale, local_guard, pages, rendering
 from jobs.viewing.rendering import Heatmaps
 from schemas import RunRecord
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_LONG_SIDE, _LAYER_SIDE = 1600, 400
+# Long sides of pictures: to look at, in the list, and zoomed in; and of the heatmap.
+_SHOWN, _THUMBNAIL, _SHARP, _LAYER_SIDE = 1600, 160, 6000, 400
 _MAX_BODY = MAX_MASK_CHARACTERS + 100_000
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 Records = Callable[[Mapping[str, Any]], RunRecord]
 
 
+class Undo(BaseModel):
+    """`seen` is the time of the label that the page showed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seen: dt.datetime | None
+
+
 class Review:
-    """What there is to review. `rows` are of the scores table; images go by their number in it, never by their key."""
+    """What there is to review. `rows` are of the scores table; images go by their number in it, never by their key.
+
+    `classes` of defects are offered beside those that labels have.
+    """
 
     def __init__(
         self,
@@ -52,41 +54,47 @@ class Review:
         labels: Labels,
         reviewer: str,
         locations: Locations,
+        classes: Sequence[str] = (),
     ) -> None:
         self._rows, self._record_of, self._labels, self._reviewer = rows, record_of, labels, reviewer
-        self._locations = locations
+        self._locations, self._classes = locations, classes
         self._heatmaps = Heatmaps()
 
     def warm(self) -> None:
         """Load the bundle before the first heatmap is requested; each heatmap will report what is wrong with it."""
+        row = self._rows[0]
         with suppress(FCDDError):
-            self._heatmaps(self._rows[0]["heatmap"], self._record_of(self._rows[0]))
+            record = self._record_of(row)
+            self._heatmaps(row["heatmap"], record)
+            self._heatmaps.contours(row["heatmap"], record, (row["width"], row["height"]))
 
     async def page(self, request: Request) -> Response:
         """Answer with the HTML of the page."""
-        text, policy = pages.review()
+        text, policy = pages.review(rendering.data_uri(colour_scale.bar(256), "PNG"))
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
     async def items(self, request: Request) -> Response:
-        """Everything but pictures, by number."""
-        return JSONResponse([self._item(index) for index in range(len(self._rows))])
+        """Everything but pictures, by number, and the classes of defects."""
+        classes = list(dict.fromkeys([*self._classes, *self._labels.classes()]))
+        return JSONResponse({"classes": classes, "items": [self._item(index) for index in range(len(self._rows))]})
 
-    def picture(self, request: Request) -> Response:
-        """The original, at most 1600 pixels long."""
+    def picture(self, request: Request, long_side: int) -> Response:
+        """The original, at most so many pixels long."""
         row = self._row(request)
         if row is None:
-            return PlainTextResponse("there is no such image", 404)
+            return _no_image()
         try:
-            picture = rendering.original(row, self._locations, (_LONG_SIDE, _LONG_SIDE))
+            picture = rendering.original(row, self._locations, (long_side, long_side))
         except ImageError as error:
             return PlainTextResponse(f"not as, or where, it was scored: {error}", 410)
-        return _image(picture, quality=90)
+        # WebP is slow, and its pictures cannot be much larger.
+        return _image(picture, "JPEG" if long_side == _SHARP else "WEBP", quality=90)
 
     def layer(self, request: Request) -> Response:
         """The heatmap, to lie over the original."""
         row = self._row(request)
         if row is None:
-            return PlainTextResponse("there is no such image", 404)
+            return _no_image()
         try:
             record = self._record_of(row)
             values = self._heatmaps(row["heatmap"], record)
@@ -94,7 +102,18 @@ class Review:
             return PlainTextResponse(f"no heatmap: {error}", 410)
         size = (row["width"], row["height"])
         layer = heatmap.small_layer(values, record.map_threshold, size=size, long_side=_LAYER_SIDE)
-        return _image(layer, quality=80)
+        return _image(layer, "WEBP", quality=80)
+
+    def contours(self, request: Request) -> Response:
+        """Levels, in thresholds, with the path of each in the original's pixels; without the bundle, regions' boxes."""
+        row = self._row(request)
+        if row is None:
+            return _no_image()
+        try:
+            found = self._heatmaps.contours(row["heatmap"], self._record_of(row), (row["width"], row["height"]))
+        except FCDDError:  # the heatmap, which is asked for too, says why
+            return JSONResponse([[1.0, contours.box_path(row["regions"])]])
+        return JSONResponse([[level, contours.path(rings)] for level, rings in found])
 
     def mask(self, request: Request) -> Response:
         """Answer with the mask that was drawn before."""
@@ -109,23 +128,29 @@ class Review:
 
     async def label(self, request: Request) -> Response:
         """Keep a verdict; the image as it is now."""
+        return await self._change(request, self._say)
+
+    async def undo(self, request: Request) -> Response:
+        """Take back what was said of an image last; the image as it is now."""
+        return await self._change(request, self._undo)
+
+    def _say(self, row: Mapping[str, Any], body: bytes) -> None:
+        verdict = Verdict.model_validate_json(body)
+        self._labels.set(row, verdict, reviewer=self._reviewer, now=dt.datetime.now(dt.UTC))
+
+    def _undo(self, row: Mapping[str, Any], body: bytes) -> None:
+        if not self._labels.undo(row, Undo.model_validate_json(body).seen):
+            raise Outdated("nothing was said of it since this review began")
+
+    async def _change(self, request: Request, change: Callable[[Mapping[str, Any], bytes], None]) -> Response:
         row = self._row(request)
         if row is None:
-            return PlainTextResponse("there is no such image", 404)
-        origin = request.headers.get("origin")
-        if origin is not None and origin != f"{request.url.scheme}://{request.headers.get('host')}":
-            return PlainTextResponse("labels are taken from our own page only", 403)
-        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-            return PlainTextResponse("expected application/json", 415)
-        body = bytearray()
-        async for piece in request.stream():
-            body += piece
-            if len(body) > _MAX_BODY:
-                return PlainTextResponse(f"expected at most {_MAX_BODY} bytes", 413)
+            return _no_image()
+        body = await local_guard.posted(request, _MAX_BODY)
+        if isinstance(body, Response):
+            return body
         try:
-            verdict = Verdict.model_validate_json(bytes(body))
-            now = dt.datetime.now(dt.UTC)
-            await run_in_threadpool(self._labels.set, row, verdict, reviewer=self._reviewer, now=now)
+            await run_in_threadpool(change, row, body)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             return PlainTextResponse(f"not a verdict: {'.'.join(map(str, first['loc']))}: {first['msg']}", 422)
@@ -141,6 +166,12 @@ class Review:
         index = _index(request)
         return self._rows[index] if 0 <= index < len(self._rows) else None
 
+    def _scale(self, row: Mapping[str, Any]) -> list[colour_scale.Mark]:
+        try:
+            return colour_scale.marks(self._record_of(row).map_threshold)
+        except FCDDError:  # the heatmap says why
+            return []
+
     def _item(self, index: int) -> dict[str, Any]:
         row = self._rows[index]
         label, said_at = self._labels.get(row), self._labels.label_time(row["image_uri"])
@@ -151,15 +182,21 @@ class Review:
             "score": row["anomaly_score"],
             "p_value": row["p_value"],
             "is_anomalous": row["is_anomalous"],
+            "scale": self._scale(row),
             "width": row["width"],
             "height": row["height"],
-            "regions": row["regions"],
             "label": label["label"] if label else None,
+            "defect_class": label["defect_class"] if label else None,
+            "note": label["note"] if label else None,
             "boxes": label["boxes"] if label else [],
             "mask": bool(label and label["mask_uri"]),
             "seen": said_at.isoformat() if said_at else None,
             "replaced": said_at is not None and label is None,
         }
+
+
+def _no_image() -> Response:
+    return PlainTextResponse("there is no such image", 404)
 
 
 def _index(request: Request) -> int:
@@ -170,65 +207,23 @@ def _index(request: Request) -> int:
 
 def application(review: Review, *, hosts: Sequence[str] | None, token: str) -> Starlette:
     """The whole server: under these names only (any, if None), and for whoever has the token."""
+    pictures = {"picture": _SHOWN, "thumbnail": _THUMBNAIL, "sharp": _SHARP}
     return Starlette(
         routes=[
             Route("/", review.page),
             Route("/items", review.items),
-            Route("/picture/{index}", review.picture),
+            *(Route(f"/{name}/{{index}}", partial(review.picture, long_side=side)) for name, side in pictures.items()),
             Route("/layer/{index}", review.layer),
+            Route("/contours/{index}", review.contours),
             Route("/mask/{index}", review.mask),
             Route("/label/{index}", review.label, methods=["POST"]),
+            Route("/undo/{index}", review.undo, methods=["POST"]),
         ],
-        middleware=[Middleware(_Guard, hosts=hosts, token=token)],
+        middleware=[Middleware(local_guard.Guard, hosts=hosts, token=token)],
     )
 
 
-class _Guard:
-    """Headers of every answer; the names that we go by; and the token, once in the address, then in a cookie."""
-
-    def __init__(self, app: ASGIApp, hosts: Sequence[str] | None, token: str) -> None:
-        self._app, self._hosts, self._token = app, hosts, token
-        # Cookies do not know ports: each review has one of its own.
-        self._cookie = f"fcdd_{hashlib.sha256(token.encode()).hexdigest()[:12]}"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] += [(k.lower().encode(), v.encode()) for k, v in _HEADERS.items()]
-            await send(message)
-
-        answer = self._refusal(Request(scope))
-        await (answer or self._app)(scope, receive, with_headers)
-
-    def _refusal(self, request: Request) -> Callable[[Scope, Receive, Send], Awaitable[None]] | None:
-        if self._hosts is not None and _host_name(request) not in self._hosts:
-            # Another name that was made to point to this machine: a page of somebody else would be asking.
-            return PlainTextResponse("not a name of this machine", 400)
-        if _same(request.cookies.get(self._cookie), self._token):
-            return None
-        if request.method == "GET" and _same(request.query_params.get("token"), self._token):
-            answer = RedirectResponse("/", 303)
-            answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict")
-            return answer
-        return PlainTextResponse("open the address that `fcdd review` printed, with its token", 401)
-
-
-def _host_name(request: Request) -> str | None:
-    try:
-        return urlsplit(f"//{request.headers.get('host', '')}").hostname
-    except ValueError:
-        return None
-
-
-def _same(given: str | None, token: str) -> bool:
-    return given is not None and hmac.compare_digest(given.encode(), token.encode())
-
-
-def _image(picture: Image.Image, **options: Any) -> Response:
+def _image(picture: Image.Image, kind: str, **options: Any) -> Response:
     sink = io.BytesIO()
-    picture.save(sink, "WEBP", **options)
-    return Response(sink.getvalue(), media_type="image/webp")
+    picture.save(sink, kind, **options)
+    return Response(sink.getvalue(), media_type=f"image/{kind.lower()}")

@@ -14,7 +14,7 @@ from PIL import Image
 from fcdd import heatmap
 from fcdd.calibration import Floats, Score, ThresholdImage
 from fcdd.detector import Detector
-from jobs.viewing import pages
+from jobs.viewing import pages, rendering
 
 _BINS, _WIDTH, _HEIGHT = 60, 640, 160
 # Pictures of a page of a few hundred kilobytes.
@@ -85,8 +85,8 @@ def _drawn(detector: Detector, shown: Shown) -> dict[str, Any]:
         "name": shown.name,
         "score": shown.score,
         "is_found": shown.score > detector.spec.calibration.threshold,
-        "original": pages.data_uri(original, "WEBP", quality=_QUALITY),
-        "over": pages.data_uri(over, "WEBP", quality=_QUALITY),
+        "original": rendering.data_uri(original, "WEBP", quality=_QUALITY),
+        "over": rendering.data_uri(over, "WEBP", quality=_QUALITY),
     }
 
 
@@ -95,7 +95,9 @@ def _mean_map(detector: Detector) -> str:
     values = np.array(detector.spec.calibration.pooled.map_mean, np.float32)
     shown = heatmap.layer(values, detector.spec.calibration.map_threshold).convert("RGB")
     scale = max(1, _SIDE // max(shown.size))
-    return pages.data_uri(shown.resize((shown.width * scale, shown.height * scale), Image.Resampling.NEAREST), "PNG")
+    return rendering.data_uri(
+        shown.resize((shown.width * scale, shown.height * scale), Image.Resampling.NEAREST), "PNG"
+    )
 
 
 def _histogram(scores: Floats, threshold: float) -> dict[str, Any]:

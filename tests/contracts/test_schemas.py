@@ -41,7 +41,7 @@ FINGERPRINTS = {
         "quarantine": "cb670ac193611ef8",
         "deleted": "61192730d5c14570",
         "drift": "1b8c49a3fdbdde3d",
-        "labels": "0d5400cc65682f6d",
+        "labels": "32d49259a2c1a923",
         "runs": "53d09e377ef056ff",
     },
 }
@@ -85,6 +85,14 @@ def test_conform_refuses_what_pyarrow_lets_pass() -> None:
     scores = {field.name: [_example(field.type)] for field in SCORES}
     with pytest.raises(ValueError, match="finite values in anomaly_score"):
         schemas.conform(pa.table(scores | {"anomaly_score": [float("nan")]}), SCORES)
+
+
+def test_a_column_that_may_be_null_may_be_missing_as_in_older_files() -> None:
+    row = {field.name: [_example(field.type)] for field in LABELS}
+    assert schemas.conform(pa.table(row | {"note": [None]}), LABELS)["note"].to_pylist() == [None]
+    older = schemas.conform(pa.table(row).drop_columns(["defect_class", "note"]), LABELS)
+    assert older.schema.equals(LABELS, check_metadata=True)
+    assert older["defect_class"].to_pylist() == [None]
 
 
 def _example(kind: pa.DataType) -> object:

@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from fcdd.io import storage
 from jobs import results
-from jobs.catalog import label_files, label_store
+from jobs.catalog import label_drawings, label_files, label_store
 from jobs.training import prepare
 from jobs.training.settings import TrainSettings
 from schemas import LABELS, Layout
@@ -113,11 +113,12 @@ def test_the_report_works_by_mouse_and_by_keyboard(browser: Browser, report: Pat
     assert opacity(page, layer) == 0
     page.keyboard.press("h")
     assert opacity(page, layer) == 1
-    assert opacity(page, "figure.worst g.over") == 0
-    page.keyboard.press("b")
     assert opacity(page, "figure.worst g.over") == 1
-    page.locator("#boxes").click()
+    page.keyboard.press("b")
     assert opacity(page, "figure.worst g.over") == 0
+    page.locator("#boxes").click()
+    assert opacity(page, "figure.worst g.over") == 1
+    assert "L" in (page.locator("figure.worst g.over path").first.get_attribute("d") or "")  # no box of whole cells
 
     page.keyboard.press("ArrowRight")
     page.keyboard.press("j")
@@ -303,8 +304,14 @@ def test_the_review_page_labels_every_image_in_every_way(browser: Browser, night
         page.locator("#heat").click()
         assert opacity(page, "#layer") == 1
         page.keyboard.press("r")
-        assert opacity(page, "#regions") == 0
+        until(page, "document.querySelectorAll('#lines path').length > 2")
+        assert opacity(page, "#lines .outline") == 0
         page.locator("#boxes").click()
+        assert opacity(page, "#lines .outline") == 1
+        assert opacity(page, "#lines .level") == 0
+        page.keyboard.press("l")
+        assert opacity(page, "#lines .level") == 1
+        page.locator("#levels").click()
 
         page.locator("#false").click()
         expect(page.locator("#name")).to_have_text(uris[1])  # and on
@@ -330,7 +337,7 @@ def test_the_review_page_labels_every_image_in_every_way(browser: Browser, night
 
         page.keyboard.press("x")
         drag(0.25, 0.25, 0.5, 0.5)
-        expect(page.locator("#state")).to_have_text("real defect")
+        expect(page.locator("#state")).to_have_text("defect")
         page.locator("#tool-brush").click()
         page.locator("#size").fill("10")
         drag(0.75, 0.75, 0.9, 0.9)
@@ -339,7 +346,7 @@ def test_the_review_page_labels_every_image_in_every_way(browser: Browser, night
         page.keyboard.press("ArrowRight")
         expect(page.locator("#name")).to_have_text(uris[4])
         page.keyboard.press("ArrowLeft")
-        expect(page.locator("#state")).to_have_text("real defect")
+        expect(page.locator("#state")).to_have_text("defect")
         until(page, "sending.size == 0")
         row = labels(nights)[uris[3]]
         [box] = row["boxes"]
@@ -383,7 +390,10 @@ def test_the_review_page_labels_every_image_in_every_way(browser: Browser, night
         process.send_signal(signal.SIGINT)
         said, complained = process.communicate(timeout=20)
     assert process.returncode == 0, complained
-    assert "labelled    12 of 12: 1 real defect, 10 false alarms, 1 bad image" in said
+    assert re.search(
+        r"labelled    12 of 12: 1 defect \(\d without an alarm\), 10 without a defect \(\d+ false alarms?\), ", said
+    )
+    assert ", 1 bad image\n" in said
     assert "next        fcdd calibrate --bundle" in said
     assert apart_from_labels(nights) == scores
     with reviewing(nights, "--images", "12") as (address, _):  # labels are there again
@@ -392,6 +402,170 @@ def test_the_review_page_labels_every_image_in_every_way(browser: Browser, night
         expect(page.locator("#progress")).to_have_text("12 of 12 labelled: that is all")
     found = results.open(nights.results).sql("SELECT label, count(*) FROM labels GROUP BY ALL ORDER BY ALL").fetchall()
     assert found == [(-1, 1), (0, 10), (1, 1)]
+
+
+@needs_a_browser
+def test_classes_and_notes_of_ones_own_are_kept_and_undone(browser: Browser, nights: Line) -> None:
+    with reviewing(nights, "--images", "12", "--defect-class", "dent") as (address, process):
+        watched = Watched(browser, viewport={"width": 1200, "height": 900})
+        page = watched.page
+        page.goto(address)
+        until(page, "items.length == 12")
+        page.evaluate("show(0)")
+        names = page.evaluate("items.map(item => item.name)")
+        before = page.evaluate("items[0]")
+        page.keyboard.press("1")
+        page.evaluate("show(1)")
+        page.keyboard.press("t")
+        page.keyboard.type("  deep   scratch d")  # keys are letters here
+        page.keyboard.press("Enter")
+        until(page, "sending.size == 0")
+        assert [labels(nights)[name]["defect_class"] for name in names[:2]] == ["dent", "deep scratch d"]
+        page.evaluate("show(1)")
+        expect(page.locator("#state")).to_have_text("defect: deep scratch d")
+        expect(page.locator("#classes button.on")).to_have_text("2 deep scratch d")
+        page.keyboard.press("w")
+        page.keyboard.type("near the edge, f")
+        page.keyboard.press("Escape")
+        until(page, "sending.size == 0")
+        row = labels(nights)[names[1]]
+        assert (row["label"], row["defect_class"], row["note"]) == (1, "deep scratch d", "near the edge, f")
+        watched.screenshot("review-classes")
+
+        # Without a label yet, a note waits for one; undo brings each thing back, of whichever image.
+        page.keyboard.press("u")
+        expect(page.locator("#note")).to_have_value("")
+        page.locator("#note").fill("a shadow only")
+        page.locator("#next").click()
+        page.keyboard.press("ArrowLeft")
+        expect(page.locator("#note")).to_have_value("a shadow only")
+        expect(page.locator("#draft")).to_be_visible()
+        page.keyboard.press("f")
+        until(page, "sending.size == 0")
+        assert labels(nights)[names[1]]["note"] == "a shadow only"
+        page.evaluate("show(7)")
+        page.keyboard.press("Control+z")
+        expect(page.locator("#rank")).to_have_text("2 of 12")
+        expect(page.locator("#note")).to_have_value("a shadow only")
+        until(page, "sending.size == 0")
+        assert names[1] not in labels(nights)
+        page.keyboard.press("z")
+        expect(page.locator("#state")).to_have_text("defect: deep scratch d")
+        until(page, "sending.size == 0")
+        assert labels(nights)[names[1]] == row
+        for _ in range(2):
+            page.locator("#undo").click()
+        page.keyboard.press("z")
+        until(page, "sending.size == 0")
+        assert page.evaluate("items[0]") == before
+        expect(page.locator("#undo")).to_be_disabled()
+        page.evaluate("show(0)")
+        page.keyboard.press("1")
+        until(page, "sending.size == 0")
+        assert watched.complaints == []
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=20)
+    assert "classes     dent 1" in said
+    asked = "SELECT defect_class, count(*) FROM labels WHERE defect_class IS NOT NULL GROUP BY ALL"
+    assert results.open(nights.results).sql(asked).fetchall() == [("dent", 1)]
+
+
+@needs_a_browser
+def test_what_could_not_be_kept_can_be_undone_as_if_it_had_not_been_said(browser: Browser, nights: Line) -> None:
+    with reviewing(nights, "--images", "12") as (address, _):
+        page = Watched(browser).page
+        page.goto(address)
+        until(page, "items.length == 12")
+        page.evaluate("show(3)")
+        before = page.evaluate("items[3]")
+        page.route("**/label/*", lambda route: route.fulfill(status=503, body="it could not be kept: the disk is full"))
+        page.keyboard.press("b")
+        expect(page.locator("#retry")).to_be_visible()
+        page.keyboard.press("z")
+        expect(page.locator("#unsaved")).to_be_hidden()
+        assert page.evaluate("items[3]") == before
+
+
+@needs_a_browser
+def test_the_image_is_zoomed_and_moved_and_every_one_is_in_the_list(browser: Browser, nights: Line) -> None:
+    with reviewing(nights, "--images", "12") as (address, _):
+        watched = Watched(browser, viewport={"width": 1200, "height": 800})
+        page = watched.page
+        page.goto(address)
+        until(page, "items.length == 12")
+        page.evaluate("show(2)")
+
+        def frame() -> dict[str, float]:
+            box = page.locator("#stage").bounding_box()
+            assert box is not None
+            return dict(box)
+
+        whole = frame()
+        x, y = whole["x"] + 0.25 * whole["width"], whole["y"] + 0.25 * whole["height"]
+        page.mouse.move(x, y)
+        page.mouse.wheel(0, -400)
+        until(page, "zoom > 2")
+        zoomed = frame()  # and the place under the mouse has stayed there
+        assert (x - zoomed["x"]) / zoomed["width"] == pytest.approx(0.25, abs=0.02)
+        assert (y - zoomed["y"]) / zoomed["height"] == pytest.approx(0.25, abs=0.02)
+        page.mouse.down()
+        page.mouse.move(x - 60, y - 40, steps=3)
+        page.mouse.up()
+        assert frame()["x"] == pytest.approx(zoomed["x"] - 60, abs=1)
+        assert frame()["y"] == pytest.approx(zoomed["y"] - 40, abs=1)
+        # What is drawn on a zoomed image lies where it was drawn.
+        page.keyboard.press("x")
+        now, before = frame(), page.evaluate("items[2]")
+        page.mouse.move(now["x"] + 0.4 * now["width"], now["y"] + 0.4 * now["height"])
+        page.mouse.down()
+        page.mouse.move(now["x"] + 0.5 * now["width"], now["y"] + 0.5 * now["height"], steps=3)
+        page.mouse.up()
+        until(page, "sending.size == 0")
+        [box] = page.evaluate("items[2].boxes")
+        assert [box[name] for name in ("x0", "y0", "x1", "y1")] == pytest.approx([22.4, 16, 28, 20], abs=1.1)
+        page.keyboard.press("x")
+        watched.screenshot("review-zoomed")
+        page.keyboard.press("z")  # and is undone without losing sight of it
+        until(page, "sending.size == 0")
+        assert page.evaluate("items[2]") == before
+        expect(page.locator("#drawn path")).to_have_count(2 * len(before["boxes"]))
+        assert frame() == now
+        page.keyboard.press("0")
+        assert frame() == whole
+        # Of a large image more pixels are fetched, once they can be seen.
+        assert page.evaluate("sharp.hasAttribute('src')") is False
+        page.evaluate("items[2].width *= 100, items[2].height *= 100, zoomBy(3)")
+        until(page, "sharp.naturalWidth > 0")
+        page.evaluate("items[2].width /= 100, items[2].height /= 100, wholeImage()")
+        page.locator("#larger").click()
+        page.keyboard.press("-")
+        assert frame() == pytest.approx(whole, abs=1)
+        page.mouse.dblclick(x, y)
+        until(page, "zoom > 1")
+        page.keyboard.press("ArrowRight")
+        until(page, "zoom == 1")  # the next one is shown whole
+
+        thumbnails = page.locator("#list button")
+        expect(thumbnails).to_have_count(12)
+        until(page, "document.querySelector('#list img').naturalWidth > 0")
+        thumbnails.nth(9).click()
+        expect(page.locator("#rank")).to_have_text("10 of 12")
+        expect(page.locator("#list [aria-current]")).to_have_text("10")
+        expect(page.locator("#list [aria-current]")).to_be_in_viewport()
+        page.keyboard.press("b")
+        expect(thumbnails.nth(9)).to_have_class(re.compile("l-1"))
+        assert "bad image" in (thumbnails.nth(9).get_attribute("aria-label") or "")
+
+        marks, threshold = page.locator("#marks span").all_inner_texts(), nights.records()[1].map_threshold
+        assert (marks[0], marks[-1]) == ("0", f"{9 * threshold:.2g}+")
+        expect(page.locator("#marks .threshold")).to_have_text(f"{threshold:.2g}")
+        page.keyboard.press("?")
+        expect(page.locator("#help")).to_contain_text("undo what you said or drew last")
+        page.keyboard.press("d")  # nothing is said while one reads
+        page.keyboard.press("Escape")
+        expect(page.locator("#help")).to_be_hidden()
+        assert page.evaluate("sending.size") == 0
+        assert watched.complaints == []
 
 
 @needs_a_browser
@@ -465,7 +639,7 @@ def test_two_pages_do_not_undo_each_other(browser: Browser, nights: Line) -> Non
         expect(second.locator("#message")).to_contain_text("image 8: somebody else labelled it meanwhile")
         assert labels(nights)[first.evaluate("items[7].name")]["label"] == 1
         second.evaluate("show(7)")
-        expect(second.locator("#state")).to_have_text("real defect")
+        expect(second.locator("#state")).to_have_text("defect")
         second.keyboard.press("f")  # now it is meant
         until(second, "sending.size == 0")
         assert labels(nights)[first.evaluate("items[7].name")]["label"] == 0
@@ -503,13 +677,19 @@ def test_only_our_own_page_may_label(nights: Line) -> None:
         assert why == "not a verdict: label: Input should be -1, 0 or 1"
         outside = b'{"label": 1, "boxes": [{"x0": 100, "y0": 0, "x1": 120, "y1": 9}]}'
         assert "expected a box within 56 x 40 pixels" in ask(address, "/label/50", body=outside, **json_type)[1]
-        big = b'{"label": 1, "mask": "' + b"A" * (label_store.MAX_MASK_CHARACTERS + 200_000) + b'"}'
+        big = b'{"label": 1, "mask": "' + b"A" * (label_drawings.MAX_MASK_CHARACTERS + 200_000) + b'"}'
         with contextlib.suppress(OSError):  # it may hang up while we are still sending
             assert ask(address, "/label/50", body=big, **json_type)[0] == 413
         for number in ("99999", "9" * 5000, "-1", "x", "%D9%A1"):
-            for kind in ("picture", "layer", "mask"):
+            for kind in ("picture", "thumbnail", "sharp", "layer", "contours", "mask"):
                 assert ask(address, f"/{kind}/{number}")[0] == 404
             assert ask(address, f"/label/{number}", body=verdict, **json_type)[0] == 404
+            assert ask(address, f"/undo/{number}", body=b'{"seen": null}', **json_type)[0] == 404
+        assert ask(address, "/undo/50", body=b'{"seen": null}', Origin="http://evil.example", **json_type)[0] == 403
+        assert ask(address, "/undo/50", body=b"{}", **json_type)[0] == 422
+        assert ask(address, "/undo/50", body=b'{"seen": null}', **json_type)[0] == 409  # nothing was said of it
+        long = b'{"label": 1, "defect_class": "' + b"x" * 81 + b'"}'
+        assert "at most 80 characters" in ask(address, "/label/50", body=long, **json_type)[1]
         for nonsense in (
             '{"label": 1, "mask": "\u00e9"}'.encode(),
             b"[" * 100_000,
@@ -559,12 +739,14 @@ def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path:
     rows = list(night.rows("SELECT * FROM scores ORDER BY anomaly_score DESC, image_uri"))
     alarms = [row for row in rows if row["is_anomalous"]]
     assert len(alarms) >= 6
-    box = label_store.Box(x0=3, y0=4, x1=13, y1=20)
+    box = label_drawings.Box(x0=3, y0=4, x1=13, y1=20)
     for index, row in enumerate(alarms):
-        verdict = label_store.Verdict(label=1, boxes=(box,)) if index % 3 else label_store.Verdict(label=0)
-        say(said, row, verdict)
+        defect = label_store.Verdict(label=1, boxes=(box,), defect_class="block", note="red")
+        say(said, row, defect if index % 3 else label_store.Verdict(label=0, note="a reflection"))
     say(said, alarms[0], label_store.Verdict(label=-1))
     uri = layout.labels("c")
+    asked = "SELECT defect_class, note, count(*) > 1 FROM labels WHERE label >= 0 GROUP BY ALL ORDER BY ALL"
+    assert results.open(line.results).sql(asked).fetchall() == [("block", "red", True), (None, "a reflection", True)]
     real = [row for row in alarms if said.get(row)["label"] == 1]  # type: ignore[index]
     recalibrated = line.around(
         *("calibrate", "--bundle", f"{line.root}/bundle", "--reviewed", uri, "--date", "2026-11-03"),
@@ -590,7 +772,7 @@ def test_labels_feed_calibration_evaluation_and_training(nights: Line, tmp_path:
     settings = TrainSettings.parse(["--images", "x", "--bundle", "y", "--anomalous", uri])
     assert [image.uri for image, _ in prepare.known_anomalies(settings)] == sorted(row["image_uri"] for row in real[1:])
     # A drawing that nobody names any more is garbage, and no other.
-    say(said, real[1], label_store.Verdict(label=1, clear=True, boxes=(label_store.Box(x0=0, y0=0, x1=9, y1=9),)))
+    say(said, real[1], label_store.Verdict(label=1, clear=True, boxes=(label_drawings.Box(x0=0, y0=0, x1=9, y1=9),)))
     folder = Path(f"{line.results}/labels/collection=c/masks")
     assert len(list(folder.iterdir())) == 2
     say(said, real[1], label_store.Verdict(label=1, clear=True))

@@ -25,6 +25,11 @@ def test_a_prediction_is_what_the_run_has_of_the_image(nights: Line, tmp_path: P
         assert Path(one["picture"]).name.startswith(Path(row["image_uri"]).stem)
         with Image.open(one["picture"]) as picture:
             assert picture.width >= 2 * row["width"]
+    outlined = run_verb("predict", rows[0]["image_uri"], *places, "--style", "outline").stdout
+    with Image.open(json.loads(outlined)[0]["picture"]) as picture:
+        original = Image.open(rows[0]["image_uri"].removeprefix("file://"))
+        unchanged = np.asarray(picture)[: original.height, : original.width] == np.asarray(original)
+        assert 0.5 < unchanged.all(2).mean() < 1  # beside the lines it is the image itself
     detector = Detector.load(f"{nights.root}/bundle")
     direct = detector.predict(Path(rows[0]["image_uri"].removeprefix("file://")).read_bytes(), alpha=0.5)
     assert direct.anomaly_score == pytest.approx(rows[0]["anomaly_score"], rel=1e-5)

@@ -587,6 +587,29 @@ def test_heatmap_of_one_image_in_every_style(nights: Line, tmp_path: Path) -> No
     assert np.abs(overlay - original)[hot].max(1).mean() > 20
 
 
+def test_lines_show_the_regions_and_leave_the_picture_as_it_is(nights: Line, tmp_path: Path) -> None:
+    [row] = ask(nights, "--top", "1", "--date", "2026-11-02")
+    common = ("heatmap", "--results", nights.results, "--date", "2026-11-02", "--uri", str(row["image_uri"]))
+    original = np.asarray(images.decode_full(storage.read(str(row["image_uri"]))))
+    shown = {}
+    for style, *options in (("outline",), ("contours",), ("overlay",), ("overlay", "--no-regions")):
+        folder = tmp_path / "-".join((style, *options))
+        run_verb(*common, "--style", style, *options, "--no-caption", "--output", str(folder))
+        [picture] = folder.glob("01-*")
+        shown[folder.name] = np.asarray(Image.open(picture))
+    changed = {name: (pixels != original).any(2) for name, pixels in shown.items()}
+    [image] = list(
+        results.open(nights.results, date="2026-11-02").images("image_uri = $uri", {"uri": row["image_uri"]})
+    )
+    for region in image.regions:  # each has an outline where it is, and most of what is in it is as it was
+        assert changed["outline"][region.y0 : region.y1, region.x0 : region.x1].any()
+    assert 0 < changed["outline"].mean() < 0.5
+    assert (changed["contours"] | ~changed["outline"]).mean() > 0.98  # the outline is one of the contours
+    assert changed["contours"].sum() > changed["outline"].sum()
+    over = (shown["overlay"] != shown["overlay---no-regions"]).any(2)
+    assert (over == changed["outline"]).mean() > 0.9  # the same lines over the heatmap
+
+
 def test_heatmap_takes_a_list_and_refuses_what_was_not_scored(nights: Line, tmp_path: Path) -> None:
     wanted = [str(row["image_uri"]) for row in ask(nights, "--top", "4", "--date", "2026-11-01")]
     listed = tmp_path / "list.csv"

@@ -8,14 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from fcdd.errors import ConfigError
-from jobs.catalog import label_files
-from jobs.catalog.label_store import BadDrawing, Box, Labels, Outdated, Verdict
+from jobs.catalog import label_files, views
+from jobs.catalog.label_drawings import BadDrawing, Box
+from jobs.catalog.label_store import Labels, Outdated, Verdict
 from jobs.catalog.leases import LeaseLost
 from schemas import LABELS, Layout
 from tests.labelling import NOW, say
@@ -172,3 +174,73 @@ def test_bad_images_are_neither_for_every_reader(layout: Layout) -> None:
     assert label_files.read_decided(labels.uri)["label"].to_pylist() == [1, 0]
     assert label_files.read_anomalies(labels.uri) == [("s3://b/000.png", None, f"{0:032x}")]
     assert label_files.read_uris(labels.uri) == [f"s3://b/00{n}.png" for n in range(3)]
+
+
+def test_a_class_and_a_note_stay_until_they_are_changed_and_a_class_is_of_defects_only(layout: Layout) -> None:
+    labels = Labels(layout, "c")
+
+    def texts(verdict: Verdict) -> tuple[str | None, str | None]:
+        row = say(labels, image(1), verdict)
+        assert row is not None
+        return row["defect_class"], row["note"]
+
+    assert texts(Verdict(label=1)) == (None, None)
+    assert texts(Verdict(label=1, defect_class="  deep \n scratch ", note=" at the\nedge ")) == (
+        "deep scratch",
+        "at the\nedge",
+    )
+    assert texts(Verdict(label=1)) == ("deep scratch", "at the\nedge")
+    assert texts(Verdict(label=0)) == (None, "at the\nedge")
+    assert texts(Verdict(label=0, defect_class="scratch", note="")) == (None, None)
+    say(labels, image(2), Verdict(label=1, defect_class="dent"))
+    say(labels, image(3), Verdict(label=1, defect_class="dent"))
+    say(labels, image(4), Verdict(label=1, defect_class="crack"))
+    assert Labels(layout, "c").classes() == ["dent", "crack"]
+
+
+def test_undo_brings_back_exactly_what_was_said_before_also_a_drawing(layout: Layout) -> None:
+    labels = Labels(layout, "c")
+    box = Box(x0=1, y0=2, x1=3, y1=4)
+    said = [
+        say(labels, image(1), verdict, reviewer)
+        for verdict, reviewer in (
+            (Verdict(label=1, boxes=(box,), defect_class="dent", note="here"), "ann"),
+            (Verdict(label=0, clear=True), "bob"),
+            (Verdict(label=None), "bob"),
+        )
+    ]
+    for before in (said[1], said[0], None):
+        assert labels.undo(image(1), labels.label_time(image(1)["image_uri"]))
+        assert labels.get(image(1)) == before
+        assert Labels(layout, "c").get(image(1)) == before
+        assert before is None or not before["mask_uri"] or mask_of(before).sum() == 4 * 255
+    assert not labels.undo(image(1), None)
+
+
+def test_nobody_undoes_what_they_have_not_seen(layout: Layout) -> None:
+    labels = Labels(layout, "c")
+    say(labels, image(1), Verdict(label=1))
+    with pytest.raises(Outdated):
+        labels.undo(image(1), None)
+    assert labels.get(image(1)) is not None
+
+
+def test_labels_from_before_there_were_classes_are_read_and_kept(layout: Layout) -> None:
+    labels = Labels(layout, "c")
+    say(labels, image(1), Verdict(label=1))
+    path = labels.uri.removeprefix("file://")
+    older = pq.read_table(path, partitioning=None).drop_columns(["defect_class", "note"])
+    pq.write_table(older, path)
+    connection = duckdb.connect()
+    views.view(connection, "labels", [path], LABELS)
+    assert connection.sql("SELECT label, defect_class, note FROM labels").fetchall() == [(1, None, None)]
+    again = Labels(layout, "c")
+    assert again.get(image(1))["defect_class"] is None  # type: ignore[index]
+    say(again, image(2), Verdict(label=1, defect_class="dent"))
+    assert pq.read_table(path, partitioning=None).schema.equals(LABELS, check_metadata=True)
+    assert Labels(layout, "c").get(image(1))["label"] == 1  # type: ignore[index]
+    connection = duckdb.connect()  # those of another collection may still be older
+    pq.write_table(older, f"{path}-older")
+    views.view(connection, "labels", [f"{path}-older", path], LABELS)
+    counted = connection.sql("SELECT defect_class, count(*) FROM labels GROUP BY ALL ORDER BY ALL").fetchall()
+    assert counted == [("dent", 1), (None, 2)]
