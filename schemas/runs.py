@@ -80,12 +80,22 @@ class Plan(_Record):
     parts: tuple[ManifestPart, ...]
 
 
+# How reasons begin that say why nothing was compared.
+UNJUDGED = ("only ", "nothing was scored")
+
+
 class Drift(_Record):
     """How far the images of a run are from the calibration; `part` is its drift table, None if nothing was scored."""
 
     verdict: Literal["ok", "watch", "drifted"]
     reasons: tuple[str, ...] = Field(description="why it is not ok, the gravest first; or what could not be judged")
     part: Part | None
+
+    @property
+    def in_words(self) -> str:
+        """The verdict, for people: what is "ok" since there was too little to compare was not judged."""
+        unjudged = any(reason.startswith(UNJUDGED) for reason in self.reasons)
+        return "not judged" if self.verdict == "ok" and unjudged else self.verdict
 
 
 class RunRecord(_Record):

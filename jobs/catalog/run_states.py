@@ -46,7 +46,7 @@ def committed(layout: Layout) -> Iterator[Run]:
             scored=record.num_scored,
             quarantined=record.num_quarantined,
             anomalous=record.num_anomalous,
-            drift=record.drift.verdict,
+            drift=record.drift.in_words,
             images_per_second=record.images_per_second,
             started_at=record.started_at,
             committed_at=record.committed_at,

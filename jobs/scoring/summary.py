@@ -23,7 +23,7 @@ def print_summary(record: RunRecord) -> None:
     alarms = f"{record.num_anomalous}  (false-alarm rate {record.alpha:g}: {expected}; smallest possible p-value "
     alarms += f"{record.smallest_p_value:.4g})"
     listed = f"p <= {record.fdr_p_value:.4g}, " if record.num_discoveries else ""
-    why = [(record.drift.verdict, "")] + [("", reason) for reason in record.drift.reasons]
+    why = [(record.drift.in_words, "")] + [("", reason) for reason in record.drift.reasons]
     rows = [
         ("collection", f"{record.collection}, {record.day}"),
         ("listed", f"{record.num_listed}"),
