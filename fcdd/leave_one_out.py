@@ -24,7 +24,6 @@ Shapes: N images of H x W pixels and C channels, M probes, B images of one cell,
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -34,11 +33,11 @@ from torch import Tensor
 from fcdd import objective
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
+from fcdd.training import Watch
 from fcdd.whitening import WhitenedHead, ridge_of, threads_of_one
 
 Pixels = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
-Watch = Callable[[Iterable[int], int], Iterable[int]]
 _BATCH = 16
 # Nodes of the integral in log t: their distance, and how far they reach beyond the eigenvalues.
 _STEP, _BELOW, _ABOVE = 1.25, 9.0, 8.0

@@ -13,7 +13,7 @@ Shapes: N images, B batch, H x W pixels, C channels.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -33,6 +33,8 @@ from fcdd.whitening import WhitenedHead
 
 Pixels = npt.NDArray[np.uint8]
 Augment = Callable[[Pixels, Mask, np.random.Generator], tuple[Unit, Mask]]
+# Is given what is worked through step by step, and how many steps it has: to tell how far it is.
+Watch = Callable[[Iterable[int], int], Iterable[int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,11 +253,17 @@ def batches(
 
 
 def fit_statistics(
-    network: FCDDNetwork, normalization: Normalization, images_nhwc: npt.NDArray[np.uint8], *, seed: int
+    network: FCDDNetwork,
+    normalization: Normalization,
+    images_nhwc: npt.NDArray[np.uint8],
+    *,
+    seed: int,
+    watch: Watch = lambda steps, _: steps,
 ) -> None:
     """Whiten a network's features by nominal images (N,H,W,C) of its input size; nothing for other networks.
 
-    Of more than 4,096 images, as many spread evenly are read: covariances do not change with more.
+    Of more than 4,096 images, as many spread evenly are read: covariances do not change with more. `watch` is given
+    the batches as they are worked through, and their number.
     """
     if not isinstance(network.head, WhitenedHead):
         return
@@ -264,16 +272,21 @@ def fit_statistics(
     chosen = np.linspace(0, len(images_nhwc) - 1, min(len(images_nhwc), _STATISTICS_IMAGES)).astype(np.int64)
     parts = np.split(chosen, range(_STATISTICS_BATCH, len(chosen), _STATISTICS_BATCH))
 
-    def features() -> Iterator[Tensor]:
-        for part in parts:
-            with torch.inference_mode():
-                batch = network.features(normalization(torch.from_numpy(images_nhwc[part]).to(device)))
-            yield batch
+    @torch.inference_mode()
+    def of(step: int) -> Tensor:
+        features: Tensor = network.features(normalization(torch.from_numpy(images_nhwc[parts[step]]).to(device)))
+        return features
 
-    network.head.fit(features, seed=seed)
+    head = network.head
+    if head.modes > 1 and len(chosen) * head.mean[0].numel() * head.mean.element_size() <= _KEPT_BYTES:
+        # Variants are told apart in a first pass: what fits in memory is not computed for each of the two.
+        kept = [of(step) for step in watch(range(len(parts)), len(parts))]
+        head.fit(lambda: kept, seed=seed)
+    else:
+        head.fit(lambda: (of(step) for step in watch(range(len(parts)), len(parts))), seed=seed)
 
 
-_STATISTICS_IMAGES, _STATISTICS_BATCH = 4096, 16
+_STATISTICS_IMAGES, _STATISTICS_BATCH, _KEPT_BYTES = 4096, 16, 10**9
 
 
 class Trainer:

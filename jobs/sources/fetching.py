@@ -18,6 +18,7 @@ from fcdd.images import DecodedImage, Limits
 from fcdd.io import isolation, storage
 from fcdd.io.isolation import IsolatedDecoder
 from fcdd.io.storage import ObjectInfo
+from jobs.shell import progress
 from jobs.shell.look_ahead import ahead
 from jobs.sources import listing
 from jobs.sources.locations import Locations
@@ -181,7 +182,7 @@ def load_set(infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) 
 
     Raises ConfigError when more than a tenth is unreadable.
     """
-    loaded = fetch_all(infos, size, channels)
+    loaded = list(progress.told(fetch_each(infos, size, channels), len(infos), "reading images", log))
     good = [image for image in loaded if isinstance(image, DecodedImage)]
     for info, failure in zip(infos, loaded, strict=True):
         if isinstance(failure, Failure):

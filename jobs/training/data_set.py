@@ -14,6 +14,7 @@ from fcdd.io import isolation, storage
 from fcdd.io.storage import ObjectInfo
 from fcdd.paper import datasets
 from fcdd.supervision import HeldOut
+from jobs.shell import progress
 from jobs.sources import fetching
 from jobs.sources.fetching import Failure, ImageSet
 
@@ -80,7 +81,8 @@ class LoadedImages:
         self._pixels = torch.empty((len(infos), *size, channels), dtype=torch.uint8).share_memory_()
         self._rows = np.full(len(infos), -1)
         self._usable = 0
-        for index, image in enumerate(fetching.fetch_each(infos, size, channels)):
+        fetched = fetching.fetch_each(infos, size, channels)
+        for index, image in enumerate(progress.told(fetched, len(infos), "reading images", log)):
             if isinstance(image, Failure):
                 self._failed[index] = image
             elif not is_held_out(image.pixels, held_out):

@@ -23,6 +23,7 @@ from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Kind, Normalization
 from fcdd.supervision import AnomalySource, TrainingSet
 from fcdd.training import Losses, Sampling, TrainOptions
+from jobs.shell import progress
 from jobs.sources import fetching
 from jobs.training import data_set
 from jobs.training.checkpoints import Checkpoints
@@ -327,5 +328,6 @@ def _fit_constants(
     pixels = reader.sample(SAMPLE_IMAGES)
     scaling = expected or normalization.estimate(loop.normalization, torch.from_numpy(pixels))
     if fresh:
-        training.fit_statistics(network, scaling, pixels, seed=loop.options.seed)
+        watch = progress.watch("statistics of nominal images", log)
+        training.fit_statistics(network, scaling, pixels, seed=loop.options.seed, watch=watch)
     return scaling
