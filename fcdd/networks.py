@@ -139,6 +139,12 @@ def names_modes(name: str) -> bool:
     return name.count(":") == 3
 
 
+def check_name(name: str) -> None:
+    """Raises ConfigError for a name that `build` does not know."""
+    if parse(name) is None and name not in VGG_NAMES and name.removesuffix("_nobias") not in ARCHITECTURES:
+        raise ConfigError(f"unknown network {name!r}; choose one of: {', '.join(names())}")
+
+
 def is_pretrained(name: str) -> bool:
     """Whether the network is meant to start from ImageNet weights."""
     return parse(name) is not None or name in ("vgg", "vgg_f")
@@ -184,6 +190,7 @@ def build(
     trains the head of a backbone alone; whitened trunks are always frozen.
     Raises ConfigError for an unknown name, an image too small for the layers, or a trunk with other than 3 channels.
     """
+    check_name(name)
     parts = parse(name)
     if (parts or name in VGG_NAMES) and in_channels != 3:
         raise ConfigError(f"{name} takes images of 3 channels, got {in_channels}")
@@ -195,8 +202,6 @@ def build(
     if parts:
         return _on_trunk(parts, image_size, moving_statistics, frozen)
     base = name.removesuffix("_nobias")
-    if base not in ARCHITECTURES:
-        raise ConfigError(f"unknown network {name!r}; choose one of: {', '.join(names())}")
     convs, bias = ARCHITECTURES[base], base == name
     field = receptive_field.compute(_geometry(convs), image_size)
     features = nn.Sequential(*_modules(convs, in_channels, bias))

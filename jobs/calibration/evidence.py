@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 PER_KIND = 40
 TRAINED_ON = "trained on"
 # A detector that finds less of all kinds, those that it was trained on included, has learned nothing of use.
-_USELESS_SHARE = 0.1
+_USELESS_SHARE, _USELESS_RATIO = 0.1, 3
 # Images whose maps are computed between two lines of progress.
 _CHUNK = 32
 
@@ -101,7 +101,7 @@ def tell(choice: Choice, given: Score | None, found: dict[str, float], alpha: fl
     )
     if given and given != choice.score:
         log.warning("--score %s finds less than the %s would; leave it out to take that", given, choice.score)
-    if is_useless(found):
+    if is_useless(found, alpha):
         log.warning(
             "this detector finds next to nothing: %s of synthetic anomalies at %g %% false alarms; more --epochs, more "
             "images, or the default --network help",
@@ -110,9 +110,9 @@ def tell(choice: Choice, given: Score | None, found: dict[str, float], alpha: fl
         )
 
 
-def is_useless(found: dict[str, float]) -> bool:
-    """Whether no kind of probes is found to a share that is worth anything."""
-    return max(found.values(), default=0.0) < _USELESS_SHARE
+def is_useless(found: dict[str, float], alpha: float) -> bool:
+    """Whether no kind of probes is found much more often than nominal images are."""
+    return max(found.values(), default=0.0) < max(_USELESS_SHARE, _USELESS_RATIO * alpha)
 
 
 def figures(choice: Choice, score: Score) -> dict[str, float]:

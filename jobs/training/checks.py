@@ -14,7 +14,13 @@ log = logging.getLogger(__name__)
 
 
 def check_options(settings: TrainSettings) -> None:
-    """Raises ConfigError for options that contradict each other."""
+    """Raises ConfigError for an unknown network, and for options that contradict each other."""
+    networks.check_name(settings.network)
+    if settings.calibration == "leave-one-out" and not networks.needs_statistics(settings.network):
+        raise ConfigError(
+            f"--calibration leave-one-out is for networks on whitened features, whose statistics leave an image out; "
+            f"{settings.network} has none: hold a share out"
+        )
     if settings.workers and settings.batch_size % settings.workers:
         raise ConfigError(
             f"a global batch of {settings.batch_size} does not divide among {settings.workers} workers; change one"

@@ -33,7 +33,7 @@ def build(
     thresholds = {score: calibration.conformal_threshold(getattr(found.nominal, score), alpha) for score in SCORES}
     by_score = {score: found.found(score, threshold) for score, threshold in thresholds.items()}
     kinds = list(dict.fromkeys(found.kinds))
-    useless = evidence.is_useless(by_score[spec.score])
+    useless = evidence.is_useless(by_score[spec.score], alpha)
     return training_page.build(
         Training(
             detector=trained,

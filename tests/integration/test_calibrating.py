@@ -1,0 +1,76 @@
+"""What the threshold of a bundle comes from, through the commands: left out, held out, another score, another rate."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fcdd.detector import Detector
+from fcdd.paper.datasets import LabelledImage
+from jobs import calibrate, train
+
+SMALL = ("--network", "whitened:efficientnet_lite0:stage3", "--image-size", "64", "--epochs", "1", "--workers", "0")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, nominal_cells: list[LabelledImage]) -> Path:
+    folder = tmp_path_factory.mktemp("nominal")
+    for index, cell in enumerate(nominal_cells[:110]):
+        (folder / f"{index:03d}.png").write_bytes(cell.path.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    location = tmp_path_factory.mktemp("bundles") / "left-out"
+    assert train.main(["--images", str(images), "--bundle", str(location), *SMALL]) == 0
+    return location
+
+
+def test_a_hundred_images_support_a_rate_of_one_percent_and_all_are_trained_on(bundle: Path) -> None:
+    spec = Detector.load(str(bundle)).spec
+    assert spec.calibration.is_leave_one_out
+    assert (spec.training.num_training, spec.training.num_calibration) == (110, 110)
+    assert spec.calibration.threshold == spec.calibration.pooled.scores[-1]
+    assert set(spec.calibration.pooled.other_scores) == {"mean", "top1pct"}
+    assert {"found", "found_missing", "found_specks"} <= set(spec.training.metrics)
+    assert "of them, each scored by the statistics of all others" in (bundle / "README.md").read_text()
+    page = (bundle / "training.html").read_text()
+    assert "each scored by statistics that did not see it" in page
+    assert page.count("made from file://") == 2 * 6 * 6 + 36  # alt texts and captions
+
+
+def test_images_that_statistics_have_seen_do_not_calibrate_the_bundle_again(
+    bundle: Path, images: Path, capsys: Any
+) -> None:
+    arguments = ["--bundle", str(bundle), "--images", str(images), "--output", str(bundle.parent / "again")]
+    assert calibrate.main(arguments) == 2
+    assert "are those that the bundle was trained on" in capsys.readouterr().err
+
+
+def test_a_share_of_so_few_is_refused_with_what_would_do(images: Path, tmp_path: Path, capsys: Any) -> None:
+    arguments = ["--images", str(images), "--bundle", str(tmp_path / "b"), *SMALL, "--calibration", "held-out"]
+    assert train.main(arguments) == 2
+    assert "110 nominal images are too few" in capsys.readouterr().err
+
+
+def test_another_score_and_rate_decide_without_a_training_or_an_image(
+    bundle: Path, tmp_path: Path, capsys: Any
+) -> None:
+    arguments = ["--bundle", str(bundle), "--output", str(tmp_path / "b"), "--score", "mean", "--alpha", "0.05"]
+    assert calibrate.main(arguments) == 0
+    before, after = Detector.load(str(bundle)).spec, Detector.load(str(tmp_path / "b")).spec
+    assert (after.score, after.calibration.alpha, after.parent) == ("mean", 0.05, before.digest)
+    assert after.weights_sha256 == before.weights_sha256
+    assert sorted(before.calibration.pooled.other_scores["mean"]) == list(after.calibration.pooled.scores)
+    assert "score       mean of the map (before: maximum)" in capsys.readouterr().out
+    assert calibrate.main(["--bundle", str(bundle), "--output", str(tmp_path / "c")]) == 2
+    assert "give another --score or --alpha" in capsys.readouterr().err
+
+
+def test_a_detector_that_learned_nothing_is_called_so(images: Path, tmp_path: Path, caplog: Any) -> None:
+    arguments = ["--images", str(images), "--bundle", str(tmp_path / "b"), "--network", "cnn32_s", "--image-size", "32"]
+    arguments += ["--epochs", "1", "--workers", "0", "--alpha", "0.1", "--learning-rate", "1e-9"]
+    assert train.main(arguments) == 0
+    assert "this detector finds next to nothing" in caplog.text
+    assert "has learned nothing of use" in (tmp_path / "b/training.html").read_text()
