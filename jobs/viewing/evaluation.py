@@ -139,9 +139,8 @@ def _measured(
     truth, alarms, alpha = joined.labels, joined.alarms, records[-1].alpha
     separations = {name: metrics.separation(truth, joined.scores[name], rate=alpha) for name in joined.scores}
     own = next((name for name in SCORES if (joined.scores[name] == joined.scores["anomaly_score"]).all()), "")
-    counts = (int((truth == 0).sum()), int((truth == 1).sum()))
     return Evaluation(
-        metrics={name: ScoreMetrics(*map(metrics.estimate, each), *counts) for name, each in separations.items()},
+        metrics={name: _score_metrics(each, truth) for name, each in separations.items()},
         score=SCORES.get(own, "anomaly_score"),
         better=_better(separations),
         # The threshold is each run's own, so the alarms themselves are measured.
@@ -158,6 +157,11 @@ def _measured(
         num_labels=num_labels,
         num_without_score=num_labels - len(truth),
     )
+
+
+def _score_metrics(found: Separation, truth: npt.NDArray[np.int64]) -> ScoreMetrics:
+    auroc, precision, detection = map(metrics.estimate, found)
+    return ScoreMetrics(auroc, precision, detection, int((truth == 0).sum()), int((truth == 1).sum()))
 
 
 def _better(separations: dict[str, Separation]) -> Better | None:
