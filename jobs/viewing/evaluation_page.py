@@ -27,11 +27,12 @@ def build(found: Evaluation, joined: Joined, records: Sequence[RunRecord]) -> by
         "collection": records[-1].collection,
         "size": _SIZE,
         "ticks": charts.ticks(0, 1, _SIZE),
+        "up": [charts.Tick(_SIZE - at, text) for at, text in charts.ticks(0, 1, _SIZE)],
         "curves": [_curves(joined, column, name) for column, name in SCORES.items()],
         "base": _SIZE * (1 - own.num_anomalous / (own.num_anomalous + own.num_nominal)),
         "at": _operating_point(found),
         "missed": _named(joined, (joined.labels == 1) & ~joined.alarms, lowest=True),
-        "false": _named(joined, (joined.labels == 0) & joined.alarms, lowest=False),
+        "alarmed": _named(joined, (joined.labels == 0) & joined.alarms, lowest=False),
         "num_missed": int(((joined.labels == 1) & ~joined.alarms).sum()),
         "num_false": int(((joined.labels == 0) & joined.alarms).sum()),
     }
@@ -48,8 +49,8 @@ def _curves(joined: Joined, column: str, name: str) -> dict[str, Any]:
 def _operating_point(found: Evaluation) -> dict[str, float]:
     """Where the alarms of the runs lie on the curves."""
     return {
-        "false": _SIZE * found.false_alarm_rate,
-        "true": _SIZE * (1 - found.detection_rate),
+        "false_alarms": _SIZE * found.false_alarm_rate,
+        "found": _SIZE * (1 - found.detection_rate),
         "recall": _SIZE * found.detection_rate,
         "precision": _SIZE * (1 - found.alarms.precision.value),
     }

@@ -26,6 +26,8 @@ from jobs.viewing import labelled, rendering
 from schemas import IDENTITY, RunRecord
 
 _ROWS_AT_ONCE = 5_000
+# Pictures of a small network input are enlarged to this width.
+_PICTURE_SIDE = 320
 
 
 class Audit(NamedTuple):
@@ -159,6 +161,8 @@ def picture(found: Audit) -> Image.Image:
     grey = Image.fromarray((np.zeros((height, width)) if mean is None else mean).round().astype(np.uint8)).convert(
         "RGB"
     )
+    times = max(1, -(-_PICTURE_SIDE // width))
+    grey = grey.resize((times * width, times * height))
     shown = [rendering.titled(grey, "mean of nominal images" if mean is not None else "no nominal image could be read")]
     cells = np.size(found.spec.calibration.pooled.map_mean)
     for name, each in found.kinds.items():

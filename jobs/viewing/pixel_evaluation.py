@@ -72,7 +72,10 @@ def _rows(connection: duckdb.DuckDBPyConnection) -> Iterator[dict[str, Any]]:
 
 def _mask_uris(connection: duckdb.DuckDBPyConnection, source: str, masks: str | None) -> dict[str, str]:
     """The masks of anomalous images by the images' locations: those that labels name, and those that lie at `masks`."""
-    listed = connection.sql("SELECT image_uri, mask_uri FROM labels WHERE label = 1").fetchall()
+    scored = "SELECT DISTINCT image_uri FROM scores"
+    listed = connection.sql(
+        f"SELECT image_uri, mask_uri FROM labels SEMI JOIN ({scored}) USING (image_uri) WHERE label = 1"
+    ).fetchall()
     named = {uri: mask for uri, mask in listed if mask}
     label_files.check_masks(storage.normalize(source), named.values())
     if masks is None:
