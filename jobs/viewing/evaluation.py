@@ -142,7 +142,7 @@ def _measured(
     return Evaluation(
         metrics={name: _score_metrics(each, truth) for name, each in separations.items()},
         score=SCORES.get(own, "anomaly_score"),
-        better=_better(separations),
+        better=better(separations),
         # The threshold is each run's own, so the alarms themselves are measured.
         alarms=metrics.threshold_metrics(truth, alarms.astype(np.float64), 0.5),
         false_alarm_rate=float(alarms[truth == 0].mean()),
@@ -164,7 +164,7 @@ def _score_metrics(found: Separation, truth: npt.NDArray[np.int64]) -> ScoreMetr
     return ScoreMetrics(auroc, precision, detection, int((truth == 0).sum()), int((truth == 1).sum()))
 
 
-def _better(separations: dict[str, Separation]) -> Better | None:
+def better(separations: dict[str, Separation]) -> Better | None:
     """The score that finds most at the promised rate, if it is better in one respect beyond chance and worse in none.
 
     Beyond chance: the 95 % interval of the difference, image by image the same resamples, is above 0.
