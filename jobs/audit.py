@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from jobs.catalog import commit_records
+from jobs.measuring import evidence_audit
 from jobs.shell import process
 from jobs.shell.settings import JobSettings, Night
 from jobs.sources.locations import Locations
-from jobs.viewing import evidence_audit, rendering
+from jobs.viewing import rendering
 
 
 class AuditSettings(JobSettings):

@@ -10,10 +10,11 @@ from pydantic_settings import CliPositionalArg
 
 from fcdd.io import storage
 from jobs.catalog import commit_records
+from jobs.measuring import comparison
 from jobs.shell import formatting, process
 from jobs.shell.settings import JobSettings
 from jobs.sources.locations import Locations
-from jobs.viewing import comparison, rendering
+from jobs.viewing import rendering
 from schemas import Layout
 
 

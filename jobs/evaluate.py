@@ -10,10 +10,10 @@ from pydantic import AfterValidator, Field
 from fcdd.io import storage
 from fcdd.metrics import Estimate
 from jobs.catalog import commit_records
+from jobs.measuring import evaluation, evaluation_page
+from jobs.measuring.evaluation import Evaluation
 from jobs.shell import formatting, process
 from jobs.shell.settings import JobSettings, Night
-from jobs.viewing import evaluation, evaluation_page
-from jobs.viewing.evaluation import Evaluation
 
 
 def _page(location: str) -> str:

@@ -20,7 +20,7 @@ VERBS = {
     "metrics": "what became of the latest runs, as a page for Prometheus",
     "submit": "run any of these on a Ray cluster, with `ray job submit`; its exit code is the job's",
     "audit": "where on the image the evidence of a model lies: borders, background, one fixed spot",
-    "evaluate": "committed runs + labels -> AUROC, what was found by group and kind of defect, pixels; a page of curves",
+    "evaluate": "committed runs + labels -> AUROC, curves, what was found by group and kind of defect, pixels",
     "reproduce": "repeat an experiment of the paper, class by class, beside the published figures",
 }
 

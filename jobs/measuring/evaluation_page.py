@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from jobs.viewing import charts, evaluation, pages
-from jobs.viewing.evaluation import SCORES, Evaluation, Joined
+from jobs.measuring import evaluation
+from jobs.measuring.evaluation import SCORES, Evaluation, Joined
+from jobs.viewing import charts, pages
 from schemas import RunRecord
 
 _SIZE = 300

@@ -4,7 +4,7 @@ import numpy as np
 
 from fcdd import metrics
 from fcdd.metrics import Separation
-from jobs.viewing import evaluation
+from jobs.measuring import evaluation
 
 LABELS = np.repeat([0, 1], [300, 100])
 

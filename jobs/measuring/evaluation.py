@@ -15,7 +15,7 @@ from fcdd import metrics
 from fcdd.errors import ConfigError
 from fcdd.metrics import Estimate, Floats, PixelMetricsResult, Separation, ThresholdMetrics
 from jobs.catalog import label_files, views
-from jobs.viewing import labelled, pixel_evaluation
+from jobs.measuring import labelled, pixel_evaluation
 from schemas import RunRecord
 
 # The statistics of a map that can be its score, by their columns, as `fcdd train --score` names them.

@@ -20,9 +20,10 @@ from fcdd.images import DecodedImage
 from fcdd.io import isolation, storage
 from fcdd.io.storage import ObjectInfo
 from jobs.catalog import bundles, label_files, views
+from jobs.measuring import labelled
 from jobs.sources import fetching
 from jobs.sources.locations import Locations
-from jobs.viewing import labelled, rendering
+from jobs.viewing import rendering
 from schemas import IDENTITY, RunRecord
 
 _ROWS_AT_ONCE = 5_000

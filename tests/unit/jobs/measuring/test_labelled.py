@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from fcdd.errors import ConfigError
-from jobs.viewing import labelled
+from jobs.measuring import labelled
 
 
 def read(root: Path, *paths: str, scored: tuple[str, ...] = ()) -> list[tuple[str, int, str]]:
