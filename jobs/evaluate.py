@@ -43,7 +43,7 @@ class EvaluateSettings(JobSettings):
     masks: str | None = Field(
         None, description="location of masks of the anomalous images, named like them (or NAME_mask): 255 is anomalous"
     )
-    format: Literal["text", "json"] = Field("text", description="what to print")
+    format: Literal["text", "json"] = Field("text", description="text for people, json for programs")
     output: Annotated[str, AfterValidator(_page)] | None = Field(
         None, description="page to write (.html): curves, shares by group and kind of defect, what was missed"
     )

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 # Points of a line; more are not seen.
 _POINTS = 400
+# Units that a number beside an axis takes.
+_ROOM = 36
 
 
 class Bar(NamedTuple):
@@ -44,6 +46,12 @@ def ticks(low: float, high: float, length: float, *, count: int = 5, unit: str =
     """Ticks of a linear axis from `low` at 0 to `high` at `length`, at most that many units long."""
     span = high - low or 1.0
     return [Tick(length * (value - low) / span, _text(value) + unit) for value in round_values(low, high, count)]
+
+
+def ticks_and_ends(low: float, high: float, length: float, *, count: int) -> list[Tick]:
+    """`ticks`, and numbers at both ends, from which the others keep away."""
+    between = [tick for tick in ticks(low, high, length, count=count) if _ROOM <= tick.at <= length - _ROOM]
+    return [Tick(0, f"{low:.3g}"), *between, Tick(length, f"{high:.3g}")]
 
 
 def share_ticks(top: float, length: float) -> list[Tick]:

@@ -59,7 +59,7 @@ def build(results: str, record: RunRecord, *, images: int, locations: Locations)
     context = {
         "record": record,
         "expected": _expected(record),
-        "nights": report_charts.nights(before[-NIGHTS:]),
+        "nights": report_charts.nights(before[-NIGHTS:], record.alpha),
         "history": before[-NIGHTS:][::-1],
         "histogram": report_charts.histogram(run, record, spec),
         "groups": list(run.rows(_BY_GROUP)),

@@ -69,6 +69,9 @@ def test_the_colour_beside_a_number_is_the_colour_of_that_value() -> None:
 def test_ticks_are_round_numbers_within_the_axis() -> None:
     assert charts.round_values(0.013, 0.31, 5) == pytest.approx([0.1, 0.2, 0.3])
     assert charts.round_values(3, 3) == [3]
+    ends = charts.ticks_and_ends(0.034, 7.96, 640, count=8)
+    assert [tick.text for tick in ends] == ["0.034", "1", "2", "3", "4", "5", "6", "7", "7.96"]
+    assert (ends[0].at, ends[-1].at) == (0, 640)
     assert [tick.text for tick in charts.share_ticks(0.04, 120)] == ["0 %", "1 %", "2 %", "3 %", "4 %"]
     assert [tick.at for tick in charts.share_ticks(0.04, 120)] == pytest.approx([120, 90, 60, 30, 0])
     assert [tick.text for tick in charts.log_share_ticks(0.001, 150)] == ["100 %", "10 %", "1 %", "0.1 %"]
