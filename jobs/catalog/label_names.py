@@ -7,14 +7,15 @@ from fcdd.errors import ConfigError
 
 # Of names that are no whole locations; images are looked up by their file name, of which there are few alike.
 _CANDIDATES = """
-WITH known AS (SELECT DISTINCT image_uri FROM scores),
-     named AS (SELECT row_number() OVER () - 1 AS row, image_uri, replace('^' || name, '^./', '^')[2:] AS name
-               FROM given_labels),
-     open AS (SELECT * FROM named ANTI JOIN known USING (image_uri)
-              WHERE name NOT LIKE '%://%' AND NOT starts_with(name, '/'))
-SELECT row, any_value(name), min(k.image_uri), max(k.image_uri), count(*)
-FROM open JOIN known k ON regexp_extract(k.image_uri, '[^/]*$') = regexp_extract(name, '[^/]*$')
-WHERE ends_with(k.image_uri, '/' || name) GROUP BY row ORDER BY row
+WITH named AS (SELECT row, image_uri, name, regexp_extract(name, '[^/]*$') AS file FROM
+               (SELECT row_number() OVER () - 1 AS row, image_uri, replace('^' || name, '^./', '^')[2:] AS name
+                FROM given_labels) WHERE name NOT LIKE '%://%' AND NOT starts_with(name, '/')),
+     known AS (SELECT DISTINCT image_uri, file FROM
+               (SELECT image_uri, regexp_extract(image_uri, '[^/]*$') AS file FROM scores)
+               SEMI JOIN named USING (file)),
+     open AS (FROM named ANTI JOIN known USING (image_uri))
+SELECT row, any_value(name), min(known.image_uri), max(known.image_uri), count(*)
+FROM open JOIN known USING (file) WHERE ends_with(known.image_uri, '/' || name) GROUP BY row ORDER BY row
 """
 
 
