@@ -170,7 +170,7 @@ def _run_steps(watch: Stopwatch) -> None:
         _fcdd("query", "--date", NIGHTS[1])
         _fcdd("heatmap", "--date", NIGHTS[1], "--output", str(OUTPUT / "pictures"))
     with watch.measure("evaluate"):
-        _fcdd("evaluate", "--labels", "s3://demo/labels.csv")
+        _fcdd("evaluate", "--labels", "s3://demo/labels.csv", "--output", str(OUTPUT / "evaluation.html"))
 
 
 def _fcdd(verb: str, *arguments: str, expected: int = FINE) -> None:
@@ -236,6 +236,7 @@ def _summary(watch: Stopwatch, peak_bytes: int) -> None:
     print(f"peak memory  {peak_bytes / 1e9:.2f} GB")
     print(f"pictures     {OUTPUT / 'pictures'}")
     print(f"report       {OUTPUT / 'report.html'}")
+    print(f"evaluation   {OUTPUT / 'evaluation.html'}")
     print(f"results      {OUTPUT / 'results'}")
     print("go on        make demo-shell   (the server with images, results and bundle; ask, look, review)")
 

@@ -2,24 +2,24 @@
 
 Pixel metrics read one image at a time and keep counts only, so their memory does not grow with the number of images:
 values are counted in bins whose edges are those of a float32 cut to its upper 20 bits (relative width 0.05 %).
-Confidence intervals are 95 % bootstrap intervals over images, for pixel metrics by Poisson weights in the same pass, in
-coarser bins.
+Confidence intervals are 95 % bootstrap intervals over images: for image metrics of all resamples at once, for pixel
+metrics by Poisson weights in the same pass, in coarser bins.
 """
 
-import functools
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage, stats
-from sklearn.metrics import auc, average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
+from scipy import ndimage
+from sklearn.metrics import auc
 
 from fcdd.errors import ConfigError
 
 Floats = npt.NDArray[np.float64]
-Metric = Callable[..., float]
 LEVEL = 0.95
+# Of images and their resamples that are counted at once: some 100 MB.
+_AT_ONCE = 1_000_000
 AUPRO_LIMIT = 0.3
 # Bits left of a non-negative float32, without the sign: for the value, and for its resamples.
 _FINE, _COARSE = 19, 15
@@ -59,6 +59,18 @@ class PixelMetricsResult(NamedTuple):
     num_regions: int
 
 
+class Separation(NamedTuple):
+    """How well scores separate the classes, each (1 + resamples,): of the images themselves, then of each resample.
+
+    `detection` is the share of anomalous images that are found where at most a share of `rate` of the nominal images
+    is a false alarm.
+    """
+
+    auroc: Floats
+    average_precision: Floats
+    detection: Floats
+
+
 def image_metrics(
     labels: npt.NDArray[np.int64], scores: Floats, *, resamples: int = 500, seed: int = 0
 ) -> ImageMetrics:
@@ -66,11 +78,69 @@ def image_metrics(
 
     Raises ConfigError unless both classes occur, for other labels, or for scores that are not finite.
     """
-    nominal, anomalous = by_label(labels, scores)
-    auroc, precision = (
-        _estimate(nominal, anomalous, metric, resamples, seed) for metric in (roc_auc_score, average_precision_score)
+    found = separation(labels, scores, resamples=resamples, seed=seed)
+    num_anomalous = int((labels == 1).sum())
+    return ImageMetrics(
+        estimate(found.auroc), estimate(found.average_precision), len(labels) - num_anomalous, num_anomalous
     )
-    return ImageMetrics(auroc, precision, len(nominal), len(anomalous))
+
+
+def separation(
+    labels: npt.NDArray[np.int64], scores: Floats, *, rate: float = 0.01, resamples: int = 500, seed: int = 0
+) -> Separation:
+    """Metrics of (N,) scores, and of resamples within each class, for which each class must have two images.
+
+    The same labels and seed give the same resamples, so that two scores can be compared resample by resample. Errors
+    as of `image_metrics`.
+    """
+    nominal, anomalous = by_label(labels, scores)
+    if min(len(nominal), len(anomalous)) < 2:
+        resamples = 0
+    draws = [_separated(*counts, rate) for counts in _counted(nominal, anomalous, resamples, seed)]
+    return Separation(*(np.concatenate(values) for values in zip(*draws, strict=True)))
+
+
+def _counted(nominal: Floats, anomalous: Floats, resamples: int, seed: int) -> Iterator[tuple[Floats, Floats]]:
+    """How many images of each class have each distinct score, the largest first, (R,S) each; first without resampling.
+
+    In pieces of some resamples, whose number depends on the number of images only.
+    """
+    scores, places = np.unique(-np.concatenate((nominal, anomalous)), return_inverse=True)
+    classes, generator = (places[: len(nominal)], places[len(nominal) :]), np.random.default_rng(seed)
+    yield _histograms(classes[0][None], len(scores)), _histograms(classes[1][None], len(scores))
+    step = max(1, _AT_ONCE // len(places))
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        first, second = (each[generator.integers(len(each), size=(size, len(each)))] for each in classes)
+        yield _histograms(first, len(scores)), _histograms(second, len(scores))
+
+
+def _histograms(places: npt.NDArray[np.int64], count: int) -> Floats:
+    """How often each place below `count` occurs in each row."""
+    rows = np.arange(len(places))[:, None] * count
+    return np.bincount((places + rows).ravel(), minlength=len(places) * count).reshape(-1, count).astype(np.float64)
+
+
+def _separated(nominal: Floats, anomalous: Floats, rate: float) -> Separation:
+    """The metrics of each row of counts, which are ordered from the largest score to the smallest."""
+    false, true = nominal.cumsum(1), anomalous.cumsum(1)
+    num_nominal, num_anomalous = false[:, -1], true[:, -1]
+    # An anomalous image is above the nominal ones that are still to come, and half above those of the same score.
+    above = num_nominal[:, None] - false + nominal / 2
+    found = np.where(false <= rate * num_nominal[:, None] + 1e-9, true, 0).max(1)
+    return Separation(
+        (anomalous * above).sum(1) / (num_nominal * num_anomalous),
+        (anomalous * true / (true + false).clip(1)).sum(1) / num_anomalous,
+        found / num_anomalous,
+    )
+
+
+def estimate(draws: Floats) -> Estimate:
+    """The first value, with the quantiles of the others; NaN limits when there are none."""
+    if len(draws) < 3:
+        return Estimate(float(draws[0]), np.nan, np.nan)
+    low, high = np.quantile(draws[1:], ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Estimate(float(draws[0]), float(low), float(high))
 
 
 def threshold_metrics(
@@ -78,17 +148,17 @@ def threshold_metrics(
 ) -> ThresholdMetrics:
     """Precision, recall and F1 of "score > threshold"; precision is 0 where nothing is alarmed. Errors as above."""
     nominal, anomalous = by_label(labels, scores)
-    metrics = (precision_score, recall_score, f1_score)
-    return ThresholdMetrics(
-        *(
-            _estimate(nominal, anomalous, functools.partial(_of_alarms, metric, threshold), resamples, seed)
-            for metric in metrics
-        )
+    if min(len(nominal), len(anomalous)) < 2:
+        resamples = 0
+    generator = np.random.default_rng(seed)
+    # Of a class that is resampled, the number of alarms is binomial.
+    false, true = (
+        np.append(alarms.sum(), generator.binomial(len(alarms), alarms.mean(), resamples)).astype(np.float64)
+        for alarms in (nominal > threshold, anomalous > threshold)
     )
-
-
-def _of_alarms(metric: Metric, threshold: float, labels: npt.NDArray[np.int64], scores: Floats) -> float:
-    return metric(labels, scores > threshold, zero_division=0)
+    precision, recall = true / (true + false).clip(1), true / len(anomalous)
+    f1 = 2 * true / (true + false + len(anomalous))
+    return ThresholdMetrics(estimate(precision), estimate(recall), estimate(f1))
 
 
 def by_label(labels: npt.NDArray[np.int64], scores: Floats) -> tuple[Floats, Floats]:
@@ -104,22 +174,6 @@ def by_label(labels: npt.NDArray[np.int64], scores: Floats) -> tuple[Floats, Flo
     if not len(nominal) or not len(anomalous):
         raise ConfigError(f"AUROC needs both classes, got {len(nominal)} nominal and {len(anomalous)} anomalous images")
     return nominal, anomalous
-
-
-def _estimate(nominal: Floats, anomalous: Floats, metric: Metric, resamples: int, seed: int) -> Estimate:
-    """The metric, and its interval by resampling within each class; NaN limits for a class of one image."""
-
-    def statistic(nominal: Floats, anomalous: Floats) -> float:
-        labels = np.repeat([0, 1], [len(nominal), len(anomalous)])
-        return metric(labels, np.concatenate((nominal, anomalous)))
-
-    value = float(statistic(nominal, anomalous))
-    if not resamples or min(len(nominal), len(anomalous)) < 2:
-        return Estimate(value, np.nan, np.nan)
-    interval = stats.bootstrap(
-        (nominal, anomalous), statistic, n_resamples=resamples, vectorized=False, method="percentile", rng=seed
-    ).confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high))
 
 
 class PixelMetrics:
@@ -155,9 +209,9 @@ class PixelMetrics:
         for bits, counts in ((_FINE, self._fine), (_COARSE, self._coarse)):
             bins = (values.view(np.uint32) >> (31 - bits)).astype(np.int64)
             for kind, where, each in ((0, ~mask_hw, None), (1, mask_hw, None), (2, mask_hw, share[regions[mask_hw]])):
-                used, inverse = np.unique(bins[where], return_inverse=True)
-                histogram = np.bincount(inverse, each, minlength=len(used))
-                counts[kind][:, used] += weights[: counts.shape[1], None] * histogram
+                histogram = np.bincount(bins[where], each, minlength=1 << bits)
+                used = np.flatnonzero(histogram != 0)
+                counts[kind][:, used] += weights[: counts.shape[1], None] * histogram[used]
         self._num_images += 1
         self._num_regions += count
 
@@ -173,7 +227,8 @@ class PixelMetrics:
 
 def _areas(counts: Floats) -> tuple[Floats, Floats]:
     """AUROC and AUPRO (R,) of counts (3,R,bins); resamples without anomalous or nominal pixels are left out."""
-    sums = np.pad(np.cumsum(counts[:, :, ::-1], 2), ((0, 0), (0, 0), (1, 0)))
+    filled = counts[:, :, counts.any((0, 1))]
+    sums = np.pad(np.cumsum(filled[:, :, ::-1], 2), ((0, 0), (0, 0), (1, 0)))
     false, true, overlap = (s / s[:, -1:] for s in sums[:, (sums[0, :, -1] > 0) & (sums[1, :, -1] > 0)])
     aurocs = np.array([auc(f, t) for f, t in zip(false, true, strict=True)])
     return aurocs, np.array([_area_until(f, o, AUPRO_LIMIT) for f, o in zip(false, overlap, strict=True)])
@@ -188,7 +243,5 @@ def _area_until(false_rates: Floats, overlaps: Floats, limit: float) -> float:
 
 def _interval(value: float, draws: Floats) -> Estimate:
     """The value with the quantiles of its resamples, which are seen from the first draw, the value in their bins."""
-    if len(draws) < 3:
-        return Estimate(float(value), np.nan, np.nan)
-    low, high = np.quantile(draws[1:], ((1 - LEVEL) / 2, (1 + LEVEL) / 2)) - draws[0]
-    return Estimate(float(value), float(value + low), float(value + high))
+    seen = estimate(draws)
+    return Estimate(float(value), float(value + seen.low - seen.value), float(value + seen.high - seen.value))

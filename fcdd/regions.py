@@ -7,6 +7,9 @@ import numpy.typing as npt
 
 from fcdd.receptive_field import ReceptiveField
 
+# Two peaks are two regions where the saddle between them is below this share of the lower one.
+SADDLE = 0.5
+
 
 class Region(NamedTuple):
     """Box [x0, x1) x [y0, y1) in original pixels, share of the map's cells, largest map value."""
@@ -30,12 +33,19 @@ def find(
 ) -> list[Region]:
     """At most `limit` regions above `threshold`, hottest first; sizes are (height, width) in pixels.
 
-    Cells that touch by an edge or a corner belong together. A cell covers `stride` network-input pixels
+    Cells that touch by an edge or a corner belong together, but for two peaks with a saddle of less than `SADDLE` of
+    the lower one between them: those are two regions, which meet there. A cell covers `stride` network-input pixels
     around its centre, scaled to the original image.
     """
     from scipy import ndimage  # late: who reads regions that were found needs none of it
 
-    labels, count = ndimage.label(map_uv > threshold, structure=np.ones((3, 3)))
+    hot = map_uv > threshold
+    if not hot.any():
+        return []
+    labels, count = ndimage.label(hot, structure=np.ones((3, 3)))
+    peaks = hot & (map_uv == ndimage.maximum_filter(map_uv, 3, mode="constant", cval=-np.inf))
+    if peaks.sum() > count:
+        labels, count = _basins(map_uv, hot)
     found = []
     for index, box in enumerate(ndimage.find_objects(labels), start=1):
         inside = labels[box] == index
@@ -47,6 +57,40 @@ def find(
         found.append(Region(x0, y0, x1, y1, float(inside.sum() / map_uv.size), peak))
     assert len(found) == count
     return sorted(found, key=lambda region: -region.peak)[:limit]
+
+
+def _basins(map_uv: npt.NDArray[np.float32], hot: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32], int]:
+    """Labels (U,V) of regions, 0 where not hot, and their number: cells in falling order join the hotter neighbours.
+
+    Where two regions meet, the one of the lower peak becomes part of the other unless the saddle is low enough.
+    """
+    width = hot.shape[1] + 2  # with a rim, so that each cell has eight neighbours
+    around = (-width - 1, -width, -width + 1, -1, 1, width - 1, width, width + 1)
+    values = np.pad(np.where(hot, map_uv, -np.inf), 1, constant_values=-np.inf).ravel()
+    order = np.argsort(-values, kind="stable")[: int(hot.sum())].tolist()
+    labels, peaks = [0] * len(values), [np.inf]
+    part_of = [0]  # of each label; one that became part of another leads to it
+    for cell, value in zip(order, values[order].tolist(), strict=True):
+        near = {_root(part_of, labels[cell + step]) for step in around if labels[cell + step]}
+        if not near:
+            near = {len(peaks)}
+            part_of.append(len(peaks))
+            peaks.append(value)
+        hottest = max(near, key=peaks.__getitem__)
+        for other in near - {hottest}:
+            if value >= SADDLE * peaks[other]:
+                part_of[other] = hottest
+        labels[cell] = hottest
+    roots = [_root(part_of, label) for label in range(len(peaks))]
+    kept = {root: number for number, root in enumerate(sorted(set(roots)))}
+    numbers = np.array([kept[root] for root in roots], np.int32)[labels]
+    return numbers.reshape(-1, width)[1:-1, 1:-1], len(kept) - 1
+
+
+def _root(part_of: list[int], label: int) -> int:
+    while part_of[label] != label:
+        label = part_of[label]
+    return label
 
 
 def _pixels(cells: slice, field: ReceptiveField, scale: float, pixels: int) -> tuple[int, int]:

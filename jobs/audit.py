@@ -7,11 +7,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from jobs.catalog import commit_records, label_files
+from jobs.catalog import commit_records
+from jobs.measuring import evidence_audit
 from jobs.shell import process
 from jobs.shell.settings import JobSettings, Night
 from jobs.sources.locations import Locations
-from jobs.viewing import evidence_audit, rendering
+from jobs.viewing import rendering
 
 
 class AuditSettings(JobSettings):
@@ -25,7 +26,9 @@ class AuditSettings(JobSettings):
     results: str = Field(description="location of the results")
     collection: str = Field(description="name of the image collection")
     date: Night | None = Field(None, description="night, YYYY-MM-DD; default: all nights")
-    labels: str | None = Field(None, description="CSV or Parquet with image_uri and label (0 nominal, 1 anomalous)")
+    labels: str | None = Field(
+        None, description="labels: a .csv or .parquet file, or a location of folders such as good/ and defect/"
+    )
     object_mask: str | None = Field(
         None, description="picture that is white where the object is; default: found in the mean of nominal images"
     )
@@ -54,7 +57,7 @@ def audit(settings: AuditSettings) -> None:
         settings.results,
         records,
         locations,
-        labels=label_files.read_decided(settings.labels) if settings.labels else None,
+        labels=settings.labels,
         object_mask=settings.object_mask,
         sample=settings.sample,
     )

@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from fcdd import heatmap
 from fcdd.io import storage
 from jobs.catalog import commit_records
+from jobs.measuring import comparison
 from jobs.shell import formatting, process
 from jobs.shell.settings import JobSettings
 from jobs.sources.locations import Locations
-from jobs.viewing import comparison, rendering
+from jobs.viewing import rendering
 from schemas import Layout
 
 
@@ -61,11 +61,11 @@ def compare(settings: CompareSettings) -> None:
         heatmaps, out = rendering.Heatmaps(), sys.stderr if settings.output == "json" else sys.stdout
         drawn = found.movers or found.flips  # another calibration moves nothing, and flips alarms
         for rank, row in enumerate(drawn, start=1):
-            if picture := rendering.original_or_warn(row, locations):
-                both = zip(maps[id(row)], (a, b), strict=True)
-                shown = [heatmap.overlay(picture, heatmaps(each, run), run.map_threshold) for each, run in both]
-                path = folder / rendering.file_name(rank, len(drawn), row["image_uri"])
-                rendering.side_by_side([picture, *shown]).save(path)
+            if original := rendering.original_or_warn(row, locations):
+                both = zip("ab", (a, b), maps[id(row)], strict=True)
+                runs = [(letter, run, heatmaps(encoded, run)) for letter, run, encoded in both]
+                path = folder / rendering.file_name(rank, len(drawn), row["image_uri"], row["image_group"])
+                comparison.picture(original, row, runs).save(path)
                 print(f"picture {rank:2d}  {path}", file=out)
 
 

@@ -1,28 +1,35 @@
-"""`fcdd evaluate`: committed runs and labels -> AUROC, with the conditions it was measured under."""
+"""`fcdd evaluate`: committed runs and labels -> how well they separate, with the conditions it was measured under."""
 
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from fcdd.errors import ConfigError
-from fcdd.metrics import ImageMetrics, ThresholdMetrics, image_metrics, threshold_metrics
-from jobs.catalog import commit_records, label_files, views
+from fcdd.io import storage
+from fcdd.metrics import Estimate
+from jobs.catalog import commit_records
+from jobs.measuring import evaluation, evaluation_page
+from jobs.measuring.evaluation import Evaluation
 from jobs.shell import formatting, process
 from jobs.shell.settings import JobSettings, Night
 
-SCORES = ("anomaly_score", "score_mean", "score_max", "score_top1pct")
+
+def _page(location: str) -> str:
+    if not location.lower().endswith((".html", ".htm")):
+        raise ValueError("expected a file or object that ends in .html; what is printed is chosen with --format")
+    return location
 
 
 class EvaluateSettings(JobSettings):
     """Compare the scores of committed runs with labels. Published experiments: `fcdd reproduce`.
 
-    The labels are a CSV or Parquet file with the columns image_uri (as `fcdd query` shows it) and label
-    (0 nominal, 1 anomalous).
-    Images without a label do not count; labelled images that were quarantined are reported.
+    The labels are a CSV or Parquet file with the columns image_uri (the whole location, or a unique end of it, such as
+    a file name) and label (0 or good, 1 or bad, ...), and if you like defect_class and mask_uri; or a location of
+    images in folders: good/ (or ok/, nominal/), and defect/ or folders named by the kind of defect. Images without a
+    label do not count. Heatmaps are compared with masks where there are some: pixel AUROC, and AUPRO, the area under
+    the per-region overlap up to 30 % of false pixels.
     """
 
     verb: ClassVar[str] = "evaluate"
@@ -30,93 +37,91 @@ class EvaluateSettings(JobSettings):
     results: str = Field(description="location of the results")
     collection: str = Field(description="name of the image collection")
     date: Night | None = Field(None, description="night, YYYY-MM-DD; default: all nights of the latest bundle")
-    labels: str = Field(description="location of the labels (.csv or .parquet)")
-    output: Literal["text", "json"] = Field("text", description="what to print")
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Metrics by score column, alarms at the bundle's threshold, and what they were measured on."""
-
-    metrics: dict[str, ImageMetrics]
-    alarms: ThresholdMetrics
-    false_alarm_rate: float
-    detection_rate: float
-    alpha: float
-    runs: list[str]
-    model: str
-    num_labels: int
-    num_without_score: int
+    labels: str = Field(
+        description="labels: a .csv or .parquet file, or a location of folders such as good/ and defect/"
+    )
+    masks: str | None = Field(
+        None, description="location of masks of the anomalous images, named like them (or NAME_mask): 255 is anomalous"
+    )
+    format: Literal["text", "json"] = Field("text", description="text for people, json for programs")
+    output: Annotated[str, AfterValidator(_page)] | None = Field(
+        None, description="page to write (.html): curves, shares by group and kind of defect, what was missed"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return process.run(lambda: show(EvaluateSettings.parse(argv)))
+    return process.run(lambda: evaluate(EvaluateSettings.parse(argv)))
 
 
-@views.readable()
-def evaluate(settings: EvaluateSettings) -> Evaluation:
-    """Join scores with labels and measure."""
+def evaluate(settings: EvaluateSettings) -> None:
+    """Measure, print the figures with their conditions, and write the page if one is wanted."""
     records = commit_records.of_latest_bundle(
         commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
     )
-    connection = views.connect(settings.results)
-    views.scores(connection, settings.results, records)
-    labels = label_files.read_decided(settings.labels)
-    connection.register("labels", labels)
-    joined = connection.sql(
-        f"SELECT label, is_anomalous, {', '.join(SCORES)} FROM labels l JOIN scores s ON {label_files.IS_OF} "
-        + views.latest_night("s.image_uri")
-    ).fetchnumpy()
-    truth = np.asarray(joined["label"])
-    if not len(truth):
-        raise ConfigError(
-            f"none of the {labels.num_rows} labels is of an image scored in {settings.collection!r}; the first is of "
-            f"{labels['image_uri'][0].as_py()!r}: image_uri must be the whole location, as `fcdd query` shows it"
-        )
-    alarms = np.asarray(joined["is_anomalous"])
-    return Evaluation(
-        metrics={name: image_metrics(truth, np.asarray(joined[name], np.float64)) for name in SCORES},
-        # The threshold is each run's own, so the alarms themselves are measured.
-        alarms=threshold_metrics(truth, alarms.astype(np.float64), 0.5),
-        false_alarm_rate=float(alarms[truth == 0].mean()),
-        detection_rate=float(alarms[truth == 1].mean()),
-        alpha=records[-1].alpha,
-        runs=[record.run_id for record in records],
-        model=records[-1].bundle_digest,
-        num_labels=labels.num_rows,
-        num_without_score=labels.num_rows - len(truth),
-    )
+    found, joined = evaluation.evaluate(settings.results, records, labels=settings.labels, masks=settings.masks)
+    if settings.format == "json":
+        print(json.dumps(formatting.json_values(found), indent=1))
+    else:
+        print("\n".join(_lines(found)))
+    if settings.output:
+        storage.write(storage.normalize(settings.output), evaluation_page.build(found, joined, records))
+        print(f"page        {settings.output}", file=sys.stderr if settings.format == "json" else sys.stdout)
 
 
-def show(settings: EvaluateSettings) -> None:
-    """Print the evaluation with its conditions."""
-    result = evaluate(settings)
-    if settings.output == "json":
-        print(json.dumps(formatting.json_values(result), indent=1))
-        return
-    first = result.metrics[SCORES[0]]
-    print(f"runs        {', '.join(result.runs)}")
-    print(f"model       {result.model[:12]}")
-    print(
+def _lines(found: Evaluation) -> list[str]:
+    first, alpha = found.metrics["anomaly_score"], f"{100 * found.alpha:g} %"
+    lines = [
+        f"runs        {', '.join(found.runs)}",
+        f"model       {found.model[:12]}",
         f"images      {first.num_nominal} nominal, {first.num_anomalous} anomalous; "
-        f"{result.num_without_score} of {result.num_labels} labelled images have no score"
-    )
-    for name, metrics in result.metrics.items():
-        print(
-            f"{name:14}  AUROC {metrics.auroc.value:.4f}  (95 % bootstrap interval {metrics.auroc.low:.4f} to "
-            f"{metrics.auroc.high:.4f}), average precision {metrics.average_precision.value:.4f}"
-        )
-    print(
-        f"at the threshold (promised false-alarm rate {result.alpha:g}): false alarms "
-        f"{result.false_alarm_rate:.4f} of nominal, detected {result.detection_rate:.4f} of anomalous images"
-    )
-    print(
-        "alarms          "
-        + ", ".join(
-            f"{name} {e.value:.4f} ({e.low:.4f} to {e.high:.4f})" for name, e in result.alarms._asdict().items()
-        )
-    )
+        f"{found.num_without_score} of {found.num_labels} labelled images have no score",
+        f"alarms      {found.detection_rate:.4f} of the anomalous images; false alarms {found.false_alarm_rate:.4f} of "
+        f"the nominal ones (promised: {found.alpha:g})",
+        *(f"  {name:10}{_interval(each)}" for name, each in found.alarms._asdict().items()),
+        f"scores      {'AUROC (95 % interval)':27} {'average precision':27} found at {alpha} false alarms",
+    ]
+    for column, name in evaluation.SCORES.items():
+        each = found.metrics[column]
+        shown = "".join(f"{_interval(value):28}" for value in (each.auroc, each.average_precision, each.detection))
+        lines.append(f"  {name:9}{'*' if name == found.score else ' '} {shown}".rstrip())
+    return [*lines, "            * the score of the bundle", _advice(found), *_parts(found)]
+
+
+def _interval(value: Estimate) -> str:
+    return f"{value.value:.4f} ({value.low:.4f} to {value.high:.4f})"
+
+
+def _advice(found: Evaluation) -> str:
+    """Which score would be better."""
+    return f"better      {evaluation.advice(found)}"
+
+
+def _parts(found: Evaluation) -> list[str]:
+    """Groups, kinds of defects and pixels, where there are any."""
+    lines = []
+    if len(found.groups) > 1:
+        lines += ["groups      nominal  false alarms  anomalous  found  AUROC"]
+        lines += [
+            f"  {formatting.printable(each.name) or '(none)':9} {each.num_nominal:7}  {each.num_false_alarms:12}  "
+            f"{each.num_anomalous:9}  {each.num_detected:5}  {each.auroc:.4f}"
+            for each in found.groups
+        ]
+    if any(each.name for each in found.kinds):
+        lines += ["defects     images  found  share (95 % interval)       AUROC"]
+        lines += [
+            f"  {formatting.printable(each.name) or '(not said)':11} {each.num_images:4}  {each.num_detected:5}  "
+            f"{_interval(each.detection)}  {each.auroc:.4f}"
+            for each in found.kinds
+        ]
+    if found.pixels:
+        pixels, without = found.pixels, found.num_without_mask
+        left_out = f"; {formatting.plural(without, 'anomalous image')} without a mask left out" if without else ""
+        lines += [
+            f"pixels      AUROC {_interval(pixels.auroc)}, AUPRO {_interval(pixels.aupro)}: "
+            f"{pixels.num_images} images, {pixels.num_regions} regions{left_out}"
+        ]
+    return lines
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def draw(settings: HeatmapSettings) -> None:
         picture = rendering.original_or_warn(row, locations)
         if picture is None:
             continue
-        name = rendering.file_name(rank, len(rows), row["image_uri"])
+        name = rendering.file_name(rank, len(rows), row["image_uri"], row["image_group"])
         path = folder / (Path(name).with_suffix(".npy") if settings.style == "numpy" else name)
         record = found.record_of(row["model_digest"])
         how = {"regions": settings.regions, "caption": settings.caption}

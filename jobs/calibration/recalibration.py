@@ -15,7 +15,7 @@ from fcdd.bundle import BundleSpec
 from fcdd.calibration import STATISTICS, Floats, Nominal, Score, conformal_threshold
 from fcdd.errors import BundleError, ConfigError
 from fcdd.io.storage import ObjectInfo
-from jobs.catalog import label_files, views
+from jobs.catalog import label_files, label_names, views
 from jobs.shell import formatting
 from jobs.sources import listing
 from schemas import RunRecord
@@ -111,7 +111,7 @@ def from_runs(
             )
     connection = views.connect(results)
     views.scores(connection, results, records)
-    connection.register("labels", label_files.read(labels))
+    connection.register("labels", label_names.matched(connection, label_files.read(labels)))
     labelled = f"SELECT s.*, l.label FROM scores s LEFT JOIN labels l ON {label_files.IS_OF}"
     connection.sql(f"SELECT * FROM ({labelled}) {views.latest_night('image_uri')}").create_view("reviewed")
     [(unseen, known)] = connection.sql(

@@ -1,12 +1,13 @@
 """Labels of images, as people keep them and as `fcdd review` writes them: CSV or Parquet with image_uri and label.
 
-A label is of the image as it was looked at: where the file has an image_etag, one that was replaced since has none.
+Labels are numbers or words (`label_words`); a column defect_class says what kind of defect it is. A label is of the
+image as it was looked at: where the file has an image_etag, one that was replaced since has none.
 """
 
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -16,9 +17,12 @@ import pyarrow.parquet as pq
 
 from fcdd.errors import ConfigError
 from fcdd.io import storage
+from jobs.catalog.label_words import ANOMALOUS as ANOMALOUS
+from jobs.catalog.label_words import NEITHER as NEITHER
+from jobs.catalog.label_words import NOMINAL as NOMINAL
+from jobs.catalog.label_words import labels_of
 
-NOMINAL, ANOMALOUS, NEITHER = 0, 1, -1
-_TEXTS = ("image_uri", "image_etag", "mask_uri")
+_TEXTS = ("image_uri", "image_etag", "mask_uri", "defect_class")
 # Where `fcdd review` keeps its labels (`schemas.Layout.labels`).
 _OF_A_REVIEW = re.compile(r"/labels/collection=[^/]+/labels\.parquet$")
 # Joins labels (as `l`) with scores (as `s`).
@@ -34,17 +38,21 @@ class Anomaly(NamedTuple):
 
 
 def read(location: str, *, opened: bool = False) -> pa.Table:
-    """Table (image_uri string, label int64, image_etag string): 1 anomalous, 0 nominal, -1 neither (a bad image).
+    """Table of labels, one row per image: 1 anomalous, 0 nominal, -1 neither (a bad image).
 
-    Raises ConfigError naming what is wrong with the file; also, if the images will be `opened`, for local images in a
-    file that is not local.
+    Columns: image_uri, label int64, image_etag, defect_class (of anomalous images), mask_uri, and name, how the file
+    names the image; all but the label are strings, "" where nothing is known. Raises ConfigError naming what is wrong
+    with the file; also, if the images will be `opened`, for local images in a file that is not local.
     """
     uri, table = _read(location, "the labels")
     if "label" not in table.column_names:
         raise ConfigError(f"expected columns image_uri and label (0 or 1) in {uri}, got {table.column_names}")
     if not table.num_rows:
         raise ConfigError(f"there is not one label in {uri}")
-    labels = _select(uri, table, {"image_uri": "", "label": ANOMALOUS, "image_etag": ""})
+    texts = dict.fromkeys(("image_uri", "image_etag", "defect_class", "mask_uri"), "")
+    labels = _select(uri, table, {"label": ANOMALOUS, **texts}).append_column(
+        "name", table["image_uri"].cast(pa.string())
+    )
     if opened:
         _check_opened(uri, labels["image_uri"].to_pylist())
     return labels
@@ -73,8 +81,8 @@ def read_anomalies(location: str) -> list[Anomaly]:
         raise ConfigError(f"the list of labelled anomalies {uri} is empty")
     if not found.num_rows:
         raise ConfigError(f"no image in {uri} has label 1: there are no labelled anomalies")
-    _check_opened(uri, [*found["image_uri"].to_pylist(), *found["mask_uri"].to_pylist()])
-    _check_masks(uri, found["mask_uri"].to_pylist())
+    _check_opened(uri, found["image_uri"].to_pylist())
+    check_masks(uri, found["mask_uri"].to_pylist())
     return [Anomaly(row["image_uri"], row["mask_uri"] or None, row["image_etag"]) for row in found.to_pylist()]
 
 
@@ -113,7 +121,7 @@ def _read_csv(data: io.BytesIO) -> pa.Table:
     return pyarrow.csv.read_csv(io.BytesIO(data.getvalue()), convert_options=options)
 
 
-def _select(uri: str, table: pa.Table, wanted: dict[str, str | int]) -> pa.Table:
+def _select(uri: str, table: pa.Table, wanted: Mapping[str, str | int]) -> pa.Table:
     """Exactly the wanted columns; locations normalised, each image once.
 
     A column that is missing, and a text that is null (as in a CSV whose column is empty), has its default.
@@ -121,12 +129,13 @@ def _select(uri: str, table: pa.Table, wanted: dict[str, str | int]) -> pa.Table
     columns = {}
     try:
         for name, default in wanted.items():
-            kind = pa.int64() if name == "label" else pa.string()
-            if name in table.column_names or name == "image_uri":
-                column = table[name].cast(kind)
-                columns[name] = pc.fill_null(column, default) if name in ("image_etag", "mask_uri") else column
+            if name not in table.column_names and name != "image_uri":
+                columns[name] = pa.repeat(pa.scalar(default), table.num_rows)
+            elif name == "label":
+                columns[name] = _numbers(table[name], uri)
             else:
-                columns[name] = pa.repeat(pa.scalar(default, kind), table.num_rows)
+                column = table[name].cast(pa.string())
+                columns[name] = column if name == "image_uri" else pc.fill_null(column, default)
     except (pa.ArrowException, KeyError) as error:
         what = "expected a column image_uri, and labels 0 or 1 where there are any"
         raise ConfigError(f"{what}, in {uri}: {error}") from error
@@ -137,9 +146,6 @@ def _select(uri: str, table: pa.Table, wanted: dict[str, str | int]) -> pa.Table
     if "mask_uri" in columns:
         masks = columns["mask_uri"].to_pylist()
         columns["mask_uri"] = pa.array([storage.normalize(each) if each else "" for each in masks], pa.string())
-    if "label" in wanted and (wrong := set(columns["label"].to_pylist()) - {NOMINAL, ANOMALOUS, NEITHER}):
-        known = "0 (nominal), 1 (anomalous) and -1 (a bad image)"
-        raise ConfigError(f"expected labels {known} in {uri}, got {sorted(wrong, key=str)}")
     named = columns["image_uri"].to_pylist()
     if empty := [number for number, name in enumerate(named, start=1) if not name]:
         raise ConfigError(f"expected an image_uri in every row of {uri}, got none in row {empty[0]}")
@@ -149,6 +155,13 @@ def _select(uri: str, table: pa.Table, wanted: dict[str, str | int]) -> pa.Table
     return pa.table(columns | {"image_uri": pa.array(uris, pa.string())})
 
 
+def _numbers(column: pa.ChunkedArray, uri: str) -> pa.Array:
+    """The labels of a column, whether they are numbers, whole or not, truth values or words."""
+    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+        column = column.cast(pa.int64()).cast(pa.string())
+    return pa.array(labels_of(column.to_pylist(), uri), pa.int64())
+
+
 def _check_opened(list_uri: str, places: Iterable[str]) -> None:
     """Raises ConfigError for a local file named by a file that is not local: whoever wrote it chose what is read."""
     local = next((each for each in places if each.startswith("file:")), None)
@@ -156,11 +169,16 @@ def _check_opened(list_uri: str, places: Iterable[str]) -> None:
         raise ConfigError(f"{list_uri} names the local file {local}; only a local file may name local ones")
 
 
-def _check_masks(list_uri: str, masks: Iterable[str]) -> None:
-    """Raises ConfigError for a mask that `fcdd review` did not draw, in a file of its labels."""
+def check_masks(list_uri: str, masks: Iterable[str]) -> None:
+    """Raises ConfigError for a mask that this file may not name.
+
+    That is a local one if the file is not local, and in a file of `fcdd review` one that was not drawn there.
+    """
+    named = [mask for mask in masks if mask]
+    _check_opened(list_uri, named)
     if not _OF_A_REVIEW.search(list_uri):
         return
     drawn = f"{list_uri.rpartition('/')[0]}/masks/"
-    elsewhere = next((mask for mask in masks if mask and not mask.startswith(drawn)), None)
+    elsewhere = next((mask for mask in named if not mask.startswith(drawn)), None)
     if elsewhere:
         raise ConfigError(f"{list_uri} names the mask {elsewhere}, which is not below {drawn}; clear that drawing")

@@ -20,7 +20,7 @@ VERBS = {
     "metrics": "what became of the latest runs, as a page for Prometheus",
     "submit": "run any of these on a Ray cluster, with `ray job submit`; its exit code is the job's",
     "audit": "where on the image the evidence of a model lies: borders, background, one fixed spot",
-    "evaluate": "committed runs + labels -> AUROC",
+    "evaluate": "committed runs + labels -> AUROC, curves, what was found by group and kind of defect, pixels",
     "reproduce": "repeat an experiment of the paper, class by class, beside the published figures",
 }
 
@@ -72,6 +72,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "fcdd submit --working-dir . --no-wait score --config factory.toml --date 2026-11-24",
     ),
     "audit": ("fcdd audit --results data/results --collection line-4 --pictures audit",),
-    "evaluate": ("fcdd evaluate --results data/results --collection line-4 --labels labels.csv",),
+    "evaluate": (
+        "fcdd evaluate --results data/results --collection line-4 --labels labels.csv",
+        "fcdd evaluate --results data/results --collection line-4 --labels sorted --masks masks --output page.html",
+    ),
     "reproduce": ("fcdd reproduce mvtec --data data/mvtec --classes bottle",),
 }

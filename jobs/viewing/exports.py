@@ -105,7 +105,7 @@ def fiftyone(found: Results, output: str, *, only_alarms: bool, locations: Locat
                     failed += 1
                     continue
                 samples += 1
-                stem = Path(rendering.file_name(samples, 10**6, row["image_uri"])).stem
+                stem = Path(rendering.file_name(samples, 10**6, row["image_uri"], row["image_group"])).stem
                 image, picture = f"data/{stem}{Path(row['image_uri']).suffix.lower()}", f"fields/heatmap/{stem}.png"
                 (root / image).write_bytes(data)
                 threshold = found.record_of(row["model_digest"]).map_threshold

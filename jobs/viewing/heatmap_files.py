@@ -20,7 +20,7 @@ from schemas import IDENTITY, RunRecord
 
 Style = Literal[rendering.Style, "16-bit", "numpy"]
 _COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "p_value", "is_anomalous", "heatmap", "image_hash", "regions"))
-_COLUMNS += ", width, height, model_digest"
+_COLUMNS += ", width, height, model_digest, image_group, date"
 
 
 def chosen(found: Results, uris: Sequence[str], top: int) -> list[dict[str, Any]]:
@@ -66,7 +66,7 @@ def save(
     if caption:
         alarm = "alarm" if row["is_anomalous"] else "no alarm"
         found = formatting.plural(len(row["regions"]), "region")
-        text = f"score {row['anomaly_score']:.4g}   p {row['p_value']:.4g}   {alarm}   {found}"
+        text = f"{rendering.title(row)}\nscore {row['anomaly_score']:.4g}   p {row['p_value']:.4g}   {alarm}   {found}"
         shown = rendering.captioned(shown, text, threshold)
     shown.save(path, pnginfo=_about(row, threshold))
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jinja2
+from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from jobs.shell import formatting
@@ -20,13 +21,35 @@ _TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     finalize=lambda value: formatting.printable(value) if type(value) is str else value,
 )
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["autolink", "image", "link"])
 
 
 def report(context: Mapping[str, Any]) -> str:
     """A report, which asks nobody for anything: its policy is within it."""
-    style, script = _source("report.css"), _source("report.js")
+    return _still("report.html.j2", _source("report.js"), context)
+
+
+def evaluation(context: Mapping[str, Any]) -> str:
+    """An evaluation, which has no script."""
+    return _still("evaluation.html.j2", "", context)
+
+
+def _still(template: str, script: str, context: Mapping[str, Any]) -> str:
+    """A page that needs no server, with its policy within it."""
+    style = _source("report.css")
     policy = _policy(style, script, "img-src data:")
-    return _TEMPLATES.get_template("report.html.j2").render(style=style, script=script, policy=policy, **context)
+    return _TEMPLATES.get_template(template).render(style=style, script=script, policy=policy, **context)
+
+
+def markdown(text: str) -> Markup:
+    """Markdown of ours as HTML, its title a heading of the third rank.
+
+    What looks like HTML, a link or a picture in it is text, since names are data.
+    """
+    tokens = _MARKDOWN.parse("\n".join(map(formatting.printable, text.split("\n"))))
+    for token in tokens:
+        token.tag = "h3" if token.tag == "h1" else token.tag
+    return Markup(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))
 
 
 def review(scale: str) -> tuple[str, str]:

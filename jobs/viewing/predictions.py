@@ -1,7 +1,6 @@
 """Predictions of single images: as a line, and as a picture of the original beside its heatmap."""
 
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +35,9 @@ def draw(
     lines = detector.contours(prediction.map, (original.height, original.width))
     shown = rendering.evidence(original, detector.heatmap(prediction.map), lines, threshold, style)
     verdict = "alarm" if prediction.is_anomalous else "no alarm"
-    text = f"score {prediction.anomaly_score:.4g}   p {prediction.p_value:.4g}   {verdict}"
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name.rsplit("/", 1)[-1].rpartition(".")[0])[:80]
+    shown_name = formatting.printable(name.rpartition("/")[2])
+    text = f"{shown_name}\nscore {prediction.anomaly_score:.4g}   p {prediction.p_value:.4g}   {verdict}"
+    stem = rendering.plain(rendering.own_name(name))
     path = rendering.folder(folder) / f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:6]}.png"
     rendering.captioned(shown, text, threshold).save(path)
     return path

@@ -1,9 +1,9 @@
 """Pictures of scored images: the original, and the heatmap of a run over it. Only heatmaps load a bundle, and torch."""
 
 import base64
-import hashlib
 import io
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from fcdd.io.storage import ObjectInfo
 from jobs.catalog import bundles
 from jobs.shell import formatting
 from jobs.sources.locations import Locations
+from jobs.viewing import colour_scale
 from schemas import IDENTITY, RunRecord
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 # How evidence is shown: original and overlay; the heatmap over the original; or lines only, which hide nothing.
 Style = Literal["side-by-side", "overlay", "outline", "contours"]
+# Of the parts of a file's name, of which a disk takes 255; characters of a name in a caption.
+_NAME_BYTES, _TITLE = 100, 60
 # What is painted in a review.
 _PAINT = "#ff2d55"
 
@@ -52,10 +55,28 @@ def check_apart(location: str, locations: Locations) -> None:
         raise ConfigError(f"{location} lies below the images of the run, and would be scored; choose another place")
 
 
-def file_name(rank: int, of: int, uri: str) -> str:
-    """Named by rank and a hash of the URI, since a key is never a path."""
+def file_name(rank: int, of: int, uri: str, group: str) -> str:
+    """Named by rank, group and the image's own name, in letters that every disk takes: a key is never a path."""
     width = max(2, len(str(of)))
-    return f"{rank:0{width}d}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.png"
+    return f"{rank:0{width}d}-{'-'.join(filter(None, (plain(group), plain(own_name(uri)))))}.png"
+
+
+def own_name(uri: str) -> str:
+    """The last part of a location, without its ending."""
+    name = uri.rpartition("/")[2]
+    return name.rpartition(".")[0] or name
+
+
+def plain(name: str) -> str:
+    """Letters, digits, - and _ alone, of any language, and not too many for a file's name."""
+    return re.sub(r"[^\w-]+", "_", name).strip("_").encode()[:_NAME_BYTES].decode(errors="ignore")
+
+
+def title(row: Mapping[str, Any]) -> str:
+    """Which image a row of scores is about, for a caption: its group, its file's name, and the night."""
+    name = row["image_uri"].rpartition("/")[2]
+    parts = [row["image_group"], name if len(name) <= _TITLE else f"...{name[3 - _TITLE :]}"]
+    return formatting.printable(f"{' / '.join(filter(None, parts))}   {row['date']}")
 
 
 def info(row: Mapping[str, Any]) -> ObjectInfo:
@@ -155,31 +176,55 @@ def evidence(
 
 
 def captioned(picture: Image.Image, text: str, threshold: float) -> Image.Image:
-    """The picture above a strip with a line of text and the colour scale: its middle is the threshold."""
-    size = max(12, min(28, picture.width // 40))
-    font, pad = ImageFont.load_default(size), size // 2
-    words, bar = round(font.getlength(text)), 8 * size
-    width = max(picture.width, words + bar + 9 * size)
-    shown = Image.new("RGB", (width, picture.height + size + 2 * pad), "white")
+    """The picture above a strip with lines of text and the colour scale, whose numbers are below it."""
+    lines, size = text.splitlines(), max(12, min(48, picture.width // 45))
+    font, pad, row = ImageFont.load_default(size), size // 2, round(1.3 * size)
+    words, bar = max(round(font.getlength(line)) for line in lines), 12 * size
+    width = max(picture.width, words + bar + 6 * size)
+    shown = Image.new("RGB", (width, picture.height + max(2, len(lines)) * row + 2 * pad), "white")
     shown.paste(picture, (0, 0))
     draw, top = ImageDraw.Draw(shown), picture.height + pad
-    draw.text((pad, top - size // 8), text, "black", font)
-    left = width - bar - 5 * size
-    shown.paste(heatmap.colours(bar).resize((bar, size)), (left, top))
-    draw.line((left + bar // 2, top, left + bar // 2, top + size), "white", 1)
-    draw.text((left - pad, top - size // 8), "0", "black", font, anchor="ra")
-    draw.text((left + bar // 2 + 2, top + size // 8), f"{threshold:.3g}", "white", ImageFont.load_default(size * 0.8))
-    draw.text((left + bar + pad, top - size // 8), "infinite", "black", font)
+    for number, line in enumerate(lines):
+        draw.text((pad, top + number * row), line, "black", font)
+    left, bottom = width - bar - 3 * size, top + size
+    shown.paste(colour_scale.bar(bar).resize((bar, size)), (left, top))
+    for mark in colour_scale.marks(threshold):
+        at = left + round(mark.at * bar)
+        draw.line(
+            (at, top if mark.is_threshold else bottom - size // 4, at, bottom + 2), "black", 1 + mark.is_threshold
+        )
+        draw.text((at, bottom + 3), mark.text, "black", ImageFont.load_default(size * 0.8), anchor="ma")
     return shown
 
 
+def titled(picture: Image.Image, text: str) -> Image.Image:
+    """The picture below a line of text that is as wide as it, on two lines where it must be."""
+    size = max(11, min(24, picture.width // 30))
+    font, pad = ImageFont.load_default(size), size // 3
+    lines = _wrapped(text, picture.width - 2 * pad, font)
+    strip = round(1.3 * size) * len(lines) + 2 * pad
+    shown = Image.new("RGB", (picture.width, picture.height + strip), "white")
+    shown.paste(picture, (0, strip))
+    ImageDraw.Draw(shown).text((pad, pad), "\n".join(lines), "black", font)
+    return shown
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Lines of whole words that fit."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if font.getlength(longer) <= width or not lines[-1] else [*lines, word]
+    return lines
+
+
 def side_by_side(pictures: Iterable[Image.Image]) -> Image.Image:
-    """Pictures beside each other, from left to right."""
+    """Pictures beside each other, from left to right; what has a title stands at the bottom."""
     row = list(pictures)
-    both = Image.new("RGB", (sum(picture.width for picture in row), max(picture.height for picture in row)))
-    left = 0
+    height = max(picture.height for picture in row)
+    both, left = Image.new("RGB", (sum(picture.width for picture in row), height), "white"), 0
     for picture in row:
-        both.paste(picture, (left, 0))
+        both.paste(picture, (left, height - picture.height))
         left += picture.width
     return both
 

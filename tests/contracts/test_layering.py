@@ -33,14 +33,18 @@ MAY_IMPORT = {
     "jobs.calibration": GROUND - {"jobs.on_ray"},
     "jobs.training": {*GROUND, "fcdd.paper", "jobs.calibration", "jobs.viewing"},
     "jobs.viewing": {*GROUND - {"jobs.on_ray"}, "jobs.results"},
-    "verbs": {*GROUND, "jobs.results", "jobs.calibration", "jobs.scoring", "jobs.training", "jobs.viewing"},
+    "jobs.measuring": {*GROUND - {"jobs.on_ray"}, "jobs.viewing"},
+    "verbs": {
+        *GROUND,
+        *("jobs.results", "jobs.calibration", "jobs.scoring", "jobs.training", "jobs.viewing", "jobs.measuring"),
+    },
     "cluster": {"fcdd", "fcdd.io", "fcdd.paper"},
 }
 # Packages of others: who alone may import them.
 ONLY_IN = {
     "ray": {"jobs.on_ray", "jobs.scoring", "jobs.training", "jobs.shell.checks"},
     "torch": {"fcdd", "fcdd.paper", "jobs.calibration", "jobs.scoring", "jobs.training", "jobs.shell.checks"},
-    "duckdb": {"jobs.catalog", "jobs.results", "jobs.scoring", "jobs.viewing"},
+    "duckdb": {"jobs.catalog", "jobs.results", "jobs.scoring", "jobs.viewing", "jobs.measuring"},
     "pydantic_settings": {
         "verbs",
         "jobs.shell.settings",

@@ -116,7 +116,7 @@ CASES = {
     ),
     "wrong labels": (
         ["evaluate", "--results", "{results}", "--collection", "cells", "--labels", "{prefix}/wrong.csv"],
-        "expected labels 0 (nominal), 1 (anomalous) and -1 (a bad image) in {prefix}/wrong.csv, got [7]",
+        "expected labels 0 (nominal), 1 (anomalous) and -1 (a bad image) in {prefix}/wrong.csv, or words such as",
     ),
 }
 

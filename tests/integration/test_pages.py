@@ -101,7 +101,7 @@ def test_the_report_works_by_mouse_and_by_keyboard(browser: Browser, report: Pat
     broken = "images => images.filter(image => !image.complete || !image.naturalWidth).length"
     assert page.locator("img").evaluate_all(broken) == 0
     decoded = "images => Promise.all(images.map(each => Object.assign(new Image(), {src: each.href.baseVal}).decode()))"
-    assert len(page.locator("svg image").evaluate_all(decoded)) == 24  # each of them, and its heatmap
+    assert len(page.locator(".view svg image").evaluate_all(decoded)) == 24  # each of them, and its heatmap
 
     layer, one = "figure.worst image.over", page.locator("figure.worst .view").first
     assert opacity(page, layer) == 1
@@ -144,10 +144,59 @@ def test_the_report_works_by_mouse_and_by_keyboard(browser: Browser, report: Pat
         page.locator(f"#{part}").count() for part in ("scores", "nights", "drift", "quarantine", "time", "model")
     ] == [1] * 6
     assert page.locator("#drift ~ details .maps img").count() >= 3
-    expect(page.locator("pre")).to_contain_text("Fully Convolutional Data Description")
+    card = page.locator(".modelcard")
+    expect(card.locator("h3")).to_contain_text("Anomaly detector")
+    expect(card.locator("li").first).to_contain_text("network ")
+    expect(card.locator("th").first).to_have_text("option")
     expect(page.get_by_text("not_an_image").first).to_be_visible()
     assert watched.complaints == []
     assert watched.asked() == {report.as_uri()}
+
+
+@needs_a_browser
+@pytest.mark.parametrize("width", [1400, 900, 400])
+def test_headings_and_images_that_are_jumped_to_are_not_below_the_bar(
+    browser: Browser, report: Path, width: int
+) -> None:
+    page = Watched(browser, viewport={"width": width, "height": 700}).page
+    page.goto(report.as_uri())
+    seen = "e => { const r = e.getBoundingClientRect(); return document.elementFromPoint(r.left + 9, r.top + 9) === e }"
+    for link in page.locator("nav a").all():
+        link.click()
+        heading = page.locator(str(link.get_attribute("href")))
+        assert heading.evaluate(f"e => ({seen})(e) || e.getBoundingClientRect().top > 300"), link.inner_text()
+    page.goto(f"{report.as_uri()}#image-9")
+    free = (
+        "e => document.querySelector('.controls').getBoundingClientRect().bottom <= e.getBoundingClientRect().top + 1"
+    )
+    assert page.locator("#image-9 .view").evaluate(free)
+
+
+@needs_a_browser
+def test_every_number_of_the_report_is_explained_by_keyboard(browser: Browser, report: Path) -> None:
+    page = Watched(browser).page
+    page.goto(report.as_uri())
+    assert page.locator(".card").count() == page.locator(".card details.why").count()
+    for part in ("worst", "scores", "drift", "quarantine", "time"):
+        assert page.locator(f"#{part} ~ .explained summary").first.inner_text().startswith("What th"), part
+    page.locator(".card details.why summary").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Images whose score is above the threshold")).to_be_visible()
+    page.locator("#worst ~ .explained summary").focus()
+    page.keyboard.press("Space")
+    expect(page.get_by_text("Share of the 200 nominal images of the calibration")).to_be_visible()
+
+
+@needs_a_browser
+def test_charts_and_the_colour_scale_have_numbers(browser: Browser, report: Path, nights: Line) -> None:
+    page, record = Watched(browser).page, nights.records()[1]
+    page.goto(report.as_uri())
+    scale = page.locator("svg.scale text").all_text_contents()
+    assert (scale[0], scale[2], scale[-1]) == ("0", f"{record.map_threshold:.2g}", f"{9 * record.map_threshold:.2g}+")
+    for chart, ticks in (("histogram", ["100 %", "10 %", "1 %"]), ("share of alarms", ["0 %", "11-01", "11-02"])):
+        texts = page.locator(f"svg[aria-label*='{chart}'] .axis text").all_text_contents()
+        assert set(ticks) <= set(texts), chart
+    assert page.locator("svg[aria-label='seconds by stage'] .axis text").first.text_content() == "0 s"
 
 
 @needs_a_browser

@@ -860,7 +860,7 @@ def test_nights_of_different_bundles_are_not_ranked_or_measured_together(line: L
     ]
     rows += [(uri.replace("11-02", "11-01"), 1 - label) for uri, label in rows]  # pooled, they would cancel out
     Path(line.root, "labels.csv").write_text("\n".join(["image_uri,label", *(f"{uri},{label}" for uri, label in rows)]))
-    found = line.around("evaluate", "--labels", f"{line.root}/labels.csv", "--output", "json")
+    found = line.around("evaluate", "--labels", f"{line.root}/labels.csv", "--format", "json")
     document = json.loads(found.stdout)
     assert (document["model"], document["runs"]) == (second.bundle_digest, [second.run_id])
     assert document["metrics"]["anomaly_score"]["auroc"]["value"] == 1
@@ -870,7 +870,7 @@ def test_nights_of_different_bundles_are_not_ranked_or_measured_together(line: L
     for said in (found.stderr, top.stderr, drawn.stderr):
         assert f"left out nights of other bundles than {second.bundle_digest[:12]}" in said
         assert "2026-11-01; choose them with --date" in said
-    before = line.around("evaluate", "--labels", f"{line.root}/labels.csv", "--date", "2026-11-01", "--output", "json")
+    before = line.around("evaluate", "--labels", f"{line.root}/labels.csv", "--date", "2026-11-01", "--format", "json")
     assert json.loads(before.stdout)["metrics"]["anomaly_score"]["auroc"]["value"] == 0
 
 

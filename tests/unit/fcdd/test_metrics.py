@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from scipy import ndimage
-from sklearn.metrics import roc_auc_score
+from scipy import ndimage, stats
+from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score, roc_curve
 
 from fcdd import metrics
 from fcdd.errors import ConfigError
@@ -127,6 +127,70 @@ def test_precision_recall_and_f1_of_hand_counted_alarms() -> None:
     assert result.f1.value == pytest.approx(3 / 4)
     assert result.recall.low < 0.75 < result.recall.high
     assert metrics.threshold_metrics(labels, scores, 2.0, resamples=0).precision.value == 0
+
+
+def labelled(num_nominal: int, num_anomalous: int, seed: int, digits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and scores of so many digits: with few of them many are the same."""
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.repeat([0, 1], [num_nominal, num_anomalous]))
+    return labels, np.round(generator.normal(labels, 1), digits).astype(np.float64)
+
+
+@pytest.mark.parametrize("digits", [0, 1, 12])
+@pytest.mark.parametrize(("num_nominal", "num_anomalous"), [(2, 2), (90, 31), (400, 3)])
+def test_image_metrics_are_those_of_scikit_learn(num_nominal: int, num_anomalous: int, digits: int) -> None:
+    labels, scores = labelled(num_nominal, num_anomalous, 1, digits)
+    found, alarms = metrics.image_metrics(labels, scores), scores > 0.5
+    assert found.auroc.value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert found.average_precision.value == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert (found.num_nominal, found.num_anomalous) == (num_nominal, num_anomalous)
+    false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
+    for rate in (0.0, 0.1, 1.0):
+        detection = metrics.separation(labels, scores, rate=rate, resamples=0).detection
+        assert detection.tolist() == pytest.approx([true[false <= rate + 1e-9].max()])
+    for name, by in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
+        value = getattr(metrics.threshold_metrics(labels, scores, 0.5), name).value
+        assert value == pytest.approx(by(labels, alarms, zero_division=0), abs=1e-12)
+
+
+def test_intervals_are_those_of_images_resampled_one_by_one() -> None:
+    labels, scores = labelled(90, 40, 2, 1)
+    classes = scores[labels == 0], scores[labels == 1]
+    of_alarms = metrics.threshold_metrics(labels, scores, 0.5, resamples=4000)
+    found = metrics.image_metrics(labels, scores, resamples=4000)._asdict() | of_alarms._asdict()
+    for name, metric, is_alarm in (
+        ("auroc", roc_auc_score, False),
+        ("average_precision", average_precision_score, False),
+        ("precision", precision_score, True),
+    ):
+
+        def statistic(nominal: np.ndarray, anomalous: np.ndarray, metric=metric, is_alarm=is_alarm) -> float:  # type: ignore[no-untyped-def]
+            drawn = np.concatenate((nominal, anomalous))
+            return metric(np.repeat([0, 1], [90, 40]), drawn > 0.5 if is_alarm else drawn)
+
+        expected = stats.bootstrap(
+            classes, statistic, n_resamples=150, vectorized=False, method="percentile", rng=1
+        ).confidence_interval
+        width = expected.high - expected.low
+        assert found[name].low == pytest.approx(expected.low, abs=0.3 * width)
+        assert found[name].high == pytest.approx(expected.high, abs=0.3 * width)
+
+
+def test_scores_are_compared_on_the_same_resamples() -> None:
+    """Whatever their values are, and however many are the same."""
+    labels, scores = labelled(60, 30, 3, 12)
+    first, second = metrics.separation(labels, scores), metrics.separation(labels, 3 * scores + 7)
+    coarse = metrics.separation(labels, np.round(scores))
+    assert (first.auroc == second.auroc).all()
+    assert np.corrcoef(first.auroc, coarse.auroc)[0, 1] > 0.8
+
+
+def test_more_images_than_are_counted_at_once_are_counted_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, scores = labelled(60, 30, 4, 1)
+    monkeypatch.setattr(metrics, "_AT_ONCE", 7 * 90)
+    found = metrics.separation(labels, scores, resamples=20)
+    assert found.auroc.shape == found.average_precision.shape == found.detection.shape == (21,)
+    assert len(set(found.auroc.tolist())) > 15
 
 
 def test_one_image_of_a_class_gives_a_value_and_no_interval() -> None:

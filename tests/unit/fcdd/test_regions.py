@@ -28,6 +28,33 @@ def test_cells_that_touch_at_a_corner_are_one_region_and_others_are_not() -> Non
     assert (second.x0, second.y0, second.x1, second.y1) == (0, 0, 160, 32)
 
 
+def two_peaks(lower: float, saddle: float) -> np.ndarray:
+    map_uv = np.zeros((4, 4), np.float32)
+    map_uv[1] = [9, saddle, lower, saddle]
+    return map_uv
+
+
+def test_two_peaks_are_two_regions_where_the_saddle_between_them_is_low() -> None:
+    first, second = find(two_peaks(lower=6, saddle=2))
+    assert (first.peak, second.peak) == (9, 6)
+    assert (first.x0, second.x1) == (0, 320)
+    assert first.x1 == second.x0  # they meet, and share no cell
+    assert first.area_fraction + second.area_fraction == 4 / 16
+
+
+def test_a_hot_area_with_a_high_saddle_is_one_region() -> None:
+    [region] = find(two_peaks(lower=6, saddle=3))
+    assert (region.x0, region.x1, region.peak, region.area_fraction) == (0, 320, 9, 4 / 16)
+
+
+def test_a_low_peak_between_two_high_ones_belongs_to_one_of_them() -> None:
+    map_uv = np.zeros((4, 4), np.float32)
+    map_uv[0], map_uv[2] = [9, 2, 0, 0], [0, 0, 2, 8]
+    map_uv[1, 1] = 3  # touches both, and stands out from neither
+    assert [region.peak for region in find(map_uv)] == [9, 8]
+    assert sum(region.area_fraction for region in find(map_uv)) == 5 / 16
+
+
 def test_only_the_hottest_are_kept() -> None:
     map_uv = np.zeros((4, 4), np.float32)
     map_uv[::2, ::2] = [[2, 5], [3, 4]]

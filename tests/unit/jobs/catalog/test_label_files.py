@@ -46,7 +46,12 @@ WRONG = {
     "no label": ("image_uri,label\ns3://b/a.png,\n", "expected labels 0"),
     "no name": ("image_uri,label\n,1\n", "row 1"),
     "the same image twice": ("image_uri,label\ns3://b/a.png,1\ns3://b/a.png,0\n", "some twice"),
-    "words": ("image_uri,label\ns3://b/a.png,good\n", "labels 0 or 1"),
+    "a word that is none": (
+        "image_uri,label\ns3://b/a.png,good\ns3://b/b.png,scratch\n",
+        "got 'scratch'. .* defect_class",
+    ),
+    "a number that is none": ("image_uri,label\ns3://b/a.png,2\n", "expected labels 0 .* got '2'"),
+    "half a label": ("image_uri,label\ns3://b/a.png,0.5\n", "labels 0 or 1"),
 }
 
 
@@ -86,3 +91,22 @@ def test_columns_that_differ_in_capitals_only_are_refused(tmp_path: Path) -> Non
     (tmp_path / "x.csv").write_text("image_uri,label,Label\ns3://b/a.png,1,0\n")
     with pytest.raises(ConfigError, match="columns of the same name"):
         label_files.read(str(tmp_path / "x.csv"))
+
+
+def test_labels_are_numbers_or_words(tmp_path: Path) -> None:
+    good = ["good", "OK", " nominal ", "normal", "false_alarm", "0", "pass"]
+    bad = ["bad", "NOK", "not ok", "not-ok", "anomalous", "Defect", "real defect", "1", "reject"]
+    neither = ["-1", "bad image"]
+    words = [*good, *bad, *neither]
+    rows = "".join(f"s3://b/{number}.png,{word}\n" for number, word in enumerate(words))
+    (tmp_path / "x.csv").write_text(f"image_uri,label\n{rows}")
+    found = label_files.read(str(tmp_path / "x.csv"))["label"].to_pylist()
+    assert found == [0] * len(good) + [1] * len(bad) + [-1] * len(neither)
+
+
+def test_a_label_says_what_kind_of_defect_it_is_and_may_not(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("image_uri,label,defect_class\ns3://b/a.png,1,7\ns3://b/b.png,1,\n")
+    assert label_files.read(str(tmp_path / "x.csv"))["defect_class"].to_pylist() == ["7", ""]
+    table = pa.table({"image_uri": ["s3://b/a.png"], "label": [1], "defect_class": pa.array([None], pa.string())})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert label_files.read(str(tmp_path / "x.parquet"))["defect_class"].to_pylist() == [""]

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from PIL import Image
 
 from fcdd import evidence, heatmap
@@ -21,12 +20,15 @@ from fcdd.images import DecodedImage
 from fcdd.io import isolation, storage
 from fcdd.io.storage import ObjectInfo
 from jobs.catalog import bundles, label_files, views
+from jobs.measuring import labelled
 from jobs.sources import fetching
 from jobs.sources.locations import Locations
 from jobs.viewing import rendering
 from schemas import IDENTITY, RunRecord
 
 _ROWS_AT_ONCE = 5_000
+# Pictures of a small network input are enlarged to this width.
+_PICTURE_SIDE = 320
 
 
 class Audit(NamedTuple):
@@ -59,13 +61,13 @@ def audit(
     records: Sequence[RunRecord],
     locations: Locations,
     *,
-    labels: pa.Table | None,
+    labels: str | None,
     object_mask: str | None,
     sample: int,
 ) -> Audit:
     """Measure the runs of one bundle; `sample` nominal images below `locations` are fetched for their mean.
 
-    Raises ConfigError when there is no evidence at all.
+    Raises ConfigError when there is no evidence at all, or for labels that cannot be read.
     """
     spec, _ = bundles.of_run(records[-1])
     connection = views.connect(results)
@@ -73,7 +75,7 @@ def audit(
     kind, source, names = "is_anomalous", "scores", ("alarms", "others")
     if labels is not None:
         kind, source, names = "labelled", "q", ("anomalous", "nominal")
-        connection.register("labels", labels)
+        connection.register("labels", labelled.read(connection, labels))
         joined = f"SELECT s.*, l.label = 1 AS labelled FROM scores s JOIN labels l ON {label_files.IS_OF}"
         connection.sql(joined).create_view("q")
     kinds = {name: Evidence(np.array(spec.calibration.pooled.map_mean)) for name in names}
@@ -82,8 +84,8 @@ def audit(
             if rows.any():
                 kinds[name].add(maps[rows])
     if not any(each.num_images for each in kinds.values()):
-        labelled = "" if labels is None else " that has a label"
-        raise ConfigError(f"there is no evidence to look at: the runs have scored no image{labelled}")
+        which = "" if labels is None else " that has a label"
+        raise ConfigError(f"there is no evidence to look at: the runs have scored no image{which}")
     identities = connection.sql(
         f"SELECT {', '.join(IDENTITY)} FROM {source} WHERE NOT {kind} ORDER BY md5(image_uri) LIMIT {sample}"
     ).fetchall()
@@ -122,7 +124,10 @@ def _object_mask(
             raise ConfigError(f"the object mask {uri} is black everywhere: white is where the object is")
         return evidence.to_cells(found, (cells[0], cells[1]))
     found_object = evidence.find_object(mean) if mean is not None else None
-    return None if found_object is None else evidence.to_cells(found_object, (cells[0], cells[1]))
+    if found_object is None:
+        return None
+    inside = evidence.to_cells(found_object, (cells[0], cells[1]))
+    return inside if inside.any() else None  # specks are no object
 
 
 def print_audit(found: Audit) -> None:
@@ -152,14 +157,18 @@ def print_audit(found: Audit) -> None:
 
 
 def picture(found: Audit) -> Image.Image:
-    """The mean image, and over it the evidence of each kind of images, on a scale of its own."""
+    """The mean image, and over it the evidence of each kind of images, with titles and the colours' numbers."""
     (height, width), mean = found.spec.input_size, found.mean
     grey = Image.fromarray((np.zeros((height, width)) if mean is None else mean).round().astype(np.uint8)).convert(
         "RGB"
     )
-    shown = [grey]
-    for each in found.kinds.values():
-        share = each.share().astype(np.float32)
+    times = max(1, -(-_PICTURE_SIDE // width))
+    grey = grey.resize((times * width, times * height))
+    shown = [rendering.titled(grey, "mean of nominal images" if mean is not None else "no nominal image could be read")]
+    cells = np.size(found.spec.calibration.pooled.map_mean)
+    for name, each in found.kinds.items():
         # A cell of three times the even share is in the middle of the scale.
-        shown.append(heatmap.overlay(grey, share, 3 / share.size))
-    return rendering.side_by_side(shown)
+        over = heatmap.overlay(grey, each.share().astype(np.float32), 3 / cells)
+        shown.append(rendering.titled(over, f"evidence of {name} ({each.num_images})"))
+    text = f"share of the evidence in a cell\n{1 / cells:.2g} where it is even   bundle {found.spec.digest[:12]}"
+    return rendering.captioned(rendering.side_by_side(shown), text, 3 / cells)

@@ -4,18 +4,23 @@ Scores of two bundles have different scales, so images are compared by their ran
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from fcdd import heatmap
 from fcdd.errors import ConfigError
 from jobs.catalog import views
 from jobs.shell import formatting
+from jobs.viewing import rendering
 from schemas import IDENTITY, RunRecord
 
 
@@ -47,7 +52,7 @@ def compare(results: str, a: RunRecord, b: RunRecord, top: int) -> Comparison:
     ranks = ", ".join(f"rank() OVER (ORDER BY {t}.anomaly_score DESC) AS rank_{t}" for t in "ab")
     identity = ", ".join(f"a.{name}" for name in IDENTITY)
     connection.sql(
-        f"SELECT {identity}, {columns}, {ranks}, a.heatmap AS heatmap_a, b.heatmap AS heatmap_b "
+        f"SELECT {identity}, a.image_group, {columns}, {ranks}, a.heatmap AS heatmap_a, b.heatmap AS heatmap_b "
         "FROM a JOIN b USING (image_uri, image_etag)"
     ).create_view("common")
     scores = connection.sql("SELECT anomaly_score_a, anomaly_score_b FROM common").fetchnumpy()
@@ -97,6 +102,23 @@ def _cost(record: RunRecord) -> dict[str, float]:
         **{f"{name}_ms": round(value, 3) for name, value in seconds.items()},
         "bytes_per_image": sum(part.bytes for part in record.scores) / images,
     }
+
+
+def picture(
+    original: Image.Image, row: dict[str, Any], runs: Sequence[tuple[str, RunRecord, npt.NDArray[np.float32]]]
+) -> Image.Image:
+    """An image, and over it the heatmap of each run ("a" or "b", its record, the heatmap), each with a title."""
+    name = formatting.printable(" / ".join(filter(None, (row["image_group"], row["image_uri"].rpartition("/")[2]))))
+    shown = [rendering.titled(original, name)]
+    for letter, record, values in runs:
+        alarm = "alarm" if row[f"is_anomalous_{letter}"] else "no alarm"
+        text = (
+            f"{letter.upper()}, {record.day}: place {row[f'rank_{letter}']}, "
+            f"score {row[f'anomaly_score_{letter}']:.4g}, p {row[f'p_value_{letter}']:.4g}, {alarm}; "
+            f"red at {record.map_threshold:.3g}"
+        )
+        shown.append(rendering.titled(heatmap.overlay(original, values, record.map_threshold), text))
+    return rendering.side_by_side(shown)
 
 
 def print_comparison(found: Comparison, a: RunRecord, b: RunRecord) -> None:
