@@ -36,7 +36,7 @@ class DoctorSettings(JobSettings):
     images: list[str] = Field(default_factory=list, description="location of images to list and read; again and again")
     results: str | None = Field(None, description="location of the results, to write, create once and delete a probe")
     bundle: str | None = Field(None, description="location of a bundle to load")
-    output: Literal["table", "json"] = Field("table", description="table or json")
+    format: Literal["table", "json"] = Field("table", description="table for people, json for programs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def examine(settings: DoctorSettings) -> int:
         ("disk", checks.disk),
     ]
     found = [finding for subject, check in questions for finding in checks.run_check(subject, check)]
-    if settings.output == "json":
+    if settings.format == "json":
         print(json.dumps([finding._asdict() for finding in found]))
     else:
         _show(found)

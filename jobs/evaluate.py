@@ -31,7 +31,7 @@ class EvaluateSettings(JobSettings):
     collection: str = Field(description="name of the image collection")
     date: Night | None = Field(None, description="night, YYYY-MM-DD; default: all nights of the latest bundle")
     labels: str = Field(description="location of the labels (.csv or .parquet)")
-    output: Literal["text", "json"] = Field("text", description="what to print")
+    format: Literal["text", "json"] = Field("text", description="text for people, json for programs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
 def show(settings: EvaluateSettings) -> None:
     """Print the evaluation with its conditions."""
     result = evaluate(settings)
-    if settings.output == "json":
+    if settings.format == "json":
         print(json.dumps(formatting.json_values(result), indent=1))
         return
     first = result.metrics[SCORES[0]]

@@ -28,7 +28,7 @@ class PredictSettings(JobSettings):
         None, gt=0, lt=1, description="false-alarm rate; default: the one the bundle was calibrated for"
     )
     pictures: str | None = Field(None, description="local folder for a picture of each: original beside heatmap")
-    output: Literal["text", "json"] = Field("text", description="what to print")
+    format: Literal["text", "json"] = Field("text", description="text for people, json for programs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +58,7 @@ def predict(settings: PredictSettings) -> None:
                 path = predictions.draw(settings.pictures, place, data, prediction, detector)
                 row["picture"] = str(path)
             found.append(row)
-    if settings.output == "json":
+    if settings.format == "json":
         print(json.dumps(found, indent=1, default=str))
     else:
         print("\n".join(predictions.line(row) for row in found))

@@ -17,8 +17,8 @@ NEEDED, OTHER = "needed", "options"
 # What a value is called, by the name of its option, else by its type.
 _VALUES_BY_NAME = {
     **dict.fromkeys(("images", "bundle", "results", "outliers", "anomalous", "masks", "checkpoints"), "LOCATION"),
-    **dict.fromkeys(("locations", "data", "into"), "LOCATION"),
-    **dict.fromkeys(("labels", "image_list", "uris", "reviewed", "to", "object_mask"), "FILE"),
+    **dict.fromkeys(("locations", "data", "output"), "LOCATION"),
+    **dict.fromkeys(("labels", "image_list", "uris", "reviewed", "object_mask"), "FILE"),
     **dict.fromkeys(("pictures",), "FOLDER"),
     **dict.fromkeys(("collection", "group", "reviewer", "network"), "NAME"),
     **dict.fromkeys(("include", "exclude"), "GLOB"),

@@ -40,7 +40,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "predict": (
         "fcdd predict photo.png --bundle data/bundle",
-        "fcdd predict a.png b.png --bundle data/bundle --pictures looked-at --output json",
+        "fcdd predict a.png b.png --bundle data/bundle --pictures looked-at --format json",
     ),
     "calibrate": (
         "fcdd calibrate --bundle data/bundle --images data/new-lamp --output data/bundle-2",
@@ -48,7 +48,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "query": (
         "fcdd query --results data/results --alarms",
-        "fcdd query --results data/results --sql 'SELECT date, count(*) FROM scores GROUP BY ALL' --output csv",
+        "fcdd query --results data/results --sql 'SELECT date, count(*) FROM scores GROUP BY ALL' --format csv",
     ),
     "heatmap": (
         "fcdd heatmap --results data/results --top 20 --output pictures",

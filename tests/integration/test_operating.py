@@ -31,7 +31,7 @@ VERSION = {"ray_version": __import__("ray").__version__}
 
 
 def examined(*options: str) -> tuple[int, dict[str, list[dict[str, str]]]]:
-    done = run_verb("doctor", *options, "--output", "json", check=False)
+    done = run_verb("doctor", *options, "--format", "json", check=False)
     found: dict[str, list[dict[str, str]]] = {}
     for finding in json.loads(done.stdout):
         found.setdefault(finding["subject"], []).append(finding)

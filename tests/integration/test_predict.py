@@ -14,7 +14,7 @@ from tests.line import Line, run_verb
 
 def test_a_prediction_is_what_the_run_has_of_the_image(nights: Line, tmp_path: Path) -> None:
     rows = list(results.open(nights.results, date="2026-11-02").rows("FROM scores ORDER BY anomaly_score DESC LIMIT 8"))
-    places = ("--bundle", f"{nights.root}/bundle", "--pictures", str(tmp_path / "p"), "--output", "json")
+    places = ("--bundle", f"{nights.root}/bundle", "--pictures", str(tmp_path / "p"), "--format", "json")
     found = json.loads(run_verb("predict", *(row["image_uri"] for row in rows), *places).stdout)
     assert any(row["is_anomalous"] for row in rows)
     for row, one in zip(rows, found, strict=True):

@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[2]
 
 def ask(line: Line, *options: str) -> list[dict[str, object]]:
     found: list[dict[str, object]] = json.loads(
-        run_verb("query", "--results", line.results, *options, "--output", "json").stdout
+        run_verb("query", "--results", line.results, *options, "--format", "json").stdout
     )
     return found
 
@@ -231,7 +231,7 @@ def test_explain_shows_that_other_nights_and_row_groups_are_left_out(tmp_path: P
     uri = result_tables.image_uri(result_tables.FIRST_NIGHT, 7_777)
     query = f"SELECT * FROM scores WHERE date = '{result_tables.FIRST_NIGHT}' AND image_uri = '{uri}'"
     common = ("query", "--results", str(tmp_path), "--sql", query)
-    assert [row["row_id"] for row in json.loads(run_verb(*common, "--output", "json").stdout)] == [7_777]
+    assert [row["row_id"] for row in json.loads(run_verb(*common, "--format", "json").stdout)] == [7_777]
     plan = run_verb(*common, "--explain").stdout
     assert "files 1 of 5, row groups 1 of 3, 1 rows" in plan
     assert re.search(r"read \d+\.\d\d MB in \d+ requests, 1 of 3 row groups", plan)
@@ -289,7 +289,7 @@ def test_a_question_takes_no_more_time_than_it_may(nights: Line) -> None:
     slow = "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range % 7 = 1"
     # Also when time is up before the question is asked.
     for kind, seconds in (("table", "1"), ("csv", "1"), ("csv", "0.001")):
-        options = ("--timeout-s", seconds, "--output", kind)
+        options = ("--timeout-s", seconds, "--format", kind)
         done = run_verb("query", "--results", nights.results, "--sql", slow, *options, check=False)
         said = f"no answer within {seconds} s; ask for less, or give it more time"
         assert (done.returncode, said in done.stderr) == (2, True)
@@ -310,7 +310,7 @@ def test_a_question_takes_no_more_memory_than_it_may(nights: Line, case: str) ->
         "print('peak', re.findall(r'VmHWM:\\s+(\\d+)', status)[0], file=sys.stderr); sys.exit(code)"
     )
     command = [sys.executable, "-c", code, "query", "--results", nights.results, "--sql", GREEDY[case]]
-    done = subprocess.run([*command, "--memory-gb", "1", "--output", "arrow", "--to", os.devnull], **CAPTURED)
+    done = subprocess.run([*command, "--memory-gb", "1", "--format", "arrow", "--output", os.devnull], **CAPTURED)
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
     assert "Traceback" not in done.stderr
     assert int(done.stderr.split("peak ")[-1]) < 1.6e6  # kB: what the process needs to be there is about 0.25 GB
@@ -322,7 +322,7 @@ def test_a_question_takes_no_more_memory_than_it_may(nights: Line, case: str) ->
 @pytest.mark.parametrize("kind", ["table", "csv"])
 def test_a_question_is_interrupted_without_a_traceback(nights: Line, kind: str) -> None:
     slow = "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range % 7 = 1"
-    command = [sys.executable, "-m", "jobs.cli", "query", "--results", nights.results, "--output", kind, "--sql", slow]
+    command = [sys.executable, "-m", "jobs.cli", "query", "--results", nights.results, "--format", kind, "--sql", slow]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(4)  # it answers by now
         process.send_signal(signal.SIGINT)
@@ -356,7 +356,7 @@ def test_a_part_that_is_not_what_was_published_is_not_answered_from(
         return
     (tmp_path / "labels.csv").write_text("image_uri,label\nx,1\n")
     options = (
-        ("--output", "json") if reader == "query" else ("--collection", "c", "--labels", str(tmp_path / "labels.csv"))
+        ("--format", "json") if reader == "query" else ("--collection", "c", "--labels", str(tmp_path / "labels.csv"))
     )
     done = run_verb(reader, "--results", there, *options, check=False)
     assert (done.returncode, wrong in done.stderr) == (1, True)
@@ -366,7 +366,7 @@ def test_a_part_that_is_not_what_was_published_is_not_answered_from(
 def test_answers_are_the_same_in_every_format(nights: Line, tmp_path: Path, kind: str) -> None:
     query = "SELECT image_uri, anomaly_score, is_anomalous, date, regions, heatmap FROM scores ORDER BY image_uri, date"
     path = tmp_path / f"x.{kind}"
-    run_verb("query", "--results", nights.results, "--sql", query, "--output", kind, "--to", str(path))
+    run_verb("query", "--results", nights.results, "--sql", query, "--format", kind, "--output", str(path))
     wanted = results.open(nights.results).sql(query).to_arrow_table()
     if kind == "parquet":
         assert pq.read_table(path).equals(wanted)
@@ -380,10 +380,12 @@ def test_answers_are_the_same_in_every_format(nights: Line, tmp_path: Path, kind
         frame = pd.read_csv(path)
         assert frame["anomaly_score"].to_list() == pytest.approx(wanted["anomaly_score"].to_pylist())
         assert frame["is_anomalous"].to_list() == wanted["is_anomalous"].to_pylist()
-    run_verb("query", "--results", nights.results, "--sql", query, "--to", str(tmp_path / f"y.{kind}"))
+    run_verb("query", "--results", nights.results, "--sql", query, "--output", str(tmp_path / f"y.{kind}"))
     assert (tmp_path / f"y.{kind}").stat().st_size == path.stat().st_size  # the ending names the format
-    refused = run_verb("query", "--results", nights.results, "--to", str(tmp_path / "y"), check=False)
+    refused = run_verb("query", "--results", nights.results, "--output", str(tmp_path / "y"), check=False)
     assert "what format should" in refused.stderr
+    mixed_up = run_verb("query", "--results", nights.results, "--output", kind, check=False)
+    assert f"did you mean --format {kind}?" in mixed_up.stderr
 
 
 def test_hostile_names_are_text_in_every_answer(hostile: str) -> None:
@@ -391,8 +393,8 @@ def test_hostile_names_are_text_in_every_answer(hostile: str) -> None:
     table = run_verb(*common).stdout
     assert "<script>alert(1)</script>" in table
     assert not {"\N{RIGHT-TO-LEFT OVERRIDE}", "\r", "\x1b"} & set(table)
-    assert json.loads(run_verb(*common, "--output", "json").stdout)[2]["image_uri"] == HOSTILE[2]
-    cells = list(csv.reader(io.StringIO(run_verb(*common, "--output", "csv").stdout, newline="")))
+    assert json.loads(run_verb(*common, "--format", "json").stdout)[2]["image_uri"] == HOSTILE[2]
+    cells = list(csv.reader(io.StringIO(run_verb(*common, "--format", "csv").stdout, newline="")))
     named = [dict(zip(cells[0], row, strict=True)) for row in cells[1:]]
     assert [row["image_uri"] for row in named] == [*HOSTILE[:3], f"'{HOSTILE[3]}", HOSTILE[4]]
     assert not [cell for row in cells for cell in row if cell[:1] in ("=", "+", "-", "@", "\t", "\r")]
@@ -411,7 +413,7 @@ def test_a_question_starts_without_torch_and_ray(nights: Line) -> None:
         night = results.open({nights.results!r}, date="2026-11-02")
         image = next(night.images("is_anomalous"))
         print(image.heatmap.shape, len(night.pandas()), night.dataset().count_rows())
-        sys.argv = ["fcdd", "query", "--results", {nights.results!r}, "--top", "1", "--output", "json"]
+        sys.argv = ["fcdd", "query", "--results", {nights.results!r}, "--top", "1", "--format", "json"]
         sys.exit(cli.main())
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -724,18 +726,18 @@ def test_columns_of_one_name_and_values_of_any_kind_come_out_whole(nights: Line)
     )
     common = ("query", "--results", nights.results, "--sql", query)
     scored = sum(record.num_scored for record in nights.records())
-    [row] = json.loads(run_verb(*common, "--output", "json").stdout)
+    [row] = json.loads(run_verb(*common, "--format", "json").stdout)
     assert (row["a"], row["a_1"], row["b"]) == (1, 2, 3)
     assert (row["m"], row["n"], row["o"]) == ({"x": 1}, {"2026-01-01": 1}, [[{"k": 1}, [2]]])
     assert (row["h"], row["s"], row["d"], row["f"]) == (12345678901234567890, scored, 1.5, None)
     assert row["l"] == [None, {"y": "AQ=="}]
-    [names, values] = list(csv.reader(io.StringIO(run_verb(*common, "--output", "csv").stdout)))
+    [names, values] = list(csv.reader(io.StringIO(run_verb(*common, "--format", "csv").stdout)))
     assert names[:3] == ["a", "a_1", "b"]
     assert values[:3] == ["1", "2", "3"]
     assert "a_1" in run_verb(*common).stdout
     nothing = ("query", "--results", nights.results, "--sql", "SELECT 1 AS a WHERE false")
-    assert json.loads(run_verb(*nothing, "--output", "json").stdout) == []
-    assert run_verb(*nothing, "--output", "csv").stdout == "a\n"
+    assert json.loads(run_verb(*nothing, "--format", "json").stdout) == []
+    assert run_verb(*nothing, "--format", "csv").stdout == "a\n"
 
 
 def test_tables_fit_the_terminal_and_break_no_number(nights: Line, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -753,7 +755,7 @@ def test_tables_fit_the_terminal_and_break_no_number(nights: Line, monkeypatch: 
 @pytest.mark.parametrize("kind", ["csv", "json", "table", "arrow"])
 def test_a_reader_that_has_seen_enough_is_no_error(nights: Line, kind: str) -> None:
     code = "SELECT image_uri, i FROM scores, range(2000) t(i)"
-    command = [sys.executable, "-m", "jobs.cli", "query", "--results", nights.results, "--output", kind, "--sql", code]
+    command = [sys.executable, "-m", "jobs.cli", "query", "--results", nights.results, "--format", kind, "--sql", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -782,7 +784,7 @@ WRONG = {
         ["query", "alarms", "--sql", "SELECT 1"],
         "--sql belongs to the question sql, not to alarms",
     ),
-    "an answer that is no answer": (["query", "--explain", "--output", "json"], "leave out --output and --to"),
+    "an answer that is no answer": (["query", "--explain", "--format", "json"], "leave out --format and --output"),
     "a night and a range": (["query", "--date", "2026-11-01", "--since", "2026-11-01"], "give one or the other"),
     "a group that is none": (
         ["query", "--group", "cam-9"],
@@ -837,17 +839,17 @@ def test_nights_of_different_bundles_are_not_ranked_or_measured_together(line: L
     ]
     rows += [(uri.replace("11-02", "11-01"), 1 - label) for uri, label in rows]  # pooled, they would cancel out
     Path(line.root, "labels.csv").write_text("\n".join(["image_uri,label", *(f"{uri},{label}" for uri, label in rows)]))
-    found = line.around("evaluate", "--labels", f"{line.root}/labels.csv", "--output", "json")
+    found = line.around("evaluate", "--labels", f"{line.root}/labels.csv", "--format", "json")
     document = json.loads(found.stdout)
     assert (document["model"], document["runs"]) == (second.bundle_digest, [second.run_id])
     assert document["metrics"]["anomaly_score"]["auroc"]["value"] == 1
-    top = line.around("query", "--top", "100", "--duplicates", "--output", "json")
+    top = line.around("query", "--top", "100", "--duplicates", "--format", "json")
     assert {row["date"] for row in json.loads(top.stdout)} == {"2026-11-02"}
     drawn = line.around("heatmap", "--top", "3", "--output", f"{line.root}/pictures")
     for said in (found.stderr, top.stderr, drawn.stderr):
         assert f"left out nights of other bundles than {second.bundle_digest[:12]}" in said
         assert "2026-11-01; choose them with --date" in said
-    before = line.around("evaluate", "--labels", f"{line.root}/labels.csv", "--date", "2026-11-01", "--output", "json")
+    before = line.around("evaluate", "--labels", f"{line.root}/labels.csv", "--date", "2026-11-01", "--format", "json")
     assert json.loads(before.stdout)["metrics"]["anomaly_score"]["auroc"]["value"] == 0
 
 
