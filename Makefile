@@ -52,8 +52,9 @@ format: $(VENV)/dev.installed  ## format and fix in place
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/dev.installed  ## write docs/options.md from the settings classes
+docs: $(VENV)/dev.installed  ## write docs/options.md and the table of shell completion from the settings classes
 	$(BIN)/python -m tests.option_tables > docs/options.md
+	$(BIN)/python -m tests.option_tables --completion > jobs/shell/options.json
 
 # What the images hold, to the byte: for GPUs all of it, for CPUs all but torch, which has an index of its own for them.
 LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --extra aws --extra cluster --generate-hashes --no-header --no-annotate \

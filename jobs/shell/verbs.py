@@ -22,6 +22,7 @@ VERBS = {
     "audit": "where on the image the evidence of a model lies: borders, background, one fixed spot",
     "evaluate": "committed runs + labels -> AUROC",
     "reproduce": "repeat an experiment of the paper, class by class, beside the published figures",
+    "completion": "verbs, options and choices completed by bash, zsh or fish",
 }
 
 # Two for each where one is not enough.
@@ -74,4 +75,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "audit": ("fcdd audit --results data/results --collection line-4 --pictures audit",),
     "evaluate": ("fcdd evaluate --results data/results --collection line-4 --labels labels.csv",),
     "reproduce": ("fcdd reproduce mvtec --data data/mvtec --classes bottle",),
+    "completion": (
+        "fcdd completion bash > ~/.local/share/bash-completion/completions/fcdd",
+        "fcdd completion fish > ~/.config/fish/completions/fcdd.fish",
+    ),
 }
