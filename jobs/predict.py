@@ -44,7 +44,8 @@ def predict(settings: PredictSettings) -> None:
     found: list[dict[str, Any]] = []
     for place in settings.image:
         try:
-            prediction = detector.predict(place, alpha=settings.alpha)
+            data = storage.read(storage.normalize(place))
+            prediction = detector.predict(data, alpha=settings.alpha, location=place)
         except FileNotFoundError:
             is_folder = any(storage.pages(storage.normalize(place)))
             reason = "it is a folder: `fcdd score` is for those" if is_folder else "it does not exist"
@@ -54,7 +55,6 @@ def predict(settings: PredictSettings) -> None:
         else:
             row = {"image": place, **formatting.json_values(prediction), "map": prediction.map.shape}
             if settings.pictures:
-                data = storage.read(storage.normalize(place))
                 path = predictions.draw(settings.pictures, place, data, prediction, detector)
                 row["picture"] = str(path)
             found.append(row)

@@ -62,7 +62,7 @@ class QuerySettings(JobSettings):
     discoveries: bool = Field(False, description="top: only images on their run's list at its false-discovery rate")
     group: str | None = Field(None, description="top, alarms, quarantine: only images of this camera or folder")
     duplicates: bool = Field(False, description="top: show near-duplicates too, not only the worst of each")
-    uri: str | None = Field(None, description="history: the image, as other questions show it")
+    uri: str | None = Field(None, description="history: the image, by its location or the end of it")
     by: Literal["group", "folder", "night"] = Field("group", description="alarms: per camera, folder, or whole night")
     sql: str | None = Field(None, description="one SELECT; implies the question sql")
     explain: bool = Field(False, description="show how it is answered instead: files, row groups and bytes read")

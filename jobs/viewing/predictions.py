@@ -31,7 +31,7 @@ def line(row: Mapping[str, Any]) -> str:
 def draw(folder: str, name: str, data: bytes, prediction: "Prediction", detector: "Detector") -> Path:
     """Original and heatmap with its regions, side by side, as a PNG. Raises ConfigError, ImageError."""
     threshold = detector.spec.calibration.map_threshold
-    original = isolation.picture(data)
+    original = isolation.picture(data)  # the whole one: what was scored was decoded at a smaller scale
     shown = heatmap.overlay(original, detector.heatmap(prediction.map), threshold)
     boxed = rendering.boxed(shown, [region._asdict() for region in prediction.regions])
     verdict = "alarm" if prediction.is_anomalous else "no alarm"

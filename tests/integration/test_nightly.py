@@ -374,6 +374,9 @@ def test_a_dry_run_says_what_each_night_would_do(line: Line) -> None:
     said = line.nightly("--dry-run", "--catch-up", day=3, check=True).stdout
     assert re.findall(r"to do +(\d+)", said) == ["2", "0"]
     assert "is committed: nothing to do" in line.nightly("--dry-run", day=1, check=True).stdout
+    undated = line.nightly("--dry-run", "--images", f"{line.root}/nights", day=2, check=True)
+    assert re.search(r"images +0 .*\nleft out +5 by rule 'newer'", undated.stdout)
+    assert "5 images were written after it; did you mean --date today?" in undated.stderr
     assert len(line.records()) == 1
 
 

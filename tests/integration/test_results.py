@@ -601,6 +601,18 @@ def test_heatmap_takes_a_list_and_refuses_what_was_not_scored(nights: Line, tmp_
     assert "1 of 1 images were not scored in these runs, the first is 's3://no/such.png'" in refused.stderr
 
 
+def test_heatmap_takes_the_end_of_a_location_that_one_image_has(nights: Line, tmp_path: Path) -> None:
+    common = ("heatmap", "--results", nights.results, "--output", str(tmp_path / "h"), "--uri")
+    path = f"{nights.root}/images/cam-0/003.png"
+    run_verb(*common, "cam-0/003.png", "--uri", path)
+    assert pd.read_csv(tmp_path / "h/index.csv")["image_uri"].to_list() == [storage.normalize(path)]
+    several = run_verb(*common, "003.png", check=False)
+    assert several.returncode == 2
+    assert "2 images end in '003.png', among them" in several.stderr
+    unreadable = run_verb(*common, "cam-1/broken.png", check=False)
+    assert "were not scored in these runs" in unreadable.stderr
+
+
 def test_heatmap_of_images_that_are_gone_says_so(hostile: str, tmp_path: Path) -> None:
     done = run_verb("heatmap", "--results", hostile, "--top", "2", "--output", str(tmp_path / "h"), check=False)
     assert done.returncode == 2
