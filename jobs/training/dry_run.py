@@ -11,6 +11,7 @@ from fcdd.calibration import images_needed
 from fcdd.errors import ConfigError
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
+from jobs.shell import machine
 from jobs.sources import fetching, listing
 from jobs.sources.fetching import Failure
 from jobs.training import checks, prepare
@@ -21,8 +22,6 @@ from jobs.training.train_loop import LoopConfig
 
 # So many images are decoded, spread over the list: a wrong folder, or files that are none, are found by a few.
 LOOKED_AT = 16
-# Of a training process beside the decoded images (docs/operations.md).
-WORKER_BYTES = 1.5e9
 
 
 def dry_run(settings: TrainSettings) -> None:
@@ -87,7 +86,7 @@ def _memory(settings: TrainSettings, loop: LoopConfig) -> str:
     """What the workers take, beside what this machine has; where there is a cluster, they may run elsewhere."""
     height, width = loop.input_size
     decoded = 0 if loop.stream else len(loop.images) * height * width * loop.channels
-    wanted, processes = WORKER_BYTES + decoded, max(1, settings.workers)
+    wanted, processes = machine.TRAINING_BYTES + decoded, max(1, settings.workers)
     free = psutil.virtual_memory().available
     kept = "streamed in every epoch" if loop.stream else f"{decoded / 1e9:.2f} GB of decoded images"
     times = f"{processes} x " if processes > 1 else ""

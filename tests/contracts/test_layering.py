@@ -39,8 +39,8 @@ MAY_IMPORT = {
 }
 # Packages of others: who alone may import them.
 ONLY_IN = {
-    "ray": {"jobs.on_ray", "jobs.scoring", "jobs.training", "jobs.shell.checks"},
-    "torch": {"fcdd", "fcdd.paper", "jobs.scoring", "jobs.training", "jobs.shell.checks"},
+    "ray": {"jobs.on_ray", "jobs.scoring", "jobs.training"},
+    "torch": {"fcdd", "fcdd.paper", "jobs.scoring", "jobs.training", "jobs.shell.machine"},
     "duckdb": {"jobs.catalog", "jobs.results", "jobs.scoring", "jobs.viewing"},
     "pydantic_settings": {
         "verbs",
