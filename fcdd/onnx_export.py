@@ -22,7 +22,8 @@ from fcdd.detector import Detector
 from fcdd.errors import ConfigError, FCDDError
 
 TOLERANCE = 1e-4
-# With the resizing inside, a few pixels differ by one grey level from Pillow's.
+# With the resizing inside, some pixels differ by one grey level from Pillow's, which goes down before across where that
+# is less work: of ELPV's cells scores differed by at most 0.7 % (upright 5:6), 0.3 % (wide and square).
 RESIZE_TOLERANCE = 2e-2
 OUTPUTS = ("anomaly_map", "score_mean", "score_max", "score_top1pct")
 _OPSET, _CHECKED = 18, 8
@@ -111,7 +112,7 @@ def _contract(spec: BundleSpec, with_resize: bool) -> str:
         return f"{images}, of any H and W, the same within a batch; not resized before: that happens inside"
     return (
         f"{images}, H {height}, W {width}; resized to it without keeping proportions, bilinear WITH antialiasing "
-        "(Pillow's Image.resize with BILINEAR): without antialiasing nominal scores are 3 to 10 times as high"
+        "(Pillow's Image.resize with BILINEAR): with another resizer nominal scores can be 3 to 10 times as high"
     )
 
 

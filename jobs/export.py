@@ -25,7 +25,7 @@ class ExportSettings(JobSettings):
     onnx      a bundle as one ONNX model, pixels to anomaly map and scores, checked against the original to 1e-4
 
     The ONNX model takes uint8 RGB (N, height, width, 3) of the network's size, resized bilinear WITH antialiasing: with
-    another resizer nominal scores are 3 to 10 times as high. With --with-resize it takes any size and does that inside.
+    another resizer nominal scores can be 3 to 10 times as high. With --with-resize it takes images of any size.
     """
 
     verb: ClassVar[str] = "export"

@@ -40,6 +40,7 @@ from jobs.shell import tables
 from schemas import LABELS, QUARANTINE, SCORES, Layout
 from tests.hostile import HOSTILE
 from tests.line import NUM_IMAGES, Line, picture, run_verb
+from tests.places import encoded
 
 ROOT = Path(__file__).parents[2]
 
@@ -659,6 +660,14 @@ def test_an_export_for_fiftyone_is_whole(nights: Line, tmp_path: Path) -> None:
     assert "is there and not empty; choose another place" in refused.stderr
 
 
+@pytest.fixture(scope="module")
+def resizing(nights: Line, tmp_path_factory: pytest.TempPathFactory) -> onnxruntime.InferenceSession:
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    places = ("--bundle", f"{nights.root}/bundle", "--output", str(path))
+    assert "not resized before" in run_verb("export", "onnx", *places, "--with-resize").stdout
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
 def test_a_bundle_as_onnx_agrees_with_the_detector(nights: Line, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     said = run_verb("export", "onnx", "--bundle", f"{nights.root}/bundle", "--output", str(path)).stdout
@@ -673,6 +682,27 @@ def test_a_bundle_as_onnx_agrees_with_the_detector(nights: Line, tmp_path: Path)
     about = session.get_modelmeta().custom_metadata_map
     assert about["digest"] == detector.spec.digest
     assert (about["score"], float(about["threshold"])) == ("score_max", detector.spec.calibration.threshold)
+    for said_of_the_input in ("uint8 (N, H, W, 3)", "RGB", "H 32, W 48", "bilinear WITH antialiasing"):
+        assert said_of_the_input in about["input"]
+
+
+@pytest.mark.parametrize("size", [(40, 56), (97, 130), (130, 60), (17, 33), (32, 48)])
+def test_a_model_that_resizes_by_itself_agrees_with_our_decoder(
+    size: tuple[int, int], resizing: onnxruntime.InferenceSession, nights: Line
+) -> None:
+    """Pixels differ by at most one grey level where Pillow rounds another way, and scores as little as that means."""
+    generator = np.random.default_rng(0)
+    shapes = generator.integers(0, 256, (3, 5, 7, 3)).astype(np.uint8)
+    smooth = [Image.fromarray(each).resize(size[::-1], Image.Resampling.BICUBIC) for each in shapes]
+    noisy = [np.asarray(each) + generator.normal(0, 12, (*size, 3)) for each in smooth]
+    batch = np.stack(noisy).clip(0, 255).astype(np.uint8)
+    detector = Detector.load(f"{nights.root}/bundle")
+    wanted = detector.score([encoded(Image.fromarray(each)) for each in batch])
+    maps, mean, maximum, top = resizing.run(None, {"images": batch})
+    for found, expected in ((mean, wanted.mean), (maximum, wanted.maximum), (top, wanted.top1pct)):
+        np.testing.assert_allclose(found, expected, rtol=0.01)
+    np.testing.assert_allclose(maps, wanted.maps, atol=0.03 * wanted.maps.max())
+    assert "any H and W" in resizing.get_modelmeta().custom_metadata_map["input"]
 
 
 def test_several_answers_are_read_at_the_same_time(nights: Line) -> None:

@@ -46,7 +46,7 @@ def test_the_wheel_has_every_module_and_every_file_that_they_read(wheel: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_an_evening_with_the_wheel_and_nothing_but_what_its_extras_name(wheel: Path, tmp_path: Path) -> None:
     """The packages are those of this environment, linked: what is missing among the extras is missing here."""
     spend_an_evening(environments.make("cluster,cpu,onnx", tmp_path / "env", wheel=wheel).parent, tmp_path)
