@@ -56,6 +56,8 @@ def export(settings: ExportSettings) -> None:
     if settings.format == "onnx":
         _onnx(settings)
         return
+    if settings.with_resize:
+        raise ConfigError(f"--with-resize is of an ONNX model; {settings.format} has none")
     if settings.results is None:
         raise ConfigError("--results is missing: the location of the results")
     found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)

@@ -840,6 +840,10 @@ WRONG = {
     "pictures into a bucket": (["heatmap", "--output", "s3://b/x"], "expected a local folder for pictures"),
     "a report of no run": (["report", "--run", "x"], "there is no committed run 'x'"),
     "an export without results": (["export", "onnx", "--output", "x"], "--bundle is missing"),
+    "a model that resizes in annotations": (
+        ["export", "coco", "--with-resize", "--output", "x"],
+        "--with-resize is of an ONNX model",
+    ),
     "an export to a bucket": (["export", "coco", "--output", "s3://b/x"], "expected a local path"),
     "a port that is taken": (["review", "--port", "1", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1:1"),
 }
