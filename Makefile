@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shell browser test test-slow test-images test-all chaos lint format docs lock audit clean
+.PHONY: help demo demo-shell wheel browser test test-slow test-images test-all chaos lint format docs lock audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -16,6 +16,13 @@ demo:  ## set everything up and run the whole job on real images (about 7 minute
 
 demo-shell:  ## a shell beside what the demo left, with its S3 server: ask, look, review
 	@$(BIN)/python -m cluster.demo --shell
+
+# Only with what is in the sources now: setuptools would pack what an earlier build left.
+wheel: $(BIN)/python  ## build dist/fcdd_at_scale-*.whl, which one line of pip installs anywhere
+	@rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@rm -rf build
+	@ls dist/*.whl
 
 # Pages are tested in a real browser. Where there is none and we may install one, Debian's is.
 browser:
@@ -52,8 +59,9 @@ format: $(VENV)/dev.installed  ## format and fix in place
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/dev.installed  ## write docs/options.md from the settings classes
+docs: $(VENV)/dev.installed  ## write docs/options.md and the table of shell completion from the settings classes
 	$(BIN)/python -m tests.option_tables > docs/options.md
+	$(BIN)/python -m tests.option_tables --completion > jobs/shell/options.json
 
 # What the images hold, to the byte: for GPUs all of it, for CPUs all but torch, which has an index of its own for them.
 LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --extra aws --extra cluster --generate-hashes --no-header --no-annotate \
@@ -65,7 +73,7 @@ lock: $(VENV)/dev.installed  ## pin anew what the container images install
 	sed -En 's/^(torch|torchvision)==([^ ]+).*/\1==\2/p' cluster/image/requirements-gpu.txt > cluster/image/torch-cpu.txt
 
 clean:  ## remove the environment and everything the demo left
-	rm -rf $(VENV) demo-output build *.egg-info
+	rm -rf $(VENV) demo-output build dist *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

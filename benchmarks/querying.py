@@ -104,7 +104,7 @@ def commands(night: str, month: str, images: int) -> None:
         "fcdd query alarms, a month": ("alarms", "--results", month),
         "fcdd query quarantine, a month": ("quarantine", "--results", month),
     }.items():
-        seconds, peak = _fcdd("query", *arguments, "--output", "json")
+        seconds, peak = _fcdd("query", *arguments, "--format", "json")
         print(f"| {name} | {seconds:.2f} | {peak:.2f} |", flush=True)
 
 

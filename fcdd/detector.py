@@ -96,15 +96,17 @@ class Detector:
             raise ValueError(f"expected pixels of shape (N, {size[0]}, {size[1]}, {channels}), got {batch.shape}")
         return summarise(self._runner(batch))
 
-    def predict(self, image: str | bytes, *, alpha: float | None = None) -> Prediction:
+    def predict(self, image: str | bytes, *, alpha: float | None = None, location: str = "") -> Prediction:
         """One image, by its location or as encoded bytes, at the bundle's false-alarm rate or `alpha`.
 
-        Groups are those of the bundle's pattern, by the location; folders of a collection are not known here. Raises
+        `location` is where the bytes came from. Groups are those of the bundle's pattern, by the location; folders of
+        a collection are not known here. Raises
         ImageError when it cannot be decoded, FileNotFoundError when it does not exist, ConfigError for a rate that the
         calibration cannot support.
         """
         spec = self.spec
-        uri = storage.normalize(image) if isinstance(image, str) else ""
+        named = image if isinstance(image, str) else location
+        uri = storage.normalize(named) if named else ""
         decoded = self._decoders.decode(storage.read(uri) if isinstance(image, str) else image)
         scored = self.score(decoded.pixels[None])
         pattern = grouping.compile_pattern(spec.calibration.group_pattern)

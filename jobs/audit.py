@@ -37,7 +37,7 @@ class AuditSettings(JobSettings):
         default_factory=list, description="further location whose images may be opened; the run's own always may"
     )
     pictures: str | None = Field(None, description="local folder for a picture of the evidence over the mean image")
-    output: Literal["text", "json"] = Field("text", description="what to print")
+    format: Literal["text", "json"] = Field("text", description="text for people, json for programs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,14 +61,14 @@ def audit(settings: AuditSettings) -> None:
         object_mask=settings.object_mask,
         sample=settings.sample,
     )
-    if settings.output == "json":
+    if settings.format == "json":
         print(json.dumps(found.as_dict(), indent=1))
     else:
         evidence_audit.print_audit(found)
     if folder:
         path = folder / f"evidence-{records[-1].run_id}.png"
         evidence_audit.picture(found).save(path)
-        out = sys.stderr if settings.output == "json" else sys.stdout
+        out = sys.stderr if settings.format == "json" else sys.stdout
         print(f"picture     {path}  (mean of nominal images; evidence of {', '.join(found.kinds)})", file=out)
 
 

@@ -27,7 +27,7 @@ class CompareSettings(JobSettings):
     run_b: CliPositionalArg[str] = Field(description="id of the other run")
     results: str = Field(description="location of the results")
     top: int = Field(10, ge=1, le=1000, description="how many images that moved most")
-    output: Literal["table", "json"] = Field("table", description="what to print")
+    format: Literal["table", "json"] = Field("table", description="table for people, json for programs")
     images: list[str] = Field(
         default_factory=list, description="further location whose images may be opened; the run's own always may"
     )
@@ -53,12 +53,12 @@ def compare(settings: CompareSettings) -> None:
     maps = {
         id(row): (row.pop("heatmap_a"), row.pop("heatmap_b")) for rows in (found.flips, found.movers) for row in rows
     }
-    if settings.output == "json":
+    if settings.format == "json":
         print(json.dumps(formatting.json_values(found), indent=1, default=str))
     else:
         comparison.print_comparison(found, a, b)
     if folder:
-        heatmaps, out = rendering.Heatmaps(), sys.stderr if settings.output == "json" else sys.stdout
+        heatmaps, out = rendering.Heatmaps(), sys.stderr if settings.format == "json" else sys.stdout
         drawn = found.movers or found.flips  # another calibration moves nothing, and flips alarms
         for rank, row in enumerate(drawn, start=1):
             if original := rendering.original_or_warn(row, locations):

@@ -33,7 +33,9 @@ class HeatmapSettings(JobSettings):
     collection: str | None = Field(None, description="only this image collection")
     date: Night | None = Field(None, description="night, YYYY-MM-DD; default: all nights, of each image the latest")
     run: str | None = Field(None, description="id of a run instead, as `fcdd runs` lists them, superseded ones too")
-    uri: list[str] = Field(default_factory=list, description="an image, as `fcdd query` shows it; again for more")
+    uri: list[str] = Field(
+        default_factory=list, description="an image, by its location or the end of it; again for more"
+    )
     uris: str | None = Field(None, description="file of images: .csv or .parquet with a column image_uri")
     top: int = Field(10, ge=1, le=10_000, description="otherwise the most anomalous ones, near-duplicates left out")
     style: Style = Field(

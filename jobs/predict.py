@@ -34,7 +34,7 @@ class PredictSettings(JobSettings):
         description="of the pictures: side-by-side: original and overlay; overlay: alone; outline: of what is above "
         "the threshold; contours: at 0.5, 1, 2 and 4 thresholds",
     )
-    output: Literal["text", "json"] = Field("text", description="what to print")
+    format: Literal["text", "json"] = Field("text", description="text for people, json for programs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +50,8 @@ def predict(settings: PredictSettings) -> None:
     found: list[dict[str, Any]] = []
     for place in settings.image:
         try:
-            prediction = detector.predict(place, alpha=settings.alpha)
+            data = storage.read(storage.normalize(place))
+            prediction = detector.predict(data, alpha=settings.alpha, location=place)
         except FileNotFoundError:
             is_folder = any(storage.pages(storage.normalize(place)))
             reason = "it is a folder: `fcdd score` is for those" if is_folder else "it does not exist"
@@ -60,11 +61,10 @@ def predict(settings: PredictSettings) -> None:
         else:
             row = {"image": place, **formatting.json_values(prediction), "map": prediction.map.shape}
             if settings.pictures:
-                data = storage.read(storage.normalize(place))
                 path = predictions.draw(settings.pictures, place, data, prediction, detector, settings.style)
                 row["picture"] = str(path)
             found.append(row)
-    if settings.output == "json":
+    if settings.format == "json":
         print(json.dumps(found, indent=1, default=str))
     else:
         print("\n".join(predictions.line(row) for row in found))

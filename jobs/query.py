@@ -62,7 +62,7 @@ class QuerySettings(JobSettings):
     discoveries: bool = Field(False, description="top: only images on their run's list at its false-discovery rate")
     group: str | None = Field(None, description="top, alarms, quarantine: only images of this camera or folder")
     duplicates: bool = Field(False, description="top: show near-duplicates too, not only the worst of each")
-    uri: str | None = Field(None, description="history: the image, as other questions show it")
+    uri: str | None = Field(None, description="history: the image, by its location or the end of it")
     by: Literal["group", "folder", "night"] = Field("group", description="alarms: per camera, folder, or whole night")
     sql: str | None = Field(None, description="one SELECT; implies the question sql")
     explain: bool = Field(False, description="show how it is answered instead: files, row groups and bytes read")
@@ -70,8 +70,10 @@ class QuerySettings(JobSettings):
     memory_gb: float = Field(
         views.MEMORY_GB, gt=0.1, description="memory a question may take; what is sorted goes to the disk beyond it"
     )
-    output: Format = Field("table", description="table for people; csv, json, parquet, arrow for programs")
-    to: str | None = Field(None, description="write the answer into this file or object; its ending names the format")
+    format: Format = Field("table", description="table for people; csv, json, parquet, arrow for programs")
+    output: str | None = Field(
+        None, description="file or object to write the answer to; its ending names the format where --format does not"
+    )
 
     @model_validator(mode="after")
     def _belong(self) -> Self:
@@ -96,8 +98,10 @@ def query(settings: QuerySettings) -> None:
     """Ask, and print or write the answer."""
     if settings.date and (settings.since or settings.until):
         raise ConfigError("--date is one night, --since and --until are a range; give one or the other")
-    if settings.explain and (settings.to or settings.output != "table"):
-        raise ConfigError("--explain prints how a question is answered, not the answer; leave out --output and --to")
+    if settings.explain and (settings.output or settings.format != "table"):
+        raise ConfigError(
+            "--explain prints how a question is answered, not the answer; leave out --format and --output"
+        )
     kind = settings.kind()
     found = results.open(
         settings.results,
@@ -122,19 +126,19 @@ def _answer(kind: str, settings: QuerySettings, found: Results) -> None:
     elif kind == "top" and not settings.duplicates:
         top = queries.top_without_duplicates(found, question, settings.top)
         table, title = top.rows, _title(settings) + _groups(settings, top)
-        if settings.output == "table" and not settings.to:
+        if settings.format == "table" and not settings.output:
             table = table.drop_columns(["score_max", "run_id"])
-        tables.write(table.to_reader(), settings.output, settings.to, title)
+        tables.write(table.to_reader(), settings.format, settings.output, title)
     else:
         title = _title(settings) if kind == "top" else ""
-        if kind == "changes" and settings.output == "table":
+        if kind == "changes" and settings.format == "table":
             tables.print_table(queries.run_totals(found).to_reader())
             common = queries.num_common(found)
             title = f"changed, of the {common} images that both nights have"
             if not common:
                 print("the two nights have no image in common: what is the same by name is compared")
                 return
-        tables.write(found.sql(*question).to_arrow_reader(), settings.output, settings.to, title)
+        tables.write(found.sql(*question).to_arrow_reader(), settings.format, settings.output, title)
 
 
 def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
@@ -163,7 +167,7 @@ def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
         return queries.changes(found)
     if kind == "quarantine":
         return queries.quarantine(settings.group)
-    return Question(f"SELECT {_RUNS}" if settings.output == "table" and not settings.to else "FROM runs", {})
+    return Question(f"SELECT {_RUNS}" if settings.format == "table" and not settings.output else "FROM runs", {})
 
 
 def _groups(settings: QuerySettings, top: Top) -> str:

@@ -27,7 +27,7 @@ class ReproduceSettings(JobSettings):
 
     protocol: CliPositionalArg[Name] = Field(description="the experiment")
     data: Path = Field(description="folder with the data sets")
-    into: Path = Field(Path("reproduction"), description="folder for the results of each class and the report")
+    output: Path = Field(Path("reproduction"), description="folder for the results of each class and the report")
     classes: list[str] | None = Field(None, description="only these classes")
     repetitions: int = Field(1, ge=1, description="seeds per class, counted from 0; published: 5 (MVTec 1)")
     epochs: int | None = Field(None, ge=1, description="instead of the published number: for a trial")
@@ -36,7 +36,7 @@ class ReproduceSettings(JobSettings):
     oe_limit: int | None = Field(None, ge=1, description="so many images of outlier exposure, drawn once")
     weights: Path | None = Field(None, description="file with torchvision's vgg11_bn weights, not a download")
     pretrained: bool = Field(True, description="start vgg_f from ImageNet weights, as published")
-    output: Literal["text", "json"] = Field("text", description="what to print")
+    format: Literal["text", "json"] = Field("text", description="text for people, json for programs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,9 +48,9 @@ def reproduce(settings: ReproduceSettings) -> None:
     """Run what is missing, and print the report."""
     from jobs.training import reproduction  # late: it imports torch
 
-    options = reproduction.ReproductionOptions(**settings.model_dump(exclude={"config", "output"}))
+    options = reproduction.ReproductionOptions(**settings.model_dump(exclude={"config", "format"}))
     document, markdown = reproduction.reproduce(options)
-    print(json.dumps(document, indent=1) if settings.output == "json" else markdown)
+    print(json.dumps(document, indent=1) if settings.format == "json" else markdown)
 
 
 if __name__ == "__main__":

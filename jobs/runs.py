@@ -27,7 +27,7 @@ class RunsSettings(JobSettings):
 
     results: str = Field(description="location of the results")
     collection: str | None = Field(None, description="only this collection")
-    output: Literal["table", "json"] = Field("table", description="table or json")
+    format: Literal["table", "json"] = Field("table", description="table for people, json for programs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def show(settings: RunsSettings) -> None:
     runs = (*run_states.committed(layout), *run_states.uncommitted(layout))
     chosen = (run for run in runs if settings.collection in (None, run.collection))
     found = sorted(chosen, key=lambda run: (run.collection, run.date, run.started_at))
-    if settings.output == "json":
+    if settings.format == "json":
         print(json.dumps([run._asdict() for run in found], indent=1, default=str))
         return
     table = Table(box=box.SIMPLE_HEAD)

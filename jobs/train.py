@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fcdd.io import storage
 from jobs.shell import process
-from jobs.training import run
+from jobs.training import dry_run, run
 from jobs.training.settings import TrainSettings
 
 
@@ -15,6 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(settings: TrainSettings) -> None:
     """Train, and print what came of it."""
+    if settings.dry_run:
+        dry_run.dry_run(settings)
+        return
     spec = run.train(settings).spec
     print(f"bundle     {storage.normalize(settings.bundle)}\ndigest     {spec.digest}")
     print(f"threshold  {spec.calibration.threshold:.6g} for a false-alarm rate of {settings.alpha:g}")

@@ -1,6 +1,7 @@
 """An environment with exactly what one of our extras installs, made of links into the one that runs the tests."""
 
 import os
+import subprocess
 import sys
 import tomllib
 import venv
@@ -35,8 +36,8 @@ def distributions(extra: str) -> dict[str, metadata.Distribution]:
     return found
 
 
-def make(extra: str, folder: Path) -> Path:
-    """The environment, in `folder`; its Python. Our own code is taken from where this file is."""
+def make(extra: str, folder: Path, *, wheel: Path | None = None) -> Path:
+    """The environment, in `folder`; its Python. Our own code is taken from the wheel, or from where this file is."""
     venv.create(folder, symlinks=True)
     python = folder / "bin/python"
     [packages] = folder.glob("lib/python*/site-packages")
@@ -52,6 +53,10 @@ def make(extra: str, folder: Path) -> Path:
                 os.symlink(Path(str(distribution.locate_file(file))).resolve(), target)
         for script, value in scripts.items():
             _write_script(folder / "bin" / script, python, value)
+    if wheel:
+        pip = [sys.executable, "-m", "pip", "--python", str(python)]
+        subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
+        return python
     # In the folder of the sources there may be another description of the same package, which installs nothing.
     own = next(each for each in metadata.distributions(name=PROJECT["name"]) if each.read_text("METADATA"))
     (packages / "fcdd.pth").write_text(f"{ROOT}\n")

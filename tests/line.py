@@ -90,7 +90,7 @@ class Line:
         return run_verb(verb, "--results", self.results, "--collection", "c", *options, check=check)
 
     def rows(self, *options: str) -> list[dict[str, Any]]:
-        every = ("--top", "1000", "--duplicates", "--output", "json")
+        every = ("--top", "1000", "--duplicates", "--format", "json")
         found: list[dict[str, Any]] = json.loads(self.around("query", *every, *options).stdout)
         return found
 

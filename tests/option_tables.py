@@ -1,13 +1,15 @@
-"""docs/options.md, made of the settings classes: `make docs` writes it, and a test compares it."""
+"""docs/options.md and the table of shell completion, of the settings classes: `make docs` writes, a test compares."""
 
 import importlib
 import inspect
 import re
+import sys
 
 from pydantic.fields import FieldInfo
 
+from jobs.shell import completion
 from jobs.shell.help_text import default_text, flag
-from jobs.shell.settings import JobSettings
+from jobs.shell.settings import SECRET_OPTIONS, JobSettings
 from jobs.shell.verbs import VERBS
 
 _HEAD = """# All options
@@ -46,6 +48,16 @@ def document() -> str:
     return "\n".join([_HEAD, *sections])
 
 
+def completion_table() -> str:
+    """jobs/shell/options.json."""
+    options = {}
+    for verb in VERBS:
+        job = settings_of(verb)
+        # Nobody may type a secret.
+        options[verb] = completion.options_of(job.model_fields, (*job.refused, *SECRET_OPTIONS))
+    return completion.table(options)
+
+
 def _default(field: FieldInfo) -> str:
     return "required" if field.is_required() else _escaped(default_text(field))
 
@@ -55,4 +67,4 @@ def _escaped(text: str) -> str:
 
 
 if __name__ == "__main__":
-    print(document(), end="")
+    print(completion_table() if sys.argv[1:] == ["--completion"] else document(), end="")

@@ -19,7 +19,7 @@ from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.score_choice import Choice
 from fcdd.supervision import AnomalySource
-from jobs.shell import progress
+from jobs.timing import progress
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from fcdd.calibration import SCORES, STATISTICS, Nominal, Score
 from fcdd.detector import Detector, Scored
 from fcdd.images import DecodedImage
 from fcdd.io.storage import ObjectInfo
-from jobs.shell import progress
 from jobs.sources import fetching
 from jobs.sources.fetching import ImageSet
+from jobs.timing import progress
 
 # Decoded images in memory at once.
 _BATCH = 64

@@ -378,10 +378,12 @@ def spool_all(source: Source, spool: Spool, tally: _Tally) -> None:
         _together([partial(spool_pages, index, prefix, storage.pages(prefix)) for index, prefix in places], tally)
 
 
-def survey(layout: Layout, source: Source, history: list[RunRecord], digest: str | None) -> Found:
+def survey(
+    layout: Layout, source: Source, history: list[RunRecord], digest: str | None
+) -> tuple[Found, dict[str, int]]:
     """List, write nothing, and count; scored is what these runs have scored with the bundle of this digest (None: any).
 
-    Raises ConfigError when nothing is found.
+    The other value is what was left out, by rule. Raises ConfigError when nothing is found.
     """
     with temporary.folder("listing") as folder, Spool(folder) as spool:
         tally = _Tally()
@@ -389,7 +391,7 @@ def survey(layout: Layout, source: Source, history: list[RunRecord], digest: str
         tally.check_places(source)
         with spool.database(layout.results) as database:
             database.use_history(layout.results, history)
-            return database.survey(digest)
+            return database.survey(digest), dict(tally.skipped)
 
 
 def read_part(layout: Layout, run_id: str, index: int) -> pa.Table:

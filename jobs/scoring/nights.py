@@ -9,7 +9,7 @@ notification that was delivered is not sent twice.
 import datetime as dt
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fcdd.errors import BundleError, ConfigError, FCDDError
@@ -64,7 +64,7 @@ def dry_run(options: NightlyOptions) -> None:
             print(f"run          {record.run_id}  ({options.collection}, {night}) is committed: nothing to do")
         else:
             _check_parents(options)
-            runs.dry_run(options.of_night(night))
+            _warn_of_no_images(night, *runs.dry_run(options.of_night(night)))
 
 
 def verdict(options: NightlyOptions, record: RunRecord) -> tuple[int, str]:
@@ -102,7 +102,7 @@ def _do(
         _check_parents(options)
         record = runs.score(options.of_night(night))
     summary.print_summary(record)
-    _warn_of_no_images(record)
+    _warn_of_no_images(record.day, record.num_listed, record.skipped)
     code, why = verdict(options, record)
     if why:
         print(f"exit code {code}: {why}" + ("" if options.verdict_codes else " (0 is asked for)"))
@@ -117,19 +117,19 @@ def _do(
             outcome.unwritten.append(record.run_id)
 
 
-def _warn_of_no_images(record: RunRecord) -> None:
+def _warn_of_no_images(night: dt.date, images: int, skipped: Mapping[str, int]) -> None:
     """Cameras may be off, so an empty night is committed; but it may be a wrong date, or a folder that comes late."""
-    if record.num_listed:
+    if images:
         return
-    if later := record.skipped.get(listing.NEWER, 0):
+    if later := skipped.get(listing.NEWER, 0):
         log.warning(
-            "the night of %s is empty: %d images were written after it; did you mean --date today?", record.day, later
+            "the night of %s is empty: %d images were written after it; did you mean --date today?", night, later
         )
         return
     log.warning(
         "the night of %s has no images; those that come later are added by `fcdd score --since-last --date %s` and the "
         "other options of this command",
-        *(record.day, record.day),
+        *(night, night),
     )
 
 

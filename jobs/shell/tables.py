@@ -65,7 +65,7 @@ def _write(reader: pa.RecordBatchReader, kind: Format, to: str | None, title: st
         print(f"written     {to}")
         return
     if kind in ("parquet", "arrow") and sys.stdout.isatty():
-        raise ConfigError(f"{kind} is no text; add --to FILE, or send the output into a file")
+        raise ConfigError(f"{kind} is no text; add --output FILE, or send the output into a file")
     _encode(reader, kind, sys.stdout.buffer)
     sys.stdout.buffer.flush()
 
@@ -75,7 +75,9 @@ def _named(to: str) -> Format:
     for kind in get_args(Format):
         if kind != "table" and to.endswith(f".{kind}"):
             return kind  # type: ignore[no-any-return]
-    raise ConfigError(f"what format should {to} have? name it .csv, .json, .parquet or .arrow, or add --output")
+    if to in get_args(Format):
+        raise ConfigError(f"--output is a file to write, got {to!r}; did you mean --format {to}?")
+    raise ConfigError(f"what format should {to} have? name it .csv, .json, .parquet or .arrow, or add --format")
 
 
 def _save(reader: pa.RecordBatchReader, kind: Format, uri: str) -> None:
@@ -169,7 +171,7 @@ def print_table(reader: pa.RecordBatchReader, title: str = "") -> None:
         else:
             console.print(_cards(reader.schema, cells))
         if more:
-            console.print(f"the first {MAX_SHOWN} rows; --output csv or json has all of them")
+            console.print(f"the first {MAX_SHOWN} rows; --format csv or json has all of them")
         if not rows:
             console.print("no rows")
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))

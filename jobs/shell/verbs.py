@@ -22,6 +22,7 @@ VERBS = {
     "audit": "where on the image the evidence of a model lies: borders, background, one fixed spot",
     "evaluate": "committed runs + labels -> AUROC, curves, what was found by group and kind of defect, pixels",
     "reproduce": "repeat an experiment of the paper, class by class, beside the published figures",
+    "completion": "verbs, options and choices completed by bash, zsh or fish",
 }
 
 # Two for each where one is not enough.
@@ -40,7 +41,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "predict": (
         "fcdd predict photo.png --bundle data/bundle",
-        "fcdd predict a.png b.png --bundle data/bundle --pictures looked-at --output json",
+        "fcdd predict a.png b.png --bundle data/bundle --pictures looked-at --format json",
     ),
     "calibrate": (
         "fcdd calibrate --bundle data/bundle --images data/new-lamp --output data/bundle-2",
@@ -48,7 +49,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "query": (
         "fcdd query --results data/results --alarms",
-        "fcdd query --results data/results --sql 'SELECT date, count(*) FROM scores GROUP BY ALL' --output csv",
+        "fcdd query --results data/results --sql 'SELECT date, count(*) FROM scores GROUP BY ALL' --format csv",
     ),
     "heatmap": (
         "fcdd heatmap --results data/results --top 20 --output pictures",
@@ -77,4 +78,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "fcdd evaluate --results data/results --collection line-4 --labels sorted --masks masks --output page.html",
     ),
     "reproduce": ("fcdd reproduce mvtec --data data/mvtec --classes bottle",),
+    "completion": (
+        "fcdd completion bash > ~/.local/share/bash-completion/completions/fcdd",
+        "fcdd completion fish > ~/.config/fish/completions/fcdd.fish",
+    ),
 }

@@ -18,10 +18,10 @@ from fcdd.images import DecodedImage, Limits
 from fcdd.io import isolation, storage
 from fcdd.io.isolation import IsolatedDecoder
 from fcdd.io.storage import ObjectInfo
-from jobs.shell import progress
 from jobs.shell.look_ahead import ahead
 from jobs.sources import listing
 from jobs.sources.locations import Locations
+from jobs.timing import progress
 
 # Enough to hide the latency of an object store (docs/facts.md: no gain from 16 to 64).
 REQUESTS_IN_FLIGHT = 16

@@ -14,9 +14,9 @@ from fcdd.io import isolation, storage
 from fcdd.io.storage import ObjectInfo
 from fcdd.paper import datasets
 from fcdd.supervision import HeldOut
-from jobs.shell import progress
 from jobs.sources import fetching
 from jobs.sources.fetching import Failure, ImageSet
+from jobs.timing import progress
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from jobs.calibration import evidence, measurement, threshold
 from jobs.shell.versions import versions
 from jobs.sources import fetching, listing
 from jobs.sources.fetching import ImageSet
+from jobs.timing.stopwatch import Stopwatch
 from jobs.training import page
 from jobs.training.prepare import Inputs, LabelledInfo
 from jobs.training.settings import TrainSettings, options_of, recorded, size_of
-from jobs.training.stopwatch import Stopwatch
 
 VERSIONED = ("torch", "ray", "numpy", "pillow")
 

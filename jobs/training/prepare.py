@@ -153,18 +153,22 @@ def check_enough(settings: TrainSettings, inputs: Inputs) -> None:
     raise ConfigError(f"{found}; bring about {total}" + (f", or give {' '.join(instead)}" if instead else ""))
 
 
-def initial_weights(settings: TrainSettings) -> bytes:
-    """The network's weights before the first step. Finds what can be wrong with them and with the places written to."""
+def initial_weights(settings: TrainSettings, *, writes: bool = True) -> bytes:
+    """The network's weights before the first step. Finds what can be wrong with them and with the places written to.
+
+    `writes`: the location of the bundle is tried by a probe, and an experiment is made in MLflow.
+    """
     torch.manual_seed(settings.seed)
     channels = networks.in_channels(settings.network)
     network = networks.build(settings.network, in_channels=channels, image_size=size_of(settings))
-    if settings.mlflow:
+    if settings.mlflow and writes:
         from jobs.training import report
 
         report.connect_mlflow(settings.mlflow)
     if settings.pretrained and networks.is_pretrained(settings.network):
         networks.load_pretrained(network, settings.network, settings.weights)
-    storage.check_writable(storage.normalize(settings.bundle))  # last: on a disk it leaves a folder
+    if writes:
+        storage.check_writable(storage.normalize(settings.bundle))  # last: on a disk it leaves a folder
     return detector.serialize(network)
 
 

@@ -31,7 +31,7 @@ class ReproductionOptions:
     # Folder with the data sets in their published layouts.
     data: Path
     # Folder for the results of each class and the report.
-    into: Path
+    output: Path
     classes: list[str] | None
     repetitions: int
     epochs: int | None
@@ -57,11 +57,11 @@ def reproduce(options: ReproductionOptions) -> tuple[dict[str, Any], str]:
     """Run what is missing and write report.json and report.md; the document, and its text in Markdown."""
     protocol = _adapted(options)
     classes = _chosen(options, protocol)
-    folder = options.into / options.protocol
+    folder = options.output / options.protocol
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot write {folder}: {error.strerror}; give another folder by --into") from error
+        raise ConfigError(f"cannot write {folder}: {error.strerror}; give another folder by --output") from error
     for name in classes:
         for seed in range(options.repetitions):
             _make(options, protocol, name, seed, folder)
@@ -114,7 +114,7 @@ def _stored(options: ReproductionOptions, protocol: Protocol, file: Path) -> Any
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} cannot be read ({type(error).__name__}); remove it to repeat that class") from error
     if conditions != _conditions(options, protocol):
-        raise ConfigError(f"{file} was made with other options or data; give another folder by --into, or remove it")
+        raise ConfigError(f"{file} was made with other options or data; give another folder by --output, or remove it")
     return stored
 
 

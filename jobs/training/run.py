@@ -15,11 +15,11 @@ from fcdd.errors import ConfigError
 from fcdd.io import storage
 from jobs.sources import fetching, listing
 from jobs.sources.fetching import ImageSet
+from jobs.timing.stopwatch import Stopwatch
 from jobs.training import checks, chosen, data_set, finish, prepare, train_loop
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.prepare import Inputs
 from jobs.training.settings import TrainSettings, size_of, with_preset
-from jobs.training.stopwatch import Stopwatch
 from jobs.training.train_loop import LoopConfig
 
 log = logging.getLogger(__name__)

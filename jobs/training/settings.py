@@ -166,6 +166,9 @@ class TrainSettings(JobSettings):
     mlflow: str | None = Field(None, description="tracking URI to log the training to (needs mlflow-skinny)")
     overwrite: bool = Field(False, description="replace a bundle or checkpoints that are already there")
     seed: int = Field(0, ge=0, description="seed of every random choice")
+    dry_run: bool = Field(
+        False, description="list, check, and say what would be trained and what is missing; write nothing"
+    )
 
 
 def with_preset(settings: TrainSettings) -> TrainSettings:
@@ -218,7 +221,7 @@ _NOT_RECORDED = {
     *("config", "preset", "images", "bundle", "checkpoints", "keep_checkpoints", "checkpoint_steps", "overwrite"),
     *("resume", "weights", "workers", "min_workers", "gpu", "memory_gb", "loader_processes", "max_failures", "mlflow"),
     "cluster_wait_s",
-    *("compile", "labels", "milestones", "group_pattern", "decide_by_group"),
+    *("compile", "labels", "milestones", "group_pattern", "decide_by_group", "dry_run"),
 }
 
 

@@ -23,8 +23,8 @@ from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Kind, Normalization
 from fcdd.supervision import AnomalySource, TrainingSet
 from fcdd.training import Losses, Sampling, TrainOptions
-from jobs.shell import progress
 from jobs.sources import fetching
+from jobs.timing import progress
 from jobs.training import data_set
 from jobs.training.checkpoints import Checkpoints
 

@@ -23,22 +23,32 @@ _COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "p_value", "is_anomalous", "he
 _COLUMNS += ", width, height, model_digest, image_group, date"
 
 
-def chosen(found: Results, uris: Sequence[str], top: int) -> list[dict[str, Any]]:
-    """The rows of these images, else the `top` most anomalous. Raises ConfigError for an image that was not scored."""
-    if not uris:
+def chosen(found: Results, names: Sequence[str], top: int) -> list[dict[str, Any]]:
+    """The rows of these images, named by their locations or by the ends of them, else the `top` most anomalous.
+
+    Raises ConfigError for an image that was not scored, and for an end that several have.
+    """
+    if not names:
         question = queries.top(count=max(MAX_COMPARED, top), columns=_COLUMNS)
         with views.readable():
             rows = found.of_latest_bundle().sql(*question).to_arrow_table()
         return list(queries.without_duplicates(rows, top).to_pylist())
-    latest = views.latest_night("image_uri")
-    asked = f"SELECT {_COLUMNS} FROM scores WHERE list_contains($uris, image_uri) {latest}"
-    by_uri = {row["image_uri"]: row for row in found.rows(asked, {"uris": list(uris)})}
+    by_uri = _rows_of(found, names)
+    ends = {name: queries.by_its_end(found, name) for name in names if name not in by_uri and "://" not in name}
+    by_uri |= _rows_of(found, list(ends.values())) if ends else {}
+    uris = list(dict.fromkeys(ends.get(name, name) for name in names))
     if missing := [uri for uri in uris if uri not in by_uri]:
         raise ConfigError(
-            f"{len(missing)} of {len(uris)} images were not scored in these runs, the first is {missing[0]!r}; an "
-            "image is named by its whole location, as `fcdd query` shows it"
+            f"{len(missing)} of {len(uris)} images were not scored in these runs, the first is {missing[0]!r}: "
+            "`fcdd query history --uri` says why"
         )
-    return [by_uri[uri] for uri in dict.fromkeys(uris)]
+    return [by_uri[uri] for uri in uris]
+
+
+def _rows_of(found: Results, uris: Sequence[str]) -> dict[str, dict[str, Any]]:
+    latest = views.latest_night("image_uri")
+    asked = f"SELECT {_COLUMNS} FROM scores WHERE list_contains($uris, image_uri) {latest}"
+    return {row["image_uri"]: row for row in found.rows(asked, {"uris": list(uris)})}
 
 
 def save(

@@ -180,10 +180,10 @@ def check_group(found: Results, group: str) -> None:
 def history_of_known(found: Results, image: str) -> Question:
     """`history` of an image, named by its location or by the end of it. Raises ConfigError unless that is one image."""
     question = history(image)
-    return question if found.sql(*question).fetchall() else history(_by_its_end(found, image))
+    return question if found.sql(*question).fetchall() else history(by_its_end(found, image))
 
 
-def _by_its_end(found: Results, end: str) -> str:
+def by_its_end(found: Results, end: str) -> str:
     """The one image whose location ends in these path parts. Raises ConfigError unless it is one."""
     tables = " UNION ".join(f"SELECT image_uri FROM {table}" for table in ("scores", "quarantine", "deleted"))
     matching = f"SELECT image_uri FROM ({tables}) WHERE ends_with(image_uri, '/' || $end) ORDER BY 1"

@@ -17,6 +17,7 @@ from jobs import cli
 from jobs.audit import AuditSettings
 from jobs.calibrate import CalibrateSettings
 from jobs.compare import CompareSettings
+from jobs.completion import CompletionSettings
 from jobs.doctor import DoctorSettings
 from jobs.evaluate import EvaluateSettings
 from jobs.export import ExportSettings
@@ -31,6 +32,7 @@ from jobs.retry_quarantine import RetrySettings
 from jobs.review import ReviewSettings
 from jobs.runs import RunsSettings
 from jobs.scoring.settings import NightlySettings, ScoreSettings
+from jobs.shell import completion
 from jobs.shell.settings import JobSettings
 from jobs.submit import SubmitSettings
 from jobs.training.settings import TrainSettings
@@ -44,6 +46,7 @@ JOBS: list[type[JobSettings]] = [
     *(QuerySettings, HeatmapSettings, ReportSettings, ReviewSettings, ExportSettings),
     *(CompareSettings, AuditSettings, EvaluateSettings, RunsSettings, VerifySettings, GcSettings, RetrySettings),
     *(SubmitSettings, DoctorSettings, MetricsSettings, ReproduceSettings, PredictSettings),
+    CompletionSettings,
 ]
 
 
@@ -71,6 +74,7 @@ def test_every_published_experiment_can_be_named() -> None:
 
 def test_the_tables_of_options_are_those_of_the_classes() -> None:
     assert (ROOT / "docs/options.md").read_text() == option_tables.document(), "run `make docs`"
+    assert completion.TABLE.read_text() == option_tables.completion_table(), "run `make docs`"
 
 
 def test_the_readme_can_be_read_at_once() -> None:

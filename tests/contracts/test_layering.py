@@ -5,11 +5,13 @@ import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+import fcdd
 from jobs.shell.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # Packages, and folders of jobs/: what each may import of ours beside itself. `verbs` are the modules right in jobs/
 # but for `jobs.results`.
 LIBRARY = {"fcdd", "fcdd.io", "schemas"}
-SHELL = {*LIBRARY, "jobs.shell"}
+SHELL = {*LIBRARY, "jobs.shell", "jobs.timing"}
 GROUND = {*SHELL, "jobs.catalog", "jobs.sources", "jobs.on_ray"}
 MAY_IMPORT = {
     "fcdd": {"fcdd.io"},
@@ -25,6 +27,7 @@ MAY_IMPORT = {
     "fcdd.paper": {"fcdd", "fcdd.io"},
     "schemas": set[str](),
     "jobs.shell": LIBRARY,
+    "jobs.timing": LIBRARY,
     "jobs.catalog": SHELL,
     "jobs.sources": SHELL,
     "jobs.on_ray": SHELL,
@@ -42,8 +45,8 @@ MAY_IMPORT = {
 }
 # Packages of others: who alone may import them.
 ONLY_IN = {
-    "ray": {"jobs.on_ray", "jobs.scoring", "jobs.training", "jobs.shell.checks"},
-    "torch": {"fcdd", "fcdd.paper", "jobs.calibration", "jobs.scoring", "jobs.training", "jobs.shell.checks"},
+    "ray": {"jobs.on_ray", "jobs.scoring", "jobs.training"},
+    "torch": {"fcdd", "fcdd.paper", "jobs.calibration", "jobs.scoring", "jobs.training", "jobs.shell.machine"},
     "duckdb": {"jobs.catalog", "jobs.results", "jobs.scoring", "jobs.viewing", "jobs.measuring"},
     "pydantic_settings": {
         "verbs",
@@ -273,9 +276,29 @@ def test_light_modules_load_neither_torch_nor_ray(name: str) -> None:
 
 
 def test_the_packages_of_the_library_import_nothing_by_themselves() -> None:
-    for name in ("fcdd", "fcdd.io", "fcdd.paper", "jobs"):
+    for name in ("fcdd.io", "fcdd.paper", "jobs"):
         [found] = [each for each in MODULES if each.name == name]
         assert list(imports(found.tree)) == []
+
+
+def test_importing_the_library_loads_nothing_until_a_name_is_asked_for() -> None:
+    code = "import sys, fcdd; print(fcdd.__version__, [n for n in sys.modules if n.startswith('fcdd.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{metadata.version('fcdd-at-scale')} []\n"
+    code = "import sys; from fcdd import ConfigError, Runtime, BundleSpec, ImageError; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_every_name_that_the_library_offers_is_there_under_the_name_that_types_have_it() -> None:
+    [package] = [each for each in MODULES if each.name == "fcdd"]
+    typed = {name for name in imports(package.tree) if name.startswith("fcdd.")}
+    for name in {*fcdd.__all__} - {"__version__"}:
+        value = getattr(fcdd, name)
+        assert f"{value.__module__}.{name}" in typed
+    assert "Detector" in dir(fcdd)
+    with pytest.raises(AttributeError, match="module 'fcdd' has no attribute 'nonsense'"):
+        getattr(fcdd, "nonsense")  # noqa: B009 (a type checker knows that it is not there)
+    assert len(typed) == len(fcdd.__all__) - 1
 
 
 @pytest.mark.parametrize("name", ["fcdd", "fcdd.detector", "fcdd.training", "fcdd.backbones", "fcdd.io.storage"])

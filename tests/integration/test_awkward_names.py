@@ -59,7 +59,7 @@ def test_awkward_names_are_scored_asked_for_drawn_exported_and_verified(
     rows = night.pandas(columns=["image_uri", "is_anomalous"])
     assert set(rows["image_uri"]) == {f"s3://awkward/night/{name}" for name in (*NAMES, DEFECT)}
     assert list(night.pandas("quarantine")["image_uri"]) == ["s3://awkward/night/cut//short.png"]
-    asked = json.loads(run_verb("query", *scored, "--top", "1", "--output", "json").stdout)
+    asked = json.loads(run_verb("query", *scored, "--top", "1", "--format", "json").stdout)
     assert asked[0]["image_uri"] == f"s3://awkward/night/{DEFECT}"
     said = run_verb("query", *scored, "--top", "100").stdout
     assert "\x1b" not in said

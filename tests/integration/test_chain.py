@@ -154,7 +154,7 @@ def test_the_same_command_again_does_nothing_and_says_so(fcdd: Fcdd, night: Nigh
 
 def test_query_shows_the_highest_scores_and_saves_their_pictures(fcdd: Fcdd, night: Night, tmp_path: Path) -> None:
     common = ("query", "--results", night.results, "--collection", COLLECTION, "--date", NIGHT, "--top", "5")
-    shown = json.loads(fcdd(*common, "--output", "json").stdout)
+    shown = json.loads(fcdd(*common, "--format", "json").stdout)
     ranked = sorted(rows(night, "scores"), key=lambda row: -float(str(row["anomaly_score"])))
     assert [row["image_uri"] for row in shown] == [row["image_uri"] for row in ranked[:5]]
     table = fcdd(*common).stdout

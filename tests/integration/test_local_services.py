@@ -62,7 +62,7 @@ def test_the_demo_shell_goes_on_with_what_the_demo_left(tmp_path: Path, monkeypa
     )
     with local_s3.serve("demo", demo.DATA) as server, mock.patch.dict(os.environ, server.environment()):
         result_tables.generate("s3://demo/results", nights=1, images=5, cells=4)
-    ask = "python -m jobs.cli query --top 3 --output json"
+    ask = "python -m jobs.cli query --top 3 --format json"
     done = subprocess.run(
         command, input=ask, capture_output=True, text=True, env=os.environ | {"SHELL": "/bin/sh", "PYTHONPATH": ROOT}
     )

@@ -93,7 +93,7 @@ def test_a_night_like_the_calibration_is_fine_and_a_brighter_one_has_drifted(lin
 
 
 def re_run_verbs(line: Line) -> list[str]:
-    return [run["drift"] for run in json.loads(run_verb("runs", "--results", line.results, "--output", "json").stdout)]
+    return [run["drift"] for run in json.loads(run_verb("runs", "--results", line.results, "--format", "json").stdout)]
 
 
 def test_the_drift_table_lies_beside_the_scores_and_any_engine_reads_it(line: Line) -> None:
@@ -374,6 +374,9 @@ def test_a_dry_run_says_what_each_night_would_do(line: Line) -> None:
     said = line.nightly("--dry-run", "--catch-up", day=3, check=True).stdout
     assert re.findall(r"to do +(\d+)", said) == ["2", "0"]
     assert "is committed: nothing to do" in line.nightly("--dry-run", day=1, check=True).stdout
+    undated = line.nightly("--dry-run", "--images", f"{line.root}/nights", day=2, check=True)
+    assert re.search(r"images +0 .*\nleft out +5 by rule 'newer'", undated.stdout)
+    assert "5 images were written after it; did you mean --date today?" in undated.stderr
     assert len(line.records()) == 1
 
 
@@ -439,17 +442,17 @@ def test_the_list_at_a_false_discovery_rate_is_that_of_benjamini_and_hochberg(li
     passing = np.flatnonzero(p <= 0.2 * np.arange(1, len(p) + 1) / len(p))
     assert record.num_discoveries == (passing[-1] + 1 if len(passing) else 0) > 0
     listed = json.loads(
-        line.around("query", "--discoveries", "--output", "json", "--duplicates", "--top", "100").stdout
+        line.around("query", "--discoveries", "--format", "json", "--duplicates", "--top", "100").stdout
     )
     assert len(listed) == record.num_discoveries
     assert max(row["p_value"] for row in listed) == record.fdr_p_value
     assert record.smallest_p_value == 1 / (NUM_CALIBRATION + 1)
     at_once = json.loads(
-        line.around("query", "--alpha", "0.3", "--output", "json", "--duplicates", "--top", "99").stdout
+        line.around("query", "--alpha", "0.3", "--format", "json", "--duplicates", "--top", "99").stdout
     )
     assert len(at_once) == int((p <= 0.3).sum())
     camera = json.loads(
-        line.around("query", "--group", "cam-1", "--output", "json", "--duplicates", "--top", "99").stdout
+        line.around("query", "--group", "cam-1", "--format", "json", "--duplicates", "--top", "99").stdout
     )
     assert len(camera) == NUM_IMAGES // 2
     unknown = line.around("query", "--group", "cam-9", check=False)
@@ -466,7 +469,7 @@ def test_the_same_part_photographed_again_and_again_is_one_line(line: Line) -> N
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(sink, "PNG")
         storage.write(f"{line.root}/nights/2026-11-01/shot-{shot}.png", sink.getvalue())
     line.nightly()
-    rows = json.loads(line.around("query", "--output", "json").stdout)
+    rows = json.loads(line.around("query", "--format", "json").stdout)
     [shots] = [row for row in rows if "shot-" in row["image_uri"]]
     assert shots["num_alike"] == 10
     assert sum(row["num_alike"] for row in rows) == 16
@@ -592,7 +595,7 @@ def test_two_bundles_are_compared_on_the_same_images(line: Line, tmp_path: Path)
     pictures = tmp_path / "pictures"
     arguments = ("compare", first.run_id, second.run_id, "--results", line.results, "--top", "3")
     said = run_verb(*arguments, "--pictures", str(pictures)).stdout
-    found = json.loads(run_verb(*arguments, "--output", "json").stdout)
+    found = json.loads(run_verb(*arguments, "--format", "json").stdout)
     rows = [
         {
             row["image_uri"]: row
@@ -638,7 +641,7 @@ def test_an_audit_flags_evidence_at_one_spot_and_draws_it(line: Line, tmp_path: 
     [drawn] = (tmp_path / "p").iterdir()
     with Image.open(drawn) as shown:
         assert shown.size == (3 * 48, 32)
-    found = json.loads(line.around("audit", "--labels", f"{line.root}/labels.csv", "--output", "json").stdout)
+    found = json.loads(line.around("audit", "--labels", f"{line.root}/labels.csv", "--format", "json").stdout)
     assert any(each["flagged"] for each in found["anomalous"]["concentrations"])
     assert not any(each["flagged"] for each in found["nominal"]["concentrations"])
     assert "alarms" in line.around("audit").stdout

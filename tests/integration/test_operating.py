@@ -31,7 +31,7 @@ VERSION = {"ray_version": __import__("ray").__version__}
 
 
 def examined(*options: str) -> tuple[int, dict[str, list[dict[str, str]]]]:
-    done = run_verb("doctor", *options, "--output", "json", check=False)
+    done = run_verb("doctor", *options, "--format", "json", check=False)
     found: dict[str, list[dict[str, str]]] = {}
     for finding in json.loads(done.stdout):
         found.setdefault(finding["subject"], []).append(finding)
@@ -84,6 +84,12 @@ def test_a_good_place_gets_no_complaint(line: Line, monkeypatch: pytest.MonkeyPa
     ):
         assert {finding["state"] for finding in found[subject]} == {"ok"}, subject
     assert not any(page for page in storage.pages(line.results))  # the probes are gone
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    code, found = examined(*places)
+    assert code == 0
+    assert "memory" in found  # of jobs that no cluster runs
+    assert not {"cluster", "token", "token file", "dashboard"} & set(found)  # nobody asked about a network
+    assert "million images" in found["disk"][-1]["found"]
     shown = run_verb("doctor", *places, check=False).stdout
     assert "agrees with the store's" in shown
     assert "what to do" in shown

@@ -2,19 +2,21 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fcdd.detector import Detector
+from fcdd.io import storage
 from jobs import results
 from tests.line import Line, run_verb
 
 
 def test_a_prediction_is_what_the_run_has_of_the_image(nights: Line, tmp_path: Path) -> None:
     rows = list(results.open(nights.results, date="2026-11-02").rows("FROM scores ORDER BY anomaly_score DESC LIMIT 8"))
-    places = ("--bundle", f"{nights.root}/bundle", "--pictures", str(tmp_path / "p"), "--output", "json")
+    places = ("--bundle", f"{nights.root}/bundle", "--pictures", str(tmp_path / "p"), "--format", "json")
     found = json.loads(run_verb("predict", *(row["image_uri"] for row in rows), *places).stdout)
     assert any(row["is_anomalous"] for row in rows)
     for row, one in zip(rows, found, strict=True):
@@ -34,6 +36,13 @@ def test_a_prediction_is_what_the_run_has_of_the_image(nights: Line, tmp_path: P
     direct = detector.predict(Path(rows[0]["image_uri"].removeprefix("file://")).read_bytes(), alpha=0.5)
     assert direct.anomaly_score == pytest.approx(rows[0]["anomaly_score"], rel=1e-5)
     np.testing.assert_allclose(detector.predict(rows[0]["image_uri"]).map, direct.map)
+
+
+def test_an_image_is_read_once_also_where_a_picture_of_it_is_drawn(nights: Line, tmp_path: Path) -> None:
+    [first, *_] = [str(path) for path in sorted(Path(f"{nights.root}/images/cam-0").iterdir())]
+    with mock.patch.object(storage, "read", wraps=storage.read) as read:
+        run_verb("predict", first, "--bundle", f"{nights.root}/bundle", "--pictures", str(tmp_path / "p"))
+    assert [call.args[0] for call in read.call_args_list if call.args[0].endswith(".png")] == [storage.normalize(first)]
 
 
 def test_images_that_cannot_be_scored_are_named_and_do_not_stop_the_others(nights: Line, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def _run(protocol: str, data: Path, into: Path, *more: str) -> int:
     _, name, batch = CASES[protocol]
     return reproduce.main(
         [
-            *(protocol, "--data", str(data), "--into", str(into), "--classes", name),
+            *(protocol, "--data", str(data), "--output", str(into), "--classes", name),
             *("--epochs", "1", "--batch-size", str(batch), "--no-pretrained", *more),
         ]
     )
@@ -94,7 +94,7 @@ def test_a_protocol_learns_what_its_class_looks_like(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_published_batches_are_larger_than_small_classes_and_still_train(tmp_path: Path) -> None:
     standins.voc(tmp_path)
-    arguments = ["voc", "--data", str(tmp_path), "--into", str(tmp_path / "out"), "--epochs", "1"]
+    arguments = ["voc", "--data", str(tmp_path), "--output", str(tmp_path / "out"), "--epochs", "1"]
     assert reproduce.main(arguments) == 0
     assert len(json.loads((tmp_path / "out/voc/horse-seed0.json").read_text())["losses"]) == 1
 
@@ -139,7 +139,7 @@ def test_known_anomalies_of_a_folder_are_trained_on(tmp_path: Path) -> None:
 def test_a_report_covers_what_was_done_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _fashion(tmp_path / "data")
     assert _run("fmnist", tmp_path / "data", tmp_path / "out") == 0
-    arguments = ["fmnist", "--data", str(tmp_path / "data"), "--into", str(tmp_path / "out")]
+    arguments = ["fmnist", "--data", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
     options = ["--classes", "Bag", "--classes", "Bag", "--epochs", "1", "--batch-size", "12", "--no-pretrained"]
     assert reproduce.main([*arguments, *options]) == 0
     document = json.loads((tmp_path / "out/fmnist/report.json").read_text())
@@ -180,7 +180,7 @@ def test_results_of_other_options_are_not_mixed_in(tmp_path: Path, capsys: pytes
     _fashion(tmp_path / "data")
     assert _run("fmnist", tmp_path / "data", tmp_path / "out") == 0
     assert _run("fmnist", tmp_path / "data", tmp_path / "out", "--epochs", "2") == 2
-    assert "was made with other options or data; give another folder by --into" in capsys.readouterr().err
+    assert "was made with other options or data; give another folder by --output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("protocol", CASES)

@@ -40,13 +40,14 @@ from jobs.shell import tables
 from schemas import LABELS, QUARANTINE, SCORES, Layout
 from tests.hostile import HOSTILE
 from tests.line import NUM_IMAGES, Line, picture, run_verb
+from tests.places import encoded
 
 ROOT = Path(__file__).parents[2]
 
 
 def ask(line: Line, *options: str) -> list[dict[str, object]]:
     found: list[dict[str, object]] = json.loads(
-        run_verb("query", "--results", line.results, *options, "--output", "json").stdout
+        run_verb("query", "--results", line.results, *options, "--format", "json").stdout
     )
     return found
 
@@ -231,7 +232,7 @@ def test_explain_shows_that_other_nights_and_row_groups_are_left_out(tmp_path: P
     uri = result_tables.image_uri(result_tables.FIRST_NIGHT, 7_777)
     query = f"SELECT * FROM scores WHERE date = '{result_tables.FIRST_NIGHT}' AND image_uri = '{uri}'"
     common = ("query", "--results", str(tmp_path), "--sql", query)
-    assert [row["row_id"] for row in json.loads(run_verb(*common, "--output", "json").stdout)] == [7_777]
+    assert [row["row_id"] for row in json.loads(run_verb(*common, "--format", "json").stdout)] == [7_777]
     plan = run_verb(*common, "--explain").stdout
     assert "files 1 of 5, row groups 1 of 3, 1 rows" in plan
     assert re.search(r"read \d+\.\d\d MB in \d+ requests, 1 of 3 row groups", plan)
@@ -289,7 +290,7 @@ def test_a_question_takes_no_more_time_than_it_may(nights: Line) -> None:
     slow = "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range % 7 = 1"
     # Also when time is up before the question is asked.
     for kind, seconds in (("table", "1"), ("csv", "1"), ("csv", "0.001")):
-        options = ("--timeout-s", seconds, "--output", kind)
+        options = ("--timeout-s", seconds, "--format", kind)
         done = run_verb("query", "--results", nights.results, "--sql", slow, *options, check=False)
         said = f"no answer within {seconds} s; ask for less, or give it more time"
         assert (done.returncode, said in done.stderr) == (2, True)
@@ -310,7 +311,7 @@ def test_a_question_takes_no_more_memory_than_it_may(nights: Line, case: str) ->
         "print('peak', re.findall(r'VmHWM:\\s+(\\d+)', status)[0], file=sys.stderr); sys.exit(code)"
     )
     command = [sys.executable, "-c", code, "query", "--results", nights.results, "--sql", GREEDY[case]]
-    done = subprocess.run([*command, "--memory-gb", "1", "--output", "arrow", "--to", os.devnull], **CAPTURED)
+    done = subprocess.run([*command, "--memory-gb", "1", "--format", "arrow", "--output", os.devnull], **CAPTURED)
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
     assert "Traceback" not in done.stderr
     assert int(done.stderr.split("peak ")[-1]) < 1.6e6  # kB: what the process needs to be there is about 0.25 GB
@@ -322,7 +323,7 @@ def test_a_question_takes_no_more_memory_than_it_may(nights: Line, case: str) ->
 @pytest.mark.parametrize("kind", ["table", "csv"])
 def test_a_question_is_interrupted_without_a_traceback(nights: Line, kind: str) -> None:
     slow = "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range % 7 = 1"
-    command = [sys.executable, "-m", "jobs.cli", "query", "--results", nights.results, "--output", kind, "--sql", slow]
+    command = [sys.executable, "-m", "jobs.cli", "query", "--results", nights.results, "--format", kind, "--sql", slow]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(4)  # it answers by now
         process.send_signal(signal.SIGINT)
@@ -356,7 +357,7 @@ def test_a_part_that_is_not_what_was_published_is_not_answered_from(
         return
     (tmp_path / "labels.csv").write_text("image_uri,label\nx,1\n")
     options = (
-        ("--output", "json") if reader == "query" else ("--collection", "c", "--labels", str(tmp_path / "labels.csv"))
+        ("--format", "json") if reader == "query" else ("--collection", "c", "--labels", str(tmp_path / "labels.csv"))
     )
     done = run_verb(reader, "--results", there, *options, check=False)
     assert (done.returncode, wrong in done.stderr) == (1, True)
@@ -366,7 +367,7 @@ def test_a_part_that_is_not_what_was_published_is_not_answered_from(
 def test_answers_are_the_same_in_every_format(nights: Line, tmp_path: Path, kind: str) -> None:
     query = "SELECT image_uri, anomaly_score, is_anomalous, date, regions, heatmap FROM scores ORDER BY image_uri, date"
     path = tmp_path / f"x.{kind}"
-    run_verb("query", "--results", nights.results, "--sql", query, "--output", kind, "--to", str(path))
+    run_verb("query", "--results", nights.results, "--sql", query, "--format", kind, "--output", str(path))
     wanted = results.open(nights.results).sql(query).to_arrow_table()
     if kind == "parquet":
         assert pq.read_table(path).equals(wanted)
@@ -380,10 +381,12 @@ def test_answers_are_the_same_in_every_format(nights: Line, tmp_path: Path, kind
         frame = pd.read_csv(path)
         assert frame["anomaly_score"].to_list() == pytest.approx(wanted["anomaly_score"].to_pylist())
         assert frame["is_anomalous"].to_list() == wanted["is_anomalous"].to_pylist()
-    run_verb("query", "--results", nights.results, "--sql", query, "--to", str(tmp_path / f"y.{kind}"))
+    run_verb("query", "--results", nights.results, "--sql", query, "--output", str(tmp_path / f"y.{kind}"))
     assert (tmp_path / f"y.{kind}").stat().st_size == path.stat().st_size  # the ending names the format
-    refused = run_verb("query", "--results", nights.results, "--to", str(tmp_path / "y"), check=False)
+    refused = run_verb("query", "--results", nights.results, "--output", str(tmp_path / "y"), check=False)
     assert "what format should" in refused.stderr
+    mixed_up = run_verb("query", "--results", nights.results, "--output", kind, check=False)
+    assert f"did you mean --format {kind}?" in mixed_up.stderr
 
 
 def test_hostile_names_are_text_in_every_answer(hostile: str) -> None:
@@ -391,8 +394,8 @@ def test_hostile_names_are_text_in_every_answer(hostile: str) -> None:
     table = run_verb(*common).stdout
     assert "<script>alert(1)</script>" in table
     assert not {"\N{RIGHT-TO-LEFT OVERRIDE}", "\r", "\x1b"} & set(table)
-    assert json.loads(run_verb(*common, "--output", "json").stdout)[2]["image_uri"] == HOSTILE[2]
-    cells = list(csv.reader(io.StringIO(run_verb(*common, "--output", "csv").stdout, newline="")))
+    assert json.loads(run_verb(*common, "--format", "json").stdout)[2]["image_uri"] == HOSTILE[2]
+    cells = list(csv.reader(io.StringIO(run_verb(*common, "--format", "csv").stdout, newline="")))
     named = [dict(zip(cells[0], row, strict=True)) for row in cells[1:]]
     assert [row["image_uri"] for row in named] == [*HOSTILE[:3], f"'{HOSTILE[3]}", HOSTILE[4]]
     assert not [cell for row in cells for cell in row if cell[:1] in ("=", "+", "-", "@", "\t", "\r")]
@@ -411,7 +414,7 @@ def test_a_question_starts_without_torch_and_ray(nights: Line) -> None:
         night = results.open({nights.results!r}, date="2026-11-02")
         image = next(night.images("is_anomalous"))
         print(image.heatmap.shape, len(night.pandas()), night.dataset().count_rows())
-        sys.argv = ["fcdd", "query", "--results", {nights.results!r}, "--top", "1", "--output", "json"]
+        sys.argv = ["fcdd", "query", "--results", {nights.results!r}, "--top", "1", "--format", "json"]
         sys.exit(cli.main())
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -622,6 +625,18 @@ def test_heatmap_takes_a_list_and_refuses_what_was_not_scored(nights: Line, tmp_
     assert "1 of 1 images were not scored in these runs, the first is 's3://no/such.png'" in refused.stderr
 
 
+def test_heatmap_takes_the_end_of_a_location_that_one_image_has(nights: Line, tmp_path: Path) -> None:
+    common = ("heatmap", "--results", nights.results, "--output", str(tmp_path / "h"), "--uri")
+    path = f"{nights.root}/images/cam-0/003.png"
+    run_verb(*common, "cam-0/003.png", "--uri", path)
+    assert pd.read_csv(tmp_path / "h/index.csv")["image_uri"].to_list() == [storage.normalize(path)]
+    several = run_verb(*common, "003.png", check=False)
+    assert several.returncode == 2
+    assert "2 images end in '003.png', among them" in several.stderr
+    unreadable = run_verb(*common, "cam-1/broken.png", check=False)
+    assert "were not scored in these runs" in unreadable.stderr
+
+
 def test_heatmap_of_images_that_are_gone_says_so(hostile: str, tmp_path: Path) -> None:
     done = run_verb("heatmap", "--results", hostile, "--top", "2", "--output", str(tmp_path / "h"), check=False)
     assert done.returncode == 2
@@ -668,6 +683,14 @@ def test_an_export_for_fiftyone_is_whole(nights: Line, tmp_path: Path) -> None:
     assert "is there and not empty; choose another place" in refused.stderr
 
 
+@pytest.fixture(scope="module")
+def resizing(nights: Line, tmp_path_factory: pytest.TempPathFactory) -> onnxruntime.InferenceSession:
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    places = ("--bundle", f"{nights.root}/bundle", "--output", str(path))
+    assert "not resized before" in run_verb("export", "onnx", *places, "--with-resize").stdout
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
 def test_a_bundle_as_onnx_agrees_with_the_detector(nights: Line, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     said = run_verb("export", "onnx", "--bundle", f"{nights.root}/bundle", "--output", str(path)).stdout
@@ -682,6 +705,27 @@ def test_a_bundle_as_onnx_agrees_with_the_detector(nights: Line, tmp_path: Path)
     about = session.get_modelmeta().custom_metadata_map
     assert about["digest"] == detector.spec.digest
     assert (about["score"], float(about["threshold"])) == ("score_max", detector.spec.calibration.threshold)
+    for said_of_the_input in ("uint8 (N, H, W, 3)", "RGB", "H 32, W 48", "bilinear WITH antialiasing"):
+        assert said_of_the_input in about["input"]
+
+
+@pytest.mark.parametrize("size", [(40, 56), (97, 130), (130, 60), (17, 33), (32, 48)])
+def test_a_model_that_resizes_by_itself_agrees_with_our_decoder(
+    size: tuple[int, int], resizing: onnxruntime.InferenceSession, nights: Line
+) -> None:
+    """Pixels differ by at most one grey level where Pillow rounds another way, and scores as little as that means."""
+    generator = np.random.default_rng(0)
+    shapes = generator.integers(0, 256, (3, 5, 7, 3)).astype(np.uint8)
+    smooth = [Image.fromarray(each).resize(size[::-1], Image.Resampling.BICUBIC) for each in shapes]
+    noisy = [np.asarray(each) + generator.normal(0, 12, (*size, 3)) for each in smooth]
+    batch = np.stack(noisy).clip(0, 255).astype(np.uint8)
+    detector = Detector.load(f"{nights.root}/bundle")
+    wanted = detector.score([encoded(Image.fromarray(each)) for each in batch])
+    maps, mean, maximum, top = resizing.run(None, {"images": batch})
+    for found, expected in ((mean, wanted.mean), (maximum, wanted.maximum), (top, wanted.top1pct)):
+        np.testing.assert_allclose(found, expected, rtol=0.01)
+    np.testing.assert_allclose(maps, wanted.maps, atol=0.03 * wanted.maps.max())
+    assert "any H and W" in resizing.get_modelmeta().custom_metadata_map["input"]
 
 
 def test_several_answers_are_read_at_the_same_time(nights: Line) -> None:
@@ -747,18 +791,18 @@ def test_columns_of_one_name_and_values_of_any_kind_come_out_whole(nights: Line)
     )
     common = ("query", "--results", nights.results, "--sql", query)
     scored = sum(record.num_scored for record in nights.records())
-    [row] = json.loads(run_verb(*common, "--output", "json").stdout)
+    [row] = json.loads(run_verb(*common, "--format", "json").stdout)
     assert (row["a"], row["a_1"], row["b"]) == (1, 2, 3)
     assert (row["m"], row["n"], row["o"]) == ({"x": 1}, {"2026-01-01": 1}, [[{"k": 1}, [2]]])
     assert (row["h"], row["s"], row["d"], row["f"]) == (12345678901234567890, scored, 1.5, None)
     assert row["l"] == [None, {"y": "AQ=="}]
-    [names, values] = list(csv.reader(io.StringIO(run_verb(*common, "--output", "csv").stdout)))
+    [names, values] = list(csv.reader(io.StringIO(run_verb(*common, "--format", "csv").stdout)))
     assert names[:3] == ["a", "a_1", "b"]
     assert values[:3] == ["1", "2", "3"]
     assert "a_1" in run_verb(*common).stdout
     nothing = ("query", "--results", nights.results, "--sql", "SELECT 1 AS a WHERE false")
-    assert json.loads(run_verb(*nothing, "--output", "json").stdout) == []
-    assert run_verb(*nothing, "--output", "csv").stdout == "a\n"
+    assert json.loads(run_verb(*nothing, "--format", "json").stdout) == []
+    assert run_verb(*nothing, "--format", "csv").stdout == "a\n"
 
 
 def test_tables_fit_the_terminal_and_break_no_number(nights: Line, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -776,7 +820,7 @@ def test_tables_fit_the_terminal_and_break_no_number(nights: Line, monkeypatch: 
 @pytest.mark.parametrize("kind", ["csv", "json", "table", "arrow"])
 def test_a_reader_that_has_seen_enough_is_no_error(nights: Line, kind: str) -> None:
     code = "SELECT image_uri, i FROM scores, range(2000) t(i)"
-    command = [sys.executable, "-m", "jobs.cli", "query", "--results", nights.results, "--output", kind, "--sql", code]
+    command = [sys.executable, "-m", "jobs.cli", "query", "--results", nights.results, "--format", kind, "--sql", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -805,7 +849,7 @@ WRONG = {
         ["query", "alarms", "--sql", "SELECT 1"],
         "--sql belongs to the question sql, not to alarms",
     ),
-    "an answer that is no answer": (["query", "--explain", "--output", "json"], "leave out --output and --to"),
+    "an answer that is no answer": (["query", "--explain", "--format", "json"], "leave out --format and --output"),
     "a night and a range": (["query", "--date", "2026-11-01", "--since", "2026-11-01"], "give one or the other"),
     "a group that is none": (
         ["query", "--group", "cam-9"],
@@ -819,6 +863,10 @@ WRONG = {
     "pictures into a bucket": (["heatmap", "--output", "s3://b/x"], "expected a local folder for pictures"),
     "a report of no run": (["report", "--run", "x"], "there is no committed run 'x'"),
     "an export without results": (["export", "onnx", "--output", "x"], "--bundle is missing"),
+    "a model that resizes in annotations": (
+        ["export", "coco", "--with-resize", "--output", "x"],
+        "--with-resize is of an ONNX model",
+    ),
     "an export to a bucket": (["export", "coco", "--output", "s3://b/x"], "expected a local path"),
     "a port that is taken": (["review", "--port", "1", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1:1"),
 }
@@ -864,7 +912,7 @@ def test_nights_of_different_bundles_are_not_ranked_or_measured_together(line: L
     document = json.loads(found.stdout)
     assert (document["model"], document["runs"]) == (second.bundle_digest, [second.run_id])
     assert document["metrics"]["anomaly_score"]["auroc"]["value"] == 1
-    top = line.around("query", "--top", "100", "--duplicates", "--output", "json")
+    top = line.around("query", "--top", "100", "--duplicates", "--format", "json")
     assert {row["date"] for row in json.loads(top.stdout)} == {"2026-11-02"}
     drawn = line.around("heatmap", "--top", "3", "--output", f"{line.root}/pictures")
     for said in (found.stderr, top.stderr, drawn.stderr):

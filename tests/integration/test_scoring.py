@@ -161,12 +161,12 @@ def test_rescoring_takes_the_place_of_a_run_and_deletes_nothing(place: Place) ->
     second = place.record()
     assert (second.supersedes, second.num_scored) == (first.run_id, NUM_IMAGES + 1)
     assert all(storage.exists(f"{place.results}/{part.path}") for part in (*first.scores, *second.scores))
-    listed = json.loads(run_verb("runs", "--results", place.results, "--output", "json").stdout)
+    listed = json.loads(run_verb("runs", "--results", place.results, "--format", "json").stdout)
     assert [(run["run_id"], run["state"]) for run in listed] == [
         (first.run_id, "superseded"),
         (second.run_id, "committed"),
     ]
-    shown = json.loads(place.around("query", "--top", "100", "--output", "json", "--duplicates").stdout)
+    shown = json.loads(place.around("query", "--top", "100", "--format", "json", "--duplicates").stdout)
     assert len(shown) == NUM_IMAGES + 1
     assert "nothing to do" in place.score().stderr
 
@@ -199,7 +199,7 @@ def test_what_became_readable_moves_from_the_quarantine_to_the_scores(place: Pla
     assert (place.record().num_scored, place.record().num_quarantined) == (NUM_IMAGES + 2, 1)
     assert "each once" in place.around("verify").stdout
     assert (
-        len(json.loads(place.around("query", "--top", "100", "--output", "json", "--duplicates").stdout))
+        len(json.loads(place.around("query", "--top", "100", "--format", "json", "--duplicates").stdout))
         == NUM_IMAGES + 2
     )
 
@@ -317,7 +317,7 @@ def test_a_quarantine_beyond_its_count_stops_with_exit_code_3_and_keeps_what_was
     assert stopped.returncode == 3
     assert "3 of the images under" in stopped.stderr
     assert "the limit is 2: not_an_image 3" in stopped.stderr
-    [run] = json.loads(run_verb("runs", "--results", place.results, "--output", "json").stdout)
+    [run] = json.loads(run_verb("runs", "--results", place.results, "--format", "json").stdout)
     assert (run["state"], run["scored"], run["quarantined"]) == ("interrupted", NUM_IMAGES, 3)
     place.score("--max-quarantine", "3")
     assert place.record().num_duplicates_dropped == 0

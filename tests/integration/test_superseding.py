@@ -230,14 +230,14 @@ def test_an_object_among_the_records_that_is_none_costs_a_warning_and_nothing_el
     }
     for name, data in others.items():
         Path(line.results, "runs", f"{name}.json").write_bytes(data)
-    seen = line.around("query", "--output", "json")
+    seen = line.around("query", "--format", "json")
     assert len(json.loads(seen.stdout)) > 0
     for name in others:
         assert f"left out: file://{line.results}/runs/{name}.json is" in seen.stderr
     assert line.records() == [record]
     run_verb("metrics", "--results", line.results, "--once")
     assert [
-        run["run_id"] for run in json.loads(run_verb("runs", "--results", line.results, "--output", "json").stdout)
+        run["run_id"] for run in json.loads(run_verb("runs", "--results", line.results, "--format", "json").stdout)
     ] == [record.run_id]
     line.upload("nights/2026-11-02", 5, seed=2)
     line.nightly(day=2, check=True)

@@ -66,7 +66,7 @@ def test_the_service_runs_in_the_sandbox_that_it_asks_for(s3: LocalS3, prefix: s
 def test_the_doctor_says_whether_a_local_ray_could_start_in_the_sandbox(
     s3: LocalS3, configuration: Path, environment: dict[str, str], code: int, state: str
 ) -> None:
-    words = [FCDD, "doctor", "--config", str(configuration), "--output", "json"]
+    words = [FCDD, "doctor", "--config", str(configuration), "--format", "json"]
     done = sandbox.run(words, served(s3) | environment, keep=[configuration.parent], timeout_s=120)
     assert done.returncode == code, done.stdout + done.stderr
     [found] = [each for each in json.loads(done.stdout) if each["subject"] == "local Ray"]

@@ -8,7 +8,7 @@ import pytest
 from fcdd.errors import ConfigError
 from jobs.nightly import NightlySettings
 from jobs.score import ScoreSettings
-from jobs.shell.help_text import is_positional
+from jobs.shell.help_text import is_positional, value_name
 from jobs.shell.settings import height_and_width
 from jobs.shell.verbs import EXAMPLES, VERBS
 from jobs.training import checks
@@ -180,3 +180,13 @@ def test_every_verb_has_examples_of_its_own_options(verb: str) -> None:
         known = {f"--{name.replace('_', '-')}" for name in settings_of(verb).model_fields}
         known |= {"--config", "--date"} if verb == "submit" else set()
         assert {word.replace("--no-", "--") for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_output_is_a_place_and_a_format_a_choice_whatever_the_verb(verb: str) -> None:
+    fields = settings_of(verb).model_fields
+    if "output" in fields:
+        assert value_name("output", fields["output"]) == "LOCATION"
+    if "format" in fields:
+        assert "|" in value_name("format", fields["format"])
+    assert not {"to", "into"} & set(fields)

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from jobs.shell import progress
+from jobs.timing import progress
 
 
 def test_long_work_says_how_far_it_is_how_fast_and_how_long_still(
