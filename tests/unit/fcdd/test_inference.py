@@ -59,7 +59,7 @@ def test_a_gpu_without_memory_gets_smaller_batches(network: FCDDNetwork, monkeyp
     runner = Runner(copy.deepcopy(network), SCALING, (32, 32))
     expected, run, sizes = runner(PIXELS), runner._run, []
 
-    def small_memory(pixels: torch.Tensor) -> np.ndarray:
+    def small_memory(pixels: torch.Tensor) -> torch.Tensor:
         sizes.append(len(pixels))
         if len(pixels) > 1:
             raise torch.OutOfMemoryError("out of memory")
