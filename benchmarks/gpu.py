@@ -114,7 +114,9 @@ def decode_limits(files: list[Path], plan: Plan) -> Iterator[Figure]:
             began = time.perf_counter()
             pool.map(decode, chosen, chunksize=1)
             seconds = time.perf_counter() - began
-        yield Figure(f"decode, {processes} processes", processes * each / seconds, limit=processes == cpus)
+        yield Figure(
+            f"decode, {processes} process{'es' * (processes > 1)}", processes * each / seconds, limit=processes == cpus
+        )
 
 
 def forward_limits(pixels: npt.NDArray[np.uint8], plan: Plan) -> Iterator[Figure]:
@@ -145,7 +147,8 @@ def forward_limits(pixels: npt.NDArray[np.uint8], plan: Plan) -> Iterator[Figure
             for batch in plan.batches[-1:] if compiled else plan.batches:
 
                 def forward(runner: Runner = runner, batch: int = batch) -> int:
-                    maps = [runner._run(part) for part in here.split(batch) if len(part) == batch]
+                    whole = range(0, len(here) - batch + 1, batch)
+                    maps = [runner._run(here[start : start + batch]) for start in whole]
                     maps[-1].cpu()
                     return batch * len(maps)
 
@@ -164,7 +167,7 @@ def forward_limits(pixels: npt.NDArray[np.uint8], plan: Plan) -> Iterator[Figure
                         return sum(map(len, pool.map(runner, [pixels] * n)))
 
                     together()
-                    yield Figure(f"runner, {threads} threads", rate(together, plan.seconds))
+                    yield Figure(f"runner, {threads} thread{'s' * (threads > 1)}", rate(together, plan.seconds))
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
@@ -187,8 +190,9 @@ def parity(pixels: npt.NDArray[np.uint8], plan: Plan) -> str:
     torch.manual_seed(0)
     network = networks.build(plan.network, in_channels=3, image_size=(SIDE, SIDE)).eval()
     with torch.inference_mode():
-        parts = torch.from_numpy(pixels).split(16)
-        expected = torch.cat([network(untrained.scaling(3)(part)) for part in parts])
+        starts = range(0, len(pixels), 16)
+        parts = [untrained.scaling(3)(torch.from_numpy(pixels[start : start + 16])) for start in starts]
+        expected = torch.cat([network(part) for part in parts])
     means = ((expected[:, 0].square() + 1).sqrt() - 1).mean((1, 2)).numpy()
     found = Runner(network, untrained.scaling(3), (SIDE, SIDE))(pixels).mean((1, 2))
     return f"{np.abs(found - means).max() / means.max():.1e}"

@@ -12,8 +12,9 @@ from fcdd.errors import ConfigError
 
 # What the stages of scoring ask for. Without GPUs all of it runs in one actor, since Ray fuses stages that ask for the
 # same: no pixels move, and no worker has to be started for the writes (4 s here). With GPUs decoding tasks take the
-# CPUs that the actors beside the GPUs leave, and writing tasks a little. Of five decoders one is between two shards.
-DECODE_CPUS, SCORE_CPUS, GPU_ACTOR_CPUS, WRITE_CPUS = 0.8, 1.0, 0.5, 0.2
+# CPUs that the actors beside the GPUs leave, and writing tasks a little. There are more decoders than CPUs, since some
+# are always between two shards, and Ray Data keeps a sixth of the CPUs for the writing tasks, whatever they ask for.
+DECODE_CPUS, SCORE_CPUS, GPU_ACTOR_CPUS, WRITE_CPUS = 0.6, 1.0, 0.5, 0.2
 # Threads of an actor beside a GPU: one has the card, one sends the next pixels, one does what follows the network.
 GPU_ACTOR_THREADS = 3
 # Processes that may share a card: each has its own copy of the network and half a gigabyte of CUDA.

@@ -186,7 +186,7 @@ def _stages(options: ScoreOptions, cluster: ExitStack) -> "Stages | None":
     # Late: Ray's import costs seconds that a wrong option should not wait for.
     from jobs.on_ray import machines, session
 
-    session.join(cluster, shards.SHARD_PIXEL_BYTES)
+    session.join(cluster, int(shards.SHARD_PIXEL_BYTES / machines.DECODE_CPUS))
     return machines.wait_for_scoring(machines.Request(options.workers, options.gpu, options.cluster_wait_s))
 
 
