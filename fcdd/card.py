@@ -1,9 +1,8 @@
 """A GPU for several threads at once: while it works for one, others send pixels, take maps away, or do what follows.
 
-pixels -> pinned memory -> the card, on a stream of the thread's own -> maps -> pinned memory
+pixels -> pinned memory -> the card, on a stream that no other thread has -> maps -> pinned memory
 """
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,13 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fcdd.spares import Spares
+
 
 class Card:
     """Carries arrays to `device` and back. On a CPU, for tests, everything is where it is."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._lanes = threading.local()
+        self._streams = Spares(lambda: torch.cuda.Stream(device))
 
     @contextmanager
     def lane(self) -> Iterator[None]:
@@ -26,9 +27,7 @@ class Card:
         if self.device.type != "cuda":
             yield
             return
-        if not hasattr(self._lanes, "stream"):
-            self._lanes.stream = torch.cuda.Stream(self.device)
-        with torch.cuda.stream(self._lanes.stream):
+        with self._streams.one() as stream, torch.cuda.stream(stream):
             yield
 
     def send(self, array: npt.NDArray[np.uint8]) -> Tensor:

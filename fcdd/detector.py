@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 
 from fcdd import bundle, grouping, networks, regions, upsampling
 from fcdd.bundle import BundleSpec
-from fcdd.busy_clock import BusyClock
 from fcdd.calibration import Decider
 from fcdd.errors import BundleError
 from fcdd.inference import Runner
@@ -71,11 +70,6 @@ class Detector:
             raise BundleError(f"the calibration is of maps of {cells}, and network {spec.network!r} makes others")
         self._decoders = DecoderPool(spec.input_size, spec.channels, processes=1)
         self._runner = Runner(network, spec.normalization, spec.input_size, runtime)
-
-    @property
-    def clock(self) -> BusyClock:
-        """Of the forward pass."""
-        return self._runner.clock
 
     @classmethod
     def load(cls, uri: str, runtime: Runtime = Runtime()) -> Self:  # noqa: B008

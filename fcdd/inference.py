@@ -5,7 +5,6 @@ to the largest value of a map: float32 5e-4 (2e-4 was the most that was measured
 IEEE's: torch's default would compute convolutions in TF32, which was measured 3.5e-3 off.
 """
 
-import threading
 import warnings
 from collections.abc import Callable
 
@@ -17,12 +16,12 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from fcdd import objective
-from fcdd.busy_clock import BusyClock
 from fcdd.card import Card
 from fcdd.errors import ConfigError
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.runtime import Runtime
+from fcdd.spares import Spares
 
 # On a CPU the memory of a batch is given back to the system and asked for again, the more often the larger it is: 4 is
 # faster than 16 (benchmarks/results/2026-11-26-cpu-values.md). A GPU waits for Python at every layer of every batch.
@@ -36,7 +35,6 @@ class Runner:
 
     Torch runs on a GPU if there is one, OpenVINO on the CPU. When a GPU has too little memory, the batches are halved
     for good. A runner of float32 makes IEEE's float32 the process's precision on GPUs, for whatever runs after it too.
-    `clock` counts the seconds in which a forward pass is asked for: from the pixels' way there to the maps' way back.
     Raises ConfigError when OpenVINO is asked for and not installed.
     """
 
@@ -51,7 +49,6 @@ class Runner:
         self._cells = (network.receptive_field.height, network.receptive_field.width)
         on_gpu = torch.cuda.is_available() and runtime.backend == "torch"
         self.batch_size = GPU_BATCH if on_gpu else CPU_BATCH
-        self.clock = BusyClock()
         self._card = Card(torch.device("cuda" if on_gpu else "cpu"))
         folded: torch.nn.Module = fuse(network.eval())
         if runtime.precision == "float32":
@@ -69,7 +66,7 @@ class Runner:
         return np.concatenate(pieces) if pieces else np.empty((0, *self._cells), np.float32)
 
     def _maps_of(self, pixels_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        with self.clock.busy(), self._card.lane():
+        with self._card.lane():
             pixels, maps, start = self._card.send(pixels_nhwc), list[Tensor](), 0
             while start < len(pixels):
                 size = self.batch_size
@@ -134,12 +131,11 @@ def _openvino(
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,
     }
-    compiled, one_at_a_time = openvino.compile_model(model, "CPU", options), threading.Lock()
+    requests = Spares(openvino.compile_model(model, "CPU", options).create_infer_request)
 
     def run(pixels: Tensor) -> Tensor:
-        images = scaling(pixels).contiguous().numpy()
-        with one_at_a_time:
-            return _maps(torch.from_numpy(compiled(images)[0]))
+        with requests.one() as request:
+            return _maps(torch.from_numpy(request.infer(scaling(pixels).contiguous().numpy(), share_inputs=True)[0]))
 
     return run
 

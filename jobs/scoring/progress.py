@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from jobs.scoring.shards import GROWING_SHARDS
+from jobs.catalog.shards import GROWING_SHARDS
 from jobs.scoring.stages import Receipt, seconds_of
 
 LOG_EVERY_S, FIRST_LOG_S = 30.0, 5.0

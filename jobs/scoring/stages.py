@@ -21,7 +21,6 @@ import pyarrow.compute as pc
 
 from fcdd import grouping, heatmap, regions
 from fcdd.bundle import BundleSpec
-from fcdd.busy_clock import BusyClock
 from fcdd.calibration import Decider
 from fcdd.errors import FCDDError
 from fcdd.images import DecodedImage, Limits
@@ -29,8 +28,9 @@ from fcdd.io import storage
 from fcdd.io.isolation import IsolatedDecoder
 from fcdd.runtime import Runtime
 from jobs.catalog import staging
+from jobs.catalog.shards import Shard
 from jobs.scoring import manifests
-from jobs.scoring.shards import Shard
+from jobs.shell.busy_clock import BusyClock
 from jobs.sources import fetching
 from jobs.sources.locations import Locations
 from schemas import IDENTITY, MANIFEST, Layout
@@ -40,7 +40,7 @@ MAX_DEATHS, MAX_DEATHS_PER_WORKER = 5, 2
 
 PIXELS = "pixels"
 # Seconds of work per row, by stage: summed up they say where the time goes. Those of a GPU are the time that passes,
-# and what of it nothing is asked of it.
+# and what of it nothing is asked of it: no pixels are on their way to it, and no maps on their way back.
 SECONDS = ("fetch_seconds", "decode_seconds", "score_seconds", "gpu_seconds", "gpu_wait_seconds")
 # What is said of a staged shard: `reasons` one each for its failed rows.
 RECEIPT = pa.schema(
@@ -175,14 +175,17 @@ class Score:
         self.detector = Detector(spec, weights, runtime)
         self.decide = Decider(spec.calibration, alpha)
         self.then = then
-        self._waiting = None if then else _Waiting(self.detector.clock)
+        self._clock = BusyClock()
+        self._waiting = None if then else _Waiting(self._clock)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Scores the readable rows; a score that is not finite becomes a reason."""
         started = time.perf_counter()
         spec = self.detector.spec
         readable = pc.is_valid(rows[PIXELS]).to_numpy(zero_copy_only=False)
-        scored = self.detector.score(_pixels(rows[PIXELS], (int(readable.sum()), *spec.input_size, spec.channels)))
+        pixels = _pixels(rows[PIXELS], (int(readable.sum()), *spec.input_size, spec.channels))
+        with self._clock.busy():
+            scored = self.detector.score(pixels)
         finite = np.isfinite(scored.maps).all((1, 2))
         has_score = readable.copy()
         has_score[readable] = finite

@@ -19,16 +19,16 @@ from fcdd.calibration import Decider
 from fcdd.errors import ConfigError, FCDDError
 from fcdd.io import storage
 from fcdd.runtime import Runtime
-from jobs.catalog import commit_records
+from jobs.catalog import commit_records, shards
 from jobs.catalog.leases import Lease
+from jobs.catalog.shards import Shard
 from jobs.catalog.staging import Coverage
-from jobs.scoring import publishing, shards, stages
+from jobs.scoring import publishing, stages
 from jobs.scoring.decisions import Map
 from jobs.scoring.manifests import Listing
 from jobs.scoring.options import ScoreOptions
 from jobs.scoring.progress import Progress
 from jobs.scoring.publishing import Facts
-from jobs.scoring.shards import Shard
 from jobs.scoring.stages import Receipt
 from jobs.shell.versions import versions
 from jobs.sources.locations import Locations

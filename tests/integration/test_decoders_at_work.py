@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 import ray.data
 
+from jobs.catalog import shards
 from jobs.on_ray import local, machines, session
-from jobs.scoring import shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CPUS, BLOCK_BYTES = 8, shards.SHARD_PIXEL_BYTES

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcdd.errors import FCDDError
+from jobs.catalog import shards
 from jobs.catalog.staging import Bitmap, Coverage, Staged
-from jobs.scoring import shards
 from jobs.scoring.stages import StartLog
 from schemas.runs import ManifestPart
 

@@ -1,7 +1,7 @@
 """The line that says how far a run is, and what it waits for."""
 
+from jobs.catalog.shards import GROWING_SHARDS
 from jobs.scoring.progress import Progress
-from jobs.scoring.shards import GROWING_SHARDS
 from jobs.scoring.stages import Receipt
 
 

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from fcdd.busy_clock import BusyClock
+from jobs.shell.busy_clock import BusyClock
 
 
 def test_time_that_several_threads_are_at_it_counts_once() -> None:
