@@ -78,7 +78,9 @@ class ScoreSettings(JobSettings):
         "share a GPU",
     )
     gpu: bool | None = Field(
-        None, description="one GPU per scoring process; default: where the cluster has any; --no-gpu: CPUs only"
+        None,
+        description="a GPU, or a share of one, per scoring process; default: where the cluster has any; --no-gpu: CPUs "
+        "only",
     )
     cluster_wait_s: float = Field(
         0,

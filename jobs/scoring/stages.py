@@ -40,7 +40,7 @@ MAX_DEATHS, MAX_DEATHS_PER_WORKER = 5, 2
 
 PIXELS = "pixels"
 # Seconds of work per row, by stage: summed up they say where the time goes. Those of a GPU are the time that passes,
-# and what of it nothing is asked of it: no pixels are on their way to it, and no maps on their way back.
+# and what of it nobody asks for scores: then the GPU waits for pixels.
 SECONDS = ("fetch_seconds", "decode_seconds", "score_seconds", "gpu_seconds", "gpu_wait_seconds")
 # What is said of a staged shard: `reasons` one each for its failed rows.
 RECEIPT = pa.schema(
