@@ -32,18 +32,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from benchmarks import untrained
 from cluster import local_s3
 from fcdd import bundle, calibration, detector, heatmap, images, networks, objective, regions
-from fcdd.bundle import BundleSpec
-from fcdd.calibration import STATISTICS, Calibration, Nominal
 from fcdd.detector import Detector
-from fcdd.inference import Runner
 from fcdd.io import storage
-from fcdd.normalization import Normalization
 from fcdd.paper import datasets
 from jobs.catalog import commit_records, part_files
 from jobs.sources import listing
@@ -55,43 +51,10 @@ SIZES = {"cnn28": 28, "cnn32": 32}
 
 def make_bundle(network: str, uri: str) -> None:
     """A bundle with random weights, calibrated on a few cells so that one in a hundred is anomalous."""
-    side = SIZES.get(network, 224)
-    torch.manual_seed(0)
-    channels = networks.in_channels(network)
-    weights = detector.serialize(networks.build(network, in_channels=channels, image_size=(side, side)))
+    side, channels = SIZES.get(network, 224), networks.in_channels(network)
     cells = [cell.path.read_bytes() for cell in datasets.elpv()[:400]]
     pixels = np.stack([images.decode(each, size=(side, side), channels=channels).pixels for each in cells])
-    scaling = Normalization(kind="mean_std", shift=(0.5,) * channels, scale=(0.25,) * channels)
-
-    def spec(nominal: Nominal) -> BundleSpec:
-        return BundleSpec(
-            network=network,
-            channels=channels,
-            input_size=(side, side),
-            normalization=scaling,
-            gaussian_std=max(1.0, side / 20),
-            calibration=Calibration.fit(nominal, alpha=0.01),
-            calibrated_on="none",
-            training=bundle.TrainingRecord(
-                images="none",
-                num_training=0,
-                num_calibration=len(nominal.scores),
-                data_digest="",
-                options={},
-                versions={},
-            ),
-            weights_sha256=detector.sha256(weights),
-        )
-
-    def nominal(
-        scores: npt.NDArray[np.float32], peaks: npt.NDArray[np.float32], maps: npt.NDArray[np.float32]
-    ) -> Nominal:
-        flat = np.zeros((len(scores), len(STATISTICS)), np.float32)
-        return Nominal(scores, peaks, flat, ["PNG"] * len(scores), [""] * len(scores), maps)
-
-    runner = Runner(detector.deserialize(weights, network, channels, (side, side)), scaling, (side, side))
-    scored = detector.summarise(runner(pixels))
-    Detector(spec(nominal(scored.mean, scored.maximum, scored.maps)), weights).save(uri)
+    untrained.save(network, pixels, uri)
 
 
 def upload(count: int) -> None:

@@ -13,20 +13,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.fx.experimental.optimization import fuse
+from torch.nn import functional as F
 
 from fcdd import objective
+from fcdd.card import Card
 from fcdd.errors import ConfigError
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.runtime import Runtime
+from fcdd.spares import Spares
 
 # On a CPU the memory of a batch is given back to the system and asked for again, the more often the larger it is: 4 is
-# faster than 16 (benchmarks/results/2026-11-26-cpu-values.md). A GPU wants more.
-CPU_BATCH, GPU_BATCH = 4, 64
+# faster than 16 (benchmarks/results/2026-11-26-cpu-values.md). A GPU waits for Python at every layer of every batch.
+CPU_BATCH, GPU_BATCH = 4, 256
+# Images that are on the card at once, so that its memory does not depend on how many are asked for.
+_SENT = 512
 
 
 class Runner:
-    """Pixels (N,H,W,C) uint8, N >= 1, of the network's size -> anomaly maps (N,U,V) float32.
+    """Pixels (N,H,W,C) uint8 of the network's size -> anomaly maps (N,U,V) float32, for several threads at once.
 
     Torch runs on a GPU if there is one, OpenVINO on the CPU. When a GPU has too little memory, the batches are halved
     for good. A runner of float32 makes IEEE's float32 the process's precision on GPUs, for whatever runs after it too.
@@ -44,29 +49,41 @@ class Runner:
         self._cells = (network.receptive_field.height, network.receptive_field.width)
         on_gpu = torch.cuda.is_available() and runtime.backend == "torch"
         self.batch_size = GPU_BATCH if on_gpu else CPU_BATCH
+        self._card = Card(torch.device("cuda" if on_gpu else "cpu"))
         folded: torch.nn.Module = fuse(network.eval())
         if runtime.precision == "float32":
             _compute_as_ieee()
         if runtime.backend == "openvino":
             self._run = _openvino(folded, scaling, runtime, (len(scaling.shift), *input_size))
         else:
-            self._run = _torch(folded, scaling, runtime, torch.device("cuda" if on_gpu else "cpu"))
+            self._run = _torch(folded, scaling, runtime, self._card.device)
+        # A compiled network is compiled again for every size of a batch.
+        self._fills_up = on_gpu and runtime.compile
 
     def __call__(self, pixels_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """The maps, computed in small batches."""
-        pixels = torch.from_numpy(np.require(pixels_nhwc, requirements=["C", "W"]))  # torch takes writable arrays only
-        maps, start = [], 0
-        while start < len(pixels):
-            try:
-                maps.append(self._run(pixels[start : start + self.batch_size]))
-            except torch.OutOfMemoryError:
-                if self.batch_size == 1:
-                    raise
-                self.batch_size //= 2
-                torch.cuda.empty_cache()
-                continue
-            start += self.batch_size
-        return np.concatenate(maps) if maps else np.empty((0, *self._cells), np.float32)
+        """The maps, computed in batches; a GPU is waited for once per `_SENT` images."""
+        pieces = [self._maps_of(pixels_nhwc[start : start + _SENT]) for start in range(0, len(pixels_nhwc), _SENT)]
+        return np.concatenate(pieces) if pieces else np.empty((0, *self._cells), np.float32)
+
+    def _maps_of(self, pixels_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        with self._card.lane():
+            pixels, maps, start = self._card.send(pixels_nhwc), list[Tensor](), 0
+            while start < len(pixels):
+                size = self.batch_size
+                try:
+                    maps.append(self._run_some(pixels[start : start + size], size))
+                except torch.OutOfMemoryError:
+                    if size == 1:
+                        raise
+                    self.batch_size = min(self.batch_size, size // 2)  # another thread may have halved it, too
+                    torch.cuda.empty_cache()
+                    continue
+                start += size
+            return self._card.fetch(maps)
+
+    def _run_some(self, pixels: Tensor, size: int) -> Tensor:
+        missing = size - len(pixels) if self._fills_up else 0
+        return self._run(F.pad(pixels, (0, 0) * 3 + (0, missing)))[: len(pixels)] if missing else self._run(pixels)
 
 
 def _compute_as_ieee() -> None:
@@ -79,13 +96,14 @@ def _compute_as_ieee() -> None:
 
 def _torch(
     network: torch.nn.Module, scaling: Normalization, runtime: Runtime, device: torch.device
-) -> Callable[[Tensor], npt.NDArray[np.float32]]:
+) -> Callable[[Tensor], Tensor]:
     """Channels-last memory is 1.8 times as fast on a CPU (docs/facts.md)."""
     network = network.to(device).to(memory_format=torch.channels_last)
     call: Callable[[Tensor], Tensor] = torch.compile(network) if runtime.compile else network
+    scaled = scaling.on(device)
 
-    def run(pixels: Tensor) -> npt.NDArray[np.float32]:
-        images = scaling(pixels.to(device))
+    def run(pixels: Tensor) -> Tensor:
+        images = scaled(pixels)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, runtime.precision == "bfloat16"):
             return _maps(call(images))
 
@@ -94,7 +112,7 @@ def _torch(
 
 def _openvino(
     network: torch.nn.Module, scaling: Normalization, runtime: Runtime, shape: tuple[int, int, int]
-) -> Callable[[Tensor], npt.NDArray[np.float32]]:
+) -> Callable[[Tensor], Tensor]:
     """One stream of one thread: scoring processes share a machine by being several.
 
     Threads are not pinned: each process would pin its own to the same first core.
@@ -113,10 +131,14 @@ def _openvino(
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,
     }
-    compiled = openvino.compile_model(model, "CPU", options)
-    return lambda pixels: _maps(torch.from_numpy(compiled(scaling(pixels).contiguous().numpy())[0]))
+    requests = Spares(openvino.compile_model(model, "CPU", options).create_infer_request)
+
+    def run(pixels: Tensor) -> Tensor:
+        with requests.one() as request:
+            return _maps(torch.from_numpy(request.infer(scaling(pixels).contiguous().numpy(), share_inputs=True)[0]))
+
+    return run
 
 
-def _maps(output: Tensor) -> npt.NDArray[np.float32]:
-    maps: npt.NDArray[np.float32] = objective.anomaly_map(output)[:, 0].float().cpu().numpy()
-    return maps
+def _maps(output: Tensor) -> Tensor:
+    return objective.anomaly_map(output)[:, 0].float()

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fcdd.errors import ConfigError
 from jobs import results
-from jobs.catalog import label_files
+from jobs.labels import label_files
 from jobs.shell import formatting, process, tables
 from jobs.shell.settings import JobSettings, Night
 from jobs.sources.locations import Locations

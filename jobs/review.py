@@ -14,8 +14,9 @@ from pydantic import Field
 
 from fcdd.errors import ConfigError
 from jobs import results
-from jobs.catalog import label_files, leases, views
-from jobs.catalog.label_store import Labels
+from jobs.catalog import leases, views
+from jobs.labels import label_files
+from jobs.labels.label_store import Labels
 from jobs.results import Results
 from jobs.shell import formatting, process
 from jobs.shell.settings import JobSettings, Night

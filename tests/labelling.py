@@ -4,7 +4,7 @@ import datetime as dt
 import itertools
 from typing import Any
 
-from jobs.catalog.label_store import Labels, Verdict
+from jobs.labels.label_store import Labels, Verdict
 
 NOW = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
 CLOCK = (NOW + dt.timedelta(seconds=n) for n in itertools.count())

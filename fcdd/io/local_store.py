@@ -189,8 +189,9 @@ def _there(look: Callable[[str], T], path: str) -> T:
 
 
 def _pieces(number: int, info: ObjectInfo) -> Iterator[bytes]:
+    piece_bytes = min(_PIECE_BYTES, info.size + 1)  # memory is taken for all that is asked for
     with os.fdopen(number, "rb", buffering=0) as file:
-        while piece := file.read(_PIECE_BYTES):
+        while piece := file.read(piece_bytes):
             yield piece
         if _info("", os.fstat(number)).etag != info.etag:
             raise Damaged("it was written while it was read")

@@ -81,9 +81,14 @@ def md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
+def looks_like_md5(etag: str) -> bool:
+    """Whether an ETag may be the MD5 of the body: of no file on a disk, and of no upload in several parts."""
+    return _MD5.fullmatch(etag) is not None
+
+
 def contradicts(etag: str, digest: str) -> bool:
     """Whether an ETag looks like an MD5, and like another than this one."""
-    return _MD5.fullmatch(etag) is not None and etag != digest
+    return looks_like_md5(etag) and etag != digest
 
 
 class Etags:

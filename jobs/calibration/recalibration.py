@@ -15,7 +15,8 @@ from fcdd.bundle import BundleSpec
 from fcdd.calibration import STATISTICS, Floats, Nominal, Score, conformal_threshold
 from fcdd.errors import BundleError, ConfigError
 from fcdd.io.storage import ObjectInfo
-from jobs.catalog import label_files, label_names, views
+from jobs.catalog import views
+from jobs.labels import label_files, label_names
 from jobs.shell import formatting
 from jobs.sources import listing
 from schemas import RunRecord

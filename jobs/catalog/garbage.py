@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 from fcdd.errors import ConfigError
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
-from jobs.catalog import commit_records, intents, label_store, leases
+from jobs.catalog import commit_records, intents, leases
+from jobs.labels import label_store
 from jobs.shell import formatting
 from jobs.shell.errors import LeaseHeld
 from schemas import Layout

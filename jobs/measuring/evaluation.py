@@ -14,7 +14,8 @@ from scipy import stats
 from fcdd import metrics
 from fcdd.errors import ConfigError
 from fcdd.metrics import Estimate, Floats, PixelMetricsResult, Separation, ThresholdMetrics
-from jobs.catalog import label_files, views
+from jobs.catalog import views
+from jobs.labels import label_files
 from jobs.measuring import labelled, pixel_evaluation
 from schemas import RunRecord
 

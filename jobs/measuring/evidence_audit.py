@@ -19,7 +19,8 @@ from fcdd.evidence import Evidence
 from fcdd.images import DecodedImage
 from fcdd.io import isolation, storage
 from fcdd.io.storage import ObjectInfo
-from jobs.catalog import bundles, label_files, views
+from jobs.catalog import bundles, views
+from jobs.labels import label_files
 from jobs.measuring import labelled
 from jobs.sources import fetching
 from jobs.sources.locations import Locations

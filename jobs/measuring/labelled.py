@@ -5,8 +5,8 @@ import pyarrow as pa
 
 from fcdd.errors import ConfigError
 from fcdd.io import storage
-from jobs.catalog import label_files, label_names, label_words
-from jobs.catalog.label_words import ANOMALOUS, NEITHER, NOMINAL
+from jobs.labels import label_files, label_names, label_words
+from jobs.labels.label_words import ANOMALOUS, NEITHER, NOMINAL
 from jobs.sources import listing
 
 

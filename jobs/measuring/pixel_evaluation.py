@@ -16,7 +16,8 @@ from fcdd import heatmap
 from fcdd.errors import ConfigError, FCDDError, ImageError
 from fcdd.io import isolation, storage
 from fcdd.metrics import PixelMetrics, PixelMetricsResult
-from jobs.catalog import bundles, label_files, views
+from jobs.catalog import bundles, views
+from jobs.labels import label_files
 from jobs.sources import listing
 from jobs.viewing import rendering
 from schemas import RunRecord

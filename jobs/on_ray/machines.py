@@ -12,8 +12,13 @@ from fcdd.errors import ConfigError
 
 # What the stages of scoring ask for. Without GPUs all of it runs in one actor, since Ray fuses stages that ask for the
 # same: no pixels move, and no worker has to be started for the writes (4 s here). With GPUs decoding tasks take the
-# CPUs that the actors beside the GPUs leave, and writing tasks a little.
-DECODE_CPUS, SCORE_CPUS, GPU_ACTOR_CPUS, WRITE_CPUS = 1.0, 1.0, 0.5, 0.2
+# CPUs that the actors beside the GPUs leave, and writing tasks a little. There are more decoders than CPUs, since some
+# are always between two shards, and Ray Data keeps a sixth of the CPUs for the writing tasks, whatever they ask for.
+DECODE_CPUS, SCORE_CPUS, GPU_ACTOR_CPUS, WRITE_CPUS = 0.6, 1.0, 0.5, 0.2
+# Threads of an actor beside a GPU: one has the card, one sends the next pixels, one does what follows the network.
+GPU_ACTOR_THREADS = 3
+# Processes that may share a card: each has its own copy of the network and half a gigabyte of CUDA.
+ACTORS_PER_GPU = 4
 _SAY_EVERY_S = 30.0
 
 log = logging.getLogger(__name__)
@@ -28,9 +33,13 @@ class Request(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """Arguments of decoding, scoring and writing, for so many scoring actors; none for writing: the actors do it."""
+    """Arguments of decoding, scoring and writing, for so many scoring actors; none for writing: the actors do it.
+
+    `decoders` is how many shards can be decoded at the same time.
+    """
 
     workers: int
+    decoders: int
     decode: dict[str, Any]
     actors: dict[str, Any]
     write: dict[str, Any]
@@ -48,18 +57,31 @@ def wait_for_scoring(ask: Request) -> Stages:
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 0), int(total.get("GPU", 0))
     gpu = gpus > 0 if ask.gpu is None else ask.gpu
-    fit = int(min(gpus, (cpus - DECODE_CPUS - WRITE_CPUS) // GPU_ACTOR_CPUS) if gpu else (cpus - 1) // SCORE_CPUS)
+    per_gpu = 1 if ask.wait_s or not gpus else -(-(ask.workers or 1) // gpus)
+    cards = gpus * per_gpu if per_gpu <= ACTORS_PER_GPU else gpus
+    fit = int(min(cards, (cpus - DECODE_CPUS - WRITE_CPUS) // GPU_ACTOR_CPUS) if gpu else (cpus - 1) // SCORE_CPUS)
     wanted = ask.workers or max(fit, 1)
     if wanted > fit and not (ask.wait_s and fit > 0):
         raise ConfigError(
             f"{wanted} workers do not fit: the cluster has {cpus:.0f} CPUs and {gpus} GPUs, room for {max(fit, 0)}"
             + ("" if ask.wait_s else "; if it can grow, say for how long to wait: --cluster-wait-s 900")
         )
-    pool = ActorPoolStrategy(size=wanted)
-    if gpu:
-        actors = {"compute": pool, "num_gpus": 1, "num_cpus": GPU_ACTOR_CPUS}
-        return Stages(wanted, {"num_cpus": DECODE_CPUS}, actors, {"num_cpus": WRITE_CPUS})
-    return Stages(wanted, {"num_cpus": SCORE_CPUS}, {"compute": pool, "num_cpus": SCORE_CPUS}, {})
+    return _beside_gpus(wanted, cpus, 1 / per_gpu) if gpu else _on_cpus(wanted)
+
+
+def _beside_gpus(workers: int, cpus: float, share: float) -> Stages:
+    """Each actor has this share of a GPU."""
+    pool = ActorPoolStrategy(
+        size=workers, max_concurrent_calls_per_actor=GPU_ACTOR_THREADS, enable_true_multi_threading=True
+    )
+    decoders = int((cpus - workers * GPU_ACTOR_CPUS - WRITE_CPUS) // DECODE_CPUS)
+    actors = {"compute": pool, "num_gpus": share, "num_cpus": GPU_ACTOR_CPUS}
+    return Stages(workers, max(1, decoders), {"num_cpus": DECODE_CPUS}, actors, {"num_cpus": WRITE_CPUS})
+
+
+def _on_cpus(workers: int) -> Stages:
+    pool = ActorPoolStrategy(size=workers)
+    return Stages(workers, workers, {"num_cpus": SCORE_CPUS}, {"compute": pool, "num_cpus": SCORE_CPUS}, {})
 
 
 def for_training(workers: int, min_workers: int | None, *, gpu: bool, wait_s: float) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from jobs.catalog.shards import GROWING_SHARDS
 from jobs.scoring.stages import Receipt, seconds_of
 
 LOG_EVERY_S, FIRST_LOG_S = 30.0, 5.0
@@ -57,7 +58,7 @@ class Progress:
         self._last = now
         self._receipts += 1
         self._scored_here += receipt["rows"]
-        if self._receipts <= self.workers:
+        if self._receipts <= self._first_receipts():
             self._warm, self._scored_warm = now, self._scored_here
         self.done += receipt["rows"]
         self.failed += receipt["failed"]
@@ -70,13 +71,16 @@ class Progress:
             self._next_log = now + LOG_EVERY_S
 
     def rate(self) -> float:
-        """Images per second after the start: from when every worker has staged its first shard, if it goes on then."""
+        """Images per second after the start: from when every worker has staged its small shards, if it goes on then."""
         if self._is_warm():
             return (self._scored_here - self._scored_warm) / (self._last - self._warm)
         return self._scored_here / max(self._last - self._started, 1e-9)
 
     def _is_warm(self) -> bool:
-        return self._receipts > self.workers and self._last > self._warm
+        return self._receipts > self._first_receipts() and self._last > self._warm
+
+    def _first_receipts(self) -> int:
+        return self.workers * GROWING_SHARDS
 
     def seconds_to_first(self) -> float:
         """From the start of this object to the first staged shard."""
@@ -87,15 +91,16 @@ class Progress:
         return max(STAGES, key=lambda stage: self.seconds[stage])
 
     def line(self) -> str:
-        """Counts, rate, time to go and the slowest stage, in one line."""
+        """Counts, rate, time to go, the slowest stage and how idle the GPUs are, in one line."""
         rate, total = self.rate(), f"{self.total}" if self.listed else f"{self.total} listed so far"
         steady = self._is_warm()
         left = duration((self.total - self.done) / rate) if steady and rate and self.listed else "?"
         busiest = self.bottleneck()
-        share = self.seconds[busiest] / max(sum(self.seconds.values()), 1e-9)
+        share = self.seconds[busiest] / max(sum(self.seconds[stage] for stage in STAGES), 1e-9)
+        waited = f", the GPUs waited {self.seconds['gpu_wait'] / gpu:.0%}" if (gpu := self.seconds["gpu"]) else ""
         return (
             f"{self.done - self.failed} scored, {self.failed} quarantined of {total}; "
-            f"{f'{rate:.0f}' if steady else '?'} images/s, {left} to go; mostly {busiest} ({share:.0%})"
+            f"{f'{rate:.0f}' if steady else '?'} images/s, {left} to go; mostly {busiest} ({share:.0%}){waited}"
         )
 
 

@@ -72,10 +72,15 @@ class ScoreSettings(JobSettings):
     )
     max_quarantine: int | None = Field(None, ge=0, description="the same as a number of images; the lower limit counts")
     workers: int | None = Field(
-        None, ge=0, description="scoring processes; default: what the cluster has; 0: in this process, without Ray"
+        None,
+        ge=0,
+        description="scoring processes; default: what the cluster has; 0: in this process, without Ray; up to four may "
+        "share a GPU",
     )
     gpu: bool | None = Field(
-        None, description="one GPU per scoring process; default: where the cluster has any; --no-gpu: CPUs only"
+        None,
+        description="a GPU, or a share of one, per scoring process; default: where the cluster has any; --no-gpu: CPUs "
+        "only",
     )
     cluster_wait_s: float = Field(
         0,

@@ -7,6 +7,7 @@ process, a network) for the length of its worker process. Only `Score` loads tor
 """
 
 import functools
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -27,25 +28,20 @@ from fcdd.io import storage
 from fcdd.io.isolation import IsolatedDecoder
 from fcdd.runtime import Runtime
 from jobs.catalog import staging
-from jobs.catalog.staging import Coverage
+from jobs.catalog.shards import Shard
 from jobs.scoring import manifests
 from jobs.sources import fetching
 from jobs.sources.locations import Locations
+from jobs.timing.busy_clock import BusyClock
 from schemas import IDENTITY, MANIFEST, Layout
-from schemas.runs import ManifestPart
-
-# A shard is what one call fetches, scores and stages: what a killed worker costs. Its pixels are a block of Ray.
-SHARD_ROWS, SHARD_PIXEL_BYTES = 512, 32 * 1024**2
-# Shards become smaller towards the end, a share of what is left each, so that all workers are at work until then.
-_SHARDS_LEFT_PER_WORKER = 2
-_SMALLEST_SHARD = 16
 
 # Preempted machines are not a reason to stop; a process that cannot live is.
 MAX_DEATHS, MAX_DEATHS_PER_WORKER = 5, 2
 
 PIXELS = "pixels"
-# Seconds of work per row, by stage: summed up they say where the time goes.
-SECONDS = ("fetch_seconds", "decode_seconds", "score_seconds")
+# Seconds of work per row, by stage: summed up they say where the time goes. Those of a GPU are the time that passes,
+# and what of it nobody asks for scores: then the GPU waits for pixels.
+SECONDS = ("fetch_seconds", "decode_seconds", "score_seconds", "gpu_seconds", "gpu_wait_seconds")
 # What is said of a staged shard: `reasons` one each for its failed rows.
 RECEIPT = pa.schema(
     [
@@ -69,16 +65,20 @@ class Receipt(TypedDict):
     fetch_seconds: float
     decode_seconds: float
     score_seconds: float
+    gpu_seconds: float
+    gpu_wait_seconds: float
     write_seconds: float
 
 
 def seconds_of(receipt: Receipt) -> dict[str, float]:
-    """Seconds of a worker by stage."""
+    """Seconds of a worker by stage, and of a GPU."""
     return {
         "fetch": receipt["fetch_seconds"],
         "decode": receipt["decode_seconds"],
         "score": receipt["score_seconds"],
         "write": receipt["write_seconds"],
+        "gpu": receipt["gpu_seconds"],
+        "gpu_wait": receipt["gpu_wait_seconds"],
     }
 
 
@@ -89,40 +89,6 @@ _DECODED_COLUMNS = {
     "image_format": "format",
     "image_hash": "hash",
 }
-
-
-class Shard(TypedDict):
-    """Positions [start, stop) of the manifest, all in one of its parts, which begins at `part_start`."""
-
-    part: int
-    part_start: int
-    start: int
-    stop: int
-
-
-def shards(
-    parts: tuple[ManifestPart, ...], done: Coverage, input_size: tuple[int, int], channels: int, workers: int
-) -> list[Shard]:
-    """What is not done, cut into shards for so many workers."""
-    ranges = [
-        (index, part.start, start, stop) for index, part in enumerate(parts) for start, stop in done.missing(part)
-    ]
-    left = sum(stop - start for *_, start, stop in ranges)
-    largest = largest_shard(input_size, channels)
-    cut = []
-    for index, part_start, start, stop in ranges:
-        while start < stop:
-            fair = max(_SMALLEST_SHARD, left // (workers * _SHARDS_LEFT_PER_WORKER))
-            end = min(stop, start + min(largest, fair))
-            cut.append(Shard(part=index, part_start=part_start, start=start, stop=end))
-            left -= end - start
-            start = end
-    return cut
-
-
-def largest_shard(input_size: tuple[int, int], channels: int) -> int:
-    """How many images of this size a shard has at most."""
-    return max(1, min(SHARD_ROWS, SHARD_PIXEL_BYTES // (input_size[0] * input_size[1] * channels)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +148,11 @@ def _decoder(size: tuple[int, int], channels: int, limits: Limits, timeout_s: fl
 
 
 class Score:
-    """Decoded rows -> ROW tables, each column null where it is not its table's; staged at once if `then` does that."""
+    """Decoded rows -> ROW tables, each column null where it is not its table's; staged at once if `then` does that.
+
+    For several threads at once: a GPU works for one while the others do what comes before and after. Without `then` it
+    is taken to be beside a GPU, whose waiting is counted.
+    """
 
     def __init__(
         self,
@@ -205,13 +175,17 @@ class Score:
         self.detector = Detector(spec, weights, runtime)
         self.decide = Decider(spec.calibration, alpha)
         self.then = then
+        self._clock = BusyClock()
+        self._waiting = None if then else _Waiting(self._clock)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Scores the readable rows; a score that is not finite becomes a reason."""
         started = time.perf_counter()
         spec = self.detector.spec
         readable = pc.is_valid(rows[PIXELS]).to_numpy(zero_copy_only=False)
-        scored = self.detector.score(_pixels(rows[PIXELS], (int(readable.sum()), *spec.input_size, spec.channels)))
+        pixels = _pixels(rows[PIXELS], (int(readable.sum()), *spec.input_size, spec.channels))
+        with self._clock.busy():
+            scored = self.detector.score(pixels)
         finite = np.isfinite(scored.maps).all((1, 2))
         has_score = readable.copy()
         has_score[readable] = finite
@@ -245,6 +219,9 @@ class Score:
         columns["score_seconds"] = pa.array(
             np.full(len(rows), (time.perf_counter() - started) / max(1, len(rows))), pa.float32()
         )
+        of_gpu = self._waiting.since_last(started) if self._waiting else (0.0, 0.0)
+        for name, seconds in zip(SECONDS[-2:], of_gpu, strict=True):
+            columns[name] = pa.array(np.full(len(rows), seconds / max(1, len(rows))), pa.float32())
         scored_rows = pa.table({name: columns[name] for name in (*staging.ROW.names, *SECONDS)})
         return self.then(scored_rows) if self.then else scored_rows
 
@@ -268,6 +245,22 @@ class Score:
             input_size=self.detector.spec.input_size,
             image_size=image_size,
         )
+
+
+class _Waiting:
+    """How long a GPU had nothing to do, told in pieces by the threads that share it."""
+
+    def __init__(self, clock: BusyClock) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._told: tuple[float, float] | None = None
+
+    def since_last(self, started: float) -> tuple[float, float]:
+        """Seconds that passed, and those that the GPU waited, since the last call; the first time, since `started`."""
+        with self._lock:
+            now, busy = time.perf_counter(), self._clock.seconds()
+            before, busy_before = self._told or (started, 0.0)
+            self._told = now, busy
+            return now - before, max(0.0, now - before - (busy - busy_before))
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,6 +347,6 @@ def _pixels(column: pa.ChunkedArray, shape: tuple[int, ...]) -> npt.NDArray[np.u
     """The bytes of all entries that are not null, as one array; they lie one after the other."""
     if not shape[0]:
         return np.empty(shape, np.uint8)
-    array = column.combine_chunks()
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies even a single one
     first = np.frombuffer(array.buffers()[1], np.int64)[array.offset]
     return np.frombuffer(array.buffers()[2], np.uint8, count=int(np.prod(shape)), offset=int(first)).reshape(shape)

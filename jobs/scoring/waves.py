@@ -19,8 +19,9 @@ from fcdd.calibration import Decider
 from fcdd.errors import ConfigError, FCDDError
 from fcdd.io import storage
 from fcdd.runtime import Runtime
-from jobs.catalog import commit_records
+from jobs.catalog import commit_records, shards
 from jobs.catalog.leases import Lease
+from jobs.catalog.shards import Shard
 from jobs.catalog.staging import Coverage
 from jobs.scoring import publishing, stages
 from jobs.scoring.decisions import Map
@@ -28,7 +29,7 @@ from jobs.scoring.manifests import Listing
 from jobs.scoring.options import ScoreOptions
 from jobs.scoring.progress import Progress
 from jobs.scoring.publishing import Facts
-from jobs.scoring.stages import Receipt, Shard
+from jobs.scoring.stages import Receipt
 from jobs.shell.versions import versions
 from jobs.sources.locations import Locations
 from schemas import Layout, RunRecord
@@ -185,7 +186,7 @@ def _stages(options: ScoreOptions, cluster: ExitStack) -> "Stages | None":
     # Late: Ray's import costs seconds that a wrong option should not wait for.
     from jobs.on_ray import machines, session
 
-    session.join(cluster, stages.SHARD_PIXEL_BYTES)
+    session.join(cluster, int(shards.SHARD_PIXEL_BYTES / machines.DECODE_CPUS))
     return machines.wait_for_scoring(machines.Request(options.workers, options.gpu, options.cluster_wait_s))
 
 
@@ -203,7 +204,7 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
     if not listing.wait().parts:
         return  # nothing new; and what is wrong with the images is found before Ray is started
     where = _stages(job.options, cluster)
-    workers = progress.workers = where.workers if where else 1
+    progress.workers, decoders = (where.workers, where.decoders) if where else (1, 1)
     known, passes, may_stop_early = -1, 0, True
     while True:
         parts, listed = listing.wait(known, patience_s=1.0)
@@ -218,15 +219,15 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
             publishing.check_quarantine(done, limit, intent, final=True)
             return
         progress.set_totals(done=done.count(), failed=done.most_failed(), total=rows, listed=listed)
-        shards = stages.shards(parts, done, job.spec.input_size, job.spec.channels, workers)
-        for receipt in receipts(job, intent, shards, where) if shards else ():
+        to_do = shards.cut(parts, done, job.spec.input_size, job.spec.channels, decoders)
+        for receipt in receipts(job, intent, to_do, where) if to_do else ():
             progress.add(receipt)
             lease.check_flag()
             if limit is not None and may_stop_early and progress.final_failures > limit:
                 break
 
 
-def receipts(job: Job, intent: Intent, shards: list[Shard], where: "Stages | None") -> Iterator[Receipt]:
+def receipts(job: Job, intent: Intent, to_do: list[Shard], where: "Stages | None") -> Iterator[Receipt]:
     """Drive shards through the stages, here or on Ray; a receipt for each staged part."""
     options, spec, run_id = job.options, job.spec, intent.run_id
     runtime, attempt = Runtime.model_validate(intent.runtime), uuid.uuid4().hex[:8]
@@ -238,7 +239,7 @@ def receipts(job: Job, intent: Intent, shards: list[Shard], where: "Stages | Non
     stage_parts = stages.StageParts(job.layout.results, run_id, attempt)
     if where is None:
         score_and_stage = stages.Score(spec, job.weights, runtime, intent.alpha, stage_parts)
-        for shard in shards:
+        for shard in to_do:
             for decoded in fetch_decode(pa.Table.from_pylist([dict(shard)])):
                 yield from score_and_stage(decoded).to_pylist()
         return
@@ -249,22 +250,22 @@ def receipts(job: Job, intent: Intent, shards: list[Shard], where: "Stages | Non
 
     write = where.write
     log_book = stages.StartLog(job.layout.results, run_id, attempt, where.workers)
-    blocks = min(len(shards), MAX_BLOCKS)
+    blocks = min(len(to_do), MAX_BLOCKS)
     chain = (
-        ray.data.from_items([dict(shard) for shard in shards], override_num_blocks=blocks)
+        ray.data.from_items([dict(shard) for shard in to_do], override_num_blocks=blocks)
         .map_batches(fetch_decode, batch_size=None, batch_format="pyarrow", **where.decode)
         .map_batches(
             stages.Score,
             fn_constructor_args=(spec, job.weights, runtime, intent.alpha, None if write else stage_parts, log_book),
             # Ray wants a number where there are GPUs: then shards are joined up to it, or cut.
-            batch_size=stages.largest_shard(spec.input_size, spec.channels) if write else None,
+            batch_size=shards.largest_shard(spec.input_size, spec.channels) if write else None,
             batch_format="pyarrow",
             **where.actors,
         )
     )
     if write:  # a GPU does not wait for the store
         chain = chain.map_batches(stage_parts, batch_size=None, batch_format="pyarrow", **write)
-    live, waiting = LiveMetrics(options.collection), sum(shard["stop"] - shard["start"] for shard in shards)
+    live, waiting = LiveMetrics(options.collection), sum(shard["stop"] - shard["start"] for shard in to_do)
     live.waiting(waiting)
     with session.translated_errors():
         for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

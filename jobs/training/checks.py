@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from fcdd import bundle, checkpoint, networks
 from fcdd.errors import ConfigError
 from fcdd.io import storage
-from jobs.catalog import label_files
+from jobs.labels import label_files
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.settings import TrainSettings, recorded
 

@@ -14,7 +14,7 @@ from fcdd.errors import ConfigError
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
 from fcdd.paper import datasets
-from jobs.catalog import label_files
+from jobs.labels import label_files
 from jobs.sources import listing
 from jobs.training.settings import TrainSettings, options_of, size_of
 from jobs.training.train_loop import LoopConfig

@@ -19,8 +19,8 @@ from starlette.routing import Route
 
 from fcdd import contours, heatmap
 from fcdd.errors import FCDDError, ImageError
-from jobs.catalog.label_drawings import MAX_MASK_CHARACTERS, BadDrawing
-from jobs.catalog.label_store import Labels, Outdated, Verdict
+from jobs.labels.label_drawings import MAX_MASK_CHARACTERS, BadDrawing
+from jobs.labels.label_store import Labels, Outdated, Verdict
 from jobs.shell import formatting
 from jobs.sources.locations import Locations
 from jobs.viewing import colour_scale, local_guard, pages, rendering

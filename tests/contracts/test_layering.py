@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 # but for `jobs.results`.
 LIBRARY = {"fcdd", "fcdd.io", "schemas"}
 SHELL = {*LIBRARY, "jobs.shell", "jobs.timing"}
-GROUND = {*SHELL, "jobs.catalog", "jobs.sources", "jobs.on_ray"}
+GROUND = {*SHELL, "jobs.catalog", "jobs.labels", "jobs.sources", "jobs.on_ray"}
 MAY_IMPORT = {
     "fcdd": {"fcdd.io"},
     "fcdd.io": {"fcdd"},
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "jobs.shell": LIBRARY,
     "jobs.timing": LIBRARY,
     "jobs.catalog": SHELL,
+    "jobs.labels": {*SHELL, "jobs.catalog"},
     "jobs.sources": SHELL,
     "jobs.on_ray": SHELL,
     "jobs.results": {*SHELL, "jobs.catalog"},

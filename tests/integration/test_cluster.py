@@ -134,6 +134,37 @@ def test_a_machine_lost_while_scoring_costs_nothing(machines: Callable[..., Node
     assert "each once" in place.around("verify", "--sample", "20").stdout
 
 
+def test_two_processes_share_a_gpu_and_score_what_one_without_any_does(
+    machines: Callable[..., Node], place: Place
+) -> None:
+    """The GPU is taken on trust; decoding, the threads beside it and the joining of shards are as with a real one."""
+    machines(cpus=2, gpus=1)
+    upload(place, 600)
+    command = ["job", "submit", "--submission-id", "shared", "--", "python", "-m", "jobs.score"]
+    submitted = ray(*command, *places(place), "--workers", "2", "--gpu")
+    assert submitted.returncode == 0, submitted.stdout
+    record = place.record()
+    assert record.num_scored == NUM_IMAGES + 600
+    seconds = record.stage_seconds
+    assert 0 < seconds["workers_gpu_wait"] < seconds["workers_gpu"]
+    place.score(day=2)
+    shared, alone = place.rows("scores"), place.rows("scores", day=2)
+    assert shared.keys() == alone.keys()
+    measured = ("anomaly_score", "score_mean", "score_max", "score_top1pct", "p_value")
+    for uri, row in shared.items():
+        for name in ("is_anomalous", "image_etag", "image_hash", "image_group", "width", "height", "brightness"):
+            assert row[name] == alone[uri][name]
+        # How many images are computed together decides the last bit.
+        assert [row[name] for name in measured] == pytest.approx([alone[uri][name] for name in measured], rel=1e-5)
+
+
+def test_more_processes_than_may_share_a_gpu_do_not_fit(machines: Callable[..., Node], place: Place) -> None:
+    machines(cpus=2, gpus=1)
+    command = ["job", "submit", "--submission-id", "many", "--", "python", "-m", "jobs.score"]
+    said = ray(*command, *places(place), "--workers", "5", "--gpu").stdout
+    assert "5 workers do not fit: the cluster has 4 CPUs and 1 GPUs, room for 1" in said
+
+
 def test_submitted_jobs_are_stopped_finished_and_end_with_their_own_exit_code(
     cluster: LocalRay, place: Place, trained: Trained, fcdd: Fcdd
 ) -> None:

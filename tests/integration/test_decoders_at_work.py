@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 import ray.data
 
+from jobs.catalog import shards
 from jobs.on_ray import local, machines, session
-from jobs.scoring import stages
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-CPUS, BLOCK_BYTES = 8, stages.SHARD_PIXEL_BYTES
+CPUS, BLOCK_BYTES = 8, shards.SHARD_PIXEL_BYTES
 # The others Ray Data keeps for the actor, and as the share of the stage that writes.
 DECODERS = CPUS - 3
 # Until nobody more comes; the first ones wait for their processes, too.

@@ -16,9 +16,10 @@ from obstore.fsspec import FsspecStore
 
 from cluster.local_s3 import LocalS3
 from fcdd.io import storage
-from jobs.catalog import label_store, leases
-from jobs.catalog.label_drawings import Box
-from jobs.catalog.label_store import Verdict
+from jobs.catalog import leases
+from jobs.labels import label_store
+from jobs.labels.label_drawings import Box
+from jobs.labels.label_store import Verdict
 from schemas import Layout
 from tests.detectors import make
 from tests.faults.proxy import Request, serve

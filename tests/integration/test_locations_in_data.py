@@ -93,7 +93,7 @@ def test_masks_that_were_not_drawn_in_a_review_are_not_opened(line: Line) -> Non
     found = Results(f"file://{line.results}", tuple(line.records()))
     [worst, *_] = found.images()
     Image.new("L", (worst.width, worst.height), 255).save(f"{line.root}/secret.png")
-    from jobs.catalog.label_store import Labels, Verdict
+    from jobs.labels.label_store import Labels, Verdict
     from schemas import LABELS, Layout
 
     layout = Layout(f"file://{line.results}")

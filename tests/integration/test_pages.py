@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from fcdd.io import storage
 from jobs import results
-from jobs.catalog import label_drawings, label_files, label_store
+from jobs.labels import label_drawings, label_files, label_store
 from jobs.training import prepare
 from jobs.training.settings import TrainSettings
 from schemas import LABELS, Layout

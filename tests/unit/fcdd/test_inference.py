@@ -5,6 +5,7 @@ import copy
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_a_gpu_without_memory_gets_smaller_batches(network: FCDDNetwork, monkeyp
     runner = Runner(copy.deepcopy(network), SCALING, (32, 32))
     expected, run, sizes = runner(PIXELS), runner._run, []
 
-    def small_memory(pixels: torch.Tensor) -> np.ndarray:
+    def small_memory(pixels: torch.Tensor) -> torch.Tensor:
         sizes.append(len(pixels))
         if len(pixels) > 1:
             raise torch.OutOfMemoryError("out of memory")
@@ -72,6 +73,38 @@ def test_a_gpu_without_memory_gets_smaller_batches(network: FCDDNetwork, monkeyp
     monkeypatch.setattr(runner, "_run", lambda pixels: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
     with pytest.raises(torch.OutOfMemoryError):
         runner(PIXELS)
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_threads_that_share_a_runner_get_the_maps_of_their_own_pixels(network: FCDDNetwork, backend: str) -> None:
+    runner = Runner(copy.deepcopy(network), SCALING, (32, 32), Runtime.model_validate({"backend": backend}))
+    parts = [np.roll(PIXELS, shift, axis=0)[: 37 - shift] for shift in range(12)]
+    expected = [runner(part) for part in parts]
+    with ThreadPoolExecutor(3) as pool:
+        for maps, alone in zip(pool.map(runner, parts), expected, strict=True):
+            np.testing.assert_array_equal(maps, alone)
+
+
+def test_more_images_than_fit_on_a_card_are_sent_one_part_after_the_other(
+    network: FCDDNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = Runner(copy.deepcopy(network), SCALING, (32, 32))
+    together = runner(PIXELS)
+    monkeypatch.setattr(inference, "_SENT", 8)  # a multiple of the batch, so that the same images are computed together
+    np.testing.assert_array_equal(runner(PIXELS), together)
+
+
+def test_a_batch_that_is_filled_up_has_the_maps_of_its_images_only(network: FCDDNetwork) -> None:
+    runner = Runner(copy.deepcopy(network), SCALING, (32, 32))
+    expected, run, sizes = runner(PIXELS), runner._run, set[int]()
+
+    def watched(pixels: torch.Tensor) -> torch.Tensor:
+        sizes.add(len(pixels))
+        return run(pixels)
+
+    runner._run, runner._fills_up, runner.batch_size = watched, True, 16
+    np.testing.assert_allclose(runner(PIXELS), expected, rtol=1e-4, atol=1e-6)
+    assert sizes == {16}
 
 
 @pytest.mark.parametrize("before", ["tf32", "older flags", "nothing"])

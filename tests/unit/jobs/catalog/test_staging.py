@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcdd.errors import FCDDError
+from jobs.catalog import shards
 from jobs.catalog.staging import Bitmap, Coverage, Staged
-from jobs.scoring.stages import SHARD_ROWS, StartLog, shards
+from jobs.scoring.stages import StartLog
 from schemas.runs import ManifestPart
 
 RANGES = st.lists(st.tuples(st.integers(0, 90), st.integers(0, 20)), max_size=8)
@@ -65,7 +66,7 @@ def test_shards_cover_what_is_missing_once_and_never_cross_a_manifest_part(
     )
     done = {index for start, length in ranges for index in range(start, start + length)} & set(range(96))
     coverage = Coverage([staged(start, min(start + length, 96)) for start, length in ranges if length and start < 96])
-    cut = shards(parts, coverage, (224, 224), 3, workers)
+    cut = shards.cut(parts, coverage, (224, 224), 3, workers)
     covered = [index for shard in cut for index in range(shard["start"], shard["stop"])]
     assert sorted(covered) == sorted(set(range(96)) - done)
     for shard in cut:
@@ -75,10 +76,20 @@ def test_shards_cover_what_is_missing_once_and_never_cross_a_manifest_part(
 
 def test_shards_of_large_pictures_are_small() -> None:
     parts = (ManifestPart(start=0, rows=100_000, source=0, last_uri=""),)
-    small = shards(parts, Coverage([]), (32, 32), 3, 2)
-    large = shards(parts, Coverage([]), (1024, 1024), 3, 2)
-    assert small[0]["stop"] == SHARD_ROWS
-    assert large[0]["stop"] == 32 // 3
+    small = shards.cut(parts, Coverage([]), (32, 32), 3, 2)
+    large = shards.cut(parts, Coverage([]), (1024, 1024), 3, 2)
+    assert max(each["stop"] - each["start"] for each in small) == shards.SHARD_ROWS
+    assert max(each["stop"] - each["start"] for each in large) == 32 // 3
+
+
+def test_the_first_and_the_last_shards_are_small_so_that_all_workers_begin_and_end_together() -> None:
+    parts = (ManifestPart(start=0, rows=20_000, source=0, last_uri=""),)
+    cut = shards.cut(parts, Coverage([]), (224, 224), 3, 19)
+    sizes = [each["stop"] - each["start"] for each in cut]
+    assert sizes[:19] == [16] * 19
+    assert sizes[19:57:19] == [32, 64]
+    assert max(sizes) == 222
+    assert sizes[-19:] == [16] * 18 + [sizes[-1]]
 
 
 def test_processes_that_die_again_and_again_are_not_started_for_ever(tmp_path: Path) -> None:

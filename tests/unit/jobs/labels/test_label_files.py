@@ -10,7 +10,7 @@ import pytest
 from cluster.local_s3 import LocalS3
 from fcdd.errors import ConfigError
 from fcdd.io import storage
-from jobs.catalog import label_files
+from jobs.labels import label_files
 
 SAME = {
     "no ETags": "image_uri,label\ns3://b/a.png,1\ns3://b/b.png,0\n",

@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from fcdd.errors import ConfigError
-from jobs.catalog import label_files, views
-from jobs.catalog.label_drawings import BadDrawing, Box
-from jobs.catalog.label_store import Labels, Outdated, Verdict
+from jobs.catalog import views
 from jobs.catalog.leases import LeaseLost
+from jobs.labels import label_files
+from jobs.labels.label_drawings import BadDrawing, Box
+from jobs.labels.label_store import Labels, Outdated, Verdict
 from schemas import LABELS, Layout
 from tests.labelling import NOW, say
 

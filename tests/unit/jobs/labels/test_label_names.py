@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from fcdd.errors import ConfigError
-from jobs.catalog import label_names
+from jobs.labels import label_names
 
 SCORED = [
     "s3://b/2026-11-24/cam-1/a.png",

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from fcdd.errors import ConfigError
 from fcdd.io import storage
-from jobs.catalog.label_words import ANOMALOUS as ANOMALOUS
-from jobs.catalog.label_words import NEITHER as NEITHER
-from jobs.catalog.label_words import NOMINAL as NOMINAL
-from jobs.catalog.label_words import labels_of
+from jobs.labels.label_words import ANOMALOUS as ANOMALOUS
+from jobs.labels.label_words import NEITHER as NEITHER
+from jobs.labels.label_words import NOMINAL as NOMINAL
+from jobs.labels.label_words import labels_of
 
 _TEXTS = ("image_uri", "image_etag", "mask_uri", "defect_class")
 # Where `fcdd review` keeps its labels (`schemas.Layout.labels`).

@@ -16,8 +16,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fcdd.errors import ConfigError
 from fcdd.io import storage
-from jobs.catalog import label_drawings, label_files, part_files
-from jobs.catalog.label_drawings import MAX_BOXES, MAX_MASK_CHARACTERS, Box
+from jobs.catalog import part_files
+from jobs.labels import label_drawings, label_files
+from jobs.labels.label_drawings import MAX_BOXES, MAX_MASK_CHARACTERS, Box
 from schemas import LABELS, Layout, conform
 
 DefectClass = Annotated[str, Field(max_length=80), AfterValidator(lambda text: " ".join(text.split()))]

@@ -1,0 +1,38 @@
+"""The line that says how far a run is, and what it waits for."""
+
+from jobs.catalog.shards import GROWING_SHARDS
+from jobs.scoring.progress import Progress
+from jobs.scoring.stages import Receipt
+
+
+def receipt(**seconds: float) -> Receipt:
+    counts = {"rows": 10, "failed": 1, "transient": 0, "alarms": 0, "bytes": 1, "reasons": ["corrupt"]}
+    zero = dict.fromkeys(("fetch", "decode", "score", "gpu", "gpu_wait", "write"), 0.0)
+    return Receipt(**counts, **{f"{stage}_seconds": value for stage, value in (zero | seconds).items()})  # type: ignore[typeddict-item]
+
+
+def test_the_line_names_the_busiest_stage_and_how_long_the_gpus_waited() -> None:
+    progress = Progress()
+    progress.set_totals(done=0, failed=0, total=40, listed=True)
+    progress.add(receipt(fetch=1, decode=6, score=1, gpu=4, gpu_wait=3))
+    progress.add(receipt(decode=2, gpu=4, gpu_wait=3.8))
+    assert progress.bottleneck() == "decode"
+    assert "18 scored, 2 quarantined of 40" in progress.line()
+    assert progress.line().endswith("mostly decode (80%), the GPUs waited 85%")
+
+
+def test_without_gpus_nothing_is_said_of_them() -> None:
+    progress = Progress()
+    progress.add(receipt(decode=1, score=3))
+    assert progress.line().endswith("mostly score (75%)")
+
+
+def test_the_rate_counts_from_when_all_workers_have_staged_their_small_shards() -> None:
+    progress = Progress()
+    progress.workers = 2
+    progress.set_totals(done=0, failed=0, total=1000, listed=True)
+    for _ in range(2 * GROWING_SHARDS):
+        progress.add(receipt())
+        assert "? images/s, ? to go" in progress.line()
+    progress.add(receipt())
+    assert "? images/s" not in progress.line()
