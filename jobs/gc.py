@@ -7,9 +7,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from fcdd.io import storage
-from jobs.catalog import garbage
 from jobs.shell import process
 from jobs.shell.settings import JobSettings
+from jobs.upkeep import garbage
 from schemas import Layout
 
 

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fcdd.io import storage
-from jobs.catalog import commit_records, run_states
+from jobs.catalog import commit_records
 from jobs.shell import formatting, process
 from jobs.shell.settings import JobSettings
+from jobs.upkeep import run_states
 from schemas import Layout
 
 log = logging.getLogger(__name__)

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "jobs.catalog": SHELL,
     "jobs.labels": {*SHELL, "jobs.catalog"},
     "jobs.sources": SHELL,
+    "jobs.upkeep": GROUND - {"jobs.on_ray"},
     "jobs.on_ray": SHELL,
     "jobs.results": {*SHELL, "jobs.catalog"},
     "jobs.scoring": GROUND,
@@ -40,7 +41,15 @@ MAY_IMPORT = {
     "jobs.measuring": {*GROUND - {"jobs.on_ray"}, "jobs.viewing"},
     "verbs": {
         *GROUND,
-        *("jobs.results", "jobs.calibration", "jobs.scoring", "jobs.training", "jobs.viewing", "jobs.measuring"),
+        *(
+            "jobs.results",
+            "jobs.upkeep",
+            "jobs.calibration",
+            "jobs.scoring",
+            "jobs.training",
+            "jobs.viewing",
+            "jobs.measuring",
+        ),
     },
     "cluster": {"fcdd", "fcdd.io", "fcdd.paper"},
 }
@@ -48,7 +57,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "ray": {"jobs.on_ray", "jobs.scoring", "jobs.training"},
     "torch": {"fcdd", "fcdd.paper", "jobs.calibration", "jobs.scoring", "jobs.training", "jobs.shell.machine"},
-    "duckdb": {"jobs.catalog", "jobs.results", "jobs.scoring", "jobs.viewing", "jobs.measuring"},
+    "duckdb": {"jobs.catalog", "jobs.labels", "jobs.results", "jobs.scoring", "jobs.viewing", "jobs.measuring"},
     "pydantic_settings": {
         "verbs",
         "jobs.shell.settings",
