@@ -276,7 +276,7 @@ def test_folders_of_jobs_stay_small_enough_to_read() -> None:
         "jobs.review",
         "jobs.evaluate",
         "jobs.shell.settings",
-        "jobs.catalog.garbage",
+        "jobs.upkeep.garbage",
     ],
 )
 def test_light_modules_load_neither_torch_nor_ray(name: str) -> None:
