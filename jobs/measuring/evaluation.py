@@ -217,7 +217,8 @@ def advice(found: Evaluation) -> str:
     return (
         f"{best.score} would find {other.detection.value:.0%} of these images at {100 * found.alpha:g} % false alarms, "
         f"{found.score} {own.detection.value:.0%} (difference {_range(best.detection)}); AUROC {other.auroc.value:.4f} "
-        f"and {own.auroc.value:.4f} (difference {_range(best.auroc)}); `fcdd calibrate --score {best.score}` makes it decide"
+        f"and {own.auroc.value:.4f} (difference {_range(best.auroc)}); it would decide after "
+        f"`fcdd calibrate --score {best.score}`"
     )
 
 
