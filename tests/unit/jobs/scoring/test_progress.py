@@ -45,7 +45,7 @@ def test_the_rate_counts_from_when_all_workers_have_staged_their_small_shards(mo
     for _ in range(3):
         next(now)  # slower from here on
         progress.add(receipt())
-    # Of few images most come before, so it counts from the first shard of each worker: 11 times 10 images in 14 seconds.
+    # Of few images most come before; so it counts from the first shard of each worker: 110 images in 14 seconds.
     assert progress.rate() == pytest.approx(110 / 14)
     for _ in range(3):
         next(now)
