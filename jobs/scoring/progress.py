@@ -28,9 +28,11 @@ class Progress:
         self.listed = False
         self.seconds: Counter[str] = Counter()
         self.workers = 1
-        self._receipts = self._scored_here = self._scored_warm = 0
+        self._receipts = self._scored_here = 0
         self._first: float | None = None
-        self._last = self._warm = self._started = time.perf_counter()
+        self._last = self._started = time.perf_counter()
+        # When as many shards were staged as there are workers, and as many as there are small ones; images until then.
+        self._one_each = self._small_ones = (self._started, 0)
         self._next_log = self._started + FIRST_LOG_S
         self._live: Live | None = None
 
@@ -58,8 +60,10 @@ class Progress:
         self._last = now
         self._receipts += 1
         self._scored_here += receipt["rows"]
-        if self._receipts <= self._first_receipts():
-            self._warm, self._scored_warm = now, self._scored_here
+        if self._receipts <= self.workers:
+            self._one_each = now, self._scored_here
+        if self._receipts <= self.workers * GROWING_SHARDS:
+            self._small_ones = now, self._scored_here
         self.done += receipt["rows"]
         self.failed += receipt["failed"]
         self.final_failures += receipt["failed"] - receipt["transient"]
@@ -71,16 +75,17 @@ class Progress:
             self._next_log = now + LOG_EVERY_S
 
     def rate(self) -> float:
-        """Images per second after the start: from when every worker has staged its small shards, if it goes on then."""
-        if self._is_warm():
-            return (self._scored_here - self._scored_warm) / (self._last - self._warm)
-        return self._scored_here / max(self._last - self._started, 1e-9)
+        """Images per second after the start: from when every worker has staged its small shards, or its first one.
 
-    def _is_warm(self) -> bool:
-        return self._receipts > self._first_receipts() and self._last > self._warm
+        Most of the images must come after that: what little is left of a small run comes in a burst.
+        """
+        return self._steady_rate() or self._scored_here / max(self._last - self._started, 1e-9)
 
-    def _first_receipts(self) -> int:
-        return self.workers * GROWING_SHARDS
+    def _steady_rate(self) -> float | None:
+        for when, images in (self._small_ones, self._one_each):
+            if self._last > when and 2 * images <= self._scored_here:
+                return (self._scored_here - images) / (self._last - when)
+        return None
 
     def seconds_to_first(self) -> float:
         """From the start of this object to the first staged shard."""
@@ -92,15 +97,14 @@ class Progress:
 
     def line(self) -> str:
         """Counts, rate, time to go, the slowest stage and how idle the GPUs are, in one line."""
-        rate, total = self.rate(), f"{self.total}" if self.listed else f"{self.total} listed so far"
-        steady = self._is_warm()
-        left = duration((self.total - self.done) / rate) if steady and rate and self.listed else "?"
+        rate, total = self._steady_rate(), f"{self.total}" if self.listed else f"{self.total} listed so far"
+        left = duration((self.total - self.done) / rate) if rate and self.listed else "?"
         busiest = self.bottleneck()
         share = self.seconds[busiest] / max(sum(self.seconds[stage] for stage in STAGES), 1e-9)
         waited = f", the GPUs waited {self.seconds['gpu_wait'] / gpu:.0%}" if (gpu := self.seconds["gpu"]) else ""
         return (
             f"{self.done - self.failed} scored, {self.failed} quarantined of {total}; "
-            f"{f'{rate:.0f}' if steady else '?'} images/s, {left} to go; mostly {busiest} ({share:.0%}){waited}"
+            f"{f'{rate:.0f}' if rate else '?'} images/s, {left} to go; mostly {busiest} ({share:.0%}){waited}"
         )
 
 

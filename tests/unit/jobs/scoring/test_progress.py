@@ -1,5 +1,9 @@
 """The line that says how far a run is, and what it waits for."""
 
+import time
+
+import pytest
+
 from jobs.catalog.shards import GROWING_SHARDS
 from jobs.scoring.progress import Progress
 from jobs.scoring.stages import Receipt
@@ -27,12 +31,33 @@ def test_without_gpus_nothing_is_said_of_them() -> None:
     assert progress.line().endswith("mostly score (75%)")
 
 
-def test_the_rate_counts_from_when_all_workers_have_staged_their_small_shards() -> None:
+def test_the_rate_counts_from_when_all_workers_have_staged_their_small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(1000))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
     progress = Progress()
     progress.workers = 2
     progress.set_totals(done=0, failed=0, total=1000, listed=True)
-    for _ in range(2 * GROWING_SHARDS):
+    for _ in range(2):
         progress.add(receipt())
         assert "? images/s, ? to go" in progress.line()
+    for _ in range(2 * GROWING_SHARDS):
+        progress.add(receipt())
+    for _ in range(3):
+        next(now)  # slower from here on
+        progress.add(receipt())
+    # Of few images most come before; so it counts from the first shard of each worker: 110 images in 14 seconds.
+    assert progress.rate() == pytest.approx(110 / 14)
+    for _ in range(3):
+        next(now)
+        progress.add(receipt())
+    # Eight small ones, then two as fast as these and six of two seconds each.
+    assert progress.rate() == pytest.approx(80 / 14)
+
+
+def test_a_run_of_less_than_a_shard_for_each_worker_has_the_rate_of_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(1000))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
+    progress = Progress()
+    progress.workers = 2
     progress.add(receipt())
-    assert "? images/s" not in progress.line()
+    assert progress.rate() == 10
