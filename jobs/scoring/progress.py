@@ -97,15 +97,21 @@ class Progress:
 
     def line(self) -> str:
         """Counts, rate, time to go, the slowest stage and how idle the GPUs are, in one line."""
-        rate, total = self._steady_rate(), f"{self.total}" if self.listed else f"{self.total} listed so far"
-        left = duration((self.total - self.done) / rate) if rate and self.listed else "?"
+        total = f"{self.total}" if self.listed else f"{self.total} listed so far"
+        about = "" if self._steady_rate() else "about "  # the start of the workers is in it
+        rate = self.rate()
+        left = f"{about}{duration((self.total - self.done) / rate)} to go" if rate and self.listed else "still listing"
         busiest = self.bottleneck()
         share = self.seconds[busiest] / max(sum(self.seconds[stage] for stage in STAGES), 1e-9)
         waited = f", the GPUs waited {self.seconds['gpu_wait'] / gpu:.0%}" if (gpu := self.seconds["gpu"]) else ""
         return (
             f"{self.done - self.failed} scored, {self.failed} quarantined of {total}; "
-            f"{f'{rate:.0f}' if rate else '?'} images/s, {left} to go; mostly {busiest} ({share:.0%}){waited}"
+            f"{about}{_number(rate)} images/s, {left}; mostly {busiest} ({share:.0%}){waited}"
         )
+
+
+def _number(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def duration(seconds: float) -> str:
