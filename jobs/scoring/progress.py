@@ -13,6 +13,7 @@ from rich.text import Text
 
 from jobs.catalog.shards import GROWING_SHARDS
 from jobs.scoring.stages import Receipt, seconds_of
+from jobs.timing.progress import rate_text
 
 LOG_EVERY_S, FIRST_LOG_S = 30.0, 5.0
 STAGES = ("fetch", "decode", "score", "write")
@@ -106,12 +107,8 @@ class Progress:
         waited = f", the GPUs waited {self.seconds['gpu_wait'] / gpu:.0%}" if (gpu := self.seconds["gpu"]) else ""
         return (
             f"{self.done - self.failed} scored, {self.failed} quarantined of {total}; "
-            f"{about}{_number(rate)} images/s, {left}; mostly {busiest} ({share:.0%}){waited}"
+            f"{about}{rate_text(rate)} images/s, {left}; mostly {busiest} ({share:.0%}){waited}"
         )
-
-
-def _number(rate: float) -> str:
-    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def duration(seconds: float) -> str:

@@ -19,10 +19,15 @@ def told(items: Iterable[T], total: int, what: str, log: logging.Logger, *, each
             shown = now
             rate = done / (now - began)
             log.info(
-                "%s: %d of %d, %.3g/s, %.0f s to go",
-                *(what, done * each, total * each, rate * each, (total - done) / rate),
+                "%s: %d of %d, %s/s, %.0f s to go",
+                *(what, done * each, total * each, rate_text(rate * each), (total - done) / rate),
             )
         yield item
+
+
+def rate_text(rate: float) -> str:
+    """A rate with as many digits as say something."""
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def watch(what: str, log: logging.Logger) -> Callable[[Iterable[T], int], Iterator[T]]:

@@ -15,8 +15,8 @@ def test_long_work_says_how_far_it_is_how_fast_and_how_long_still(
         assert list(progress.told(range(8), 8, "statistics", log, each=16)) == list(range(8))
     # The items come 4, 8, ... seconds after the start: a line from ten seconds on, and then every ten.
     assert [record.getMessage() for record in caplog.records] == [
-        "statistics: 32 of 128, 2.67/s, 36 s to go",
-        "statistics: 80 of 128, 3.33/s, 14 s to go",
+        "statistics: 32 of 128, 2.7/s, 36 s to go",
+        "statistics: 80 of 128, 3.3/s, 14 s to go",
     ]
 
 
