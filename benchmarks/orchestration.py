@@ -31,7 +31,7 @@ from fcdd.bundle import BundleSpec
 from fcdd.io import storage
 from fcdd.runtime import Runtime
 from jobs.catalog import staging
-from jobs.scoring import publishing, runs, stages
+from jobs.scoring import manifests, publishing, runs, stages
 from jobs.scoring.progress import Progress
 from jobs.scoring.settings import ScoreSettings
 from jobs.scoring.stages import Receipt, StartLog
@@ -50,7 +50,7 @@ class SimulatedFetch:
     def __call__(self, shards: pa.Table) -> Iterator[pa.Table]:
         """One table per shard."""
         for shard in shards.to_pylist():
-            part = stages._manifest_part(self.results, self.run_id, shard["part"])
+            part = manifests.read_part(Layout(self.results), self.run_id, shard["part"])
             rows = part.slice(shard["start"] - shard["part_start"], shard["stop"] - shard["start"])
             yield rows.append_column("position", pa.array(range(shard["start"], shard["stop"]), pa.int64()))
 
