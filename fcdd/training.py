@@ -77,6 +77,8 @@ class Sampling:
     probability: float = 0.5
 
 
+# Of more images so many are whitened by.
+STATISTICS_IMAGES = 4096
 # Domains of the keyed generators: without them the order of an epoch would share its stream with sample 0.
 _ORDER, _SAMPLE = 0, 1
 
@@ -269,7 +271,7 @@ def fit_statistics(
         return
     network.eval()
     device = next(network.parameters()).device
-    chosen = np.linspace(0, len(images_nhwc) - 1, min(len(images_nhwc), _STATISTICS_IMAGES)).astype(np.int64)
+    chosen = np.linspace(0, len(images_nhwc) - 1, min(len(images_nhwc), STATISTICS_IMAGES)).astype(np.int64)
     parts = np.split(chosen, range(_STATISTICS_BATCH, len(chosen), _STATISTICS_BATCH))
 
     @torch.inference_mode()
@@ -286,7 +288,7 @@ def fit_statistics(
         head.fit(lambda: (of(step) for step in watch(range(len(parts)), len(parts))), seed=seed)
 
 
-_STATISTICS_IMAGES, _STATISTICS_BATCH, _KEPT_BYTES = 4096, 16, 10**9
+_STATISTICS_BATCH, _KEPT_BYTES = 16, 10**9
 
 
 class Trainer:

@@ -14,6 +14,7 @@ from fcdd.errors import ConfigError
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
 from fcdd.paper import datasets
+from fcdd.training import STATISTICS_IMAGES
 from jobs.labels import label_files
 from jobs.sources import listing
 from jobs.training.settings import TrainSettings, options_of, size_of
@@ -77,17 +78,22 @@ def find_inputs(settings: TrainSettings, listed: list[ObjectInfo]) -> Inputs:
 def _is_leave_one_out(settings: TrainSettings, num_images: int) -> bool:
     """Whether all images calibrate, because a share of them would set the threshold by one single image.
 
-    Features of all images have to fit in memory: of many images a share is enough.
+    Raises ConfigError when that is asked for and their features do not fit in memory, or statistics would not be of
+    all of them.
     """
     if settings.calibration == "held-out" or not networks.needs_statistics(settings.network):
         return False
-    if settings.calibration == "leave-one-out":
-        return True
     size, channels = size_of(settings), networks.in_channels(settings.network)
     network = networks.build(settings.network, in_channels=channels, image_size=size)
-    needed = leave_one_out.feature_bytes(network, num_images) + num_images * math.prod(size) * channels
+    needed_gb = (leave_one_out.feature_bytes(network, num_images) + num_images * math.prod(size) * channels) / 1e9
+    fits = needed_gb <= settings.memory_gb and num_images <= STATISTICS_IMAGES
+    if settings.calibration == "leave-one-out" and not fits:
+        raise ConfigError(
+            f"--calibration leave-one-out is for at most {STATISTICS_IMAGES:,} images whose features fit in memory: "
+            f"{num_images:,} take {needed_gb:.2g} GB, --memory-gb is {settings.memory_gb:g}; hold a share out"
+        )
     is_few = settings.calibration_share * num_images < _FIRM * images_needed(settings.alpha)
-    return is_few and needed <= settings.memory_gb * 1e9
+    return fits and (is_few or settings.calibration == "leave-one-out")
 
 
 def _refuse_anomalous(infos: list[ObjectInfo], images_uri: str) -> None:

@@ -54,6 +54,14 @@ def test_a_share_of_so_few_is_refused_with_what_would_do(images: Path, tmp_path:
     assert "110 nominal images are too few" in capsys.readouterr().err
 
 
+def test_what_cannot_be_left_out_one_by_one_is_refused(images: Path, tmp_path: Path, capsys: Any) -> None:
+    arguments = ["--images", str(images), "--bundle", str(tmp_path / "b"), "--calibration", "leave-one-out"]
+    assert train.main([*arguments, *SMALL, "--memory-gb", "0.001"]) == 2
+    assert "--memory-gb is 0.001; hold a share out" in capsys.readouterr().err
+    assert train.main([*arguments, "--network", "cnn32_s", "--workers", "0"]) == 2
+    assert "cnn32_s has none: hold a share out" in capsys.readouterr().err
+
+
 def test_another_score_and_rate_decide_without_a_training_or_an_image(
     bundle: Path, tmp_path: Path, capsys: Any
 ) -> None:
