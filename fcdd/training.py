@@ -29,7 +29,7 @@ from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.receptive_field import ReceptiveField
 from fcdd.supervision import AnomalySource, HeldOut, Mask, TrainingSet, Unit
-from fcdd.whitening import WhitenedHead
+from fcdd.whitening import Share, WhitenedHead
 
 Pixels = npt.NDArray[np.uint8]
 Augment = Callable[[Pixels, Mask, np.random.Generator], tuple[Unit, Mask]]
@@ -261,31 +261,40 @@ def fit_statistics(
     *,
     seed: int,
     watch: Watch = lambda steps, _: steps,
+    rank: int = 0,
+    world_size: int = 1,
+    add: Callable[[Tensor], object] = lambda _: None,
 ) -> None:
     """Whiten a network's features by nominal images (N,H,W,C) of its input size; nothing for other networks.
 
     Of more than 4,096 images, as many spread evenly are read: covariances do not change with more. `watch` is given
-    the batches as they are worked through, and their number.
+    the batches as they are worked through, and their number. Of several processes each computes the features of its
+    share of the images, which all of them have; `add` makes a tensor the sum over the processes, in place.
     """
     if not isinstance(network.head, WhitenedHead):
         return
     network.eval()
     device = next(network.parameters()).device
     chosen = np.linspace(0, len(images_nhwc) - 1, min(len(images_nhwc), STATISTICS_IMAGES)).astype(np.int64)
-    parts = np.split(chosen, range(_STATISTICS_BATCH, len(chosen), _STATISTICS_BATCH))
+    every = np.split(np.arange(len(chosen)), range(_STATISTICS_BATCH, len(chosen), _STATISTICS_BATCH))
+    parts = every[rank::world_size]
+    positions = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    share = Share(rank, world_size, torch.from_numpy(positions) if world_size > 1 else None, len(chosen), add)
 
     @torch.inference_mode()
     def of(step: int) -> Tensor:
-        features: Tensor = network.features(normalization(torch.from_numpy(images_nhwc[parts[step]]).to(device)))
+        features: Tensor = network.features(
+            normalization(torch.from_numpy(images_nhwc[chosen[parts[step]]]).to(device))
+        )
         return features
 
     head = network.head
     if head.modes > 1 and len(chosen) * head.mean[0].numel() * head.mean.element_size() <= _KEPT_BYTES:
         # Variants are told apart in a first pass: what fits in memory is not computed for each of the two.
         kept = [of(step) for step in watch(range(len(parts)), len(parts))]
-        head.fit(lambda: kept, seed=seed)
+        head.fit(lambda: kept, seed=seed, share=share)
     else:
-        head.fit(lambda: (of(step) for step in watch(range(len(parts)), len(parts))), seed=seed)
+        head.fit(lambda: (of(step) for step in watch(range(len(parts)), len(parts))), seed=seed, share=share)
 
 
 _STATISTICS_BATCH, _KEPT_BYTES = 16, 10**9

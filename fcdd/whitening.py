@@ -11,9 +11,11 @@ seen by one camera) each has statistics of its own and the nearest one counts: e
 Shapes: B batch, K modes, D features, U x V cells.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -70,50 +72,82 @@ class WhitenedHead(nn.Module):
         return energy
 
     @torch.no_grad()
-    def fit(self, batches: Callable[[], Iterable[Tensor]], *, seed: int = 0) -> None:
+    def fit(self, batches: Callable[[], Iterable[Tensor]], *, seed: int = 0, share: "Share | None" = None) -> None:
         """Estimate the statistics from nominal features; `batches()` yields them (B,D,U,V), the same at each call.
 
         Modes are k-means clusters of the images' mean features, for which several of them read the features once more.
-        Raises ConfigError for fewer than two images in a mode.
+        With a `share` these are one process's features of many. Raises ConfigError for fewer than two images in a mode.
         """
-        modes = self.assign(batches, seed)
+        share = share or Share()
+        modes = self.assign(batches, seed, share)
         total, square = torch.zeros_like(self.mean), torch.zeros_like(self.whitening)
-        counts, centre = torch.zeros(self.modes, dtype=torch.int64), None
-        for batch in batches():
-            if centre is None:  # taken off first: large means would drown the second moments in float32
-                centre = batch.mean(0).flatten(1).T
+        counts = torch.zeros(self.modes, dtype=torch.int64, device=self.mean.device)
+        # Taken off first, and of all processes the same: large means would drown the second moments in float32.
+        centre, start = torch.zeros_like(self.mean[0]), 0
+        mine = iter(batches())
+        if (first := next(mine, None)) is not None and share.rank == 0:
+            centre += first.mean(0).flatten(1).T
+        share.add(centre)
+        for batch in itertools.chain([] if first is None else [first], mine):
             cells_nbd = batch.flatten(2).permute(2, 0, 1) - centre[:, None]
-            start = int(counts.sum())
             labels = torch.zeros(len(batch), dtype=torch.int64) if modes is None else modes[start : start + len(batch)]
             for mode in range(self.modes):
                 members = cells_nbd[:, labels == mode]
                 total[mode] += members.sum(1)
                 square[mode] += members.transpose(1, 2) @ members
-            counts += torch.bincount(labels, minlength=self.modes)
-        if centre is None or counts.min() < 2:
+            counts += torch.bincount(labels, minlength=self.modes).to(counts.device)
+            start += len(batch)
+        for sums in (total, square, counts):
+            share.add(sums)
+        if counts.min() < 2:
             raise ConfigError(
                 f"{int(counts.sum())} nominal images do not make {self.modes} modes of two images or more; use fewer "
                 "modes, or more images"
             )
+        self.whitening.zero_()
         for mode, count in enumerate(counts.tolist()):
             mean = total[mode] / count
             self.mean[mode] = mean + centre
             variances = (square[mode].diagonal(dim1=1, dim2=2) - count * mean.square()) / (count - 1)
-            ridge = ridge_of(variances)
-            _fill_inverse_roots(self.whitening[mode], square[mode], mean, count, ridge)
+            cells = range(share.rank, len(mean), share.size)
+            _fill_inverse_roots(self.whitening[mode], cells, square[mode], mean, count, ridge_of(variances))
+        share.add(self.whitening)
 
-    def assign(self, batches: Callable[[], Iterable[Tensor]], seed: int) -> Tensor | None:
+    def assign(self, batches: Callable[[], Iterable[Tensor]], seed: int, share: "Share | None" = None) -> Tensor | None:
         """The mode of every image, (N,); None if there is one only. `batches()` yields features (B,D,U,V)."""
         if self.modes == 1:
             return None
         from sklearn.cluster import KMeans  # half a second to import, and most networks do without
 
-        images_nd = torch.cat([batch.mean((2, 3)) for batch in batches()])
+        own = [batch.mean((2, 3)) for batch in batches()]
+        images_nd = torch.cat(own) if own else self.mean.new_empty(0, self.mean.shape[2])
+        if share is not None and share.positions is not None:
+            together = self.mean.new_zeros(share.num_images, self.mean.shape[2])
+            together[share.positions.to(together.device)] = images_nd
+            share.add(together)
+            images_nd = together
         if len(images_nd) < self.modes:
-            return torch.zeros(len(images_nd), dtype=torch.int64)
-        scaled = (images_nd - images_nd.mean(0)) / images_nd.std(0).clamp_min(1e-6)
-        labels = KMeans(self.modes, n_init=5, random_state=seed).fit(scaled.cpu().numpy()).labels_
-        return torch.from_numpy(labels.astype(np.int64))
+            labels = torch.zeros(len(images_nd), dtype=torch.int64)
+        else:
+            scaled = (images_nd - images_nd.mean(0)) / images_nd.std(0).clamp_min(1e-6)
+            found = KMeans(self.modes, n_init=5, random_state=seed).fit(scaled.cpu().numpy()).labels_
+            labels = torch.from_numpy(found.astype(np.int64))
+        return labels if share is None or share.positions is None else labels[share.positions]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One process's part of statistics that several fit together: by default all of them, alone.
+
+    `positions` (n,) of its images among all `num_images`; `add` makes a tensor the sum of that of all processes, in
+    place.
+    """
+
+    rank: int = 0
+    size: int = 1
+    positions: Tensor | None = None
+    num_images: int = 0
+    add: Callable[[Tensor], object] = lambda _: None
 
 
 def ridge_of(variances: Tensor) -> Tensor:
@@ -135,18 +169,22 @@ def threads_of_one() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
-def _fill_inverse_roots(roots: Tensor, square: Tensor, mean: Tensor, count: int, ridge: Tensor) -> None:
-    """Fill `roots` (cells,D,D) from sums of squares (cells,D,D), means (cells,D) and the number of images.
+def _fill_inverse_roots(
+    roots: Tensor, cells: Iterable[int], square: Tensor, mean: Tensor, count: int, ridge: Tensor
+) -> None:
+    """Fill some of `roots` (cells,D,D) from sums of squares (cells,D,D), means (cells,D) and the number of images.
 
-    Cell by cell: all at once would take several times the memory of the result.
+    Cell by cell: all at once would take several times the memory of the result. On CPUs: a GPU decomposes one small
+    matrix after the other.
     """
 
     def fill(cell: int) -> None:
         gap = mean[cell]
-        roots[cell] = _inverse_root((square[cell] - count * torch.outer(gap, gap)) / (count - 1), ridge)
+        covariance = (square[cell] - count * torch.outer(gap, gap)) / (count - 1)
+        roots[cell] = _inverse_root(covariance.cpu(), ridge.cpu())
 
     with threads_of_one() as pool:
-        list(pool.map(fill, range(len(mean))))
+        list(pool.map(fill, cells))
 
 
 def _inverse_root(covariance: Tensor, ridge: Tensor) -> Tensor:

@@ -115,10 +115,10 @@ def train(loop: LoopConfig, workers: Workers) -> None:
         moving_statistics=loop.moving_statistics,
         frozen=loop.frozen,
     )
-    scaling = _shared(
-        _fit_constants(loop, network, reader, fresh=found is None) if workers.rank == 0 else None, workers
-    )
+    scaling = _shared(_constants(loop, reader) if workers.rank == 0 else None, workers)
     network.to(workers.device)
+    if found is None and networks.needs_statistics(loop.network):
+        _fit_statistics(loop, network, scaling, reader, workers)
     if workers.device.type == "cuda":  # tensor cores want it; on CPUs the images alone suffice
         network.to(memory_format=torch.channels_last)
     if workers.size > 1:
@@ -314,20 +314,29 @@ def _anomalies(loop: LoopConfig) -> AnomalySource:
     return source
 
 
-def _fit_constants(
+def _constants(loop: LoopConfig, reader: data_set.StoredImages | data_set.LoadedImages) -> Normalization:
+    """What a pretrained trunk expects, else constants of the training images."""
+    expected = networks.input_normalization(loop.network)
+    if expected is not None:
+        return expected
+    return normalization.estimate(loop.normalization, torch.from_numpy(reader.sample(SAMPLE_IMAGES)))
+
+
+def _fit_statistics(
     loop: LoopConfig,
     network: FCDDNetwork,
+    scaling: Normalization,
     reader: data_set.StoredImages | data_set.LoadedImages,
-    *,
-    fresh: bool,
-) -> Normalization:
-    """What a pretrained trunk expects, else constants of the training images; statistics of whitened features."""
-    expected = networks.input_normalization(loop.network)
-    if expected is not None and not (fresh and networks.needs_statistics(loop.network)):
-        return expected
-    pixels = reader.sample(SAMPLE_IMAGES)
-    scaling = expected or normalization.estimate(loop.normalization, torch.from_numpy(pixels))
-    if fresh:
-        watch = progress.watch("statistics of nominal images", log)
-        training.fit_statistics(network, scaling, pixels, seed=loop.options.seed, watch=watch)
-    return scaling
+    workers: Workers,
+) -> None:
+    """Statistics of whitened features, each worker those of its share of the images, on its device."""
+    training.fit_statistics(
+        network,
+        scaling,
+        reader.sample(SAMPLE_IMAGES),
+        seed=loop.options.seed,
+        watch=progress.watch("statistics of nominal images", log),
+        rank=workers.rank,
+        world_size=workers.size,
+        add=dist.all_reduce if workers.size > 1 else lambda _: None,
+    )

@@ -126,7 +126,7 @@ def together(size: int, loop: LoopConfig, folder: Path) -> None:
     ("name", "size"),
     [
         pytest.param("cnn32_s", SIZE, marks=pytest.mark.slow),
-        ("whitened:efficientnet_lite0:stage3+stage2", (64, 64)),
+        ("whitened:efficientnet_lite0:stage3+stage2:2", (64, 64)),
     ],
 )
 def test_the_result_does_not_depend_on_the_number_of_workers(
