@@ -19,6 +19,8 @@ from fcdd.normalization import Normalization
 FORMAT_VERSION: Literal[3] = 3
 WEIGHTS_FILE, SPEC_FILE, CARD_FILE = "model.safetensors", "bundle.json", "README.md"
 Side = Annotated[int, Field(ge=1, le=65_535)]
+# Beside them: what the training learned, for a person.
+PAGE_FILE = "training.html"
 FILES = (WEIGHTS_FILE, CARD_FILE, SPEC_FILE)  # the specification last: it makes the bundle readable
 
 

@@ -1,7 +1,8 @@
 """`fcdd train`: nominal images -> a bundle, alone or data-parallel with Ray Train."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from fcdd.bundle import PAGE_FILE, BundleSpec
 from fcdd.io import storage
 from jobs.shell import process
 from jobs.training import dry_run, run
@@ -18,11 +19,24 @@ def train(settings: TrainSettings) -> None:
     if settings.dry_run:
         dry_run.dry_run(settings)
         return
-    spec = run.train(settings).spec
-    print(f"bundle     {storage.normalize(settings.bundle)}\ndigest     {spec.digest}")
-    print(f"threshold  {spec.calibration.threshold:.6g} for a false-alarm rate of {settings.alpha:g}")
-    for name, value in sorted(spec.training.metrics.items()):
-        print(f"{name:10} {value:.4f}")
+    bundle = storage.normalize(settings.bundle)
+    print("\n".join(_lines(run.train(settings).spec, bundle)))
+
+
+def _lines(spec: BundleSpec, bundle: str) -> Iterator[str]:
+    """What came of a training, for a person."""
+    fitted, metrics = spec.calibration, dict(spec.training.metrics)
+    images = "each scored by the statistics of all others" if fitted.is_leave_one_out else "held out"
+    yield f"bundle     {bundle}\ndigest     {spec.digest}"
+    yield f"score      {spec.score} of the map"
+    yield f"threshold  {fitted.threshold:.6g} for a false-alarm rate of {fitted.alpha:g}"
+    yield f"           from {fitted.pooled.num_images} images, {images}"
+    kinds = {name: metrics.pop(name) for name in sorted(metrics) if name.startswith("found_")}
+    found = ", ".join(f"{share:.0%} of {name.removeprefix('found_')}" for name, share in kinds.items())
+    yield f"finds      {metrics.pop('found'):.0%} of synthetic anomalies of kinds not trained on ({found})"
+    for name, value in sorted(metrics.items()):
+        yield f"{name:10} {value:.4f}"
+    yield f"look at    {storage.join(bundle, PAGE_FILE)}: are its most anomalous nominal images really good?"
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from fcdd.bundle import PAGE_FILE
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError
 from fcdd.io import storage
 
 log = logging.getLogger(__name__)
 
-METRICS_FILE, PAGE_FILE, EVENTS_FOLDER = "metrics.jsonl", "training.html", "events"
+METRICS_FILE, EVENTS_FOLDER = "metrics.jsonl", "events"
 
 
 def write(bundle_uri: str, history: Sequence[Mapping[str, float]], page: bytes) -> None:

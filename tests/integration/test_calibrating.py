@@ -1,5 +1,8 @@
 """What the threshold of a bundle comes from, through the commands: left out, held out, another score, another rate."""
 
+import io
+import re
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,18 @@ def images(tmp_path_factory: pytest.TempPathFactory, nominal_cells: list[Labelle
 
 
 @pytest.fixture(scope="module")
-def bundle(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A bundle, and what was printed."""
     location = tmp_path_factory.mktemp("bundles") / "left-out"
-    assert train.main(["--images", str(images), "--bundle", str(location), *SMALL]) == 0
-    return location
+    said = io.StringIO()
+    with redirect_stdout(said):
+        assert train.main(["--images", str(images), "--bundle", str(location), *SMALL]) == 0
+    return location, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def bundle(trained: tuple[Path, str]) -> Path:
+    return trained[0]
 
 
 def test_a_hundred_images_support_a_rate_of_one_percent_and_all_are_trained_on(bundle: Path) -> None:
@@ -38,6 +49,17 @@ def test_a_hundred_images_support_a_rate_of_one_percent_and_all_are_trained_on(b
     page = (bundle / "training.html").read_text()
     assert "each scored by statistics that did not see it" in page
     assert page.count("made from file://") == 2 * 6 * 6 + 36  # alt texts and captions
+
+
+def test_a_training_says_what_it_learned_and_where_to_look(trained: tuple[Path, str]) -> None:
+    location, said = trained
+    lines = said.splitlines()
+    assert "from 110 images, each scored by the statistics of all others" in said
+    assert any(
+        re.match(r"finds      \d+% of synthetic anomalies of kinds not trained on \(\d+% of blurred, ", line)
+        for line in lines
+    )
+    assert lines[-1].startswith(f"look at    file://{location}/training.html: ")
 
 
 def test_images_that_statistics_have_seen_do_not_calibrate_the_bundle_again(
