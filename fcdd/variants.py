@@ -27,7 +27,8 @@ def count(features_nd: npt.NDArray[np.float32], *, seed: int) -> int:
         if len(scaled) < number * SMALLEST:
             break
         labels = KMeans(number, n_init=5, random_state=seed).fit(scaled).labels_
-        if np.bincount(labels).min() < max(SMALLEST, SMALLEST_SHARE * len(scaled)):
+        sizes = np.bincount(labels, minlength=number)  # of features that do not vary there is one cluster, not two
+        if sizes.min() < max(SMALLEST, SMALLEST_SHARE * len(scaled)):
             continue
         silhouette = float(silhouette_score(scaled, labels))
         if silhouette > best:

@@ -5,7 +5,7 @@ import importlib
 import sys
 from typing import NoReturn
 
-from jobs.shell import process
+from jobs.shell import errors, process
 from jobs.shell.verbs import VERBS
 from jobs.shell.versions import versions
 
@@ -27,7 +27,12 @@ def main() -> int:
         meant = f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(VERBS)}"
         print(f"error: unknown verb {verb!r}; {meant}", file=sys.stderr)
         return 2
-    code: int = importlib.import_module(f"jobs.{verb.replace('-', '_')}").main(arguments)
+    try:
+        module = importlib.import_module(f"jobs.{verb.replace('-', '_')}")
+    except KeyboardInterrupt:  # some verbs load for seconds
+        print("interrupted before anything began", file=sys.stderr)
+        return errors.INTERRUPTED
+    code: int = module.main(arguments)
     return code
 
 

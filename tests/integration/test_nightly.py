@@ -529,7 +529,7 @@ def test_a_reviewed_run_is_a_calibration_without_its_anomalies(line: Line, *, et
     kept = [row["anomaly_score"] for row in scores.to_pylist() if not labels.get(row["image_uri"])]
     assert fitted.calibration.pooled.scores == pytest.approx(sorted(kept))
     assert fitted.calibrated_on == f"reviewed run {record.run_id}"
-    make(score="mean").save(f"{line.root}/other")
+    make(gaussian_std=3.0).save(f"{line.root}/other")
     other = line.around("calibrate", "--bundle", f"{line.root}/other", *where[2:], "--overwrite", check=False)
     assert "was scored with another bundle" in other.stderr
 
@@ -616,7 +616,8 @@ def test_two_bundles_are_compared_on_the_same_images(line: Line, tmp_path: Path)
     assert all(row["is_anomalous_a"] != row["is_anomalous_b"] for row in found["flips"])
     assert f"Spearman correlation {expected:.4f}" in said
     with Image.open(sorted(pictures.iterdir())[0]) as shown:
-        assert shown.size == (3 * SIZE[1], SIZE[0])
+        assert shown.width == 3 * SIZE[1]
+        assert shown.height > SIZE[0]  # captions say which run each is of
     unknown = run_verb("compare", "nothing", second.run_id, "--results", line.results, check=False)
     assert unknown.returncode == 2
     assert f"there are: {first.run_id}" in unknown.stderr
@@ -640,7 +641,8 @@ def test_an_audit_flags_evidence_at_one_spot_and_draws_it(line: Line, tmp_path: 
     assert "<-- suspicious" in said
     [drawn] = (tmp_path / "p").iterdir()
     with Image.open(drawn) as shown:
-        assert shown.size == (3 * 48, 32)
+        assert shown.width >= 3 * 48
+        assert shown.height > 32  # titles say what each shows
     found = json.loads(line.around("audit", "--labels", f"{line.root}/labels.csv", "--format", "json").stdout)
     assert any(each["flagged"] for each in found["anomalous"]["concentrations"])
     assert not any(each["flagged"] for each in found["nominal"]["concentrations"])

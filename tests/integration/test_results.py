@@ -325,7 +325,10 @@ def test_a_question_is_interrupted_without_a_traceback(nights: Line, kind: str) 
     slow = "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range % 7 = 1"
     command = [sys.executable, "-m", "jobs.cli", "query", "--results", nights.results, "--format", kind, "--sql", slow]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        time.sleep(4)  # it answers by now
+        loaded = Path(f"/proc/{process.pid}/maps")
+        while "duckdb" not in loaded.read_text():
+            time.sleep(0.1)
+        time.sleep(3)  # it answers by now
         process.send_signal(signal.SIGINT)
         try:
             _, said = process.communicate(timeout=60)

@@ -1,8 +1,11 @@
 """What the edge of a process makes of errors."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from fcdd.errors import ConfigError, FCDDError
+from jobs import cli
 from jobs.shell import process
 from jobs.shell.errors import LeaseHeld
 
@@ -28,3 +31,15 @@ def test_an_error_is_one_whole_line_whatever_a_key_holds(
 
     assert process.run(job) == code
     assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_ctrl_c_while_a_verb_is_loaded_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "importlib", SimpleNamespace(import_module=interrupted))
+    monkeypatch.setattr("sys.argv", ["fcdd", "train"])
+    assert cli.main() == 130
+    assert capsys.readouterr().err == "interrupted before anything began\n"
