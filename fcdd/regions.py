@@ -35,7 +35,7 @@ def find(
 
     Cells that touch by an edge or a corner belong together, but for two peaks with a saddle of less than `SADDLE` of
     the lower one between them: those are two regions, which meet there. A cell covers `stride` network-input pixels
-    around its centre, scaled to the original image.
+    around its centre, scaled to the original image; those at the rim reach the border of the image.
     """
     from scipy import ndimage  # late: who reads regions that were found needs none of it
 
@@ -50,8 +50,8 @@ def find(
     for index, box in enumerate(ndimage.find_objects(labels), start=1):
         inside = labels[box] == index
         (y0, y1), (x0, x1) = (
-            _pixels(axis, receptive_field, pixels / inputs, pixels)
-            for axis, inputs, pixels in zip(box, input_size, image_size, strict=True)
+            _pixels(axis, cells, receptive_field, pixels / inputs, pixels)
+            for axis, cells, inputs, pixels in zip(box, map_uv.shape, input_size, image_size, strict=True)
         )
         peak = float(map_uv[box][inside].max())
         found.append(Region(x0, y0, x1, y1, float(inside.sum() / map_uv.size), peak))
@@ -93,8 +93,8 @@ def _root(part_of: list[int], label: int) -> int:
     return label
 
 
-def _pixels(cells: slice, field: ReceptiveField, scale: float, pixels: int) -> tuple[int, int]:
+def _pixels(cells: slice, of: int, field: ReceptiveField, scale: float, pixels: int) -> tuple[int, int]:
     start = field.centre + field.stride * (cells.start - 0.5) + 0.5
     stop = field.centre + field.stride * (cells.stop - 0.5) + 0.5
-    first = min(max(int(np.floor(start * scale)), 0), pixels - 1)
-    return first, max(min(int(np.ceil(stop * scale)), pixels), first + 1)
+    first = 0 if cells.start == 0 else min(max(int(np.floor(start * scale)), 0), pixels - 1)
+    return first, pixels if cells.stop == of else max(min(int(np.ceil(stop * scale)), pixels), first + 1)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 # Pixels. An image of at most the larger area is not scaled down; sides are whole cells of a trunk.
 PUBLISHED_AREA, SMALL_AREA = 224 * 224, 256 * 320
 MULTIPLE = 16
-_LONGEST = 4096
+LONGEST = 4096
 
 
 def input_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -21,5 +21,11 @@ def input_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     area = height * width
     fitting = area if PUBLISHED_AREA <= area <= SMALL_AREA else PUBLISHED_AREA
     scale = math.sqrt(fitting / area)
-    rows, columns = (max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in (height, width))
-    return min(rows, _LONGEST), min(columns, _LONGEST)
+    rows, columns = whole_cells((height * scale, width * scale))
+    return min(rows, LONGEST), min(columns, LONGEST)
+
+
+def whole_cells(size: tuple[float, float]) -> tuple[int, int]:
+    """The nearest (height, width) whose sides are whole cells of a trunk."""
+    rows, columns = (max(MULTIPLE, math.floor(side / MULTIPLE + 0.5) * MULTIPLE) for side in size)
+    return rows, columns

@@ -123,6 +123,11 @@ def _fitted(settings: CalibrateSettings, spec: BundleSpec, weights: bytes, score
         nominal, alpha=settings.alpha or before.alpha, group_pattern=pattern, decide_by_group=by_group
     )
     threshold.explain(nominal.scores, uris, fitted.threshold)
+    if len(uris) < before.pooled.num_images:
+        log.warning(
+            "%d images are fewer than the %d that the bundle was calibrated on: the threshold is less firm",
+            *(len(uris), before.pooled.num_images),
+        )
     warn = recalibration.warn_of_higher
     if score == spec.score:
         warn(before.threshold, fitted.threshold, nominal.scores, uris, "threshold")

@@ -330,7 +330,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
     renamed = {
         "date": record.day,
         "model_digest": record.bundle_digest,
-        "drift_verdict": record.drift.verdict,
+        "drift_verdict": record.drift.in_words,
         "drift_reasons": list(record.drift.reasons),
         "quarantine_reasons": list(record.quarantine_reasons.items()),
         "stage_seconds": list(record.stage_seconds.items()),

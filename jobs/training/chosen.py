@@ -27,10 +27,8 @@ def with_image_size(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> Tr
 
     Raises ConfigError when none of the images that are looked at can be read.
     """
-    if settings.image_size is not None:
-        return settings
     if networks.parse(settings.network) is None:
-        return settings.model_copy(update={"image_size": _PUBLISHED})
+        return settings.model_copy(update={"image_size": settings.image_size or _PUBLISHED})
     chosen = np.linspace(0, len(listed) - 1, min(len(listed), _SIZED)).astype(np.int64)
     looked = fetching.fetch_all([listed[index] for index in chosen], (sizing.MULTIPLE, sizing.MULTIPLE), 3)
     sizes = [(image.height, image.width) for image in looked if isinstance(image, DecodedImage)]
@@ -38,12 +36,29 @@ def with_image_size(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> Tr
         raise ConfigError(
             f"none of {len(looked)} images can be read, {listed[0].uri} among them; is it the right place?"
         )
-    height, width = sizing.input_size(sizes)
-    log.info(
-        "the network sees images at %dx%d pixels (of %dx%d ones; --image-size says otherwise)",
-        *(width, height, *sorted(sizes)[len(sizes) // 2][::-1]),
-    )
+    own = sorted(sizes, key=lambda size: (size[0] * size[1], size))[len(sizes) // 2]
+    height, width = sizing.input_size(sizes) if settings.image_size is None else sizing.whole_cells(size_of(settings))
+    _tell(own, (height, width), is_given=settings.image_size is not None)
     return settings.model_copy(update={"image_size": f"{height}x{width}"})
+
+
+def _tell(own: tuple[int, int], size: tuple[int, int], *, is_given: bool) -> None:
+    """Log at what size images are seen, what more pixels would take, and warn of sides that are exchanged."""
+    log.info("images of %s pixels are seen at %s (height x width)", *map(_by, (own, size)))
+    if (own[0] - own[1]) * (size[0] - size[1]) < 0:
+        log.warning("--image-size is HEIGHTxWIDTH: %s is upright where the images lie, or the reverse", _by(size))
+    whole = sizing.whole_cells(own)
+    times = whole[0] * whole[1] / (size[0] * size[1])
+    if not is_given and times > 1.5 and max(whole) <= sizing.LONGEST:
+        log.info(
+            "defects of a few pixels are lost by that: --image-size %s sees all of them, and takes about %.1f times as "
+            "long to train and to score",
+            *(_by(whole), times),
+        )
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def with_variants(settings: TrainSettings, nominal_nhwc: npt.NDArray[np.uint8]) -> TrainSettings:

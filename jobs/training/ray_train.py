@@ -13,7 +13,7 @@ from torch import nn
 from fcdd.errors import FCDDError
 from fcdd.networks import FCDDNetwork
 from jobs.on_ray import machines, session
-from jobs.training import train_loop
+from jobs.training import memory, train_loop
 from jobs.training.train_loop import LoopConfig
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ def train_worker(config: dict[str, Job]) -> None:
     job = config["job"]
     if not job.failures.empty():
         return
+    memory.keep()
     workers = RayWorkers()
     if workers.rank == 0:
         session.send_logs_to(job.logs)
