@@ -102,19 +102,29 @@ PROBES: MappingProxyType[str, Probe] = MappingProxyType(
 
 
 class Drawn(NamedTuple):
-    """M probes: pictures (M,H,W,C), the kind of each, and the index of the image that each was made from, (M,)."""
+    """M probes: pictures (M,H,W,C), the kind of each, and the index of the image that each was made from, (M,).
+
+    `boxes` (M,4) are x0, y0, x1, y1 of what was changed, in pixels.
+    """
 
     pictures: Pixels
     kinds: list[str]
     sources: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.int64]
 
 
 def draw(images_nhwc: Pixels, generator: np.random.Generator, *, kinds: Mapping[str, Probe], per_kind: int) -> Drawn:
     """`per_kind` probes of every kind, made from images (N,H,W,C) in turn."""
     names = [kind for kind in kinds for _ in range(per_kind)]
     sources = np.resize(generator.permutation(len(images_nhwc)), len(names))
-    pictures = [kinds[kind](images_nhwc[source], generator)[0] for kind, source in zip(names, sources, strict=True)]
-    return Drawn(np.stack(pictures), names, sources)
+    made = [kinds[kind](images_nhwc[source], generator) for kind, source in zip(names, sources, strict=True)]
+    boxes = np.array([_box(mask) for _, mask in made], np.int64)
+    return Drawn(np.stack([picture for picture, _ in made]), names, sources, boxes)
+
+
+def _box(mask_hw: Mask) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 class _Spot:

@@ -36,7 +36,8 @@ _CHUNK = 32
 class Evidence:
     """Maps and scores of N calibration images and of M probes: pictures (M,H,W,C), kinds, and what they came from.
 
-    Probe m was made from calibration image `sources[m]`; the kind "trained on" is the one that the training used.
+    Probe m was made from calibration image `sources[m]`, within `boxes[m]` (x0, y0, x1, y1 in pixels). The kind
+    "trained on" is the one that the training used.
     """
 
     nominal: Scored
@@ -44,6 +45,7 @@ class Evidence:
     pictures: npt.NDArray[np.uint8]
     kinds: list[str]
     sources: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.int64]
 
     def choose(self, alpha: float) -> Choice:
         """The score by what is found of kinds not trained on. Raises ConfigError as `score_choice.choose`."""
@@ -81,7 +83,7 @@ def measure(
         runner = Runner(network, scaling, images_nhwc.shape[1:3])
         maps = (_maps(runner, images_nhwc), _maps(runner, drawn.pictures))
     nominal, scored = map(detector.summarise, maps)
-    return Evidence(nominal, scored, drawn.pictures, drawn.kinds, drawn.sources)
+    return Evidence(nominal, scored, drawn.pictures, drawn.kinds, drawn.sources, drawn.boxes)
 
 
 def _maps(runner: Runner, images_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

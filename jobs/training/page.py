@@ -60,6 +60,12 @@ def _examples(found: Evidence, kind: str, names: Sequence[str], scores: npt.NDAr
     ranked = own[np.argsort(-scores[own], kind="stable")]
     chosen = ranked[np.linspace(0, len(ranked) - 1, min(len(ranked), _EACH_KIND)).astype(int)]
     return [
-        Shown(f"made from {names[found.sources[i]]}", found.pictures[i], found.probes.maps[i], float(scores[i]))
+        Shown(
+            f"made from {names[found.sources[i]]}",
+            found.pictures[i],
+            found.probes.maps[i],
+            float(scores[i]),
+            found.boxes[i].tolist(),
+        )
         for i in chosen.tolist()
     ]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from fcdd import heatmap
+from fcdd import contours, heatmap
 from fcdd.calibration import Floats, Score, ThresholdImage
 from fcdd.detector import Detector
 from jobs.viewing import pages, rendering
@@ -19,16 +19,22 @@ from jobs.viewing import pages, rendering
 _BINS, _WIDTH, _HEIGHT = 60, 640, 160
 # Pictures of a page of a few hundred kilobytes.
 _QUALITY, _SIDE = 70, 224
+# Pixels between a change and the box around it.
+_AROUND = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A picture (H,W,C) of the network's input with its map (U,V) and score; `name` says which one it is."""
+    """A picture (H,W,C) of the network's input with its map (U,V) and score; `name` says which one it is.
+
+    `box` (x0, y0, x1, y1) is where something was changed, if that is known.
+    """
 
     name: str
     picture: npt.NDArray[np.uint8]
     map_uv: npt.NDArray[np.float32]
     score: float
+    box: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,12 @@ def _drawn(detector: Detector, shown: Shown) -> dict[str, Any]:
     original = Image.fromarray(pixels).convert("RGB")
     threshold = detector.spec.calibration.map_threshold
     over = heatmap.overlay(original, detector.heatmap(shown.map_uv), threshold)
+    if shown.box:
+        x0, y0, x1, y1 = shown.box
+        for picture in (original, over):
+            draw = ImageDraw.Draw(picture)
+            for grown, colour in ((_AROUND + 1, contours.CASING), (_AROUND, contours.LINE)):
+                draw.rectangle((x0 - grown, y0 - grown, x1 + grown - 1, y1 + grown - 1), outline=colour)
     for each in (original, over):
         each.thumbnail((_SIDE, _SIDE))
     return {

@@ -135,6 +135,29 @@ def test_the_receptive_field_is_where_gradients_reach(name: str) -> None:
     assert last - 4 <= int(touched.max()) <= last
 
 
+def test_a_spot_is_found_where_it_is_and_not_half_a_cell_beside_it() -> None:
+    name, size = "whitened:efficientnet_lite0:stage4+stage3+stage5", (224, 224)
+    network = networks.build(name, in_channels=3, image_size=size).eval()
+    networks.load_pretrained(network, name)
+    field, scaling = network.receptive_field, networks.input_normalization(name)
+    assert scaling is not None
+    generator, gaps = np.random.default_rng(0), []
+    images = [generator.integers(40, 200, (28, 28, 3)).repeat(8, 0).repeat(8, 1) for _ in range(12)]
+    nominal = np.stack(images).astype(np.uint8)
+    places, spotted = generator.integers(60, 156, (12, 2)), nominal.copy()
+    for picture, (y, x) in zip(spotted, places, strict=True):
+        picture[y : y + 8, x : x + 8] = 255 - picture[y : y + 8, x : x + 8]
+    with torch.inference_mode():
+        before, after = (network.features(scaling(torch.from_numpy(each))) for each in (nominal, spotted))
+    changes = ((after - before).square() / (before.var((0, 2, 3), keepdim=True) + 1e-6)).mean(1).sqrt().numpy()
+    for change, place in zip(changes, places, strict=True):
+        weights = np.where(change >= 0.3 * change.max(), change, 0)
+        centres = field.centre + field.stride * np.arange(field.height)
+        found = [(weights.sum(1 - axis) * centres).sum() / weights.sum() for axis in (0, 1)]
+        gaps.append(np.array(found) - (place + 3.5))
+    assert np.abs(np.mean(gaps, 0)).max() < 2  # by theory 5 to 6 pixels right and below
+
+
 def test_stages_joined_lie_on_the_grid_of_the_first() -> None:
     features, field, channels = backbones.build("efficientnet_lite0", ["stage4", "stage2", "stage5"], (64, 96))
     assert (field.height, field.width, field.stride) == (4, 6, 16)

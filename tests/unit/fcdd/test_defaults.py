@@ -22,6 +22,11 @@ def test_the_input_has_the_shape_of_the_images(sizes: list[tuple[int, int]], exp
     assert sizing.input_size(sizes) == expected
 
 
+def test_a_size_that_is_asked_for_becomes_whole_cells() -> None:
+    assert sizing.whole_cells((360, 480)) == (368, 480)
+    assert sizing.whole_cells((5, 17)) == (16, 16)
+
+
 def clusters(*counts: int, gap: float = 8.0) -> np.ndarray:
     generator = np.random.default_rng(0)
     centres = generator.normal(0, gap, (len(counts), 20))

@@ -47,6 +47,8 @@ def test_every_kind_is_drawn_as_often_and_names_the_image_it_came_from() -> None
     drawn = probes.draw(images, np.random.default_rng(0), kinds=probes.PROBES, per_kind=2)
     assert drawn.kinds == [kind for kind in probes.PROBES for _ in range(2)]
     assert drawn.pictures.shape == (len(drawn.kinds), *images.shape[1:])
-    for picture, source in zip(drawn.pictures, drawn.sources, strict=True):
+    for picture, source, (x0, y0, x1, y1) in zip(drawn.pictures, drawn.sources, drawn.boxes, strict=True):
+        changed = np.abs(picture.astype(int) - images[source]).max(2) > 8
+        assert changed[y0:y1, x0:x1].sum() == changed.sum() > 0
         unlike = [(picture != image).mean() for image in images]
         assert int(np.argmin(unlike)) == source
