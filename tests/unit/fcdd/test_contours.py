@@ -54,7 +54,8 @@ def test_what_reaches_the_border_is_closed_along_it_and_a_hole_has_a_ring_of_its
 @given(MAPS, st.floats(1, 90))
 def test_hot_cells_are_within_an_outline_and_no_others(map_uv: np.ndarray, threshold: float) -> None:
     rings = contours.rings(map_uv, threshold, **WHERE)
-    assert bool(rings) == bool(regions.find(map_uv, threshold, **WHERE))
+    if (np.abs(map_uv - threshold) > 1e-3 * threshold).all():  # else a region may be smaller than a line can show
+        assert bool(rings) == bool(regions.find(map_uv, threshold, **WHERE))
     for row, column in np.ndindex(map_uv.shape):
         x, y = (8 + 16 * column) * 3, (8 + 16 * row) * 2
         if abs(map_uv[row, column] - threshold) > 1e-3 * threshold:  # else the line runs through its centre
