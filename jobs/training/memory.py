@@ -4,7 +4,7 @@ import ctypes
 import sys
 
 # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD; bytes.
-_TRIM, _MMAP, _KEPT = -1, -3, 2**30
+_TRIM, _MMAP, _KEPT = -1, -3, 2**29
 
 
 def keep() -> None:
