@@ -45,7 +45,9 @@ def test_a_cell_sees_exactly_its_receptive_field(name: str) -> None:
     images = torch.randn(1, 3, 224, 224, requires_grad=True)
     network(images)[0, 0, cell, cell].backward()
     seen = torch.nonzero(images.grad.abs().sum((0, 1, 3))).flatten()
-    centre = field.centre + field.stride * cell
+    # Lite0 pads after the image only: by theory its cells are centred half a cell further on than they look.
+    theory = field.stride - 1 if "lite0" in name else field.centre
+    centre = theory + field.stride * cell
     half = (field.extent - 1) / 2
     assert seen.min() >= centre - half
     assert seen.max() <= centre + half
