@@ -25,6 +25,8 @@ from benchmarks import elpv, textures
 from fcdd import augmentation, calibration, detector, metrics, networks, sizing, splits, supervision, training, variants
 from fcdd.detector import Scored
 from fcdd.inference import Runner
+from fcdd.networks import FCDDNetwork
+from fcdd.normalization import Normalization
 from fcdd.paper import datasets, toys
 from fcdd.supervision import TrainingSet
 from fcdd.training import Sampling, TrainOptions
@@ -134,14 +136,21 @@ def scored(data: Data, recipe: Recipe, seed: int) -> tuple[Scored, Scored, int]:
     modes = recipe.modes or variants.count(
         mean_features(name, data.training[:: max(1, len(data.training) // 160)]), seed=seed
     )
-    name = f"{name}:{modes}"
+    network, scaling = trained(data.training, recipe, modes, seed)
+    runner = Runner(network, scaling, size)
+    return detector.summarise(runner(data.calibration)), detector.summarise(runner(data.test)), modes
+
+
+def trained(pixels_nhwc: Pixels, recipe: Recipe, modes: int, seed: int) -> tuple[FCDDNetwork, Normalization]:
+    """A network of so many variants trained on nominal pictures."""
+    size, name = pixels_nhwc.shape[1:3], f"{recipe.trunk}:{modes}"
     torch.manual_seed(seed)
     network = networks.build(name, in_channels=3, image_size=size)
     scaling = networks.input_normalization(name)
     assert scaling is not None, "a pretrained network"
     networks.load_pretrained(network, name)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
-    training.fit_statistics(network, scaling, data.training, seed=seed)
+    training.fit_statistics(network, scaling, pixels_nhwc, seed=seed)
     options = TrainOptions(
         epochs=recipe.epochs,
         batch_size=32,
@@ -154,12 +163,11 @@ def scored(data: Data, recipe: Recipe, seed: int) -> tuple[Scored, Scored, int]:
     source = supervision.SYNTHETIC[recipe.anomalies]
     sampling = Sampling(anomalies=source, augment=augmentation.light(size, "none"), seed=seed)
     trainer = training.Trainer(
-        network, network.receptive_field, scaling, options, num_images=len(data.training), input_size=size
+        network, network.receptive_field, scaling, options, num_images=len(pixels_nhwc), input_size=size
     )
-    for batch in training.batches(TrainingSet(list(data.training)), sampling, options):
+    for batch in training.batches(TrainingSet(list(pixels_nhwc)), sampling, options):
         trainer.step(batch)
-    runner = Runner(network, scaling, size)
-    return detector.summarise(runner(data.calibration)), detector.summarise(runner(data.test)), modes
+    return network, scaling
 
 
 @torch.inference_mode()

@@ -20,45 +20,17 @@ import torch
 
 from benchmarks import defaults
 from benchmarks.defaults import Data
-from fcdd import augmentation, calibration, detector, leave_one_out, networks, supervision, training
+from fcdd import calibration, detector, leave_one_out
 from fcdd.detector import Scored
 from fcdd.errors import ConfigError
 from fcdd.inference import Runner
+from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
-from fcdd.supervision import TrainingSet
-from fcdd.training import Sampling, TrainOptions
 
 Pixels = npt.NDArray[np.uint8]
 ALPHAS = (0.01, 0.05)
 HELD_OUT = 0.2
-
-
-def trained(pixels: Pixels, modes: int, seed: int) -> tuple[networks.FCDDNetwork, Normalization]:
-    """A network trained on nominal pictures (N,H,W,C) by the defaults."""
-    size, name = pixels.shape[1:3], f"{defaults.TRUNK}:{modes}"
-    torch.manual_seed(seed)
-    network = networks.build(name, in_channels=3, image_size=size)
-    scaling = networks.input_normalization(name)
-    assert scaling is not None, "a pretrained network"
-    networks.load_pretrained(network, name)
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
-    training.fit_statistics(network, scaling, pixels, seed=seed)
-    options = TrainOptions(
-        epochs=3,
-        batch_size=32,
-        learning_rate=1e-3,
-        weight_decay=0.0,
-        loss="pixel",
-        gaussian_std=network.receptive_field.stride / 2,
-        seed=seed,
-    )
-    sampling = Sampling(anomalies=supervision.SYNTHETIC["defects"], augment=augmentation.light(size, "none"), seed=seed)
-    trainer = training.Trainer(
-        network, network.receptive_field, scaling, options, num_images=len(pixels), input_size=size
-    )
-    for batch in training.batches(TrainingSet(list(pixels)), sampling, options):
-        trainer.step(batch)
-    return network, scaling
+DEFAULT = defaults.VARIATIONS["default"]
 
 
 def one_split(data: Data, count: int, modes: int, seed: int) -> dict[str, float]:
@@ -66,16 +38,16 @@ def one_split(data: Data, count: int, modes: int, seed: int) -> dict[str, float]
     nominal = np.concatenate([data.training, data.calibration, data.test[data.labels == 0]])
     order = np.random.default_rng(seed).permutation(len(nominal))
     own, others, defects = nominal[order[:count]], nominal[order[count:]], data.test[data.labels == 1]
-    network, scaling = trained(own, modes, seed)
+    network, scaling = defaults.trained(own, DEFAULT, modes, seed)
     maps, _ = leave_one_out.maps(network, scaling, own, own[:0], np.empty(0, np.int64), seed=seed)
     found = _shares("left out", detector.summarise(maps), *_scored(network, scaling, others, defects))
     held = round(HELD_OUT * count)
-    network, scaling = trained(own[held:], modes, seed)
+    network, scaling = defaults.trained(own[held:], DEFAULT, modes, seed)
     of_held, *tested = _scored(network, scaling, own[:held], others, defects)
     return found | _shares("held-out", of_held, *tested)
 
 
-def _scored(network: networks.FCDDNetwork, scaling: Normalization, *sets: Pixels) -> list[Scored]:
+def _scored(network: FCDDNetwork, scaling: Normalization, *sets: Pixels) -> list[Scored]:
     runner = Runner(network, scaling, sets[0].shape[1:3])
     return [detector.summarise(runner(pixels)) for pixels in sets]
 
@@ -116,7 +88,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for name in arguments.data:
-        data = defaults.at_size(defaults.load(name, 0, few=arguments.smoke), defaults.VARIATIONS["default"])
+        data = defaults.at_size(defaults.load(name, 0, few=arguments.smoke), DEFAULT)
         for count in [100] if arguments.smoke else arguments.images:
             started = time.perf_counter()
             splits = [one_split(data, count, 1, seed) for seed in range(1 if arguments.smoke else arguments.splits)]

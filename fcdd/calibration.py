@@ -199,11 +199,9 @@ class Calibration(BaseModel):
             )
         references = [self.pooled, *self.groups.values()]
         pooled, *groups = references if score == before else [each.switched(before, score) for each in references]
-        peaks = pooled.scores if score == "maximum" else pooled.other_scores.get("maximum", ())
         rule = Rule.of(pooled, alpha)
-        regions = rule.region_threshold or (
-            conformal_threshold(np.array(peaks), alpha) if peaks else self.map_threshold
-        )
+        peaks = np.array(pooled.scores if score == "maximum" else pooled.other_scores["maximum"])
+        regions = rule.region_threshold or conformal_threshold(peaks, alpha)
         return self.model_copy(
             update={
                 "alpha": alpha,

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from fcdd import bundle, grouping
 from fcdd.bundle import BundleSpec
-from fcdd.calibration import Calibration, Nominal, Score
+from fcdd.calibration import Calibration, Decider, Nominal, Score
 from fcdd.errors import ConfigError
 from fcdd.io import storage
 from jobs.calibration import recalibration, threshold
@@ -147,7 +147,7 @@ def _print_difference(old: BundleSpec, new: BundleSpec) -> None:
         f"{before.threshold:.6g} for {before.alpha:g})"
     )
     print(f"regions     above {fitted.map_threshold:.6g} (before: {before.map_threshold:.6g})")
-    print(f"p-values    from {1 / (fitted.pooled.num_images + 1):.4g} on")
+    print(f"p-values    from {Decider(fitted, fitted.alpha).smallest_p_value:.4g} on")
     own = fitted.deciding(fitted.alpha)
     for group, reference in fitted.groups.items():
         how = "decides by its own" if group in own else "told apart for drift"

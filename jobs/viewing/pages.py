@@ -34,9 +34,14 @@ def evaluation(context: Mapping[str, Any]) -> str:
     return _still("evaluation.html.j2", "", context)
 
 
-def _still(template: str, script: str, context: Mapping[str, Any]) -> str:
+def training(context: Mapping[str, Any]) -> str:
+    """What a training learned, which has no script."""
+    return _still("training.html.j2", "", context, _source("training.css"))
+
+
+def _still(template: str, script: str, context: Mapping[str, Any], more_style: str = "") -> str:
     """A page that needs no server, with its policy within it."""
-    style = _source("report.css")
+    style = _source("report.css") + more_style
     policy = _policy(style, script, "img-src data:")
     return _TEMPLATES.get_template(template).render(style=style, script=script, policy=policy, **context)
 
@@ -58,14 +63,6 @@ def review(scale: str) -> tuple[str, str]:
     style, script = _source("review.css"), Markup("\n").join(map(_source, parts))
     page = _TEMPLATES.get_template("review.html.j2").render(style=style, script=script, scale=scale)
     return page, _policy(style, script, "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'")
-
-
-def training(context: Mapping[str, Any]) -> str:
-    """What a training learned; it has the style of a report and no script."""
-    style = _source("report.css") + _source("training.css")
-    return _TEMPLATES.get_template("training.html.j2").render(
-        style=style, policy=_policy(style, "", "img-src data:"), **context
-    )
 
 
 def _source(name: str) -> Markup:

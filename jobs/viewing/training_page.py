@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from fcdd import contours, heatmap
 from fcdd.calibration import Floats, Score, ThresholdImage
 from fcdd.detector import Detector
-from jobs.viewing import pages, rendering
+from jobs.viewing import charts, pages, rendering
 
 _BINS, _WIDTH, _HEIGHT = 60, 640, 160
 # Pictures of a page of a few hundred kilobytes.
@@ -113,11 +113,10 @@ def _mean_map(detector: Detector) -> str:
 
 
 def _histogram(scores: Floats, threshold: float) -> dict[str, Any]:
-    """Numbers of calibration images by score as bars of a drawing, with round ticks below."""
+    """Numbers of calibration images by score as bars of a drawing, with ticks below."""
     low, high = min(0.0, float(scores.min())), max(float(scores.max()), threshold)
-    ticks = _ticks(low, high if high > low else low + 1.0)
-    high = ticks[-1]
-    counts, edges = np.histogram(scores, _BINS, (ticks[0], high))
+    high = high if high > low else low + 1.0
+    counts, edges = np.histogram(scores, _BINS, (low, high))
     step, tallest = _WIDTH / _BINS, max(int(counts.max()), 1)
     bars = [
         {
@@ -131,21 +130,9 @@ def _histogram(scores: Floats, threshold: float) -> dict[str, Any]:
         for index, count in enumerate(counts.tolist())
         if count
     ]
-
-    def place(value: float) -> float:
-        return _WIDTH * (value - ticks[0]) / (high - ticks[0])
-
     return {
         "bars": bars,
         "tallest": tallest,
-        "threshold": place(threshold),
-        "ticks": [(place(tick), f"{tick:g}") for tick in ticks],
+        "threshold": _WIDTH * (threshold - low) / (high - low),
+        "ticks": charts.ticks_and_ends(low, high, _WIDTH, count=6),
     }
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers that hold a range between them."""
-    step = 10.0 ** np.floor(np.log10((high - low) / 4))
-    step *= next(factor for factor in (1, 2, 2.5, 5, 10) if (high - low) / (step * factor) <= 7)
-    first, last = np.floor(low / step), np.ceil(high / step)
-    return [float(round(index * step, 12)) for index in np.arange(first, last + 1)]
