@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
-from fcdd import objective
+from fcdd import folding, objective
 from fcdd.card import Card
 from fcdd.errors import ConfigError
 from fcdd.networks import FCDDNetwork
@@ -50,7 +49,7 @@ class Runner:
         on_gpu = torch.cuda.is_available() and runtime.backend == "torch"
         self.batch_size = GPU_BATCH if on_gpu else CPU_BATCH
         self._card = Card(torch.device("cuda" if on_gpu else "cpu"))
-        folded: torch.nn.Module = fuse(network.eval())
+        folded = folding.folded(network)
         if runtime.precision == "float32":
             _compute_as_ieee()
         if runtime.backend == "openvino":

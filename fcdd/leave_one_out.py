@@ -100,7 +100,7 @@ def _features(network: FCDDNetwork, scaling: Normalization, images_nhwc: Pixels,
     device, head = next(network.parameters()).device, _head(network)
     starts = range(0, len(images_nhwc), _BATCH)
     parts = [
-        network.features(scaling(torch.from_numpy(images_nhwc[start : start + _BATCH]).to(device))).cpu()
+        network.compute_features(scaling(torch.from_numpy(images_nhwc[start : start + _BATCH]).to(device))).cpu()
         for start in watch(starts, len(starts))
     ]
     return torch.cat(parts) if parts else torch.empty(0, head.mean.shape[2], *head.cells)

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, Self
 
 from torch import Tensor, nn
 
-from fcdd import backbones, receptive_field
+from fcdd import backbones, folding, receptive_field
 from fcdd.errors import ConfigError
 from fcdd.normalization import Normalization
 from fcdd.receptive_field import Layer, ReceptiveField
@@ -86,6 +86,7 @@ class FCDDNetwork(nn.Module):
         self._fixed = tuple(
             module for module in modules if isinstance(module, nn.BatchNorm2d) or not _trainable(features)
         )
+        self._folded: tuple[nn.Module, ...] = ()  # a tuple for the same reason
 
     def train(self, mode: bool = True) -> Self:
         """Like `nn.Module.train`, but for what is fixed."""
@@ -96,8 +97,21 @@ class FCDDNetwork(nn.Module):
 
     def forward(self, images_bchw: Tensor) -> Tensor:
         """Output (B,1,U,V), any real value; `fcdd.objective.anomaly_map` makes it a map."""
-        output: Tensor = self.head(self.features(images_bchw))
+        output: Tensor = self.head(self.compute_features(images_bchw))
         return output
+
+    def compute_features(self, images_bchw: Tensor) -> Tensor:
+        """Features (B,D,U,V): what the head is given."""
+        features: Tensor = (self._folded[0] if self._folded else self.features)(images_bchw)
+        return features
+
+    def fold_features(self) -> None:
+        """Compute the features by a folded copy (`fcdd.folding`) from now on, if they are fixed entirely.
+
+        The state is that of the features as they were built; fill and move the network before.
+        """
+        if self._fixed and not _trainable(self.features):
+            self._folded = (folding.folded(self.features),)
 
 
 def _trainable(module: nn.Module) -> bool:

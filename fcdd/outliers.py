@@ -24,6 +24,8 @@ Alpha = npt.NDArray[np.float32]
 _SUPERSAMPLING = 3
 # How far a defect goes towards black (or white): faint ones keep the task hard.
 _DEPTH = (0.15, 0.9)
+# Pixels beyond what is drawn that its softened edges reach.
+_SOFT_RIM = 4
 # A pixel belongs to the mask when at least this share of it is covered.
 _MASKED_ALPHA = 0.15
 # Grey levels; a moved or blended pixel belongs to the mask when it changed by more than this.
@@ -52,13 +54,14 @@ def defects(image_hwc: Pixels, generator: np.random.Generator) -> tuple[Pixels, 
             kind = _KINDS[generator.choice(len(_KINDS), p=_WEIGHTS)]
             alpha = kind(height, width, generator)
             depth = generator.uniform(*_DEPTH)
-            changes = [alpha[:, :, None] * depth * (tone - result) for tone in (0, 255)]
             chosen = int(generator.random() >= 0.8)
+            at = _covered_part(alpha)
+            changes = [alpha[at][:, :, None] * depth * (tone - result[at]) for tone in (0, 255)]
             # Nothing is seen of a dark defect on black, nor of a bright one on white.
-            if np.abs(changes[chosen]).max() < _VISIBLE:
+            if np.abs(changes[chosen]).max(initial=0) < _VISIBLE:
                 chosen = 1 - chosen
-            result += changes[chosen]
-            covered = np.maximum(covered, alpha)
+            result[at] += changes[chosen]
+            covered[at] = np.maximum(covered[at], alpha[at])
     return result.round().clip(0, 255).astype(np.uint8), covered >= _MASKED_ALPHA
 
 
@@ -227,6 +230,25 @@ def _jagged_path(
     return np.vstack((start, start + np.cumsum(moves, 0)))
 
 
+def _covered_part(alpha_hw: Alpha) -> tuple[slice, slice]:
+    """The smallest rectangle that holds all of a defect: most of them are small, and nothing changes elsewhere."""
+    spans = []
+    for axis in (1, 0):
+        hit = np.flatnonzero(alpha_hw.any(axis))
+        spans.append(slice(int(hit[0]), int(hit[-1]) + 1) if len(hit) else slice(0, 0))
+    return spans[0], spans[1]
+
+
 def _to_alpha(canvas: Image.Image, size: tuple[int, int]) -> Alpha:
-    soft = canvas.resize(size, Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(0.5))
-    return np.asarray(soft, np.float32) / np.float32(255)
+    alpha = np.zeros((size[1], size[0]), np.float32)
+    drawn = canvas.getbbox()
+    if drawn is not None:
+        left, top = (max(side // _SUPERSAMPLING - _SOFT_RIM, 0) for side in drawn[:2])
+        right, bottom = (
+            min(-(-side // _SUPERSAMPLING) + _SOFT_RIM, end) for side, end in zip(drawn[2:], size, strict=True)
+        )
+        n = _SUPERSAMPLING
+        part = canvas.crop((n * left, n * top, n * right, n * bottom))
+        soft = part.resize((right - left, bottom - top), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(0.5))
+        alpha[top:bottom, left:right] = np.asarray(soft, np.float32) / np.float32(255)
+    return alpha

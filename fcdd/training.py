@@ -283,9 +283,8 @@ def fit_statistics(
 
     @torch.inference_mode()
     def of(step: int) -> Tensor:
-        features: Tensor = network.features(
-            normalization(torch.from_numpy(images_nhwc[chosen[parts[step]]]).to(device))
-        )
+        pixels = torch.from_numpy(images_nhwc[chosen[parts[step]]]).to(device)
+        features: Tensor = network.compute_features(normalization(pixels))
         return features
 
     head = network.head

@@ -76,6 +76,7 @@ def measure(
     log.info("scoring %d calibration images and %d synthetic anomalies", len(images_nhwc), len(drawn.kinds))
     if is_leave_one_out:
         on = network.to("cuda" if torch.cuda.is_available() else "cpu")
+        on.fold_features()
         maps = leave_one_out.maps(
             on, scaling, images_nhwc, drawn.pictures, drawn.sources, seed=seed, watch=progress.watch("calibration", log)
         )

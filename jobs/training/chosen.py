@@ -85,6 +85,7 @@ def _mean_features(settings: TrainSettings, nominal_nhwc: npt.NDArray[np.uint8])
     assert scaling is not None, "a whitened network has a trunk"
     spread = np.linspace(0, len(nominal_nhwc) - 1, min(len(nominal_nhwc), _COMPARED)).astype(np.int64)
     pixels = torch.from_numpy(nominal_nhwc[spread])
-    features = [network.features(scaling(part)).mean((2, 3)) for part in pixels.split(_BATCH)]
+    network.fold_features()
+    features = [network.compute_features(scaling(part)).mean((2, 3)) for part in pixels.split(_BATCH)]
     found: npt.NDArray[np.float32] = torch.cat(features).numpy()
     return found

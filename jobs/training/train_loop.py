@@ -117,6 +117,7 @@ def train(loop: LoopConfig, workers: Workers) -> None:
     )
     scaling = _shared(_constants(loop, reader) if workers.rank == 0 else None, workers)
     network.to(workers.device)
+    network.fold_features()
     if found is None and networks.needs_statistics(loop.network):
         _fit_statistics(loop, network, scaling, reader, workers)
     if workers.device.type == "cuda":  # tensor cores want it; on CPUs the images alone suffice
