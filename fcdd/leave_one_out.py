@@ -38,7 +38,7 @@ from fcdd.whitening import WhitenedHead, ridge_of, threads_of_one
 
 Pixels = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
-_BATCH = 16
+_BATCH = 32
 # Nodes of the integral in log t: their distance, and how far they reach beyond the eigenvalues.
 _STEP, _BELOW, _ABOVE = 1.25, 9.0, 8.0
 

@@ -33,7 +33,7 @@ def missing(image_hwc: Pixels, generator: np.random.Generator) -> tuple[Pixels, 
     """A copy of the image (H,W,C) in which a spot has the colour of its surroundings, and the mask (H,W)."""
 
     def change(image: npt.NDArray[np.float32], where: "_Spot") -> npt.NDArray[np.float32]:
-        return np.broadcast_to(image[where.around].mean(0), image.shape)
+        return np.broadcast_to(image[where.around].mean(0), image[where.window].shape)
 
     return _changed(image_hwc, generator, (0.025, 0.07), change)
 
@@ -44,8 +44,8 @@ def shifted(image_hwc: Pixels, generator: np.random.Generator) -> tuple[Pixels, 
     angle, distance = generator.uniform(0, 2 * np.pi), generator.uniform(0.02, 0.06) * side
     moved = (round(distance * np.sin(angle)), round(distance * np.cos(angle)))
 
-    def change(image: npt.NDArray[np.float32], _: "_Spot") -> npt.NDArray[np.float32]:
-        return np.roll(image, moved, (0, 1))
+    def change(image: npt.NDArray[np.float32], where: "_Spot") -> npt.NDArray[np.float32]:
+        return np.roll(image, moved, (0, 1))[where.window]
 
     return _changed(image_hwc, generator, (0.04, 0.09), change)
 
@@ -57,9 +57,14 @@ def turned(image_hwc: Pixels, generator: np.random.Generator) -> tuple[Pixels, M
     def change(image: npt.NDArray[np.float32], where: "_Spot") -> npt.NDArray[np.float32]:
         cos, sin = np.cos(angle), np.sin(angle)
         matrix = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-        middle = np.array([*where.centre, 0.0])
+        middle, corner = np.array([*where.centre, 0.0]), np.array([*(part.start for part in where.window), 0.0])
         turned: npt.NDArray[np.float32] = ndimage.affine_transform(
-            image, matrix, middle - matrix @ middle, order=1, mode="nearest"
+            image,
+            matrix,
+            middle + matrix @ (corner - middle),
+            output_shape=image[where.window].shape,
+            order=1,
+            mode="nearest",
         )
         return turned
 
@@ -70,9 +75,16 @@ def blurred(image_hwc: Pixels, generator: np.random.Generator) -> tuple[Pixels, 
     """A copy of the image (H,W,C) with a blurred spot, and the mask (H,W) of the change."""
     spread = generator.uniform(0.012, 0.03) * min(image_hwc.shape[:2])
 
-    def change(image: npt.NDArray[np.float32], _: "_Spot") -> npt.NDArray[np.float32]:
-        soft: npt.NDArray[np.float32] = ndimage.gaussian_filter(image, spread, axes=(0, 1), mode="nearest")
-        return soft
+    def change(image: npt.NDArray[np.float32], where: "_Spot") -> npt.NDArray[np.float32]:
+        reach = round(4 * spread) + 1  # of the filter
+        near = tuple(slice(max(part.start - reach, 0), part.stop + reach) for part in where.window)
+        soft = ndimage.gaussian_filter(image[near], spread, axes=(0, 1), mode="nearest")
+        inner = tuple(
+            slice(part.start - outer.start, part.stop - outer.start)
+            for part, outer in zip(where.window, near, strict=True)
+        )
+        found: npt.NDArray[np.float32] = soft[inner]
+        return found
 
     return _changed(image_hwc, generator, (0.05, 0.1), change)
 
@@ -128,10 +140,15 @@ def _box(mask_hw: Mask) -> tuple[int, int, int, int]:
 
 
 class _Spot:
-    """A place with a soft rim: `alpha` (H,W) its coverage in [0,1], `around` (H,W) bool the ring beside it."""
+    """A place with a soft rim: `alpha` (H,W) its coverage in [0,1], `around` (H,W) bool the ring beside it.
+
+    `window` is the rectangle outside of which `alpha` is 0.
+    """
 
     def __init__(self, alpha: Alpha, around: Mask, centre: tuple[float, float]) -> None:
         self.alpha, self.around, self.centre = alpha, around, centre
+        left, top, right, bottom = _box(alpha > 0)
+        self.window = (slice(top, bottom), slice(left, right))
 
     @classmethod
     def drawn(cls, height: int, width: int, radius: tuple[float, float], generator: np.random.Generator) -> "_Spot":
@@ -162,8 +179,9 @@ def _changed(
         spot = _Spot.drawn(height, width, radius, generator)
         if not spot.around.any():
             continue
-        result = original + spot.alpha[:, :, None] * (change(original, spot) - original)
-        shown = result.round().clip(0, 255).astype(np.uint8)
+        at, shown = spot.window, image_hwc.copy()
+        result = original[at] + spot.alpha[at][:, :, None] * (change(original, spot) - original[at])
+        shown[at] = result.round().clip(0, 255).astype(np.uint8)
         mask = _visible(shown, image_hwc)
         if mask.sum() >= _SMALLEST:
             return shown, mask

@@ -296,7 +296,7 @@ def fit_statistics(
         head.fit(lambda: (of(step) for step in watch(range(len(parts)), len(parts))), seed=seed, share=share)
 
 
-_STATISTICS_BATCH, _KEPT_BYTES = 16, 10**9
+_STATISTICS_BATCH, _KEPT_BYTES = 32, 10**9
 
 
 class Trainer:
