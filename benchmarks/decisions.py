@@ -27,7 +27,6 @@ from scipy import stats
 from fcdd import (
     augmentation,
     calibration,
-    detector,
     drift,
     duplicates,
     heatmap,
@@ -45,6 +44,7 @@ from fcdd.images import DecodedImage
 from fcdd.inference import Runner
 from fcdd.paper import datasets
 from fcdd.paper.datasets import LabelledImage
+from fcdd.scores import summarise
 from fcdd.supervision import TrainingSet
 from fcdd.training import Sampling, TrainOptions
 from jobs.scoring import decisions
@@ -120,7 +120,7 @@ class Images:
     def __init__(self, cells: list[LabelledImage], change: Change, runner: Runner) -> None:
         decoded = [_decode(cell, change) for cell in cells]
         pixels = [np.stack([image.pixels for image in part]) for part in _pieces(decoded, 64)]
-        scored = detector.summarise(np.concatenate([runner(each) for each in pixels]))
+        scored = summarise(np.concatenate([runner(each) for each in pixels]))
         self.maps, self.scores = scored.maps, scored.maximum
         self.statistics = np.array([[getattr(image, name) for name in STATISTICS] for image in decoded], np.float32)
         self.groups = np.array([cell.cell_type for cell in cells], object)

@@ -22,12 +22,22 @@ import numpy.typing as npt
 import torch
 
 from benchmarks import elpv, textures
-from fcdd import augmentation, calibration, detector, metrics, networks, sizing, splits, supervision, training, variants
-from fcdd.detector import Scored
+from fcdd import (
+    augmentation,
+    calibration,
+    metrics,
+    networks,
+    sizing,
+    splits,
+    supervision,
+    training,
+    variants,
+)
 from fcdd.inference import Runner
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.paper import datasets, toys
+from fcdd.scores import Scored, summarise
 from fcdd.supervision import TrainingSet
 from fcdd.training import Sampling, TrainOptions
 
@@ -138,7 +148,7 @@ def scored(data: Data, recipe: Recipe, seed: int) -> tuple[Scored, Scored, int]:
     )
     network, scaling = trained(data.training, recipe, modes, seed)
     runner = Runner(network, scaling, size)
-    return detector.summarise(runner(data.calibration)), detector.summarise(runner(data.test)), modes
+    return summarise(runner(data.calibration)), summarise(runner(data.test)), modes
 
 
 def trained(pixels_nhwc: Pixels, recipe: Recipe, modes: int, seed: int) -> tuple[FCDDNetwork, Normalization]:

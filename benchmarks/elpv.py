@@ -15,10 +15,11 @@ import time
 import numpy as np
 import torch
 
-from fcdd import augmentation, detector, images, metrics, networks, normalization, splits, supervision, training
+from fcdd import augmentation, images, metrics, networks, normalization, splits, supervision, training
 from fcdd.inference import Runner
 from fcdd.paper import datasets
 from fcdd.paper.datasets import LabelledImage
+from fcdd.scores import summarise
 from fcdd.supervision import TrainingSet
 from fcdd.training import Sampling, TrainOptions
 
@@ -85,7 +86,7 @@ def main() -> None:
     counts = {"trained": len(fitted), "nominal": len(held_out), "anomalous": len(anomalous)}
 
     def report(epoch: int, seconds: float) -> None:
-        scored = detector.summarise(Runner(copy.deepcopy(network), scaling, test.shape[1:3])(test))
+        scored = summarise(Runner(copy.deepcopy(network), scaling, test.shape[1:3])(test))
         auroc = {
             name: round(metrics.image_metrics(labels, getattr(scored, name).astype(float), resamples=0).auroc.value, 4)
             for name in ("mean", "maximum", "top1pct")

@@ -20,12 +20,12 @@ import torch
 
 from benchmarks import defaults
 from benchmarks.defaults import Data
-from fcdd import calibration, detector, leave_one_out
-from fcdd.detector import Scored
+from fcdd import calibration, leave_one_out
 from fcdd.errors import ConfigError
 from fcdd.inference import Runner
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
+from fcdd.scores import Scored, summarise
 
 Pixels = npt.NDArray[np.uint8]
 ALPHAS = (0.01, 0.05)
@@ -40,7 +40,7 @@ def one_split(data: Data, count: int, modes: int, seed: int) -> dict[str, float]
     own, others, defects = nominal[order[:count]], nominal[order[count:]], data.test[data.labels == 1]
     network, scaling = defaults.trained(own, DEFAULT, modes, seed)
     maps, _ = leave_one_out.maps(network, scaling, own, own[:0], np.empty(0, np.int64), seed=seed)
-    found = _shares("left out", detector.summarise(maps), *_scored(network, scaling, others, defects))
+    found = _shares("left out", summarise(maps), *_scored(network, scaling, others, defects))
     held = round(HELD_OUT * count)
     network, scaling = defaults.trained(own[held:], DEFAULT, modes, seed)
     of_held, *tested = _scored(network, scaling, own[:held], others, defects)
@@ -49,7 +49,7 @@ def one_split(data: Data, count: int, modes: int, seed: int) -> dict[str, float]
 
 def _scored(network: FCDDNetwork, scaling: Normalization, *sets: Pixels) -> list[Scored]:
     runner = Runner(network, scaling, sets[0].shape[1:3])
-    return [detector.summarise(runner(pixels)) for pixels in sets]
+    return [summarise(runner(pixels)) for pixels in sets]
 
 
 def _shares(way: str, calibrating: Scored, nominal: Scored, defects: Scored) -> dict[str, float]:

@@ -30,11 +30,12 @@ from fcdd import heatmap
 from fcdd.bundle import BundleSpec
 from fcdd.io import storage
 from fcdd.runtime import Runtime
-from jobs.catalog import staging
-from jobs.scoring import manifests, publishing, runs, stages
+from jobs.catalog import manifest_parts, staging
+from jobs.engines import stages
+from jobs.engines.stages import Receipt, StartLog
+from jobs.scoring import publishing, runs
 from jobs.scoring.progress import Progress
 from jobs.scoring.settings import ScoreSettings
-from jobs.scoring.stages import Receipt, StartLog
 from schemas import Layout
 
 RATE = "FCDD_BENCH_IMAGES_PER_SECOND"
@@ -50,7 +51,7 @@ class SimulatedFetch:
     def __call__(self, shards: pa.Table) -> Iterator[pa.Table]:
         """One table per shard."""
         for shard in shards.to_pylist():
-            part = manifests.read_part(Layout(self.results), self.run_id, shard["part"])
+            part = manifest_parts.read(Layout(self.results), self.run_id, shard["part"])
             rows = part.slice(shard["start"] - shard["part_start"], shard["stop"] - shard["start"])
             yield rows.append_column("position", pa.array(range(shard["start"], shard["stop"]), pa.int64()))
 

@@ -26,10 +26,10 @@ from fcdd import bundle, heatmap
 from fcdd.calibration import STATISTICS, Calibration, Nominal
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
-from jobs.catalog import staging
+from jobs.catalog import manifest_parts, staging
 from jobs.catalog.staging import Coverage
 from jobs.on_ray import session
-from jobs.scoring import manifests, publishing
+from jobs.scoring import publishing
 from jobs.scoring.manifests import Listing, Source
 from jobs.scoring.publishing import Facts
 from jobs.sources.listing import Selection
@@ -94,7 +94,7 @@ def make_bundle(uri: str) -> None:
 def stage_part(results: str, run_id: str, index: int, part: ManifestPart) -> None:
     """What a scorer would have staged for one part of the manifest."""
     layout = Layout(results)
-    rows = manifests.read_part(layout, run_id, index)
+    rows = manifest_parts.read(layout, run_id, index)
     maps = [heatmap.encode(np.random.default_rng(seed).random((4, 4), np.float32)) for seed in range(64)]
     generator = np.random.default_rng(index)
     for start in range(0, part.rows, SHARD_ROWS):

@@ -10,6 +10,7 @@ from fcdd.calibration import STATISTICS, Calibration, Nominal
 from fcdd.detector import Detector
 from fcdd.inference import Runner
 from fcdd.normalization import Normalization
+from fcdd.scores import summarise
 
 
 def scaling(channels: int) -> Normalization:
@@ -23,7 +24,7 @@ def save(network: str, pixels_nhwc: npt.NDArray[np.uint8], uri: str) -> None:
     torch.manual_seed(0)
     weights = detector.serialize(networks.build(network, in_channels=channels, image_size=side))
     runner = Runner(detector.deserialize(weights, network, channels, side), scaling(channels), side)
-    scored = detector.summarise(runner(pixels_nhwc))
+    scored = summarise(runner(pixels_nhwc))
     flat, count = np.zeros((len(pixels_nhwc), len(STATISTICS)), np.float32), len(pixels_nhwc)
     nominal = Nominal(scored.mean, scored.maximum, flat, ["PNG"] * count, [""] * count, scored.maps)
     record = bundle.TrainingRecord(

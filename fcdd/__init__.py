@@ -30,21 +30,23 @@ __all__ = [
 
 if TYPE_CHECKING:
     from fcdd.bundle import BundleSpec
-    from fcdd.detector import Detector, Prediction, Scored
+    from fcdd.detector import Detector, Prediction
     from fcdd.errors import BundleError, ConfigError, FCDDError, ImageError
     from fcdd.networks import FCDDNetwork, build
     from fcdd.regions import Region
     from fcdd.runtime import Runtime
+    from fcdd.scores import Scored
 
     __version__: str
 else:
     _HOMES = {
         "bundle": ("BundleSpec",),
-        "detector": ("Detector", "Prediction", "Scored"),
+        "detector": ("Detector", "Prediction"),
         "errors": ("BundleError", "ConfigError", "FCDDError", "ImageError"),
         "networks": ("FCDDNetwork", "build"),
         "regions": ("Region",),
         "runtime": ("Runtime",),
+        "scores": ("Scored",),
     }
 
     def __getattr__(name):

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fcdd.errors import ConfigError
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
-# Statistics of an anomaly map, by the names of `fcdd.detector.Scored`: one of them is the anomaly score.
+# Statistics of an anomaly map, by the names of `fcdd.scores.Scored`: one of them is the anomaly score.
 Score = Literal["mean", "maximum", "top1pct"]
 SCORES: tuple[Score, ...] = get_args(Score)
 # The paper's mean drowns a small defect among nominal cells (benchmarks/results/2026-11-26-default-score.md).

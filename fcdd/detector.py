@@ -26,19 +26,7 @@ from fcdd.io.isolation import DecoderPool
 from fcdd.networks import FCDDNetwork
 from fcdd.regions import Region
 from fcdd.runtime import Runtime
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """Maps (N,U,V) float32 and three scores of each, (N,): mean (the paper's), maximum, top 1 % mean.
-
-    `getattr(scored, spec.score)` is the one that a bundle decides by.
-    """
-
-    maps: npt.NDArray[np.float32]
-    mean: npt.NDArray[np.float32]
-    maximum: npt.NDArray[np.float32]
-    top1pct: npt.NDArray[np.float32]
+from fcdd.scores import Scored, summarise
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +176,3 @@ def deserialize(
     if not all(torch.isfinite(value).all() for value in state.values()):
         raise BundleError("the weights hold NaN or infinity: training diverged; lower the learning rate")
     return network
-
-
-def summarise(maps: npt.NDArray[np.float32]) -> Scored:
-    """Scores of maps (N,U,V): mean, maximum, mean of the top 1 % of cells (at least one cell)."""
-    cells = maps.reshape(len(maps), maps.shape[1] * maps.shape[2])
-    top = max(1, round(cells.shape[1] * 0.01))
-    ordered = np.sort(cells, axis=1)
-    return Scored(maps, cells.mean(1), ordered[:, -1], ordered[:, -top:].mean(1))

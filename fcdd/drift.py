@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from fcdd.calibration import STATISTICS, Floats, Reference
 
@@ -169,10 +168,17 @@ class AlarmLaw(NamedTuple):
         """The distribution of the number of alarms: beta-binomial; of many images a Beta that is as wide, scaled."""
         m = self.num_images
         if m <= _MANY:
-            return stats.betabinom(m, self.a, self.b)
+            return _stats().betabinom(m, self.a, self.b)
         n = self.a + self.b
         narrower = m / (n + m)  # the binomial's variance on top of the Beta's
-        return stats.beta(self.a * narrower, self.b * narrower, scale=m)
+        return _stats().beta(self.a * narrower, self.b * narrower, scale=m)
+
+
+def _stats() -> Any:
+    """`scipy.stats`: its import takes longer than a small run's listing, and it is asked at the end of a run."""
+    from scipy import stats
+
+    return stats
 
 
 def judge(
@@ -217,11 +223,11 @@ def _distribution(tally: Tally, reference: Reference, name: str, level: float) -
     distance = float(
         max(np.abs(tally.below[name] / m - own_below).max(), np.abs(tally.at_or_below[name] / m - own_at).max())
     )
-    ks = float(stats.kstwo.sf(distance, max(1, round(n * m / (n + m)))))
+    ks = float(_stats().kstwo.sf(distance, max(1, round(n * m / (n + m)))))
     wanted = min(_PSI_BINS, min(n, m) // _PSI_PER_BIN)
     edges = np.unique(np.searchsorted(points, np.quantile(points, np.arange(1, wanted) / wanted, method="lower")))
     psi, bins = _psi(tally.at_or_below[name][edges] / m, own_at[edges], n, m)
-    psi_p = float(stats.chi2.sf(psi / (1 / n + 1 / m), bins - 1))
+    psi_p = float(_stats().chi2.sf(psi / (1 / n + 1 / m), bins - 1))
     means = f"{name}: mean {tally.sums[name] / m:.4g} instead of {points.mean():.4g}"
     sentence = f"{means} (KS distance {distance:.2f}, PSI {psi:.2f})"
     by_distance = _verdict(ks, level, distance, WATCH_DISTANCE, DRIFT_DISTANCE)
@@ -242,7 +248,7 @@ def _formats(tally: Tally, reference: Reference, level: float) -> Finding:
     """Chi-square test of the file formats; the effect is the total variation distance."""
     names = sorted({*tally.formats, *reference.formats})
     counts = np.array([[table.get(name, 0) for name in names] for table in (tally.formats, reference.formats)])
-    p_value = float(stats.chi2_contingency(counts, correction=False).pvalue) if len(names) > 1 else 1.0
+    p_value = float(_stats().chi2_contingency(counts, correction=False).pvalue) if len(names) > 1 else 1.0
     shares = counts / counts.sum(1, keepdims=True)
     effect = float(np.abs(shares[0] - shares[1]).sum() / 2)
     now, before = (
@@ -275,7 +281,7 @@ def _hot_spot(tally: Tally, reference: Reference, level: float) -> Finding:
     row, column = np.unravel_index(int(rise.argmax()), rise.shape)
     effect = float(rise[row, column])
     z = effect / math.sqrt(1 / tally.num_images + 1 / reference.num_images)
-    p_value = min(1.0, float(stats.norm.sf(z)) * rise.size)
+    p_value = min(1.0, float(_stats().norm.sf(z)) * rise.size)
     height, width = rise.shape
     plain = float((tally.average_map()[row, column] - mean[row, column]) / deviations[row, column])
     sentence = (

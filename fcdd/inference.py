@@ -5,7 +5,6 @@ to the largest value of a map: float32 5e-4 (2e-4 was the most that was measured
 IEEE's: torch's default would compute convolutions in TF32, which was measured 3.5e-3 off.
 """
 
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -14,13 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fcdd import folding, objective
+from fcdd import folding, objective, openvino_network
 from fcdd.card import Card
-from fcdd.errors import ConfigError
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
+from fcdd.openvino_network import OpenvinoNetwork
 from fcdd.runtime import Runtime
-from fcdd.spares import Spares
 
 # On a CPU the memory of a batch is given back to the system and asked for again, the more often the larger it is: 4 is
 # faster than 16 (benchmarks/results/2026-11-26-cpu-values.md). A GPU waits for Python at every layer of every batch.
@@ -46,18 +44,18 @@ class Runner:
     ) -> None:
         """`input_size` is (height, width); `network` is put into evaluation mode."""
         self._cells = (network.receptive_field.height, network.receptive_field.width)
-        on_gpu = torch.cuda.is_available() and runtime.backend == "torch"
-        self.batch_size = GPU_BATCH if on_gpu else CPU_BATCH
-        self._card = Card(torch.device("cuda" if on_gpu else "cpu"))
+        self.is_on_gpu = torch.cuda.is_available() and runtime.backend == "torch"
+        self.batch_size = GPU_BATCH if self.is_on_gpu else CPU_BATCH
+        self._card = Card(torch.device("cuda" if self.is_on_gpu else "cpu"))
         folded = folding.folded(network)
         if runtime.precision == "float32":
             _compute_as_ieee()
         if runtime.backend == "openvino":
-            self._run = _openvino(folded, scaling, runtime, (len(scaling.shift), *input_size))
+            self._run = _openvino(folded, scaling, runtime, input_size)
         else:
             self._run = _torch(folded, scaling, runtime, self._card.device)
         # A compiled network is compiled again for every size of a batch.
-        self._fills_up = on_gpu and runtime.compile
+        self._fills_up = self.is_on_gpu and runtime.compile
 
     def __call__(self, pixels_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The maps, computed in batches; a GPU is waited for once per `_SENT` images."""
@@ -110,33 +108,10 @@ def _torch(
 
 
 def _openvino(
-    network: torch.nn.Module, scaling: Normalization, runtime: Runtime, shape: tuple[int, int, int]
+    network: torch.nn.Module, scaling: Normalization, runtime: Runtime, input_size: tuple[int, int]
 ) -> Callable[[Tensor], Tensor]:
-    """One stream of one thread: scoring processes share a machine by being several.
-
-    Threads are not pinned: each process would pin its own to the same first core.
-    """
-    try:
-        import openvino
-    except ImportError as error:
-        raise ConfigError("the backend openvino is not installed; run: pip install 'fcdd-at-scale[cpu]'") from error
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # openvino traces with torch.jit, which torch wants to drop
-        model = openvino.convert_model(network, example_input=torch.zeros(1, *shape), input=[-1, *shape])
-    precision = "bf16" if runtime.precision == "bfloat16" else "f32"
-    options = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": 1,
-        "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,
-    }
-    requests = Spares(openvino.compile_model(model, "CPU", options).create_infer_request)
-
-    def run(pixels: Tensor) -> Tensor:
-        with requests.one() as request:
-            return _maps(torch.from_numpy(request.infer(scaling(pixels).contiguous().numpy(), share_inputs=True)[0]))
-
-    return run
+    model = OpenvinoNetwork(openvino_network.convert(network, scaling, input_size), runtime.precision)
+    return lambda pixels: torch.from_numpy(model(pixels.numpy()))
 
 
 def _maps(output: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Exported(NamedTuple):
 
 
 class _Whole(nn.Module):
-    """Normalisation, network, anomaly map and the three statistics of `detector.summarise`."""
+    """Normalisation, network, anomaly map and the three statistics of `scores.summarise`."""
 
     def __init__(self, loaded: Detector) -> None:
         super().__init__()

@@ -1,8 +1,11 @@
 """Fixtures: a clean environment, a real S3 server, ELPV images."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -16,6 +19,11 @@ from fcdd.paper import datasets
 from fcdd.paper.datasets import LabelledImage
 from tests import awkward_s3
 from tests.awkward_s3 import AwkwardS3
+
+# Converted networks of a session are kept for it alone, and shared by its processes, which inherit the environment.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fcdd-cache-")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 Fcdd = Callable[..., subprocess.CompletedProcess[str]]
 

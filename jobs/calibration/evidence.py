@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fcdd import detector, leave_one_out, probes, score_choice
+from fcdd import leave_one_out, probes, score_choice
 from fcdd.calibration import SCORES, Score
-from fcdd.detector import Scored
 from fcdd.inference import Runner
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.score_choice import Choice
+from fcdd.scores import Scored, summarise
 from fcdd.supervision import AnomalySource
 from jobs.timing import progress
 
@@ -83,7 +83,7 @@ def measure(
     else:
         runner = Runner(network, scaling, images_nhwc.shape[1:3])
         maps = (_maps(runner, images_nhwc), _maps(runner, drawn.pictures))
-    nominal, scored = map(detector.summarise, maps)
+    nominal, scored = map(summarise, maps)
     return Evidence(nominal, scored, drawn.pictures, drawn.kinds, drawn.sources, drawn.boxes)
 
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fcdd import detector, grouping
+from fcdd import grouping
 from fcdd.calibration import SCORES, STATISTICS, Nominal, Score
-from fcdd.detector import Detector, Scored
+from fcdd.detector import Detector
 from fcdd.images import DecodedImage
 from fcdd.io.storage import ObjectInfo
+from fcdd.scores import Scored, summarise
 from jobs.sources import fetching
 from jobs.sources.fetching import ImageSet
 from jobs.timing import progress
@@ -73,7 +74,7 @@ def measure(
     fetching.check_readable(len(uris), len(infos))
     if pending:
         maps.append(trained.score(np.stack(pending)).maps)
-    scored, pattern = detector.summarise(np.concatenate(maps)), grouping.compile_pattern(group_pattern)
+    scored, pattern = summarise(np.concatenate(maps)), grouping.compile_pattern(group_pattern)
     measured = Nominal(
         scores=getattr(scored, score),
         peaks=scored.maximum,

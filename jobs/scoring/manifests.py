@@ -9,7 +9,6 @@ An interrupted listing goes on behind its last sealed part.
 """
 
 import hashlib
-import io
 import logging
 import threading
 from collections import Counter, defaultdict
@@ -18,18 +17,15 @@ from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from fcdd.errors import FCDDError
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
-from jobs.catalog import intents
+from jobs.catalog import intents, manifest_parts
 from jobs.scoring.sorting import Found, Spool
 from jobs.shell import temporary
 from jobs.sources import listing, lists
 from jobs.sources.listing import OwnFiles, Selection
-from schemas import MANIFEST, Layout, RunRecord, conform
+from schemas import Layout, RunRecord
 from schemas.runs import Intent, ManifestPart, Plan
 
 # The first parts are small, so that scoring can begin; the later ones are few.
@@ -330,11 +326,11 @@ class _Sealed:
         last: dict[int, str] = {}
         while True:
             try:
-                table = read_part(self._layout, self._run_id, len(self.parts))
+                table = manifest_parts.read(self._layout, self._run_id, len(self.parts))
             except FileNotFoundError:
                 return last
             source = int(table.schema.metadata[b"source"])
-            infos = rows_of(table)
+            infos = manifest_parts.rows_of(table)
             last[source] = infos[-1].uri
             self._count(infos, source)
 
@@ -343,7 +339,7 @@ class _Sealed:
         with self._lock:
             start = self.parts[-1].start + self.parts[-1].rows if self.parts else 0
             first = self._first_id + start
-            data = part_bytes(rows, range(first, first + len(rows)), source)
+            data = manifest_parts.to_bytes(rows, range(first, first + len(rows)), source)
             try:
                 storage.create(self._layout.manifest_part(self._run_id, len(self.parts)), data)
             except FileExistsError as error:
@@ -392,36 +388,3 @@ def survey(
         with spool.database(layout.results) as database:
             database.use_history(layout.results, history)
             return database.survey(digest), dict(tally.skipped)
-
-
-def read_part(layout: Layout, run_id: str, index: int) -> pa.Table:
-    """MANIFEST rows of one part. Raises FileNotFoundError, or FCDDError when it is none, or of another version."""
-    data = storage.read(uri := layout.manifest_part(run_id, index))
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-        int(table.schema.metadata[b"source"])
-        return conform(table, MANIFEST).replace_schema_metadata(table.schema.metadata)
-    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
-        raise FCDDError(
-            f"{uri} is damaged, or of another version; delete {layout.staging(run_id)} and run the same command again"
-        ) from error
-
-
-def rows_of(table: pa.Table) -> list[ObjectInfo]:
-    """MANIFEST rows as listed objects."""
-    return [ObjectInfo(*row) for row in zip(*(column.to_pylist() for column in table.columns[1:]), strict=True)]
-
-
-def part_bytes(rows: list[ObjectInfo], row_ids: Iterable[int], source: int) -> bytes:
-    """A part of the manifest as a Parquet file."""
-    table = pa.Table.from_arrays(
-        [
-            pa.array(column, field.type)
-            for column, field in zip((list(row_ids), *zip(*rows, strict=True)), MANIFEST, strict=True)
-        ],
-        schema=MANIFEST,
-    )
-    table = conform(table, MANIFEST).replace_schema_metadata({**MANIFEST.metadata, b"source": str(source).encode()})
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", use_dictionary=False)
-    return sink.getvalue()

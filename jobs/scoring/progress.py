@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from jobs.catalog.shards import GROWING_SHARDS
-from jobs.scoring.stages import Receipt, seconds_of
+from jobs.engines.stages import Receipt, seconds_of
 from jobs.timing.progress import rate_text
 
 LOG_EVERY_S, FIRST_LOG_S = 30.0, 5.0
@@ -30,10 +30,9 @@ class Progress:
         self.seconds: Counter[str] = Counter()
         self.workers = 1
         self._receipts = self._scored_here = 0
-        self._first: float | None = None
         self._last = self._started = time.perf_counter()
-        # When as many shards were staged as there are workers, and as many as there are small ones; images until then.
-        self._one_each = self._small_ones = (self._started, 0)
+        # When one shard was staged, one for each worker, and all that are small; images until then.
+        self._first_shard = self._one_each = self._small_ones = (self._started, 0)
         self._next_log = self._started + FIRST_LOG_S
         self._live: Live | None = None
 
@@ -57,10 +56,11 @@ class Progress:
     def add(self, receipt: Receipt) -> None:
         """Count a staged shard."""
         now = time.perf_counter()
-        self._first = self._first or now
         self._last = now
         self._receipts += 1
         self._scored_here += receipt["rows"]
+        if self._receipts == 1:
+            self._first_shard = now, self._scored_here
         if self._receipts <= self.workers:
             self._one_each = now, self._scored_here
         if self._receipts <= self.workers * GROWING_SHARDS:
@@ -90,7 +90,7 @@ class Progress:
 
     def seconds_to_first(self) -> float:
         """From the start of this object to the first staged shard."""
-        return (self._first or self._last) - self._started
+        return self._first_shard[0] - self._started
 
     def bottleneck(self) -> str:
         """The stage that workers spend most of their time in."""
@@ -99,16 +99,24 @@ class Progress:
     def line(self) -> str:
         """Counts, rate, time to go, the slowest stage and how idle the GPUs are, in one line."""
         total = f"{self.total}" if self.listed else f"{self.total} listed so far"
-        about = "" if self._steady_rate() else "about "  # the start of the workers is in it
-        rate = self.rate()
-        left = f"{about}{duration((self.total - self.done) / rate)} to go" if rate and self.listed else "still listing"
         busiest = self.bottleneck()
         share = self.seconds[busiest] / max(sum(self.seconds[stage] for stage in STAGES), 1e-9)
         waited = f", the GPUs waited {self.seconds['gpu_wait'] / gpu:.0%}" if (gpu := self.seconds["gpu"]) else ""
         return (
             f"{self.done - self.failed} scored, {self.failed} quarantined of {total}; "
-            f"{about}{rate_text(rate)} images/s, {left}; mostly {busiest} ({share:.0%}){waited}"
+            f"{self._pace()}; mostly {busiest} ({share:.0%}){waited}"
         )
+
+    def _pace(self) -> str:
+        """How fast, and how long still. The start of the workers says nothing of that."""
+        first, images = self._first_shard
+        about = "" if (rate := self._steady_rate()) else "about "
+        if not rate and self._last > first:
+            rate = (self._scored_here - images) / (self._last - first)
+        if not rate:
+            return f"the first after {duration(self.seconds_to_first())}" + ("" if self.listed else ", still listing")
+        left = f"{about}{duration((self.total - self.done) / rate)} to go" if self.listed else "still listing"
+        return f"{about}{rate_text(rate)} images/s, {left}"
 
 
 def duration(seconds: float) -> str:

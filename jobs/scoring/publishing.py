@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from fcdd.calibration import Calibration
 from fcdd.errors import FCDDError
 from fcdd.io import storage
-from jobs.catalog import commit_records, intents, part_files, staging
+from jobs.catalog import commit_records, intents, manifest_parts, part_files, staging
 from jobs.catalog.staging import Bitmap, Coverage, Staged
-from jobs.scoring import decisions, manifests
+from jobs.scoring import decisions
 from jobs.scoring.decisions import Map
 from jobs.shell.errors import TooManyBadImages
 from schemas import DELETED, Layout, Part, RunRecord, conform
@@ -283,7 +283,7 @@ def _manifest_rows(layout: Layout, part: Range) -> pa.Table:
     """MANIFEST rows of the range, with their positions."""
     tables = []
     for index, each in part.manifest:
-        rows = manifests.read_part(layout, part.intent.run_id, index)
+        rows = manifest_parts.read(layout, part.intent.run_id, index)
         rows = rows.append_column("position", pa.array(range(each.start, each.start + each.rows), pa.int64()))
         tables.append(rows.slice(max(0, part.start - each.start), part.stop - max(part.start, each.start)))
     return pa.concat_tables(tables).replace_schema_metadata(None)

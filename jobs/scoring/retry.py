@@ -10,7 +10,7 @@ from datetime import date
 from fcdd.errors import ConfigError
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
-from jobs.catalog import bundles, commit_records, intents, leases, part_files
+from jobs.catalog import bundles, commit_records, intents, leases, manifest_parts, part_files
 from jobs.scoring import manifests, waves
 from jobs.scoring.manifests import Listing
 from jobs.scoring.options import ScoreOptions
@@ -52,13 +52,13 @@ def _create_plan(layout: Layout, intent: Intent, before: RunRecord) -> None:
     found: list[tuple[int, ObjectInfo]] = []
     for part in before.quarantine:
         rows = part_files.read_published(layout, part, MANIFEST.names).select(MANIFEST.names)
-        unknown = map(listing.to_look_up, manifests.rows_of(rows))
+        unknown = map(listing.to_look_up, manifest_parts.rows_of(rows))
         found += zip(rows["row_id"].to_pylist(), unknown, strict=True)
     found.sort()
     parts = []
     for index, start in enumerate(range(0, len(found), manifests.PART_ROWS)):
         ids, infos = zip(*found[start : start + manifests.PART_ROWS], strict=True)
-        storage.write(layout.manifest_part(intent.run_id, index), manifests.part_bytes(list(infos), ids, -1))
+        storage.write(layout.manifest_part(intent.run_id, index), manifest_parts.to_bytes(list(infos), ids, -1))
         parts.append(ManifestPart(start=start, rows=len(ids), source=-1, last_uri=infos[-1].uri))
     intents.create_plan(
         layout,

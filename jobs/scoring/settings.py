@@ -11,6 +11,7 @@ from fcdd.errors import ConfigError
 from fcdd.images import EXTENSIONS, Limits
 from fcdd.io import storage
 from fcdd.runtime import Runtime
+from jobs.engines import choice
 from jobs.scoring.manifests import Source
 from jobs.scoring.options import CATCH_UP_DAYS, DATE_PLACEHOLDER, FEW_ALARMS, NightlyOptions, ScoreOptions
 from jobs.shell.settings import FixedNight, JobSettings, Night
@@ -74,8 +75,8 @@ class ScoreSettings(JobSettings):
     workers: int | None = Field(
         None,
         ge=0,
-        description="scoring processes; default: what the cluster has; 0: in this process, without Ray; up to four may "
-        "share a GPU",
+        description="scoring processes on Ray, up to four of them on a GPU; 0: the threads of this process, without "
+        "Ray; default: whichever is done first, on a cluster what it has",
     )
     gpu: bool | None = Field(
         None,
@@ -91,7 +92,11 @@ class ScoreSettings(JobSettings):
         None, gt=0, lt=1, description="false-alarm rate of the alarms; default: the one the bundle was calibrated for"
     )
     fdr: float = Field(0.1, gt=0, lt=1, description="false-discovery rate of the run's list (Benjamini-Hochberg)")
-    backend: Literal["torch", "openvino"] = Field("torch", description="library of the forward pass")
+    backend: Literal["torch", "openvino"] | None = Field(
+        None,
+        description="library of the forward pass; default: OpenVINO, the faster one on CPUs, where it is installed and "
+        "there is no GPU, else torch",
+    )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
     compile: bool = Field(False, description="torch.compile: slow to start, faster on a GPU")
     max_image_mb: float = Field(256, gt=0, description="larger files are quarantined without being fetched")
@@ -111,7 +116,11 @@ class ScoreSettings(JobSettings):
             source=self._source(any_bundle, may_be_empty),
             alpha=self.alpha,
             fdr=self.fdr,
-            runtime=Runtime(backend=self.backend, precision=self.precision, compile=self.compile),
+            runtime=Runtime(
+                backend=self.backend or choice.backend(self.gpu, compiles=self.compile),
+                precision=self.precision,
+                compile=self.compile,
+            ),
             limits=Limits(
                 encoded_bytes=int(self.max_image_mb * 2**20),
                 pixels=int(self.max_megapixels * 1e6),

@@ -6,12 +6,9 @@ sealed manifest parts -> shards -> receipts of staged parts -> ... -> proof and 
 import logging
 import time
 import uuid
-from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import pyarrow as pa
+from typing import Any, NamedTuple
 
 from fcdd import bundle, grouping
 from fcdd.bundle import BundleSpec
@@ -21,32 +18,26 @@ from fcdd.io import storage
 from fcdd.runtime import Runtime
 from jobs.catalog import commit_records, shards
 from jobs.catalog.leases import Lease
-from jobs.catalog.shards import Shard
 from jobs.catalog.staging import Coverage
-from jobs.scoring import publishing, stages
-from jobs.scoring.decisions import Map
+from jobs.engines import choice
+from jobs.engines.choice import Wishes
+from jobs.engines.work import Engine, Work
+from jobs.scoring import publishing
 from jobs.scoring.manifests import Listing
 from jobs.scoring.options import ScoreOptions
 from jobs.scoring.progress import Progress
 from jobs.scoring.publishing import Facts
-from jobs.scoring.stages import Receipt
 from jobs.shell.versions import versions
 from jobs.sources.locations import Locations
 from schemas import Layout, RunRecord
 from schemas.layout import is_name
 from schemas.runs import Intent
 
-if TYPE_CHECKING:
-    from jobs.on_ray.machines import Stages
-
 VERSIONED = ("torch", "ray", "pyarrow", "pillow", "numpy", "obstore")
 # Everything is driven once; what got lost, or failed for a reason of the store, at most twice more.
 MAX_PASSES = 3
-# A run of so many images is published by the driver itself; a larger one on the cluster, so that the driver's memory
-# does not depend on it.
+# A run of so many images is published by the driver itself; a larger one by the engine, with whatever that has.
 PUBLISHED_HERE = 5_000
-# Blocks that Ray keeps track of at once; of a larger run each holds several shards.
-MAX_BLOCKS = 4096
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +104,7 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
     before = commit_records.parse(job.layout.record(intent.keeps)) if intent.keeps else None
     with ExitStack() as cluster:
         with Progress() as progress:
-            stage_all(job, intent, listing, lease, progress, cluster)
+            engine = stage_all(job, intent, listing, lease, progress, cluster)
         plan = listing.plan()
         staged = time.perf_counter()
         lease.check()
@@ -130,13 +121,12 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
             settings=_resolved(job.options, intent),
             versions=versions(*VERSIONED),
         )
-        parallel = plan.num_rows > PUBLISHED_HERE and job.options.workers != 0
         return publishing.commit(
             job.layout,
             plan,
             job.spec.calibration,
             before=before,
-            run=_map_on_ray() if parallel else map,
+            run=engine.map if engine and plan.num_rows > PUBLISHED_HERE else map,
             night=Night(job.layout, intent, lease),
             facts=facts,
         )
@@ -179,32 +169,18 @@ def _resolved(options: ScoreOptions, intent: Intent) -> dict[str, Any]:
     return {**options.recorded, **begun}
 
 
-def _stages(options: ScoreOptions, cluster: ExitStack) -> "Stages | None":
-    """Where the stages will run, with Ray at hand; None: all of them in this process."""
-    if options.workers == 0:
-        return None
-    # Late: Ray's import costs seconds that a wrong option should not wait for.
-    from jobs.on_ray import machines, session
-
-    session.join(cluster, int(shards.SHARD_PIXEL_BYTES / machines.DECODE_CPUS))
-    return machines.wait_for_scoring(machines.Request(options.workers, options.gpu, options.cluster_wait_s))
-
-
-def _map_on_ray() -> Map:
-    from jobs.on_ray import session
-
-    return session.parallel_map
-
-
-def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress: Progress, cluster: ExitStack) -> None:
+def stage_all(
+    job: Job, intent: Intent, listing: Listing, lease: Lease, progress: Progress, cluster: ExitStack
+) -> Engine | None:
     """Stage every manifest row that is not staged yet: what is listed by now, then what was listed meanwhile.
 
-    What got lost, and what the store did not give, is driven again. Raises TooManyBadImages.
+    What got lost, and what the store did not give, is driven again. The engine that did it; None if there was nothing
+    to do. Raises TooManyBadImages.
     """
     if not listing.wait().parts:
-        return  # nothing new; and what is wrong with the images is found before Ray is started
-    where = _stages(job.options, cluster)
-    progress.workers, decoders = (where.workers, where.decoders) if where else (1, 1)
+        return None  # nothing new; and what is wrong with the images is found before anything is started
+    engine = _engine(job.options, listing, cluster)
+    progress.workers = engine.workers
     known, passes, may_stop_early = -1, 0, True
     while True:
         parts, listed = listing.wait(known, patience_s=1.0)
@@ -217,60 +193,37 @@ def stage_all(job: Job, intent: Intent, listing: Listing, lease: Lease, progress
         passes += listed
         if listed and (done.count() == rows or passes > MAX_PASSES):
             publishing.check_quarantine(done, limit, intent, final=True)
-            return
+            return engine
         progress.set_totals(done=done.count(), failed=done.most_failed(), total=rows, listed=listed)
-        to_do = shards.cut(parts, done, job.spec.input_size, job.spec.channels, decoders)
-        for receipt in receipts(job, intent, to_do, where) if to_do else ():
+        to_do = shards.cut(parts, done, job.spec.input_size, job.spec.channels, engine.decoders)
+        for receipt in engine.receipts(_work(job, intent), to_do) if to_do else ():
             progress.add(receipt)
             lease.check_flag()
             if limit is not None and may_stop_early and progress.final_failures > limit:
                 break
 
 
-def receipts(job: Job, intent: Intent, to_do: list[Shard], where: "Stages | None") -> Iterator[Receipt]:
-    """Drive shards through the stages, here or on Ray; a receipt for each staged part."""
-    options, spec, run_id = job.options, job.spec, intent.run_id
-    runtime, attempt = Runtime.model_validate(intent.runtime), uuid.uuid4().hex[:8]
-    limits, timeout_s = options.limits, options.image_timeout_s
-    named = (intent.roots, spec.calibration.group_pattern)
-    fetch_decode = stages.FetchDecode(
-        job.layout.results, run_id, spec.input_size, spec.channels, limits, timeout_s, *named, attempt, job.allowed
-    )
-    stage_parts = stages.StageParts(job.layout.results, run_id, attempt)
-    if where is None:
-        score_and_stage = stages.Score(spec, job.weights, runtime, intent.alpha, stage_parts)
-        for shard in to_do:
-            for decoded in fetch_decode(pa.Table.from_pylist([dict(shard)])):
-                yield from score_and_stage(decoded).to_pylist()
-        return
-    import ray.data
+def _engine(options: ScoreOptions, listing: Listing, cluster: ExitStack) -> Engine:
+    """By the number of images, where they are soon known."""
+    parts, listed = listing.wait(0, patience_s=0.2)
+    images = sum(part.rows for part in parts) if listed else None
+    return choice.choose(Wishes(options.workers, options.gpu, options.cluster_wait_s), images, cluster)
 
-    from jobs.on_ray import session
-    from jobs.scoring.live_metrics import LiveMetrics
 
-    write = where.write
-    log_book = stages.StartLog(job.layout.results, run_id, attempt, where.workers)
-    blocks = min(len(to_do), MAX_BLOCKS)
-    chain = (
-        ray.data.from_items([dict(shard) for shard in to_do], override_num_blocks=blocks)
-        .map_batches(fetch_decode, batch_size=None, batch_format="pyarrow", **where.decode)
-        .map_batches(
-            stages.Score,
-            fn_constructor_args=(spec, job.weights, runtime, intent.alpha, None if write else stage_parts, log_book),
-            # Ray wants a number where there are GPUs: then shards are joined up to it, or cut.
-            batch_size=shards.largest_shard(spec.input_size, spec.channels) if write else None,
-            batch_format="pyarrow",
-            **where.actors,
-        )
+def _work(job: Job, intent: Intent) -> Work:
+    """One attempt at what is to do."""
+    options = job.options
+    return Work(
+        results=job.layout.results,
+        run_id=intent.run_id,
+        attempt=uuid.uuid4().hex[:8],
+        collection=options.collection,
+        spec=job.spec,
+        weights=job.weights,
+        runtime=Runtime.model_validate(intent.runtime),
+        alpha=intent.alpha,
+        limits=options.limits,
+        timeout_s=options.image_timeout_s,
+        roots=intent.roots,
+        allowed=job.allowed,
     )
-    if write:  # a GPU does not wait for the store
-        chain = chain.map_batches(stage_parts, batch_size=None, batch_format="pyarrow", **write)
-    live, waiting = LiveMetrics(options.collection), sum(shard["stop"] - shard["start"] for shard in to_do)
-    live.waiting(waiting)
-    with session.translated_errors():
-        for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for receipt in block.to_pylist():  # type: ignore[union-attr, operator]
-                waiting -= receipt["rows"]
-                live.count(receipt)
-                live.waiting(waiting)
-                yield receipt

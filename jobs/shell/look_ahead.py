@@ -1,7 +1,7 @@
 """Work that is begun ahead of whoever takes its results: bounded, and in order."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,7 +16,7 @@ def ahead(
     weigh: Callable[[T], int] = lambda _: 0,
     max_weight: int = 0,
     discard: Callable[[P], object] = lambda _: None,
-) -> Iterator[tuple[T, P]]:
+) -> Generator[tuple[T, P]]:
     """Each item and what `begin` returned for it (a future, say), in order.
 
     `at_most` items are begun and not taken yet, fewer where they would weigh more than `max_weight` together; one item

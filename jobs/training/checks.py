@@ -21,12 +21,13 @@ def check_options(settings: TrainSettings) -> None:
             f"--calibration leave-one-out is for networks on whitened features, whose statistics leave an image out; "
             f"{settings.network} has none: hold a share out"
         )
-    if settings.workers and settings.batch_size % settings.workers:
+    if settings.num_workers and settings.batch_size % settings.num_workers:
         raise ConfigError(
-            f"a global batch of {settings.batch_size} does not divide among {settings.workers} workers; change one"
+            f"a global batch of {settings.batch_size} does not divide among {settings.num_workers} workers; change one"
         )
-    if (settings.min_workers or 0) > settings.workers:
-        raise ConfigError(f"expected at most {settings.workers} workers as --min-workers, got {settings.min_workers}")
+    if (settings.min_workers or 0) > settings.num_workers:
+        most = settings.num_workers
+        raise ConfigError(f"expected at most {most} workers as --min-workers, got {settings.min_workers}")
     if settings.masks and not settings.anomalous:
         raise ConfigError("--masks are those of the images of --anomalous: give both")
     if settings.masks and settings.anomalous and label_files.is_file(settings.anomalous):
@@ -73,7 +74,7 @@ def _not_taken(settings: TrainSettings) -> dict[str, str]:
             settings.freeze_backbone and not is_trunk,
             f"{network} has no backbone",
         ),
-        **dict.fromkeys(("gpu", "max_failures", "cluster_wait_s"), (settings.workers == 0, _ALONE)),
+        **dict.fromkeys(("gpu", "max_failures", "cluster_wait_s"), (settings.num_workers == 0, _ALONE)),
     }
     return {option: reason for option, (holds, reason) in rules.items() if holds}
 

@@ -66,8 +66,8 @@ def _lines(settings: TrainSettings, inputs: Inputs, loop: LoopConfig) -> Iterato
     has_weights = settings.pretrained and networks.is_pretrained(settings.network)
     yield "network", f"{settings.network}, input of {size}, {start if has_weights else 'from random weights'}"
     yield "memory", _memory(settings, loop)
-    where = f"{settings.workers} of Ray Train" if settings.workers else "none: this process, without Ray"
-    yield "workers", where + (", a GPU each" if settings.workers and settings.gpu else "")
+    where = f"{settings.num_workers} of Ray Train" if settings.num_workers else "none: this process, without Ray"
+    yield "workers", where + (", a GPU each" if settings.num_workers and settings.gpu else "")
     yield "bundle", storage.normalize(settings.bundle)
     yield "", "dry run: nothing is missing, and nothing was written"
 
@@ -91,7 +91,7 @@ def _memory(settings: TrainSettings, loop: LoopConfig) -> str:
     """What the workers take, beside what this machine has; where there is a cluster, they may run elsewhere."""
     height, width = loop.input_size
     decoded = 0 if loop.stream else len(loop.images) * height * width * loop.channels
-    wanted, processes = machine.TRAINING_BYTES + decoded, max(1, settings.workers)
+    wanted, processes = machine.TRAINING_BYTES + decoded, max(1, settings.num_workers)
     free = psutil.virtual_memory().available
     kept = "streamed in every epoch" if loop.stream else f"{decoded / 1e9:.2f} GB of decoded images"
     times = f"{processes} x " if processes > 1 else ""

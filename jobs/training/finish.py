@@ -5,10 +5,11 @@ import numpy as np
 from fcdd import checkpoint, detector, networks, supervision
 from fcdd.bundle import BundleSpec, TrainingRecord
 from fcdd.calibration import Calibration, Score
-from fcdd.detector import Detector, Scored
+from fcdd.detector import Detector
 from fcdd.inference import Runner
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
+from fcdd.scores import Scored, summarise
 from jobs.calibration import evidence, measurement, threshold
 from jobs.shell.versions import versions
 from jobs.sources import fetching, listing
@@ -103,7 +104,7 @@ def _measure(
 
     infos = [ObjectInfo(*each[:4]) for each in labelled]
     loaded = fetching.load_set(infos, size_of(settings), networks.in_channels(settings.network))
-    scored = detector.summarise(runner(loaded.pixels))
+    scored = summarise(runner(loaded.pixels))
     labels = np.array([each.label for each in labelled], np.int64)[loaded.positions]
     scores = getattr(scored, score).astype(np.float64)
     image = metrics.image_metrics(labels, scores, resamples=0)

@@ -112,7 +112,7 @@ def _left(settings: TrainSettings, store: Checkpoints) -> str:
 
 def _run(settings: TrainSettings, loop: LoopConfig) -> None:
     """Train in this process, or on the workers of Ray Train."""
-    if settings.workers == 0:
+    if settings.num_workers == 0:
         train_loop.train(loop, train_loop.Alone())
         return
     # Imported late: a wrong option is answered in a second, not after five of Ray's import.
@@ -121,7 +121,7 @@ def _run(settings: TrainSettings, loop: LoopConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ray_train.fit(
             loop,
-            workers=settings.workers,
+            workers=settings.num_workers,
             min_workers=settings.min_workers,
             gpu=settings.gpu,
             wait_s=settings.cluster_wait_s,

@@ -1,6 +1,7 @@
 """The options of `fcdd train`, and what they mean to the training."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -22,6 +23,9 @@ def _known_anomalies(name: str) -> str:
 
 
 Anomalies = Annotated[str, AfterValidator(_known_anomalies)]
+
+
+_WORKERS_ON_RAY = 2
 
 
 class TrainSettings(JobSettings):
@@ -135,7 +139,12 @@ class TrainSettings(JobSettings):
         "--images. Drift is told by group",
     )
     decide_by_group: bool = Field(False, description="p-values and thresholds by group, where groups are large enough")
-    workers: int = Field(2, ge=0, description="data-parallel training processes; 0: this process, without Ray")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="data-parallel training processes of Ray Train; 0: this process, without Ray; default: 2 on a "
+        "cluster or with --gpu, else 0, which is as fast on the CPUs of one machine and starts at once",
+    )
     min_workers: int | None = Field(
         None, ge=1, description="go on with so many workers when nodes are lost, and with more when they are back"
     )
@@ -169,6 +178,14 @@ class TrainSettings(JobSettings):
     dry_run: bool = Field(
         False, description="list, check, and say what would be trained and what is missing; write nothing"
     )
+
+    @property
+    def num_workers(self) -> int:
+        """Training processes of Ray Train; 0: this process."""
+        if self.workers is not None:
+            return self.workers
+        needs_ray = "RAY_ADDRESS" in os.environ or self.gpu or self.cluster_wait_s or self.min_workers
+        return max(_WORKERS_ON_RAY, self.min_workers or 0) if needs_ray else 0
 
 
 def with_preset(settings: TrainSettings) -> TrainSettings:

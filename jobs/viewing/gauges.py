@@ -1,6 +1,6 @@
 """Commit records as gauges for Prometheus.
 
-A run's own metrics (jobs.scoring.live_metrics) end with its process. Whether a night is missing can only be
+A run's own metrics (jobs.engines.live_metrics) end with its process. Whether a night is missing can only be
 seen by something that is there when no run is: these gauges, which are read anew from the records at every scrape.
 """
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from cluster import demo
-from jobs.scoring import live_metrics
+from jobs.engines import live_metrics
 from jobs.shell.settings import JobSettings
 from jobs.shell.verbs import VERBS
 from jobs.viewing import gauges

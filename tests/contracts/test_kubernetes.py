@@ -327,7 +327,7 @@ def test_jobs_run_commands_that_exist_as_accounts_of_their_own(tmp_path: Path) -
     assert set(tomllib.loads(config.read_text())) == set(TABLES)
     for verb, options in TABLES.items():
         assert options.parse(["--config", str(config)]).verb == verb
-    assert TrainSettings.parse(["--config", str(config)]).workers <= VALUES["gpu"]["max"]
+    assert TrainSettings.parse(["--config", str(config)]).num_workers <= VALUES["gpu"]["max"]
     [template] = [each for each in rendered("nightly-cronjob") if each["kind"] == "RayJob"]
     assert template["spec"]["suspend"] is True
     [cron] = [each for each in rendered("nightly-cronjob") if each["kind"] == "CronJob"]

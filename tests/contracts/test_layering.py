@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "jobs.upkeep": GROUND - {"jobs.on_ray"},
     "jobs.on_ray": SHELL,
     "jobs.results": {*SHELL, "jobs.catalog"},
-    "jobs.scoring": GROUND,
+    "jobs.engines": {*SHELL, "jobs.catalog", "jobs.sources", "jobs.on_ray"},
+    "jobs.scoring": {*GROUND, "jobs.engines"},
     "jobs.calibration": GROUND - {"jobs.on_ray"},
     "jobs.training": {*GROUND, "fcdd.paper", "jobs.calibration", "jobs.viewing"},
     "jobs.viewing": {*GROUND - {"jobs.on_ray"}, "jobs.results"},
@@ -55,8 +56,8 @@ MAY_IMPORT = {
 }
 # Packages of others: who alone may import them.
 ONLY_IN = {
-    "ray": {"jobs.on_ray", "jobs.scoring", "jobs.training"},
-    "torch": {"fcdd", "fcdd.paper", "jobs.calibration", "jobs.scoring", "jobs.training", "jobs.shell.machine"},
+    "ray": {"jobs.on_ray", "jobs.engines", "jobs.training"},
+    "torch": {"fcdd", "fcdd.paper", "jobs.calibration", "jobs.engines", "jobs.training", "jobs.shell.machine"},
     "duckdb": {"jobs.catalog", "jobs.labels", "jobs.results", "jobs.scoring", "jobs.viewing", "jobs.measuring"},
     "pydantic_settings": {
         "verbs",
@@ -78,7 +79,7 @@ ONLY_IN = {
     "imageio": set[str](),
 }
 # Of the library, only these touch a store: they load and save.
-DOORS = {"fcdd.bundle", "fcdd.detector"}
+DOORS = {"fcdd.bundle", "fcdd.detector", "fcdd.scorer"}
 # What reaches the outside, and the clock: in `fcdd/` only in its io.
 OUTSIDE = {"os", "time", "socket", "subprocess", "tempfile", "shutil", "threading", "urllib", "requests", "datetime"}
 

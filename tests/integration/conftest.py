@@ -56,7 +56,7 @@ class Night:
     def arguments(self) -> list[str]:
         """The command line that made the run."""
         places = ["--bundle", self.bundle, "--images", self.images, "--results", self.results]
-        return ["score", *places, "--collection", COLLECTION, "--date", NIGHT]
+        return ["score", *places, "--collection", COLLECTION, "--date", NIGHT, "--workers", "2"]
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,7 @@ def trained(s3: LocalS3, fcdd: Fcdd, nominal_cells: list[LabelledImage]) -> Trai
     storage.write(f"{root}/outliers/broken.png", b"not an image")
     done = fcdd(
         *("train", "--images", f"{root}/nominal", "--bundle", f"{root}/bundle", "--score", "maximum"),
-        *("--outliers", f"{root}/outliers", "--outlier-share", "0.2"),
+        *("--outliers", f"{root}/outliers", "--outlier-share", "0.2", "--workers", "2"),
         *(
             "--network",
             "whitened:efficientnet_lite0:stage3+stage2:2",

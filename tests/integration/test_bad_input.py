@@ -61,7 +61,7 @@ CASES = {
         "nominal images are too few: ",
     ),
     "batch that does not divide": (
-        ["train", "--images", "{images}", "--bundle", "{prefix}/b", "--network", "cnn32", "--batch-size", "9"],
+        ["train", "--images", "{images}", "--bundle", "{prefix}/b", "--workers", "2", "--batch-size", "9"],
         "a global batch of 9 does not divide among 2 workers",
     ),
     "bundle already there": (

@@ -13,9 +13,9 @@ from fcdd import heatmap
 from fcdd.detector import Detector
 from fcdd.errors import FCDDError
 from fcdd.io import storage
-from jobs.catalog import commit_records, intents, part_files, staging, views
+from jobs.catalog import commit_records, intents, manifest_parts, part_files, staging, views
 from jobs.catalog.staging import Coverage
-from jobs.scoring import manifests, publishing
+from jobs.scoring import publishing
 from jobs.scoring.manifests import Listing, Source
 from jobs.scoring.publishing import Facts
 from jobs.shell.errors import TooManyBadImages
@@ -65,7 +65,7 @@ def plan(tmp_path: Path, layout: Layout) -> Plan:
 
 def wide_rows(layout: Layout, plan: Plan, positions: Sequence[int], result: dict[str, Any]) -> pa.Table:
     """ROW table of some manifest positions, all with the same result."""
-    listed = manifests.read_part(layout, plan.intent.run_id, 0).take(pa.array(positions, pa.int64())).to_pylist()
+    listed = manifest_parts.read(layout, plan.intent.run_id, 0).take(pa.array(positions, pa.int64())).to_pylist()
     rows = [row | result | {"position": position} for row, position in zip(listed, positions, strict=True)]
     return pa.Table.from_pylist(rows, schema=staging.ROW)
 
@@ -309,13 +309,13 @@ def test_a_retry_keeps_the_scores_of_the_run_before_and_proves_all_of_them(
             "parts": (plan.parts[0].model_copy(update={"start": 0, "rows": 2}),),
         }
     )
-    storage.write(layout.manifest_part("retry", 0), manifests.part_bytes(rows, [18, 19], -1))
+    storage.write(layout.manifest_part("retry", 0), manifest_parts.to_bytes(rows, [18, 19], -1))
     stage(layout, retried, [0], [1])
     record = commit(layout, retried, detector, before=before)
     assert sorted(published(layout, record, "scores")) == list(range(19))
     assert published(layout, record, "quarantine") == [19]
     assert record.scores[0] == before.scores[0]
-    storage.write(layout.manifest_part("retry", 0), manifests.part_bytes(rows, [3, 19], -1))
+    storage.write(layout.manifest_part("retry", 0), manifest_parts.to_bytes(rows, [3, 19], -1))
     stage(layout, retried, [0], [1])
     with pytest.raises(publishing.IncompleteRun, match="came twice"):
         commit(layout, retried, detector, before=before)

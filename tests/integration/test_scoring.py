@@ -401,8 +401,8 @@ DEADLY = """
 import sys
 if any("default_worker" in word for word in sys.orig_argv):
     import os
-    import jobs.scoring.stages
-    jobs.scoring.stages.Score.__call__ = lambda self, rows: os.kill(os.getpid(), 9)
+    import jobs.engines.stages
+    jobs.engines.stages.Score.__call__ = lambda self, rows: os.kill(os.getpid(), 9)
 """
 
 

@@ -27,6 +27,7 @@ from fcdd.io import storage
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.paper.datasets import LabelledImage
+from fcdd.scores import summarise
 from fcdd.splits import is_held_out
 from fcdd.training import TrainOptions
 from jobs import train
@@ -149,7 +150,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(
         _, progress, weights = result(loop)
         curves.append([epoch["loss"] for epoch in progress.history])
         runner = Runner(detector.deserialize(weights, name, 3, size), progress.normalization, size)
-        scores.append(detector.summarise(runner(pixels)).mean)
+        scores.append(summarise(runner(pixels)).mean)
     for curve, score in zip(curves[1:], scores[1:], strict=True):
         np.testing.assert_allclose(curve, curves[0], rtol=1e-4)
         np.testing.assert_allclose(score, scores[0], atol=1e-3 * float(scores[0].max()))

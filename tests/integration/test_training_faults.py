@@ -40,7 +40,8 @@ def undisturbed(fcdd: Fcdd, trained: Trained, s3: LocalS3) -> Detector:
 
 
 def _start(trained: Trained, bundle: str, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "jobs.cli", "train", "--images", trained.images, "--bundle", bundle, *SMALL, *more]
+    command = [sys.executable, "-m", "jobs.cli", "train", "--images", trained.images, "--bundle", bundle, *SMALL]
+    command += ["--workers", "2", *more]
     return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
 
 
@@ -99,7 +100,7 @@ def test_a_killed_driver_is_continued_by_the_same_command_with_resume(
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not storage.exists(f"{prefix}/b/bundle.json")
-    done = fcdd("train", "--images", trained.images, "--bundle", f"{prefix}/b", *SMALL, "--resume")
+    done = fcdd("train", "--images", trained.images, "--bundle", f"{prefix}/b", *SMALL, "--resume", "--workers", "2")
     assert "resuming after epoch" in done.stderr
     _equal(f"{prefix}/b", undisturbed)
 

@@ -10,6 +10,7 @@ from fcdd import detector
 from fcdd.detector import Detector
 from fcdd.errors import BundleError
 from fcdd.paper.datasets import LabelledImage
+from fcdd.scores import summarise
 from tests.detectors import make
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (37, 32, 48, 3)).astype(np.uint8)
@@ -47,7 +48,7 @@ def test_the_three_scores_come_from_the_same_map() -> None:
     np.testing.assert_allclose(scored.mean, cells.mean(1), rtol=1e-6)
     np.testing.assert_array_equal(scored.maximum, cells.max(1))
     wide = np.arange(300, dtype=np.float32).reshape(1, 10, 30)
-    assert detector.summarise(wide).top1pct.tolist() == [(299 + 298 + 297) / 3]
+    assert summarise(wide).top1pct.tolist() == [(299 + 298 + 297) / 3]
 
 
 def test_encoded_images_are_scored_like_their_pixels(nominal_cells: list[LabelledImage]) -> None:
@@ -141,7 +142,7 @@ def test_the_choice_of_the_score_and_the_extent_belong_to_the_bundle(tmp_path: P
 def test_three_scores_are_statistics_of_the_same_map() -> None:
     maps = np.zeros((2, 20, 20), np.float32)
     maps[0, 0, :8] = np.arange(1, 9)
-    scored = detector.summarise(maps)
+    scored = summarise(maps)
     assert scored.mean.tolist() == pytest.approx([36 / 400, 0])
     assert scored.maximum.tolist() == [8, 0]
     assert scored.top1pct.tolist() == [(8 + 7 + 6 + 5) / 4, 0]  # 1 % of 400 cells

@@ -5,9 +5,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from fcdd import augmentation, detector, networks, normalization, outliers, supervision, training
+from fcdd import augmentation, networks, normalization, outliers, supervision, training
 from fcdd.errors import ConfigError, ImageError
 from fcdd.inference import Runner
+from fcdd.scores import summarise
 from fcdd.supervision import HeldOut, TrainingSet
 from fcdd.training import Sampling, TrainOptions
 
@@ -179,7 +180,7 @@ def test_training_separates_anomalous_from_nominal_samples(loss: str) -> None:
         trainer.step(batch)
     fresh = [training.draw_sample(DATA, index, epoch=999, sampling=SAMPLING) for index in range(200)]
     pixels = np.stack([np.round(sample.pixels * 255).astype(np.uint8) for sample in fresh])
-    scores = detector.summarise(Runner(network, SCALING, (32, 32))(pixels)).mean
+    scores = summarise(Runner(network, SCALING, (32, 32))(pixels)).mean
     assert roc_auc_score([sample.label for sample in fresh], scores) > 0.8
 
 

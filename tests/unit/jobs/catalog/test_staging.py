@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fcdd.errors import FCDDError
 from jobs.catalog import shards
 from jobs.catalog.staging import Bitmap, Coverage, Staged
-from jobs.scoring.stages import StartLog
+from jobs.engines.stages import StartLog
 from schemas.runs import ManifestPart
 
 RANGES = st.lists(st.tuples(st.integers(0, 90), st.integers(0, 20)), max_size=8)

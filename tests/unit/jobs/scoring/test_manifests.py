@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from fcdd.errors import ConfigError, FCDDError
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
+from jobs.catalog import manifest_parts
 from jobs.scoring import manifests
 from jobs.scoring.manifests import Listing, Source
 from jobs.shell import temporary
@@ -251,7 +252,7 @@ def plan_of(layout: Layout, source: Source, run_id: str = "r") -> Plan:
 
 
 def uris(layout: Layout, plan: Plan) -> list[str]:
-    parts = [manifests.read_part(layout, plan.intent.run_id, index) for index in range(len(plan.parts))]
+    parts = [manifest_parts.read(layout, plan.intent.run_id, index) for index in range(len(plan.parts))]
     rows = pa.concat_tables(parts)
     assert rows["row_id"].to_pylist() == list(range(plan.num_images))
     return list(rows["image_uri"].to_pylist())

@@ -7,7 +7,7 @@ from collections import Counter
 
 from ray.util import metrics
 
-from jobs.scoring.stages import Receipt, seconds_of
+from jobs.engines.stages import Receipt, seconds_of
 
 
 class LiveMetrics:

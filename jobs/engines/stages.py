@@ -1,9 +1,9 @@
-"""The stages of scoring, as callables; the chain that joins them is in `jobs.scoring.waves`.
+"""The stages of scoring, as callables; what joins them is `jobs.engines.in_process` and `jobs.engines.over_ray`.
 
     shards of the manifest -> fetch, decode, resize (uint8) -> score -> staged Parquet -> receipts
 
-A bad image is a row with a reason from the stage that met it on. Each stage keeps what is expensive (a decoder
-process, a network) for the length of its worker process. Only `Score` loads torch.
+A bad image is a row with a reason from the stage that met it on. Each stage keeps what is expensive (decoder
+processes, a network) for the length of its process, and is for several threads at once. Only `Score` loads torch.
 """
 
 import functools
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fcdd import grouping, heatmap, regions
+from fcdd import grouping, heatmap, regions, scorer
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import Decider
 from fcdd.errors import FCDDError
@@ -27,9 +27,9 @@ from fcdd.images import DecodedImage, Limits
 from fcdd.io import storage
 from fcdd.io.isolation import IsolatedDecoder
 from fcdd.runtime import Runtime
-from jobs.catalog import staging
+from fcdd.spares import Spares
+from jobs.catalog import manifest_parts, staging
 from jobs.catalog.shards import Shard
-from jobs.scoring import manifests
 from jobs.sources import fetching
 from jobs.sources.locations import Locations
 from jobs.timing.busy_clock import BusyClock
@@ -114,8 +114,8 @@ class FetchDecode:
 
     def load(self, rows: pa.Table, shard: Shard) -> pa.Table:
         """Manifest rows of a shard, loaded."""
-        decoder = _decoder(self.size, self.channels, self.limits, self.timeout_s)
-        loaded = fetching.load_isolated(manifests.rows_of(rows), decoder, self.limits, self.allowed)
+        with _decoders(self.size, self.channels, self.limits, self.timeout_s).one() as decoder:
+            loaded = fetching.load_isolated(manifest_parts.rows_of(rows), decoder, self.limits, self.allowed)
         columns = _source_columns(rows["row_id"], loaded.infos)
         columns["position"] = pa.array(range(shard["start"], shard["stop"]), pa.int64())
         columns |= _failure_columns(loaded.results)
@@ -138,20 +138,20 @@ def _manifest_part(results: str, run_id: str, attempt: str, index: int) -> pa.Ta
 
     A run that begins again has another manifest under the same name.
     """
-    return manifests.read_part(Layout(results), run_id, index)
+    return manifest_parts.read(Layout(results), run_id, index)
 
 
 @functools.lru_cache(maxsize=1)
-def _decoder(size: tuple[int, int], channels: int, limits: Limits, timeout_s: float) -> IsolatedDecoder:
-    """One per worker; it ends when the worker does, since its input ends."""
-    return IsolatedDecoder(size, channels, limits=limits, timeout_s=timeout_s)
+def _decoders(size: tuple[int, int], channels: int, limits: Limits, timeout_s: float) -> Spares[IsolatedDecoder]:
+    """One for each thread at work; they end when this process does, since their input ends."""
+    return Spares(functools.partial(IsolatedDecoder, size, channels, limits=limits, timeout_s=timeout_s))
 
 
 class Score:
     """Decoded rows -> ROW tables, each column null where it is not its table's; staged at once if `then` does that.
 
-    For several threads at once: a GPU works for one while the others do what comes before and after. Without `then` it
-    is taken to be beside a GPU, whose waiting is counted.
+    For `threads` at once: a GPU works for one while the others do what comes before and after; on CPUs each computes
+    on one of them. Where the network is on a GPU, its waiting is counted.
     """
 
     def __init__(
@@ -162,30 +162,31 @@ class Score:
         alpha: float,
         then: Callable[[pa.Table], pa.Table] | None = None,
         starts: "StartLog | None" = None,
+        *,
+        threads: int = 1,
     ) -> None:
         """The driver verified the bundle and passes it on, so all rows of a run carry one digest."""
         if starts:
             starts.add()
-        import torch  # the processes that decode do without
+        if runtime.backend == "torch":  # which takes seconds to load: the processes that decode do without
+            import torch
 
-        from fcdd.detector import Detector
-
-        if not torch.cuda.is_available():
-            torch.set_num_threads(1)  # workers share the cores by being several
-        self.detector = Detector(spec, weights, runtime)
+            if not torch.cuda.is_available():
+                torch.set_num_threads(1)  # workers share the cores by being several
+        self.spec, self.scorer = spec, scorer.load(spec, weights, runtime, threads=threads)
         self.decide = Decider(spec.calibration, alpha)
         self.then = then
         self._clock = BusyClock()
-        self._waiting = None if then else _Waiting(self._clock)
+        self._waiting = _Waiting(self._clock) if self.scorer.is_on_gpu else None
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Scores the readable rows; a score that is not finite becomes a reason."""
         started = time.perf_counter()
-        spec = self.detector.spec
+        spec = self.spec
         readable = pc.is_valid(rows[PIXELS]).to_numpy(zero_copy_only=False)
         pixels = _pixels(rows[PIXELS], (int(readable.sum()), *spec.input_size, spec.channels))
         with self._clock.busy():
-            scored = self.detector.score(pixels)
+            scored = self.scorer(pixels)
         finite = np.isfinite(scored.maps).all((1, 2))
         has_score = readable.copy()
         has_score[readable] = finite
@@ -241,8 +242,8 @@ class Score:
         return regions.find(
             map_uv,
             threshold,
-            receptive_field=self.detector.receptive_field,
-            input_size=self.detector.spec.input_size,
+            receptive_field=self.scorer.receptive_field,
+            input_size=self.spec.input_size,
             image_size=image_size,
         )
 

@@ -12,8 +12,8 @@ from fcdd.calibration import Calibration
 from fcdd.detector import Detector
 from fcdd.runtime import Runtime
 from jobs.catalog import staging
-from jobs.scoring import stages
-from jobs.scoring.stages import SECONDS, Score
+from jobs.engines import stages
+from jobs.engines.stages import SECONDS, Score
 from tests.detectors import make
 from tests.nominal import nominal
 
@@ -67,6 +67,7 @@ def test_shards_that_were_joined_have_the_rows_of_each(detector: Detector) -> No
 
 def test_what_passes_beside_a_gpu_is_told_once_and_waiting_is_part_of_it(detector: Detector) -> None:
     score = Score(detector.spec, detector.weights, Runtime(), 0.05)
+    score._waiting = stages._Waiting(score._clock)  # as on a GPU
     began = time.perf_counter()
 
     def told() -> Iterator[tuple[float, float]]:

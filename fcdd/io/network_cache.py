@@ -1,0 +1,56 @@
+"""Converted networks in the user's cache folder: the next process does not convert them again.
+
+Nobody but the user may write there; a file that is damaged is made again.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+# Bundles whose networks are kept, by the time of their last use; each takes as much as its weights.
+KEPT = 4
+
+
+def folder() -> Path:
+    """Where they are: `fcdd/networks` below XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fcdd", "networks")
+
+
+def find(key: str) -> Path | None:
+    """The folder of what was put under `key`; None if there is none, or somebody else might have written it."""
+    found = folder() / key
+    try:
+        if any(_is_open_to_others(path) for path in (found.parent, found)):
+            return None
+        os.utime(found)
+    except OSError:
+        return None
+    return found
+
+
+def put(key: str, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder and keep it under `key`; nothing happens where the user's cache cannot be written."""
+    with suppress(OSError):
+        root = folder()
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=root, prefix="."))
+        try:
+            write(made)
+            made.rename(root / key)
+        except OSError:  # another process was first, or the disk is full
+            shutil.rmtree(made, ignore_errors=True)
+        for old in sorted(root.glob("[!.]*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def drop(key: str) -> None:
+    """Forget what cannot be read."""
+    shutil.rmtree(folder() / key, ignore_errors=True)
+
+
+def _is_open_to_others(path: Path) -> bool:
+    status = path.stat()
+    return status.st_uid != os.getuid() or bool(status.st_mode & 0o022)

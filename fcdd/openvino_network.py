@@ -1,0 +1,98 @@
+"""A network as OpenVINO's model: pixels in, anomaly maps out. Once it is converted, nothing of it needs torch."""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fcdd.errors import ConfigError
+from fcdd.normalization import Normalization
+from fcdd.spares import Spares
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# A model's own memory for a batch is what it is compiled with; larger ones are not faster.
+BATCH = 16
+
+
+class OpenvinoNetwork:
+    """Pixels (N,H,W,C) uint8 -> maps (N,U,V) float32, for several threads at once, each on a CPU of its own."""
+
+    def __init__(self, model: Any, precision: Literal["float32", "bfloat16"] = "float32", *, threads: int = 1) -> None:
+        """`model` is what `convert` or `read` returns. Raises ConfigError when OpenVINO is not installed.
+
+        There is a stream of one thread for each of so many `threads`. They are not pinned: each process would pin its
+        own to the same first core.
+        """
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": threads,
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._requests = Spares(_openvino().compile_model(model, "CPU", options).create_infer_request)
+
+    def __call__(self, pixels_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The maps of at least one image; a caller's memory stays its own."""
+        with self._requests.one() as request:
+            parts = [
+                request.infer(np.ascontiguousarray(pixels_nhwc[start : start + BATCH]), share_inputs=True)[0].copy()
+                for start in range(0, len(pixels_nhwc), BATCH)
+            ]
+        return np.concatenate(parts)
+
+
+def convert(network: "nn.Module", scaling: Normalization, input_size: tuple[int, int]) -> Any:
+    """The model of a network for images (height, width), with normalisation and anomaly map.
+
+    Raises ConfigError when OpenVINO is not installed.
+    """
+    import torch
+    from torch import nn
+
+    from fcdd import objective
+
+    openvino = _openvino()
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, pixels_nhwc: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.network(scaling(pixels_nhwc))
+            return objective.anomaly_map(output)[:, 0]
+
+    shape = (*input_size, len(scaling.shift))
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # openvino traces with torch.jit, which torch wants to drop
+        # Traced here without torch's own check of it, which takes longer than all the rest.
+        example = torch.zeros(2, *shape, dtype=torch.uint8)
+        traced = torch.jit.trace(Whole().eval(), example, check_trace=False)
+        return openvino.convert_model(traced, example_input=example, input=[-1, *shape])
+
+
+def read(path: Path) -> Any:
+    """A model that `save` wrote. Raises ConfigError when OpenVINO is not installed, RuntimeError for a damaged file."""
+    return _openvino().Core().read_model(path)
+
+
+def save(model: Any, path: Path) -> None:
+    """Write `path` (.xml) and the weights beside it (.bin)."""
+    _openvino().save_model(model, path, compress_to_fp16=False)
+
+
+def version() -> str:
+    """OpenVINO's. Raises ConfigError when it is not installed."""
+    return str(_openvino().__version__)
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise ConfigError("the backend openvino is not installed; run: pip install 'fcdd-at-scale[cpu]'") from error
+    return openvino

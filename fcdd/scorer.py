@@ -1,0 +1,120 @@
+"""A trained network as it scores: pixels in, maps and scores out, with as little to load as its library allows.
+
+    bundle -> network by torch, or by OpenVINO without torch -> maps -> three scores of each
+
+Torch takes seconds to import. A network that OpenVINO runs is converted once (which needs torch) and kept in the user's
+cache (`fcdd.io.network_cache`), under a name that holds everything it was made from.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fcdd import openvino_network
+from fcdd.bundle import BundleSpec
+from fcdd.errors import ConfigError
+from fcdd.io import network_cache
+from fcdd.openvino_network import OpenvinoNetwork
+from fcdd.receptive_field import ReceptiveField
+from fcdd.runtime import Runtime
+from fcdd.scores import Scored, summarise
+
+Pixels = npt.NDArray[np.uint8]
+Maps = npt.NDArray[np.float32]
+
+# What OpenVINO's maps may differ from torch's, relative to the largest value (`fcdd.inference`).
+TOLERANCE = 5e-4
+# Raised whenever a network is converted otherwise.
+_CONVERSION = 1
+_MODEL, _GEOMETRY = "network.xml", "receptive_field.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """Pixels (N,H,W,C) uint8 of a bundle's input size -> Scored, for several threads at once."""
+
+    receptive_field: ReceptiveField
+    is_on_gpu: bool
+    run: Callable[[Pixels], Maps]
+
+    def __call__(self, pixels_nhwc: Pixels) -> Scored:
+        """Maps and scores."""
+        if len(pixels_nhwc):
+            return summarise(self.run(pixels_nhwc))
+        return summarise(np.empty((0, self.receptive_field.height, self.receptive_field.width), np.float32))
+
+
+def load(spec: BundleSpec, weights: bytes, runtime: Runtime, *, threads: int = 1) -> Scorer:
+    """The scorer of a bundle, for so many `threads` of the caller on CPUs.
+
+    Raises BundleError when the weights do not fit the network or are not finite, ConfigError for a runtime that is not
+    to be had, or that does not compute this network within the tolerance.
+    """
+    runtime.check(spec.network)
+    if runtime.backend == "openvino":
+        return _by_openvino(spec, weights, runtime, threads)
+    from fcdd import detector
+    from fcdd.inference import Runner
+
+    network = detector.deserialize(weights, spec.network, spec.channels, spec.input_size)
+    runner = Runner(network, spec.normalization, spec.input_size, runtime)
+    return Scorer(network.receptive_field, runner.is_on_gpu, runner)
+
+
+def _by_openvino(spec: BundleSpec, weights: bytes, runtime: Runtime, threads: int) -> Scorer:
+    key = _key(spec)
+    if (found := network_cache.find(key)) is not None:
+        try:
+            field = ReceptiveField(**json.loads((found / _GEOMETRY).read_text()))
+            model = openvino_network.read(found / _MODEL)
+            return Scorer(field, False, OpenvinoNetwork(model, runtime.precision, threads=threads))
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            log.warning("%s cannot be read and is made again: %s", found, error)
+            network_cache.drop(key)
+    from fcdd import detector, folding
+    from fcdd.inference import Runner
+
+    network = detector.deserialize(weights, spec.network, spec.channels, spec.input_size)
+    field = network.receptive_field
+    model = openvino_network.convert(folding.folded(network), spec.normalization, spec.input_size)
+    _check(model, Runner(network, spec.normalization, spec.input_size), spec)
+
+    def write(folder: Path) -> None:
+        openvino_network.save(model, folder / _MODEL)
+        (folder / _GEOMETRY).write_text(json.dumps(dataclasses.asdict(field)))
+
+    network_cache.put(key, write)
+    return Scorer(field, False, OpenvinoNetwork(model, runtime.precision, threads=threads))
+
+
+def _key(spec: BundleSpec) -> str:
+    """Names everything that a converted network depends on; the weights say whether they are finite, and fit."""
+    made_of = (
+        *(_CONVERSION, openvino_network.version(), spec.weights_sha256, spec.network, spec.channels),
+        *(spec.input_size, spec.normalization.model_dump(mode="json")),
+    )
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+
+def _check(model: object, reference: Callable[[Pixels], Maps], spec: BundleSpec) -> None:
+    """Compare with torch on pictures of coarse and fine noise: every cell of the map sees something else."""
+    random = np.random.default_rng(0)
+    fine = random.integers(0, 256, (2, *spec.input_size, spec.channels)).astype(np.uint8)
+    coarse = np.repeat(np.repeat(fine[:, ::16, ::16], 16, 1), 16, 2)[:, : spec.input_size[0], : spec.input_size[1]]
+    pictures = np.concatenate([fine, coarse])
+    expected, found = reference(pictures), OpenvinoNetwork(model)(pictures)
+    difference = float((np.abs(found - expected) / expected.max((1, 2), keepdims=True)).max())
+    if not difference < TOLERANCE:
+        raise ConfigError(
+            f"OpenVINO's maps of this network differ from torch's by {difference:.1g} of their largest value, more "
+            f"than {TOLERANCE:g}; give --backend torch"
+        )

@@ -1,0 +1,134 @@
+"""A bundle as it scores: OpenVINO without torch, from a network that was converted once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fcdd import openvino_network, scorer
+from fcdd.bundle import BundleSpec
+from fcdd.detector import Detector
+from fcdd.errors import BundleError, ConfigError
+from fcdd.io import network_cache
+from fcdd.runtime import Runtime
+from fcdd.scorer import Scorer
+from tests.detectors import make
+
+OPENVINO = Runtime(backend="openvino")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "fcdd" / "networks"
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return make()
+
+
+def pictures(spec: BundleSpec, count: int = 20) -> np.ndarray:
+    shape = (count, *spec.input_size, spec.channels)
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+def load(detector: Detector, runtime: Runtime = OPENVINO, threads: int = 1) -> Scorer:
+    return scorer.load(detector.spec, detector.weights, runtime, threads=threads)
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_scores_are_those_of_the_detector(detector: Detector, backend: str) -> None:
+    found, pixels = load(detector, Runtime.model_validate({"backend": backend})), pictures(detector.spec)
+    expected = detector.score(pixels)
+    assert found.receptive_field == detector.receptive_field
+    for name in ("maps", "mean", "maximum", "top1pct"):
+        np.testing.assert_allclose(
+            getattr(found(pixels), name), getattr(expected, name), atol=scorer.TOLERANCE * expected.maps.max()
+        )
+    assert found(pixels[:0]).maps.shape == (0, *expected.maps.shape[1:])
+
+
+def test_a_converted_network_is_kept_and_read_without_torch(
+    detector: Detector, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load(detector)
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr(openvino_network, "convert", lambda *_: pytest.fail("converted again"))
+    again, pixels = load(detector, threads=2), pictures(detector.spec)
+    np.testing.assert_allclose(again(pixels).maps, first(pixels).maps, atol=1e-6)
+    detector.save(str(tmp_path / "bundle"))
+    script = (
+        "import sys; from fcdd import bundle, scorer; from fcdd.runtime import Runtime; import numpy as np; "
+        f"spec, weights = bundle.load({str(tmp_path / 'bundle')!r}); "
+        "run = scorer.load(spec, weights, Runtime(backend='openvino')); "
+        "run(np.zeros((1, *spec.input_size, spec.channels), np.uint8)); "
+        "print([name for name in ('torch', 'scipy.stats') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "half of the weights", "no geometry", "other geometry"])
+def test_a_damaged_file_is_made_again(detector: Detector, cache: Path, damage: str) -> None:
+    expected = load(detector)(pictures(detector.spec)).maps
+    (kept,) = cache.iterdir()
+    if damage == "empty":
+        (kept / "network.xml").write_bytes(b"")
+    elif damage == "cut":
+        (kept / "network.xml").write_bytes((kept / "network.xml").read_bytes()[:500])
+    elif damage == "half of the weights":
+        (kept / "network.bin").write_bytes((kept / "network.bin").read_bytes()[:100])
+    elif damage == "no geometry":
+        (kept / "receptive_field.json").unlink()
+    else:
+        (kept / "receptive_field.json").write_text('{"rows": 3}')
+    np.testing.assert_allclose(load(detector)(pictures(detector.spec)).maps, expected, atol=1e-6)
+    assert (kept / "receptive_field.json").stat().st_size > 50
+
+
+def test_what_others_may_write_is_not_believed(
+    detector: Detector, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(detector)
+    (kept,) = cache.iterdir()
+    kept.chmod(0o777)
+    assert network_cache.find(kept.name) is None
+    kept.chmod(0o700)
+    assert network_cache.find(kept.name) == kept
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert network_cache.find(kept.name) is None
+
+
+def test_without_a_folder_that_can_be_written_the_network_is_converted_each_time(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert load(detector)(pictures(detector.spec)).maps.shape[0] == 20
+
+
+def test_the_cache_keeps_what_was_used_last(cache: Path) -> None:
+    for index in range(network_cache.KEPT + 2):
+        network_cache.put(f"key{index}", lambda folder: (folder / "x").write_text("y") and None)
+        if index < 2:
+            os.utime(cache / f"key{index}", (index, index))
+    assert sorted(path.name for path in cache.iterdir()) == [
+        f"key{index}" for index in range(2, network_cache.KEPT + 2)
+    ]
+
+
+def test_a_conversion_that_changes_the_maps_is_refused(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = scorer.OpenvinoNetwork.__call__
+    monkeypatch.setattr(scorer.OpenvinoNetwork, "__call__", lambda self, pixels: exact(self, pixels) * 1.01)
+    with pytest.raises(ConfigError, match=r"OpenVINO's maps of this network differ .* give --backend torch"):
+        load(detector)
+
+
+def test_weights_that_do_not_fit_are_refused_whatever_the_library(detector: Detector) -> None:
+    for backend in ("torch", "openvino"):
+        with pytest.raises(BundleError, match="the weights do not fit"):
+            scorer.load(detector.spec, b"none", Runtime.model_validate({"backend": backend}))
