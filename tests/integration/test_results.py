@@ -444,7 +444,7 @@ def test_the_python_api_gives_the_same_rows_in_every_form(nights: Line) -> None:
         scored = detector.score([storage.read(image.image_uri)])
         step = (scored.maps.max() - scored.maps.min()) / 255
         np.testing.assert_allclose(image.heatmap, scored.maps[0], atol=step)
-        assert image.anomaly_score == pytest.approx(float(scored.maximum[0]))
+        assert image.anomaly_score == pytest.approx(float(scored.maximum[0]), rel=1e-4)  # by another library
         break
     whole = results.open(nights.results)
     assert [record.day.day for record in whole.records] == [1, 2]

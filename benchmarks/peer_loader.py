@@ -1,0 +1,74 @@
+"""What one would write with torch alone: a DataLoader with worker processes, the network, a Parquet file.
+
+    python benchmarks/peer_loader.py BUNDLE IMAGES OUTPUT FIRST
+
+FIRST is a file that is written when the first images are scored. No isolation, no quarantine, no proof, no heatmaps.
+"""
+
+import io
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from fcdd import bundle, detector, objective
+
+WORKERS = int(os.environ.get("PEER_WORKERS", "2"))
+
+
+class Images(Dataset[tuple[int, torch.Tensor]]):
+    """Pixels (H,W,C) uint8 of a list of files."""
+
+    def __init__(self, filesystem: pyarrow.fs.FileSystem | None, paths: list[str], size: tuple[int, int]) -> None:
+        self.filesystem, self.paths, self.size = filesystem, paths, size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+        if self.filesystem is None:
+            data = Path(self.paths[index]).read_bytes()
+        else:
+            with self.filesystem.open_input_file(self.paths[index]) as file:
+                data = file.read()
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        resized = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+        return index, torch.from_numpy(np.asarray(resized).copy())
+
+
+def main() -> None:
+    """Score every image."""
+    uri, images, output, first = sys.argv[1:]
+    filesystem = None
+    if images.startswith("s3://"):
+        endpoint = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
+        filesystem = pyarrow.fs.S3FileSystem(endpoint_override=endpoint, scheme="http", region="us-east-1")
+        selector = pyarrow.fs.FileSelector(images.removeprefix("s3://"), recursive=True)
+        paths = sorted(info.path for info in filesystem.get_file_info(selector) if info.is_file)
+    else:
+        paths = sorted(str(path) for path in Path(images).rglob("*.*"))
+    spec, weights = bundle.load(uri)
+    network = detector.deserialize(weights, spec.network, spec.channels, spec.input_size).eval()
+    scores = np.zeros(len(paths), np.float32)
+    loader = DataLoader(Images(filesystem, paths, spec.input_size), batch_size=32, num_workers=WORKERS)
+    with torch.inference_mode():
+        for indices, pixels in loader:
+            maps = objective.anomaly_map(network(spec.normalization(pixels)))
+            scores[indices.numpy()] = maps.amax((1, 2, 3)).numpy()
+            if not Path(first).exists():
+                Path(first).write_text(str(time.time()))
+    pq.write_table(
+        pa.table({"path": paths, "score": scores}), f"{output.removeprefix('s3://')}.parquet", filesystem=filesystem
+    )
+
+
+if __name__ == "__main__":
+    main()
