@@ -121,6 +121,6 @@ def test_a_run_that_is_stopped_is_finished_by_the_same_command(place: Place, sto
     said = process.communicate(timeout=30)[1]
     assert time.monotonic() - asked < 20
     assert "Traceback" not in said
-    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[stop]
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGKILL: -9}[stop]
     place.score()
     assert len(place.rows("scores")) == 4 * MANY
