@@ -33,7 +33,11 @@ class OpenvinoNetwork:
             "NUM_STREAMS": threads,
             "ENABLE_CPU_PINNING": False,
         }
-        self._requests = Spares(_openvino().compile_model(model, "CPU", options).create_infer_request)
+        compiled = _openvino().compile_model(model, "CPU", options)
+        self._requests = Spares(compiled.create_infer_request)
+        # Its bindings set themselves up in the first call; two threads in it may wait for each other for ever.
+        _, height, width, channels = compiled.input(0).get_partial_shape()
+        self(np.zeros((1, height.get_length(), width.get_length(), channels.get_length()), np.uint8))
 
     def __call__(self, pixels_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The maps of at least one image; a caller's memory stays its own."""

@@ -3,16 +3,20 @@
 list -> split (training / calibration) -> train, with checkpoints -> calibrate -> bundle, written and read back
 """
 
+import importlib.util
 import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fcdd import bundle, networks
+import torch
+
+from fcdd import bundle, networks, scorer
 from fcdd.calibration import conformal_threshold
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError
 from fcdd.io import storage
+from fcdd.runtime import Runtime
 from jobs.sources import fetching, listing
 from jobs.sources.fetching import ImageSet
 from jobs.timing.stopwatch import Stopwatch
@@ -58,8 +62,18 @@ def train(settings: TrainSettings) -> Detector:
         bundle_uri = storage.normalize(settings.bundle)
         if Detector.load(bundle_uri).spec.digest != trained.spec.digest:
             raise ConfigError(f"{bundle_uri} was overwritten while it was being written; train again")
+    _convert_for_this_machine(trained)
     store.clear()
     return trained
+
+
+def _convert_for_this_machine(trained: Detector) -> None:
+    """Its first run here would do it, and show nothing meanwhile; torch is loaded now."""
+    if importlib.util.find_spec("openvino") and not torch.cuda.is_available():
+        try:
+            scorer.load(trained.spec, trained.weights, Runtime(backend="openvino"))
+        except ConfigError as error:
+            log.warning("%s", error)
 
 
 def _read_calibrating(settings: TrainSettings, inputs: Inputs) -> tuple[ImageSet, frozenset[str]]:

@@ -13,6 +13,7 @@ from fcdd.bundle import BundleSpec
 from fcdd.detector import Detector
 from fcdd.errors import BundleError, ConfigError
 from fcdd.io import network_cache
+from fcdd.openvino_network import OpenvinoNetwork
 from fcdd.runtime import Runtime
 from fcdd.scorer import Scorer
 from tests.detectors import make
@@ -70,6 +71,23 @@ def test_a_converted_network_is_kept_and_read_without_torch(
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_network_has_computed_before_threads_use_it(detector: Detector) -> None:
+    """Else two of them could meet in the first call of OpenVINO's bindings, and wait for each other for ever."""
+    run = load(detector, threads=2).run
+    assert isinstance(run, OpenvinoNetwork)
+    assert len(run._requests._spare) == 1
+    script = (
+        "import sys, threading, numpy as np; from pathlib import Path; from fcdd import openvino_network as o; "
+        "network = o.OpenvinoNetwork(o.read(Path(sys.argv[1])), threads=2); start = threading.Barrier(8); "
+        "work = lambda: (start.wait(), network(np.zeros((1, 32, 48, 3), np.uint8))); "
+        "threads = [threading.Thread(target=work) for _ in range(8)]; "
+        "[each.start() for each in threads]; [each.join() for each in threads]"
+    )
+    (kept,) = network_cache.folder().iterdir()
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", script, str(kept / "network.xml")], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "half of the weights", "no geometry", "other geometry"])
