@@ -38,6 +38,7 @@ class HeatmapSettings(JobSettings):
     )
     uris: str | None = Field(None, description="file of images: .csv or .parquet with a column image_uri")
     top: int = Field(10, ge=1, le=10_000, description="otherwise the most anomalous ones, near-duplicates left out")
+    alarms: bool = Field(False, description="of these only the alarms")
     style: Style = Field(
         "side-by-side",
         description="side-by-side: original and overlay; overlay: alone; outline: of what is above the threshold; "
@@ -58,14 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def draw(settings: HeatmapSettings) -> None:
-    """One file per image, named by rank, and index.csv, which says what each shows."""
+    """One file per image, named by rank, and index.csv, which says what each shows; no alarms, no files."""
     found = (
         results.open_run(settings.results, settings.run)
         if settings.run
         else results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
     )
     uris = [*settings.uri, *(label_files.read_uris(settings.uris) if settings.uris else [])]
-    rows = heatmap_files.chosen(found, uris, settings.top)
+    rows = heatmap_files.chosen(found, uris, settings.top, alarms=settings.alarms)
+    if not rows and settings.alarms:
+        print("no alarms")
+        return
     heatmaps, index = rendering.Heatmaps(), []
     locations = Locations.of_records(found.location, found.records, settings.images)
     rendering.check_apart(settings.output, locations)

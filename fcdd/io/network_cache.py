@@ -15,14 +15,17 @@ KEPT = 4
 
 
 def folder() -> Path:
-    """Where they are: `fcdd/networks` below XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fcdd", "networks")
+    """Where they are: `fcdd/networks` below XDG_CACHE_HOME, or ~/.cache. Raises OSError for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fcdd", "networks")
+    except RuntimeError as error:
+        raise FileNotFoundError("this user has no home folder") from error
 
 
 def find(key: str) -> Path | None:
     """The folder of what was put under `key`; None if there is none, or somebody else might have written it."""
-    found = folder() / key
     try:
+        found = folder() / key
         if any(_is_open_to_others(path) for path in (found.parent, found)):
             return None
         os.utime(found)
@@ -48,7 +51,8 @@ def put(key: str, write: Callable[[Path], None]) -> None:
 
 def drop(key: str) -> None:
     """Forget what cannot be read."""
-    shutil.rmtree(folder() / key, ignore_errors=True)
+    with suppress(OSError):
+        shutil.rmtree(folder() / key)
 
 
 def _is_open_to_others(path: Path) -> bool:

@@ -23,13 +23,15 @@ _COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "p_value", "is_anomalous", "he
 _COLUMNS += ", width, height, model_digest, image_group, date"
 
 
-def chosen(found: Results, names: Sequence[str], top: int) -> list[dict[str, Any]]:
+def chosen(found: Results, names: Sequence[str], top: int, *, alarms: bool = False) -> list[dict[str, Any]]:
     """The rows of these images, named by their locations or by the ends of them, else the `top` most anomalous.
+
+    With `alarms` only alarms are among the most anomalous.
 
     Raises ConfigError for an image that was not scored, and for an end that several have.
     """
     if not names:
-        question = queries.top(count=max(MAX_COMPARED, top), columns=_COLUMNS)
+        question = queries.top(count=max(MAX_COMPARED, top), columns=_COLUMNS, alarms=alarms)
         with views.readable():
             rows = found.of_latest_bundle().sql(*question).to_arrow_table()
         return list(queries.without_duplicates(rows, top).to_pylist())

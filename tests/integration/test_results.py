@@ -567,6 +567,14 @@ def test_heatmap_draws_the_worst_images_with_an_index(nights: Line, tmp_path: Pa
     np.testing.assert_array_equal(np.asarray(shown)[:height, :width], original)
 
 
+def test_heatmap_of_alarms_alone_draws_those_that_query_lists(nights: Line, tmp_path: Path) -> None:
+    where, folder = ("--results", nights.results, "--date", "2026-11-02"), tmp_path / "alarms"
+    run_verb("heatmap", *where, "--alarms", "--top", "50", "--output", str(folder))
+    alarms = ask(nights, "--alarms", "--top", "50", "--date", "2026-11-02")
+    assert 0 < len(alarms) < len(ask(nights, "--top", "50", "--date", "2026-11-02"))
+    assert list(pd.read_csv(folder / "index.csv")["image_uri"]) == [row["image_uri"] for row in alarms]
+
+
 def test_heatmap_of_one_image_in_every_style(nights: Line, tmp_path: Path) -> None:
     [row] = ask(nights, "--top", "1", "--date", "2026-11-02")
     record = nights.records()[1]

@@ -129,6 +129,14 @@ def test_without_a_folder_that_can_be_written_the_network_is_converted_each_time
     assert load(detector)(pictures(detector.spec)).maps.shape[0] == 20
 
 
+def test_a_user_without_a_home_has_no_cache(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home directory")))
+    assert network_cache.find("x") is None
+    network_cache.drop("x")
+    assert load(detector)(pictures(detector.spec)).maps.shape[0] == 20
+
+
 def test_the_cache_keeps_what_was_used_last(cache: Path) -> None:
     for index in range(network_cache.KEPT + 2):
         network_cache.put(f"key{index}", lambda folder: (folder / "x").write_text("y") and None)

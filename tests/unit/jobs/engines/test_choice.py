@@ -62,11 +62,16 @@ def test_a_cluster_and_a_gpu_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choice.backend(None, compiles=False) == "torch"
 
 
-def test_openvino_computes_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openvino_computes_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     assert choice.backend(None, compiles=False) == "openvino"
     assert choice.backend(None, compiles=True) == "torch"
+    assert not caplog.records
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert choice.backend(None, compiles=False) == "torch"
+    assert "pip install 'fcdd-at-scale[cpu]' has it" in caplog.text
 
 
 def test_a_hidden_gpu_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
