@@ -77,6 +77,8 @@ def main() -> None:
             if not Path(first).exists():
                 Path(first).write_text(str(time.time()))
     table, target = pa.table({"path": paths, "score": scores}), f"{output.removeprefix('s3://')}.parquet"
+    if not on_s3:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, target, filesystem=s3() if on_s3 else None)
 
 

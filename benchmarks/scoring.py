@@ -71,7 +71,8 @@ def job(network: str, count: int, round_: int) -> dict[str, Any]:
     where = ["--bundle", f"{BUCKET}/{network}", "--images", f"{BUCKET}/images", "--results", results]
     started = time.perf_counter()
     command = [sys.executable, "-m", "jobs.score", *where, "--collection", "c", "--date", "2026-11-01"]
-    done = subprocess.run([*command, "--workers", str(WORKERS)], capture_output=True, text=True)
+    how = ["--workers", str(WORKERS), "--backend", "torch"]  # as the others
+    done = subprocess.run([*command, *how], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     seconds = time.perf_counter() - started
     [record] = commit_records.committed(results, "c")

@@ -17,17 +17,18 @@ from torch.nn import functional as F
 _FUNCTIONS = (F.relu, F.relu6, F.leaky_relu)
 _MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
 # Whose output is new memory, so that it can be written over when nothing else reads it.
-_FRESH = (nn.Conv2d, nn.BatchNorm2d, operator.add, operator.iadd, torch.add)
+_FRESH = (nn.Conv2d, nn.BatchNorm2d, operator.add, torch.add)
 
 
-def folded(module: nn.Module) -> nn.Module:
-    """A copy of `module`, in evaluation mode, that computes faster in channels-last memory; for inference only.
+def folded(module: nn.Module, *, for_cpu: bool = True) -> nn.Module:
+    """A copy of `module` that computes faster in channels-last memory; for inference only.
 
-    Raises what `torch.fx` raises for a module that it cannot trace.
+    Puts `module` into evaluation mode. Kernels are enlarged `for_cpu` only: on GPUs that was not measured. Raises what
+    `torch.fx` raises for a module that it cannot trace.
     """
     graph: fx.GraphModule = fuse(module.eval())  # type: ignore[assignment]
     for node in list(graph.graph.nodes):
-        if node.op == "call_function" and node.target is F.pad:
+        if for_cpu and node.op == "call_function" and node.target is F.pad:
             _pad_by_kernel(graph, node)
     _activate_in_place(graph)
     graph.recompile()
@@ -37,7 +38,8 @@ def folded(module: nn.Module) -> nn.Module:
 def _activate_in_place(graph: fx.GraphModule) -> None:
     fits = defaultdict[nn.Module, bool](lambda: True)  # a module may be called at several places
     for node in graph.graph.nodes:
-        if node.op == "call_function" and node.target in _FUNCTIONS and _is_read_once(graph, node.args[0]):
+        alone = len(node.args) == 1  # further arguments may say already where it works
+        if node.op == "call_function" and node.target in _FUNCTIONS and alone and _is_read_once(graph, node.args[0]):
             node.kwargs = {**node.kwargs, "inplace": True}
         if node.op == "call_module":
             fits[graph.get_submodule(node.target)] &= _is_read_once(graph, node.args[0])
@@ -54,12 +56,18 @@ def _is_read_once(graph: fx.GraphModule, value: Any) -> bool:
     return value.target in _FRESH
 
 
+def _is_by_zeros(pad: fx.Node) -> bool:
+    return pad.kwargs.get("mode", "constant") == "constant" and not pad.kwargs.get("value")
+
+
 def _pad_by_kernel(graph: fx.GraphModule, pad: fx.Node) -> None:
     """Take zeros that one convolution alone reads, `amount` of them right and below, into its kernel."""
-    amounts: Any = pad.args[1]
-    reader, amount = next(iter(pad.users)), amounts[1]
+    amounts: Any = pad.args[1] if len(pad.args) == 2 and _is_by_zeros(pad) else ()
+    reader, amount = next(iter(pad.users)), amounts[1] if len(amounts) == 4 else 0
     conv = graph.get_submodule(str(reader.target)) if reader.op == "call_module" and len(pad.users) == 1 else None
     if not isinstance(conv, nn.Conv2d) or amounts != (0, amount, 0, amount) or conv.dilation != (1, 1):
+        return
+    if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
         return
     height, width = conv.kernel_size
     larger = nn.Conv2d(
@@ -67,7 +75,7 @@ def _pad_by_kernel(graph: fx.GraphModule, pad: fx.Node) -> None:
         conv.out_channels,
         (height + amount, width + amount),
         conv.stride,  # type: ignore[arg-type]
-        tuple(side + amount for side in conv.padding),
+        (conv.padding[0] + amount, conv.padding[1] + amount),
         groups=conv.groups,
         bias=conv.bias is not None,
     )

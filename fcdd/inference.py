@@ -41,13 +41,15 @@ class Runner:
         scaling: Normalization,
         input_size: tuple[int, int],
         runtime: Runtime = Runtime(),  # noqa: B008
+        *,
+        gpu: bool = True,
     ) -> None:
-        """`input_size` is (height, width); `network` is put into evaluation mode."""
+        """`input_size` is (height, width); `network` is put into evaluation mode. `gpu`: take one, if there is one."""
         self._cells = (network.receptive_field.height, network.receptive_field.width)
-        self.is_on_gpu = torch.cuda.is_available() and runtime.backend == "torch"
+        self.is_on_gpu = gpu and torch.cuda.is_available() and runtime.backend == "torch"
         self.batch_size = GPU_BATCH if self.is_on_gpu else CPU_BATCH
         self._card = Card(torch.device("cuda" if self.is_on_gpu else "cpu"))
-        folded = folding.folded(network)
+        folded = folding.folded(network, for_cpu=not self.is_on_gpu)
         if runtime.precision == "float32":
             _compute_as_ieee()
         if runtime.backend == "openvino":

@@ -111,7 +111,8 @@ class FCDDNetwork(nn.Module):
         The state is that of the features as they were built; fill and move the network before.
         """
         if self._fixed and not _trainable(self.features):
-            self._folded = (folding.folded(self.features),)
+            on_cpu = all(each.device.type == "cpu" for each in self.features.parameters())
+            self._folded = (folding.folded(self.features, for_cpu=on_cpu),)
 
 
 def _trainable(module: nn.Module) -> bool:

@@ -37,7 +37,9 @@ class DoctorSettings(JobSettings):
     results: str | None = Field(None, description="location of the results, to write, create once and delete a probe")
     bundle: str | None = Field(None, description="location of a bundle to load")
     workers: int | None = Field(
-        None, ge=0, description="of `fcdd score` on this machine: do they fit its memory; default: one per core"
+        None,
+        ge=0,
+        description="of `fcdd score` on this machine: do they fit its memory; default: what it starts by itself",
     )
     format: Literal["table", "json"] = Field("table", description="table for people, json for programs")
 

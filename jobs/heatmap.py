@@ -66,6 +66,8 @@ def draw(settings: HeatmapSettings) -> None:
         else results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
     )
     uris = [*settings.uri, *(label_files.read_uris(settings.uris) if settings.uris else [])]
+    if uris and settings.alarms:
+        raise ConfigError("--alarms chooses among the most anomalous images; leave it out, or --uri and --uris")
     rows = heatmap_files.chosen(found, uris, settings.top, alarms=settings.alarms)
     if not rows and settings.alarms:
         print("no alarms")

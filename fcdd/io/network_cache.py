@@ -6,12 +6,15 @@ Nobody but the user may write there; a file that is damaged is made again.
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 # Bundles whose networks are kept, by the time of their last use; each takes as much as its weights.
-KEPT = 4
+KEPT = 16
+# Seconds after which what a process began to write is taken for that of a dead one.
+_ABANDONED_S = 86_400.0
 
 
 def folder() -> Path:
@@ -28,25 +31,30 @@ def find(key: str) -> Path | None:
         found = folder() / key
         if any(_is_open_to_others(path) for path in (found.parent, found)):
             return None
-        os.utime(found)
     except OSError:
         return None
+    with suppress(OSError):  # an image may hold one that cannot be written to
+        os.utime(found)
     return found
 
 
 def put(key: str, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder and keep it under `key`; nothing happens where the user's cache cannot be written."""
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):  # the second is how OpenVINO says that it cannot write
         root = folder()
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=root, prefix="."))
         try:
             write(made)
             made.rename(root / key)
-        except OSError:  # another process was first, or the disk is full
+        except BaseException:  # another process was first, or the disk is full
             shutil.rmtree(made, ignore_errors=True)
+            raise
         for old in sorted(root.glob("[!.]*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
+        for begun in root.glob(".*"):
+            if time.time() - begun.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(begun, ignore_errors=True)
 
 
 def drop(key: str) -> None:

@@ -7,6 +7,7 @@ processes, a network) for the length of its process, and is for several threads 
 """
 
 import functools
+import sys
 import threading
 import time
 import uuid
@@ -151,7 +152,7 @@ class Score:
     """Decoded rows -> ROW tables, each column null where it is not its table's; staged at once if `then` does that.
 
     For `threads` at once: a GPU works for one while the others do what comes before and after; on CPUs each computes
-    on one of them. Where the network is on a GPU, its waiting is counted.
+    on one of them. Where the network is on a GPU, which `gpu` allows, its waiting is counted.
     """
 
     def __init__(
@@ -164,16 +165,14 @@ class Score:
         starts: "StartLog | None" = None,
         *,
         threads: int = 1,
+        gpu: bool = True,
     ) -> None:
         """The driver verified the bundle and passes it on, so all rows of a run carry one digest."""
         if starts:
             starts.add()
-        if runtime.backend == "torch":  # which takes seconds to load: the processes that decode do without
-            import torch
-
-            if not torch.cuda.is_available():
-                torch.set_num_threads(1)  # workers share the cores by being several
-        self.spec, self.scorer = spec, scorer.load(spec, weights, runtime, threads=threads)
+        self.spec, self.scorer = spec, scorer.load(spec, weights, runtime, threads=threads, gpu=gpu)
+        if (torch := sys.modules.get("torch")) and not self.scorer.is_on_gpu:
+            torch.set_num_threads(1)  # threads and workers share the cores by being several
         self.decide = Decider(spec.calibration, alpha)
         self.then = then
         self._clock = BusyClock()

@@ -16,6 +16,8 @@ from jobs.engines.stages import Receipt, seconds_of
 from jobs.timing.progress import rate_text
 
 LOG_EVERY_S, FIRST_LOG_S = 30.0, 5.0
+# Of less time a rate says nothing: several threads are done at the same moment.
+_SHORTEST_S = 1.0
 STAGES = ("fetch", "decode", "score", "write")
 
 log = logging.getLogger(__name__)
@@ -111,7 +113,7 @@ class Progress:
         """How fast, and how long still. The start of the workers says nothing of that."""
         first, images = self._first_shard
         about = "" if (rate := self._steady_rate()) else "about "
-        if not rate and self._last > first:
+        if not rate and self._last - first >= _SHORTEST_S:
             rate = (self._scored_here - images) / (self._last - first)
         if not rate:
             return f"the first after {duration(self.seconds_to_first())}" + ("" if self.listed else ", still listing")

@@ -1,4 +1,4 @@
-"""The engine of scoring: what `fcdd score` and `fcdd retry-quarantine` do once they know what to do.
+"""The rounds of scoring: what `fcdd score` and `fcdd retry-quarantine` do once they know what to do.
 
 sealed manifest parts -> shards -> receipts of staged parts -> ... -> proof and commit
 """
@@ -165,7 +165,7 @@ class Night:
 
 def _resolved(options: ScoreOptions, intent: Intent) -> dict[str, Any]:
     """The options as they took effect: some are those of the attempt that began the run."""
-    begun = {"alpha": intent.alpha, "fdr": intent.fdr, **intent.runtime}
+    begun = {"alpha": intent.alpha, "fdr": intent.fdr, **_runtime(options, intent).model_dump()}
     return {**options.recorded, **begun}
 
 
@@ -210,6 +210,17 @@ def _engine(options: ScoreOptions, listing: Listing, cluster: ExitStack) -> Engi
     return choice.choose(Wishes(options.workers, options.gpu, options.cluster_wait_s), images, cluster)
 
 
+def _runtime(options: ScoreOptions, intent: Intent) -> Runtime:
+    """As the run was begun; but the library, unless somebody chose it, is the one that is best here.
+
+    Another machine may go on with a run, and libraries agree within the tolerance.
+    """
+    begun = Runtime.model_validate(intent.runtime)
+    if options.recorded.get("backend"):
+        return begun
+    return begun.model_copy(update={"backend": options.runtime.backend})
+
+
 def _work(job: Job, intent: Intent) -> Work:
     """One attempt at what is to do."""
     options = job.options
@@ -220,7 +231,7 @@ def _work(job: Job, intent: Intent) -> Work:
         collection=options.collection,
         spec=job.spec,
         weights=job.weights,
-        runtime=Runtime.model_validate(intent.runtime),
+        runtime=_runtime(job.options, intent),
         alpha=intent.alpha,
         limits=options.limits,
         timeout_s=options.image_timeout_s,

@@ -27,6 +27,8 @@ _SOCKET_NAME_BYTES = 107
 WORKER_BYTES, TRAINING_BYTES, RAY_BYTES = 1.2e9, 1.5e9, 0.5e9
 # Scores, regions and heatmaps of a million images (docs/operations.md, sizing).
 RESULT_BYTES = 0.63e9
+# So many CPUs are used by the threads of one scoring process (`jobs.engines.choice`).
+_MOST_THREADS = 8
 # What the kernel grants a container, of either version of its control groups.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
@@ -113,11 +115,12 @@ def gpu_finding(gpus: Gpus) -> Finding:
 
 
 def memory(workers: int | None) -> Iterator[Finding]:
-    """Whether so many scoring processes fit this machine (None: as many as a local Ray starts)."""
+    """Whether so many scoring processes fit this machine (None: as one is enough, or a local Ray starts them)."""
     there = psutil.virtual_memory()
     limits = [int(text) for path in _LIMITS if (text := _read(Path(path))).isdigit()]
     total = min([there.total, *limits])
-    count = max(2, os.cpu_count() or 1) if workers is None else workers
+    cpus = os.cpu_count() or 1
+    count = (0 if cpus <= _MOST_THREADS else cpus) if workers is None else workers
     yield memory_finding(count, available=min(there.available, total), total=total)
 
 

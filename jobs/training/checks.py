@@ -79,7 +79,7 @@ def _not_taken(settings: TrainSettings) -> dict[str, str]:
     return {option: reason for option, (holds, reason) in rules.items() if holds}
 
 
-_ALONE = "--workers 0 is one process without Ray, which takes a GPU if there is one"
+_ALONE = "one process trains without Ray, and takes a GPU if there is one (--workers N is Ray's)"
 
 
 def check_places(settings: TrainSettings, store: Checkpoints) -> None:

@@ -197,6 +197,7 @@ def loop_config(
     )
     moving, processes = settings.moving_statistics, settings.loader_processes
     labelled, masks = unzipped(inputs.anomalous)
+    on_gpu = settings.gpu or (settings.num_workers == 0 and torch.cuda.is_available())
     return LoopConfig(
         images=inputs.training,
         held_out=held_out,
@@ -216,7 +217,7 @@ def loop_config(
         augmentation=settings.augmentation or ("none" if networks.needs_statistics(settings.network) else "all"),
         options=options_of(settings),
         stream=stream,
-        loader_processes=(4 if stream or settings.gpu else 0) if processes is None else processes,
+        loader_processes=(4 if stream or on_gpu else 0) if processes is None else processes,
         compile=settings.compile,
         checkpoints=checkpoints,
         keep_checkpoints=settings.keep_checkpoints,

@@ -62,18 +62,15 @@ def train(settings: TrainSettings) -> Detector:
         bundle_uri = storage.normalize(settings.bundle)
         if Detector.load(bundle_uri).spec.digest != trained.spec.digest:
             raise ConfigError(f"{bundle_uri} was overwritten while it was being written; train again")
-    _convert_for_this_machine(trained)
     store.clear()
+    _convert_for_this_machine(trained)
     return trained
 
 
 def _convert_for_this_machine(trained: Detector) -> None:
     """Its first run here would do it, and show nothing meanwhile; torch is loaded now."""
     if importlib.util.find_spec("openvino") and not torch.cuda.is_available():
-        try:
-            scorer.load(trained.spec, trained.weights, Runtime(backend="openvino"))
-        except ConfigError as error:
-            log.warning("%s", error)
+        scorer.load(trained.spec, trained.weights, Runtime(backend="openvino"))
 
 
 def _read_calibrating(settings: TrainSettings, inputs: Inputs) -> tuple[ImageSet, frozenset[str]]:

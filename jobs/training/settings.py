@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import AfterValidator, Field
 
 from fcdd import networks, supervision
@@ -142,8 +143,8 @@ class TrainSettings(JobSettings):
     workers: int | None = Field(
         None,
         ge=0,
-        description="data-parallel training processes of Ray Train; 0: this process, without Ray; default: 2 on a "
-        "cluster or with --gpu, else 0, which is as fast on the CPUs of one machine and starts at once",
+        description="data-parallel training processes of Ray Train; 0: this process, without Ray; default: one for "
+        "each GPU with --gpu, 2 on a cluster, else 0, which is as fast on the CPUs of one machine and starts at once",
     )
     min_workers: int | None = Field(
         None, ge=1, description="go on with so many workers when nodes are lost, and with more when they are back"
@@ -184,8 +185,11 @@ class TrainSettings(JobSettings):
         """Training processes of Ray Train; 0: this process."""
         if self.workers is not None:
             return self.workers
-        needs_ray = "RAY_ADDRESS" in os.environ or self.gpu or self.cluster_wait_s or self.min_workers
-        return max(_WORKERS_ON_RAY, self.min_workers or 0) if needs_ray else 0
+        on_cluster = bool(os.environ.get("RAY_ADDRESS"))
+        if not (on_cluster or self.gpu or self.cluster_wait_s or self.min_workers):
+            return 0
+        usual = torch.cuda.device_count() if self.gpu and not on_cluster else 0
+        return max(usual or _WORKERS_ON_RAY, self.min_workers or 0)
 
 
 def with_preset(settings: TrainSettings) -> TrainSettings:

@@ -145,6 +145,7 @@ def train(loop: LoopConfig, workers: Workers) -> None:
             list(restored.history),
             restored.num_images,
         )
+        network.fold_features()  # those of the checkpoint
         if workers.rank == 0:
             log.info("resuming after epoch %d, step %d, from %s", epoch, step, found[1])
     run.go(TrainingSet(reader), epoch, step)

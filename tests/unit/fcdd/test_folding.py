@@ -94,6 +94,19 @@ def test_what_is_read_again_is_not_written_over(module: nn.Module) -> None:
     assert torch.equal(images, kept)
 
 
+class _Reflects(nn.Module):
+    """Padding on one side that is not by zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 3, padding="same")
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = F.relu(self.conv(F.pad(images, (0, 1, 0, 1), "reflect")), True)
+        padded: Tensor = self.other(F.pad(hidden, (0, 1, 0, 1)))
+        return padded
+
+
 class _PadsTwice(nn.Module):
     """Zeros that more than the convolution reads, and zeros at the left."""
 
@@ -109,9 +122,10 @@ class _PadsTwice(nn.Module):
         return together
 
 
-def test_other_padding_stays_as_it_is() -> None:
+@pytest.mark.parametrize("kind", [_PadsTwice, _Reflects])
+def test_other_padding_stays_as_it_is(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    module, images = _PadsTwice(), inputs()
+    module, images = kind(), inputs()
     with torch.inference_mode():
         assert difference(folding.folded(module)(images), module(images)) < 1e-6
 

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from fcdd import openvino_network, scorer
 from fcdd.bundle import BundleSpec
 from fcdd.detector import Detector
-from fcdd.errors import BundleError, ConfigError
+from fcdd.errors import BundleError
 from fcdd.io import network_cache
 from fcdd.openvino_network import OpenvinoNetwork
 from fcdd.runtime import Runtime
@@ -147,11 +149,48 @@ def test_the_cache_keeps_what_was_used_last(cache: Path) -> None:
     ]
 
 
-def test_a_conversion_that_changes_the_maps_is_refused(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda maps: maps * 1.001, "OpenVINO's maps of this network differ"),
+        (lambda maps: maps + 0.02, "OpenVINO's maps of this network differ"),
+        (lambda _: 1 / 0, "OpenVINO cannot convert cnn32_s: division by zero"),
+    ],
+)
+def test_where_openvino_does_not_compute_the_network_torch_does(
+    detector: Detector,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[np.ndarray], np.ndarray],
+    said: str,
+) -> None:
     exact = scorer.OpenvinoNetwork.__call__
-    monkeypatch.setattr(scorer.OpenvinoNetwork, "__call__", lambda self, pixels: exact(self, pixels) * 1.01)
-    with pytest.raises(ConfigError, match=r"OpenVINO's maps of this network differ .* give --backend torch"):
-        load(detector)
+    monkeypatch.setattr(scorer.OpenvinoNetwork, "__call__", lambda self, pixels: change(exact(self, pixels)))
+    found = load(detector)
+    assert said in caplog.text
+    assert not cache.exists()
+    np.testing.assert_allclose(found(pictures(detector.spec)).maps, detector.score(pictures(detector.spec)).maps)
+
+
+def test_a_full_disk_costs_the_next_process_the_conversion_and_nothing_else(
+    detector: Detector, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("Can't save: no space left on device")
+
+    monkeypatch.setattr(openvino_network, "save", full)
+    assert load(detector)(pictures(detector.spec)).maps.shape[0] == 20
+    assert list(cache.iterdir()) == []
+
+
+def test_what_a_dead_process_left_is_removed(cache: Path) -> None:
+    cache.mkdir(parents=True, mode=0o700)
+    for name, age in ((".dead", 200_000), (".at-work", 10)):
+        (cache / name).mkdir()
+        os.utime(cache / name, (time.time() - age, time.time() - age))
+    network_cache.put("key", lambda folder: (folder / "x").write_text("y") and None)
+    assert sorted(path.name for path in cache.iterdir()) == [".at-work", "key"]
 
 
 def test_weights_that_do_not_fit_are_refused_whatever_the_library(detector: Detector) -> None:

@@ -3,82 +3,112 @@
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
+from fcdd.runtime import Runtime
 from jobs.engines import choice
-from jobs.engines.choice import MOST_THREADS, SMALL_NIGHT, Wishes
+from jobs.engines.choice import MOST_THREADS, SMALL_NIGHT, Wishes, is_for_this_process
 from jobs.engines.in_process import InProcess
+from jobs.engines.work import Engine, Work
+from tests.detectors import make
+
+NOTHING = Wishes(workers=None, gpu=None, cluster_wait_s=0)
 
 
 @pytest.fixture(autouse=True)
-def cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def _a_machine_of_four_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(choice, "has_gpu", lambda: False)
     monkeypatch.setattr(choice, "usable_cpus", lambda: 4)
-    return 4
 
 
-def is_in_process(wishes: Wishes, images: int | None) -> bool:
-    """Asked without starting Ray."""
-    cpus = choice.usable_cpus()
-    return wishes.workers == 0 or (wishes.workers is None and choice._is_for_this_process(wishes, images, cpus))
+def chosen(wishes: Wishes, images: int | None = None) -> Engine:
+    with ExitStack() as stack:
+        return choice.choose(wishes, images, stack)
 
 
 def test_one_machine_without_a_gpu_scores_by_threads_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), ExitStack() as stack:
-        engine = choice.choose(Wishes(None, None, 0), None, stack)
+    with caplog.at_level(logging.INFO):
+        engine = chosen(NOTHING)
     assert isinstance(engine, InProcess)
     assert (engine.workers, engine.decoders) == (4, 4)
     assert "scoring in this process with 4 threads" in caplog.text
 
 
 @pytest.mark.parametrize(("images", "expected"), [(SMALL_NIGHT, True), (SMALL_NIGHT + 1, False), (None, False)])
-def test_many_cpus_are_used_by_ray_unless_the_night_is_small(
-    monkeypatch: pytest.MonkeyPatch, images: int | None, expected: bool
-) -> None:
-    monkeypatch.setattr(choice, "usable_cpus", lambda: MOST_THREADS + 1)
-    assert is_in_process(Wishes(None, None, 0), images) == expected
-    assert is_in_process(Wishes(0, None, 0), images)
+def test_many_cpus_are_used_by_ray_unless_the_night_is_small(images: int | None, expected: bool) -> None:
+    assert is_for_this_process(NOTHING, images, MOST_THREADS + 1) == expected
+    assert is_for_this_process(NOTHING, images, MOST_THREADS)
+    assert is_for_this_process(NOTHING._replace(workers=0), images, MOST_THREADS + 1)
 
 
-@pytest.mark.parametrize("wishes", [Wishes(2, None, 0), Wishes(None, True, 0), Wishes(None, None, 60)])
-def test_workers_a_gpu_and_a_cluster_that_grows_mean_ray(wishes: Wishes) -> None:
-    assert not is_in_process(wishes, 10)
+@pytest.mark.parametrize("changes", [{"workers": 2}, {"gpu": True}, {"cluster_wait_s": 60}])
+def test_workers_a_gpu_and_a_cluster_that_grows_mean_ray(changes: dict[str, float]) -> None:
+    assert not is_for_this_process(NOTHING._replace(**changes), 10, 4)
 
 
-def test_a_cluster_and_a_gpu_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Wishes(None, None, 0)
+def test_a_gpu_is_used_unless_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "has_gpu", lambda: True)
-    assert not is_in_process(asked, 10)
+    assert not is_for_this_process(NOTHING, 10, 4)
     assert choice.backend(None, compiles=False) == "torch"
-    assert is_in_process(Wishes(None, False, 0), 10)
+    without = NOTHING._replace(gpu=False)
+    assert is_for_this_process(without, 10, 4)
     assert choice.backend(False, compiles=False) == "openvino"
-    monkeypatch.setattr(choice, "has_gpu", lambda: False)
+    assert [engine.workers for engine in (chosen(without), chosen(NOTHING._replace(workers=0)))] == [4, 3]
+
+
+def test_a_cluster_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    assert not is_in_process(asked, 10)
+    assert not is_for_this_process(NOTHING, 10, 4)
     assert choice.backend(None, compiles=False) == "torch"
+    assert choice.backend(False, compiles=False) == "openvino"
+    monkeypatch.setenv("RAY_ADDRESS", "")  # a line of an environment file without a value
+    assert is_for_this_process(NOTHING, 10, 4)
 
 
 def test_openvino_computes_where_it_is_installed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
     assert choice.backend(None, compiles=False) == "openvino"
     assert choice.backend(None, compiles=True) == "torch"
-    assert not caplog.records
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert choice.backend(None, compiles=False) == "torch"
-    assert "pip install 'fcdd-at-scale[cpu]' has it" in caplog.text
+    detector = make()
+    work = Work(
+        results="",
+        run_id="",
+        attempt="",
+        collection="",
+        spec=detector.spec,
+        weights=detector.weights,
+        runtime=Runtime(),
+        alpha=0.05,
+        limits=None,
+        timeout_s=1.0,
+        roots=(),
+        allowed=None,  # type: ignore[arg-type]
+    )
+    with caplog.at_level(logging.INFO):
+        InProcess(1, 1, gpu=False)._new_score(work)
+    assert "pip install 'fcdd-at-scale[cpu]'" in caplog.text
 
 
-def test_a_hidden_gpu_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_and_cpus_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(choice.Path, "glob", lambda *_: iter(["/dev/nvidia0"]))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert choice.has_gpu()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not choice.has_gpu()
-    assert 1 <= choice.usable_cpus() <= (os.cpu_count() or 1)
+    for hidden in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert not choice.has_gpu()
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(choice, "_QUOTA", quota)
+    every = len(os.sched_getaffinity(0))
+    for text, expected in (("max 100000", every), ("50000 100000", 1), ("900000000 100000", every)):
+        quota.write_text(text)
+        assert choice.usable_cpus() == expected
+    quota.unlink()
+    assert choice.usable_cpus() == every
