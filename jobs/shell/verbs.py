@@ -28,7 +28,7 @@ VERBS = {
 # Two for each where one is not enough.
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "train": (
-        "fcdd train --images data/good --bundle data/bundle --workers 0",
+        "fcdd train --images data/good --bundle data/bundle",
         "fcdd train --images s3://factory/line-4/good --bundle s3://factory/bundles/line-4-v1 --workers 4 --gpu",
     ),
     "score": (
