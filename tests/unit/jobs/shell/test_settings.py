@@ -103,7 +103,7 @@ def test_another_image_size_is_refused(text: str) -> None:
         (["--normalization", "lcn_min_max"], ["--normalization is not taken: whitened"]),
         (["--moving-statistics"], ["--moving-statistics is not taken"]),
         (["--freeze-backbone", "--network", "cnn224"], ["--freeze-backbone is not taken: cnn224 has no backbone"]),
-        (["--workers", "0", "--gpu"], ["--gpu is not taken: --workers 0 is one process without Ray"]),
+        (["--workers", "0", "--gpu"], ["--gpu is not taken: one process trains without Ray"]),
         (["--workers", "0", "--max-failures", "1"], ["--max-failures is not taken"]),
         (["--preset", "fmnist", "--decay", "0.5"], []),
     ],
