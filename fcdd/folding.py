@@ -57,7 +57,7 @@ def _is_read_once(graph: fx.GraphModule, value: Any) -> bool:
 
 
 def _is_by_zeros(pad: fx.Node) -> bool:
-    return pad.kwargs.get("mode", "constant") == "constant" and pad.kwargs.get("value") in (None, 0)
+    return bool(pad.kwargs.get("mode", "constant") == "constant" and pad.kwargs.get("value") in (None, 0))
 
 
 def _pad_by_kernel(graph: fx.GraphModule, pad: fx.Node) -> None:
