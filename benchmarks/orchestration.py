@@ -60,7 +60,7 @@ class SimulatedScore:
     """Rows -> staged rows, after as long as scoring them takes."""
 
     def __init__(
-        self, spec: BundleSpec, weights: bytes, runtime: Runtime, alpha: float, then: Any, starts: StartLog
+        self, spec: BundleSpec, weights: bytes, runtime: Runtime, alpha: float, then: Any, starts: StartLog, **_: Any
     ) -> None:
         starts.add()
         self.then, self.rate = then, float(os.environ[RATE])

@@ -42,6 +42,7 @@ class OverRay:
             .map_batches(
                 stages.Score,
                 fn_constructor_args=(spec, work.weights, work.runtime, work.alpha, then, starts),
+                fn_constructor_kwargs={"beside_gpu": bool(where.write)},
                 # Ray wants a number where there are GPUs: then shards are joined up to it, or cut.
                 batch_size=cutting.largest_shard(spec.input_size, spec.channels) if where.write else None,
                 batch_format="pyarrow",

@@ -152,7 +152,8 @@ class Score:
     """Decoded rows -> ROW tables, each column null where it is not its table's; staged at once if `then` does that.
 
     For `threads` at once: a GPU works for one while the others do what comes before and after; on CPUs each computes
-    on one of them. Where the network is on a GPU, which `gpu` allows, its waiting is counted.
+    on one of them. Where the network is on a GPU, which `gpu` allows, or is meant to be (`beside_gpu`), its waiting is
+    counted.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class Score:
         *,
         threads: int = 1,
         gpu: bool = True,
+        beside_gpu: bool = False,
     ) -> None:
         """The driver verified the bundle and passes it on, so all rows of a run carry one digest."""
         if starts:
@@ -176,7 +178,7 @@ class Score:
         self.decide = Decider(spec.calibration, alpha)
         self.then = then
         self._clock = BusyClock()
-        self._waiting = _Waiting(self._clock) if self.scorer.is_on_gpu else None
+        self._waiting = _Waiting(self._clock) if beside_gpu or self.scorer.is_on_gpu else None
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Scores the readable rows; a score that is not finite becomes a reason."""

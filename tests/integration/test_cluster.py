@@ -147,7 +147,7 @@ def test_two_processes_share_a_gpu_and_score_what_one_without_any_does(
     assert record.num_scored == NUM_IMAGES + 600
     seconds = record.stage_seconds
     assert 0 < seconds["workers_gpu_wait"] < seconds["workers_gpu"]
-    place.score(day=2)
+    place.score("--backend", "torch", day=2)
     shared, alone = place.rows("scores"), place.rows("scores", day=2)
     assert shared.keys() == alone.keys()
     measured = ("anomaly_score", "score_mean", "score_max", "score_top1pct", "p_value")

@@ -66,8 +66,7 @@ def test_shards_that_were_joined_have_the_rows_of_each(detector: Detector) -> No
 
 
 def test_what_passes_beside_a_gpu_is_told_once_and_waiting_is_part_of_it(detector: Detector) -> None:
-    score = Score(detector.spec, detector.weights, Runtime(), 0.05)
-    score._waiting = stages._Waiting(score._clock)  # as on a GPU
+    score = Score(detector.spec, detector.weights, Runtime(), 0.05, beside_gpu=True)
     began = time.perf_counter()
 
     def told() -> Iterator[tuple[float, float]]:
