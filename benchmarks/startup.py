@@ -19,9 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import peers
-from fcdd.io import storage
-
 BEGAN = "FCDD_BENCH_BEGAN"
 
 
@@ -79,6 +76,10 @@ def run(bundle: str, images: str, results: str) -> dict[str, Any]:
 
 def main() -> None:
     """Run the rounds."""
+    # Not above: what is timed imports this module, too, and is not to find torch there.
+    from benchmarks import peers
+    from fcdd.io import storage
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
