@@ -10,9 +10,8 @@ from typing import Literal, NamedTuple
 
 from jobs.engines.in_process import InProcess
 from jobs.engines.work import Engine
+from jobs.shell.machine import MOST_THREADS
 
-# So many threads share a process well: two hold Python's lock for a tenth of the time (docs/facts.md).
-MOST_THREADS = 8
 # Images for which a machine with more CPUs than that is done sooner by threads than by Ray, which has to be started.
 SMALL_NIGHT = 5_000
 # Beside a GPU: one thread has the card, one sends the next pixels, one does what follows the network.

@@ -27,8 +27,8 @@ _SOCKET_NAME_BYTES = 107
 WORKER_BYTES, TRAINING_BYTES, RAY_BYTES = 1.2e9, 1.5e9, 0.5e9
 # Scores, regions and heatmaps of a million images (docs/operations.md, sizing).
 RESULT_BYTES = 0.63e9
-# So many CPUs are used by the threads of one scoring process (`jobs.engines.choice`).
-_MOST_THREADS = 8
+# So many threads share a scoring process well: two hold Python's lock for a tenth of the time (docs/facts.md).
+MOST_THREADS = 8
 # What the kernel grants a container, of either version of its control groups.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
@@ -120,7 +120,7 @@ def memory(workers: int | None) -> Iterator[Finding]:
     limits = [int(text) for path in _LIMITS if (text := _read(Path(path))).isdigit()]
     total = min([there.total, *limits])
     cpus = os.cpu_count() or 1
-    count = (0 if cpus <= _MOST_THREADS else cpus) if workers is None else workers
+    count = (0 if cpus <= MOST_THREADS else cpus) if workers is None else workers
     yield memory_finding(count, available=min(there.available, total), total=total)
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from fcdd.runtime import Runtime
 from jobs.engines import choice
-from jobs.engines.choice import MOST_THREADS, SMALL_NIGHT, Wishes, is_for_this_process
+from jobs.engines.choice import SMALL_NIGHT, Wishes, is_for_this_process
 from jobs.engines.in_process import InProcess
 from jobs.engines.work import Engine, Work
+from jobs.shell.machine import MOST_THREADS
 from tests.detectors import make
 
 NOTHING = Wishes(workers=None, gpu=None, cluster_wait_s=0)
