@@ -604,6 +604,7 @@ def test_the_image_is_zoomed_and_moved_and_every_one_is_in_the_list(browser: Bro
         page.keyboard.press("b")
         expect(thumbnails.nth(9)).to_have_class(re.compile("l-1"))
         assert "bad image" in (thumbnails.nth(9).get_attribute("aria-label") or "")
+        until(page, "sending.size == 0")
 
         marks, threshold = page.locator("#marks span").all_inner_texts(), nights.records()[1].map_threshold
         assert (marks[0], marks[-1]) == ("0", f"{9 * threshold:.2g}+")
