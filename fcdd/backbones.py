@@ -33,11 +33,15 @@ IMAGENET = Normalization(kind="mean_std", shift=(0.485, 0.456, 0.406), scale=(0.
 
 
 class Trunk(NamedTuple):
-    """Features of images (B,3,H,W) as (B, channels, height, width of the field), randomly initialised."""
+    """Features of images (B,3,H,W) as (B, channels, height, width of the field), randomly initialised.
+
+    `coarsest` is the largest stride of its stages.
+    """
 
     features: nn.Module
     field: ReceptiveField
     channels: int
+    coarsest: int
 
 
 def build(name: str, stages: Sequence[str], image_size: tuple[int, int]) -> Trunk:
@@ -68,7 +72,7 @@ def build(name: str, stages: Sequence[str], image_size: tuple[int, int]) -> Trun
     field = _joined_field(fields)
     if name == LITE0:
         field = replace(field, centre=_effective_centre(field))
-    return Trunk(_Joined(trunk, fields[0]), field, sum(channels))
+    return Trunk(_Joined(trunk), field, sum(channels), coarsest)
 
 
 # Of the way from the middle of a cell's tile to the centre of its theoretical field: where its features look.
@@ -121,21 +125,20 @@ def load_pretrained(features: nn.Module, name: str, weights: Path | None = None)
 class _Joined(nn.Module):
     """The outputs of a trunk's stages, concatenated on the grid of the first."""
 
-    def __init__(self, trunk: nn.Module, grid: ReceptiveField) -> None:
+    def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
         self.trunk = trunk
-        self.grid = (grid.height, grid.width)
 
     def forward(self, images_bchw: Tensor) -> Tensor:
         outputs: list[Tensor] = self.trunk(images_bchw)
         if len(outputs) == 1:
             return outputs[0]
-        return torch.cat([outputs[0], *(_on_grid(other, self.grid) for other in outputs[1:])], 1)
+        return torch.cat([outputs[0], *(_on_grid(other, outputs[0]) for other in outputs[1:])], 1)
 
 
-def _on_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    # Antialiased: averages where the grid is coarser, interpolates where it is finer.
-    return F.interpolate(features, size=grid, mode="bilinear", align_corners=False, antialias=True)
+def _on_grid(features: Tensor, first: Tensor) -> Tensor:
+    # Antialiased: averages where the grid of the first is coarser, interpolates where it is finer.
+    return F.interpolate(features, size=first.shape[2:], mode="bilinear", align_corners=False, antialias=True)
 
 
 def _joined_field(fields: Sequence[ReceptiveField]) -> ReceptiveField:

@@ -5,6 +5,7 @@ to the largest value of a map: float32 5e-4 (2e-4 was the most that was measured
 IEEE's: torch's default would compute convolutions in TF32, which was measured 3.5e-3 off.
 """
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +20,7 @@ from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.openvino_network import OpenvinoNetwork
 from fcdd.runtime import Runtime
+from fcdd.sizing import images_at_once
 
 # On a CPU the memory of a batch is given back to the system and asked for again, the more often the larger it is: 4 is
 # faster than 16 (benchmarks/results/2026-11-26-cpu-values.md). A GPU waits for Python at every layer of every batch.
@@ -47,21 +49,23 @@ class Runner:
         """`input_size` is (height, width); `network` is put into evaluation mode. `gpu`: take one, if there is one."""
         self._cells = (network.receptive_field.height, network.receptive_field.width)
         self.is_on_gpu = gpu and torch.cuda.is_available() and runtime.backend == "torch"
-        self.batch_size = GPU_BATCH if self.is_on_gpu else CPU_BATCH
+        self.batch_size = images_at_once(input_size, GPU_BATCH if self.is_on_gpu else CPU_BATCH)
+        self._sent = images_at_once(input_size, _SENT)
         self._card = Card(torch.device("cuda" if self.is_on_gpu else "cpu"))
-        folded = folding.folded(network, for_cpu=not self.is_on_gpu)
         if runtime.precision == "float32":
             _compute_as_ieee()
         if runtime.backend == "openvino":
-            self._run = _openvino(folded, scaling, runtime, input_size)
+            self._run = _openvino(folding.folded(network), scaling, runtime, input_size)
         else:
-            self._run = _torch(folded, scaling, runtime, self._card.device)
+            self._run = _torch(network, scaling, runtime, self._card.device)
         # A compiled network is compiled again for every size of a batch.
         self._fills_up = self.is_on_gpu and runtime.compile
 
     def __call__(self, pixels_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """The maps, computed in batches; a GPU is waited for once per `_SENT` images."""
-        pieces = [self._maps_of(pixels_nhwc[start : start + _SENT]) for start in range(0, len(pixels_nhwc), _SENT)]
+        """The maps, computed in batches; a GPU is waited for once per `_SENT` images of the published size."""
+        pieces = [
+            self._maps_of(pixels_nhwc[start : start + self._sent]) for start in range(0, len(pixels_nhwc), self._sent)
+        ]
         return np.concatenate(pieces) if pieces else np.empty((0, *self._cells), np.float32)
 
     def _maps_of(self, pixels_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -94,10 +98,10 @@ def _compute_as_ieee() -> None:
 
 
 def _torch(
-    network: torch.nn.Module, scaling: Normalization, runtime: Runtime, device: torch.device
+    network: FCDDNetwork, scaling: Normalization, runtime: Runtime, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """Channels-last memory is 1.8 times as fast on a CPU (docs/facts.md)."""
-    network = network.to(device).to(memory_format=torch.channels_last)
+    """Of a copy. Channels-last memory is 1.8 times as fast on a CPU (docs/facts.md)."""
+    network = copy.deepcopy(network).to(device).for_inference()
     call: Callable[[Tensor], Tensor] = torch.compile(network) if runtime.compile else network
     scaled = scaling.on(device)
 

@@ -8,22 +8,25 @@ What is promised: with held-out images the false-alarm rate is at most alpha wha
 certain, but two things are nearly so: statistics of N images judge a new image as those of N - 1 do, and a head of few
 epochs does not know single images. benchmarks/leave_one_out.py measures the rate over many splits.
 
-No statistics are fitted anew. Without m equal pictures, whose gap to the mean is g = f - mu, the scatter S of n images
-is S - c g g' with c = m n / (n - m), and the mean is mu - g m / (n - m). Whitening by what is left needs the inverse
-root of a matrix changed by rank one, an integral of resolvents (Higham, Functions of Matrices, 2008, section 6.2) that
-Sherman and Morrison's formula reduces to the eigenvectors of S:
+No statistics are fitted anew where every cell has its own. Without m equal pictures, whose gap to the mean is
+g = f - mu, the scatter S of n images is S - c g g' with c = m n / (n - m), and the mean is mu - g m / (n - m).
+Whitening by what is left needs the inverse root of a matrix changed by rank one, an integral of resolvents (Higham,
+Functions of Matrices, 2008, section 6.2) that Sherman and Morrison's formula reduces to the eigenvectors of S:
 
     (S + r - c g g')^(-1/2) h = (S + r)^(-1/2) h + 1/pi int_0^inf t^(-1/2) A g c (g' A h) / (1 - c g' A g) dt
     A = (S + r + t)^(-1)
 
 The trapezoidal rule in log t converges geometrically. A test compares with statistics that are fitted anew.
 
-Shapes: N images of H x W pixels and C channels, M probes, B images of one cell, D features of U x V cells, T nodes.
+Shapes: N images of H x W pixels and C channels, M probes (of a group: members), B images of one cell, D components of
+U x V cells, G groups of them, T nodes.
 """
 
+import functools
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +36,8 @@ from torch import Tensor
 from fcdd import objective
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
+from fcdd.probes import Pictures
+from fcdd.sizing import images_at_once
 from fcdd.training import Watch
 from fcdd.whitening import WhitenedHead, ridge_of, threads_of_one
 
@@ -53,14 +58,14 @@ def multiplicities(images_nhwc: Pixels) -> npt.NDArray[np.int64]:
 def feature_bytes(network: FCDDNetwork, num_images: int) -> int:
     """Memory that `maps` takes for the features of so many images. `network` has a whitened head."""
     mean = _head(network).mean
-    return num_images * mean[0].numel() * mean.element_size()
+    return num_images * math.prod(_head(network).cells) * mean.shape[2] * mean.element_size()
 
 
 def maps(
     network: FCDDNetwork,
     scaling: Normalization,
     nominal_nhwc: Pixels,
-    probes_nhwc: Pixels,
+    probes_nhwc: Pixels | Pictures,
     sources: npt.NDArray[np.int64],
     *,
     seed: int,
@@ -95,13 +100,14 @@ def _head(network: FCDDNetwork) -> WhitenedHead:
 
 
 @torch.inference_mode()
-def _features(network: FCDDNetwork, scaling: Normalization, images_nhwc: Pixels, watch: Watch) -> Tensor:
+def _features(network: FCDDNetwork, scaling: Normalization, images_nhwc: Pixels | Pictures, watch: Watch) -> Tensor:
     """(N,D,U,V), in memory."""
     device, head = next(network.parameters()).device, _head(network)
-    starts = range(0, len(images_nhwc), _BATCH)
+    batch = images_at_once((images_nhwc.shape[1], images_nhwc.shape[2]), _BATCH)
+    starts = range(0, len(images_nhwc), batch)
     parts = [
-        network.compute_features(scaling(torch.from_numpy(images_nhwc[start : start + _BATCH]).to(device))).cpu()
-        for start in watch(starts, len(starts))
+        head.project(network.compute_features(scaling(torch.from_numpy(images_nhwc[at : at + batch]).to(device)))).cpu()
+        for at in watch(starts, len(starts))
     ]
     return torch.cat(parts) if parts else torch.empty(0, head.mean.shape[2], *head.cells)
 
@@ -117,15 +123,41 @@ def _whitened(
     many: npt.NDArray[np.int64],
     watch: Watch,
 ) -> Tensor:
-    """Whitened features (cells,B,D) of what is shown, by one mode without the image `left` (B,) names of each.
+    """Whitened features (B,D,U,V) of what is shown, by one mode without the image `left` (B,) names of each.
 
     Images of other modes are not in these statistics: nothing is left out for them.
     """
+    is_member = torch.from_numpy(np.isin(left.numpy(), members))
+    multiplicity = torch.from_numpy(many)[left].double() * is_member
+    fill = _by_groups if head.shares_covariances else _by_cells
+    result, steps = fill(head, features_nduv, members, shown_bduv, left, multiplicity)
+    with threads_of_one() as pool:
+        done = pool.map(lambda step: step(), steps)
+        for _ in watch(range(len(steps)), len(steps)):
+            next(done)
+    whitened = (
+        head.spread(result, *head.cells)
+        if head.shares_covariances
+        else result.permute(1, 2, 0).unflatten(2, head.cells)
+    )
+    return whitened.to(head.mean.device)
+
+
+Steps = Sequence[Callable[[], None]]
+
+
+def _by_cells(
+    head: WhitenedHead,
+    features_nduv: Tensor,
+    members: npt.NDArray[np.int64],
+    shown_bduv: Tensor,
+    left: Tensor,
+    multiplicity: Tensor,
+) -> tuple[Tensor, Steps]:
+    """(cells,B,D), and what fills it: for statistics of every cell, in closed form."""
     cells = features_nduv.flatten(2).permute(2, 0, 1)
     shown = shown_bduv.flatten(2).permute(2, 0, 1)
     ridge = ridge_of(cells[:, members].double().var(1))
-    is_member = torch.from_numpy(np.isin(left.numpy(), members))
-    multiplicity = torch.from_numpy(many)[left].double() * is_member
     result = torch.empty(shown.shape)
 
     def fill(cell: int) -> None:
@@ -133,11 +165,52 @@ def _whitened(
         gaps = cells[cell][left].double() - own.mean(0)
         result[cell] = _without(own, gaps, shown[cell].double() - own.mean(0), multiplicity, ridge).float()
 
-    with threads_of_one() as pool:
-        done = pool.map(fill, range(len(cells)))
-        for _ in watch(range(len(cells)), len(cells)):
-            next(done)
-    return result.to(head.mean.device)
+    return result, [functools.partial(fill, cell) for cell in range(len(cells))]
+
+
+def _by_groups(
+    head: WhitenedHead,
+    features_nduv: Tensor,
+    members: npt.NDArray[np.int64],
+    shown_bduv: Tensor,
+    left: Tensor,
+    multiplicity: Tensor,
+) -> tuple[Tensor, Steps]:
+    """(G,B*M,D), and what fills it: for covariances of many cells, of which an image takes more than one rank.
+
+    Without m equal pictures, whose gaps to the means are the rows of G, the scatter is S - m G'G - v D'D, where D are
+    the moves of the means and v is of how many values each still is; one root is taken for each picture.
+    """
+    n, over = len(members), (0, 2, 3) if head.anywhere else (0,)
+    means = features_nduv[members].mean(over, keepdim=True)
+    gaps_gnmd = head.grouped(features_nduv - means).unflatten(1, (len(features_nduv), -1))
+    shown_gbmd = head.grouped(shown_bduv - means).unflatten(1, (len(shown_bduv), -1))
+    sizes = head.grouped(torch.ones(1, 1, *head.cells))[:, :, 0].sum(1)
+    squares = gaps_gnmd[:, members].flatten(1, 2)
+    freedom = sizes * n - 1 if head.anywhere else sizes * (n - 1)
+    ridge = ridge_of(squares.double().square().sum(1) / freedom[:, None])
+    result = torch.empty(shown_gbmd.shape)
+    keys = torch.stack([left, multiplicity.long()], 1)
+    keys[multiplicity == 0, 0] = -1
+    distinct, which = torch.unique(keys, dim=0, return_inverse=True)
+
+    def fill(group: int, number: int) -> None:
+        image, many = distinct[number].tolist()
+        scatter, at, size = scatters[group], which == number, float(sizes[group])
+        moved = scatter.new_zeros(1, len(scatter))
+        values = (n - many) * (size if head.anywhere else 1)
+        if many:
+            gaps = gaps_gnmd[group, image].double()
+            moved = -many / values * (gaps.sum(0, keepdim=True) if head.anywhere else gaps)
+            scatter = scatter - many * gaps.T @ gaps - values * moved.T @ moved
+        left_freedom = values - 1 if head.anywhere else (values - 1) * size
+        eigenvalues, vectors = torch.linalg.eigh(scatter / left_freedom)
+        root = (vectors * (eigenvalues.clamp_min(0) + ridge).rsqrt()) @ vectors.T
+        result[group, at] = ((shown_gbmd[group, at].double() - moved) @ root).float()
+
+    scatters = [each.T @ each for each in (group.double() for group in squares)]
+    steps = [functools.partial(fill, g, k) for g in range(len(squares)) for k in range(len(distinct))]
+    return result.flatten(1, 2), steps
 
 
 def _without(own_nd: Tensor, gaps_bd: Tensor, shown_bd: Tensor, many_b: Tensor, ridge: Tensor) -> Tensor:

@@ -10,12 +10,14 @@ import numpy.typing as npt
 
 from fcdd.errors import ConfigError
 from fcdd.normalization import Normalization
+from fcdd.sizing import images_at_once
 from fcdd.spares import Spares
 
 if TYPE_CHECKING:
     from torch import nn
 
-# Images of one call: two threads computed 125 images/s in batches of 4 and 135 in batches of 16; memory grows with it.
+# Images of one call, large ones fewer: two threads computed 125 images/s in batches of 4 and 135 in batches of 16;
+# memory grows with it.
 BATCH = 16
 
 
@@ -38,14 +40,18 @@ class OpenvinoNetwork:
         self._requests = Spares(compiled.create_infer_request)
         # Its bindings set themselves up in the first call; two threads in it may wait for each other for ever.
         _, height, width, channels = compiled.input(0).get_partial_shape()
-        self(np.zeros((1, height.get_length(), width.get_length(), channels.get_length()), np.uint8))
+        size = (height.get_length(), width.get_length())
+        self._batch = images_at_once(size, BATCH)
+        self(np.zeros((1, *size, channels.get_length()), np.uint8))
 
     def __call__(self, pixels_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The maps of at least one image; a caller's memory stays its own."""
         with self._requests.one() as request:
             parts = [
-                request.infer(np.ascontiguousarray(pixels_nhwc[start : start + BATCH]), share_inputs=True)[0].copy()
-                for start in range(0, len(pixels_nhwc), BATCH)
+                request.infer(np.ascontiguousarray(pixels_nhwc[start : start + self._batch]), share_inputs=True)[
+                    0
+                ].copy()
+                for start in range(0, len(pixels_nhwc), self._batch)
             ]
         return np.concatenate(parts)
 

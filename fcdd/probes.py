@@ -2,19 +2,22 @@
 
 A missing part, one that is shifted, one that is turned, a blurred spot, specks of dirt: small changes as a product has
 them, made from the nominal image itself. `fcdd.outliers` has those that are trained on; a detector that was measured
-on them would be told how well it remembers. All sizes are fractions of the image's shorter side; all randomness comes
-from the generator.
+on them would be told how well it remembers. All sizes are fractions of the shorter side of the image, or of the part
+of it that is drawn on (`fcdd.windows`); all randomness comes from the generator.
 
 Shapes: H x W pixels, C channels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+
+from fcdd import windows
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -113,25 +116,65 @@ PROBES: MappingProxyType[str, Probe] = MappingProxyType(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """M pictures (H,W,C), each made when it is looked at: an image (N,H,W,C), and what was drawn over a part of it.
+
+    Large images are never copied all at once. `sources` (M,); `corners` (M,2) are the row and column of the parts.
+    """
+
+    images: Pixels
+    sources: npt.NDArray[np.int64]
+    corners: npt.NDArray[np.int64]
+    parts: Sequence[Pixels]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(M,H,W,C)"""
+        return (len(self.parts), *self.images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, chosen: int | slice) -> Pixels:
+        """One picture (H,W,C), or some (m,H,W,C)."""
+        if isinstance(chosen, slice):
+            numbers = range(*chosen.indices(len(self)))
+            return np.stack([self[number] for number in numbers]) if numbers else self.images[:0]
+        (row, column), part = self.corners[chosen], self.parts[chosen]
+        picture: Pixels = self.images[self.sources[chosen]].copy()
+        picture[row : row + part.shape[0], column : column + part.shape[1]] = part
+        return picture
+
+
 class Drawn(NamedTuple):
-    """M probes: pictures (M,H,W,C), the kind of each, and the index of the image that each was made from, (M,).
+    """M probes: pictures, the kind of each, and the index of the image that each was made from, (M,).
 
     `boxes` (M,4) are x0, y0, x1, y1 of what was changed, in pixels.
     """
 
-    pictures: Pixels
+    pictures: Pictures
     kinds: list[str]
     sources: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.int64]
 
 
 def draw(images_nhwc: Pixels, generator: np.random.Generator, *, kinds: Mapping[str, Probe], per_kind: int) -> Drawn:
-    """`per_kind` probes of every kind, made from images (N,H,W,C) in turn."""
+    """`per_kind` probes of every kind, made from images (N,H,W,C) in turn; on parts of large ones, as in training."""
     names = [kind for kind in kinds for _ in range(per_kind)]
     sources = np.resize(generator.permutation(len(images_nhwc)), len(names))
-    made = [kinds[kind](images_nhwc[source], generator) for kind, source in zip(names, sources, strict=True)]
-    boxes = np.array([_box(mask) for _, mask in made], np.int64)
-    return Drawn(np.stack([picture for picture, _ in made]), names, sources, boxes)
+    sides = np.array(windows.part_of(images_nhwc.shape[1:3]))
+    beyond = images_nhwc.shape[1:3] - sides
+    corners, parts, boxes = [], [], []
+    for kind, source in zip(names, sources, strict=True):
+        corner = generator.integers(beyond + 1) if beyond.any() else np.zeros(2, np.int64)
+        (top, left), (bottom, right) = corner, corner + sides
+        part, mask = kinds[kind](np.ascontiguousarray(images_nhwc[source, top:bottom, left:right]), generator)
+        x0, y0, x1, y1 = _box(mask)
+        corners.append(corner)
+        parts.append(part)
+        boxes.append((left + x0, top + y0, left + x1, top + y1))
+    return Drawn(Pictures(images_nhwc, sources, np.array(corners), parts), names, sources, np.array(boxes, np.int64))
 
 
 def _box(mask_hw: Mask) -> tuple[int, int, int, int]:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fcdd import openvino_network
+from fcdd import openvino_network, strips
 from fcdd.bundle import BundleSpec
 from fcdd.io import network_cache
 from fcdd.openvino_network import OpenvinoNetwork
@@ -59,6 +60,11 @@ def load(spec: BundleSpec, weights: bytes, runtime: Runtime, *, threads: int = 1
     the weights do not fit the network or are not finite, ConfigError for a runtime that is not to be had.
     """
     runtime.check(spec.network)
+    if runtime.backend == "openvino" and math.prod(spec.input_size) > strips.LARGEST:
+        log.info(
+            "torch computes images of more than %d pixels, in strips: OpenVINO would take too much", strips.LARGEST
+        )
+        runtime, gpu = runtime.model_copy(update={"backend": "torch"}), False
     if runtime.backend == "openvino":
         try:
             return _by_openvino(spec, weights, runtime, threads)

@@ -29,3 +29,8 @@ def whole_cells(size: tuple[float, float]) -> tuple[int, int]:
     """The nearest (height, width) whose sides are whole cells of a trunk."""
     rows, columns = (max(MULTIPLE, math.floor(side / MULTIPLE + 0.5) * MULTIPLE) for side in size)
     return rows, columns
+
+
+def images_at_once(size: tuple[int, int], most: int) -> int:
+    """How many images of (height, width) make one batch, where `most` of up to 256x320 pixels do: at least one."""
+    return max(1, min(most, most * SMALL_AREA // (size[0] * size[1])))

@@ -28,8 +28,10 @@ from fcdd.errors import ConfigError, ImageError
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
 from fcdd.receptive_field import ReceptiveField
+from fcdd.sizing import images_at_once
 from fcdd.supervision import AnomalySource, HeldOut, Mask, TrainingSet, Unit
 from fcdd.whitening import Share, WhitenedHead
+from fcdd.windows import Part, Window, Windows
 
 Pixels = npt.NDArray[np.uint8]
 Augment = Callable[[Pixels, Mask, np.random.Generator], tuple[Unit, Mask]]
@@ -68,17 +70,19 @@ class TrainOptions:
 class Sampling:
     """How images become samples: each is replaced by an anomaly with `probability`; `augment` takes it to size.
 
-    In a training set with labels, what replaces an image gets the other label.
+    In a training set with labels, what replaces an image gets the other label. With `windows` samples are parts of
+    images.
     """
 
     anomalies: AnomalySource
     augment: Augment
     seed: int
     probability: float = 0.5
+    windows: Windows | None = None
 
 
-# Of more images so many are whitened by.
-STATISTICS_IMAGES = 4096
+# Of more images so many are whitened by, and so many tell which components their features have.
+STATISTICS_IMAGES, COMPONENTS_IMAGES = 4096, 64
 # Domains of the keyed generators: without them the order of an epoch would share its stream with sample 0.
 _ORDER, _SAMPLE = 0, 1
 
@@ -87,7 +91,7 @@ class Sample(NamedTuple):
     """Pixels (H,W,C) float32 in about [0,1], label 0 nominal / 1 anomalous, mask (H,W) bool of the anomaly.
 
     `source` is the index of the image it was drawn for. `left_out` says which images before it could not be read and
-    why, `copies` which ones must not be trained on.
+    why, `copies` which ones must not be trained on. The mask of a part of an image is that of the cells of `window`.
     """
 
     pixels: Unit
@@ -96,12 +100,14 @@ class Sample(NamedTuple):
     source: int
     left_out: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
+    window: Window | None = None
 
 
 class Batch(NamedTuple):
     """A worker's samples of a global batch: pixels (B,H,W,C) float32 in [0,1], labels (B,), masks (B,1,H,W) bool.
 
     `weight` times the mean over the worker's samples, averaged over the workers, is the mean over the global batch.
+    With `windows` (B) these are parts of images.
     """
 
     pixels: Tensor
@@ -111,6 +117,7 @@ class Batch(NamedTuple):
     left_out: list[str]
     copies: list[str]
     weight: float = 1.0
+    windows: list[Window] | None = None
 
 
 class Losses(NamedTuple):
@@ -155,12 +162,38 @@ def draw_sample(data: TrainingSet, number: int, *, epoch: int, sampling: Samplin
     image, index = read.image, read.source
     label = 0 if data.labels is None else int(data.labels[index])
     mask = np.full(image.shape[:2], bool(label)) if data.masks is None else data.masks[index]
+    part = sampling.windows.draw(generator) if sampling.windows else None
     if generator.random() < sampling.probability:
-        image, mask = sampling.anomalies(image, generator)
+        image, mask, part = _anomalous(image, part, sampling, generator)
         label = 1 - label
         mask = mask & bool(label)
+    elif part is not None:
+        image, mask = image[part.pixels], mask[part.pixels]
     pixels, mask = sampling.augment(image, mask, generator)
-    return Sample(pixels, label, mask, index, read.left_out, read.copies)
+    if part is not None:
+        mask = mask[part.inner]
+    return Sample(pixels, label, mask, index, read.left_out, read.copies, part and part.window)
+
+
+def _anomalous(
+    image: Pixels, part: Part | None, sampling: Sampling, generator: np.random.Generator
+) -> tuple[Pixels, Mask, Part | None]:
+    """An anomalous image, its mask and the part of an image that it is: that one, if there is one, or another.
+
+    Sources that draw do so where it counts. Those that bring images of their own bring whole ones: of these the part
+    is taken that holds one of their anomalous pixels.
+    """
+    if part is None or sampling.windows is None:
+        return *sampling.anomalies(image, generator), None
+    shown = image[part.pixels]
+    drawn, mask = sampling.anomalies(np.ascontiguousarray(shown[part.inner]), generator)
+    if drawn.shape == image.shape:
+        around = np.argwhere(mask)[generator.integers(np.count_nonzero(mask))]
+        part = sampling.windows.draw(generator, (int(around[0]), int(around[1])))
+        return drawn[part.pixels], mask[part.pixels], part
+    changed, where = shown.copy(), np.zeros(shown.shape[:2], np.bool_)
+    changed[part.inner], where[part.inner] = drawn, mask
+    return changed, where, part
 
 
 class _Read(NamedTuple):
@@ -205,6 +238,7 @@ def collate(samples: Sequence[Sample], weight: float = 1.0) -> Batch:
         [text for sample in samples for text in sample.left_out],
         [text for sample in samples for text in sample.copies],
         weight,
+        [sample.window for sample in samples if sample.window] or None,
     )
 
 
@@ -275,28 +309,44 @@ def fit_statistics(
         return
     network.eval()
     device = next(network.parameters()).device
-    chosen = np.linspace(0, len(images_nhwc) - 1, min(len(images_nhwc), STATISTICS_IMAGES)).astype(np.int64)
-    every = np.split(np.arange(len(chosen)), range(_STATISTICS_BATCH, len(chosen), _STATISTICS_BATCH))
-    parts = every[rank::world_size]
+    chosen, size = _spread(len(images_nhwc), STATISTICS_IMAGES), images_at_once(images_nhwc.shape[1:3], _BATCH)
+    parts = _parts(len(chosen), size)[rank::world_size]
     positions = np.concatenate(parts) if parts else np.empty(0, np.int64)
     share = Share(rank, world_size, torch.from_numpy(positions) if world_size > 1 else None, len(chosen), add)
 
     @torch.inference_mode()
-    def of(step: int) -> Tensor:
-        pixels = torch.from_numpy(images_nhwc[chosen[parts[step]]]).to(device)
-        features: Tensor = network.compute_features(normalization(pixels))
-        return features
+    def features(part: npt.NDArray[np.int64]) -> Tensor:
+        pixels = torch.from_numpy(images_nhwc[chosen[part]]).to(device)
+        found: Tensor = network.compute_features(normalization(pixels))
+        return found
 
     head = network.head
-    if head.modes > 1 and len(chosen) * head.mean[0].numel() * head.mean.element_size() <= _KEPT_BYTES:
+    if head.projection is not None:
+        few = _spread(len(chosen), COMPONENTS_IMAGES)
+        head.fit_projection((features(few[part]) for part in _parts(len(few), size)[rank::world_size]), share=share)
+
+    def watched() -> Iterator[Tensor]:
+        return (features(parts[step]) for step in watch(range(len(parts)), len(parts)))
+
+    if head.modes > 1 and len(chosen) * math.prod(head.cells) * head.features * 4 <= _KEPT_BYTES:
         # Variants are told apart in a first pass: what fits in memory is not computed for each of the two.
-        kept = [of(step) for step in watch(range(len(parts)), len(parts))]
+        kept = list(watched())
         head.fit(lambda: kept, seed=seed, share=share)
     else:
-        head.fit(lambda: (of(step) for step in watch(range(len(parts)), len(parts))), seed=seed, share=share)
+        head.fit(watched, seed=seed, share=share)
 
 
-_STATISTICS_BATCH, _KEPT_BYTES = 32, 10**9
+_BATCH, _KEPT_BYTES = 32, 10**9
+
+
+def _spread(number: int, most: int) -> npt.NDArray[np.int64]:
+    """Up to `most` of the indices below `number`, evenly."""
+    return np.linspace(0, number - 1, min(number, most)).astype(np.int64)
+
+
+def _parts(number: int, size: int) -> list[npt.NDArray[np.int64]]:
+    """The indices below `number` in batches."""
+    return np.split(np.arange(number), range(size, number, size))
 
 
 class Trainer:
@@ -312,6 +362,7 @@ class Trainer:
         num_images: int,
         input_size: tuple[int, int],
     ) -> None:
+        """`input_size` is that of the masks; of parts of images `network` is `networks.OfWindows`."""
         self.network = network.train()
         self.normalization = normalization
         self.options = options
@@ -331,7 +382,7 @@ class Trainer:
         device = next(self.network.parameters()).device
         images = self.normalization(batch.pixels.to(device, non_blocking=True))
         with torch.autocast(device.type, torch.bfloat16, enabled=self._half and device.type == "cuda"):
-            output = self.network(images)
+            output = self.network(images, batch.windows) if batch.windows else self.network(images)
         map_b1uv = objective.anomaly_map(output)
         labels = batch.labels.to(device)
         if self.options.loss == "image":

@@ -3,19 +3,26 @@
 The features of every cell are whitened with the mean and covariance that nominal images have there (the statistics
 of PaDiM, Defard et al. 2021), fixed; the head then learns by the FCDD objective which directions matter:
 
-    z = W (f - mu)          e = mean_d softplus(w_d) (V z)_d^2          phi = a sqrt(e + 1e-6) + b
+    z = W (P f - mu)        e = mean_d softplus(w_d) (V z)_d^2          phi = a sqrt(e + 1e-6) + b
 
 V starts as the identity, so that phi starts as the scaled Mahalanobis distance. With several modes (product variants
 seen by one camera) each has statistics of its own and the nearest one counts: e = min over modes.
 
-Shapes: B batch, K modes, D features, U x V cells.
+A matrix W for each of many cells takes much memory. Two things make it less: P keeps the first principal components
+of the features (it is left out by default), and neighbouring cells share one covariance, each about its own mean.
+For parts that lie anywhere, and for endless material, all cells share the mean, too.
+
+Shapes: B batch, K modes, F features, D components of them (F without P), U x V cells, G groups of cells that share a
+covariance, M their members.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,78 +30,201 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcdd.errors import ConfigError
+from fcdd.windows import Window, cut, cut_out
 
 # Share of the features' mean variance added to every covariance: few images do not determine all directions.
 REGULARIZATION = 0.01
 _SMALLEST_ENERGY, _SMALLEST_RIDGE = 1e-6, 1e-12
 _UNIT_WEIGHT = 0.5413  # softplus of it is 1
 _START_OFFSET = -1.0  # nominal cells have e of about 1
+# Bytes of the covariances from which on neighbouring cells share them.
+LARGEST = 45_000_000
+
+
+class Statistics(NamedTuple):
+    """Which statistics a head has: of so many modes, of so many principal components (None: of the features).
+
+    `anywhere`: one mean and covariance for all cells, else each position has its own.
+    """
+
+    modes: int = 1
+    components: int | None = None
+    anywhere: bool = False
+
+
+def matrix_bytes(cells: tuple[int, int], size: int, modes: int) -> int:
+    """Memory of a matrix of `size` x `size` for every cell and mode."""
+    return modes * math.prod(cells) * size**2 * torch.float32.itemsize
 
 
 class WhitenedHead(nn.Module):
-    """Features (B,D,U,V) to the network's output (B,1,U,V); call `fit` with nominal features before training."""
+    """Features (B,F,U,V) to the network's output (B,1,U,V); call `fit` with nominal features before training."""
 
     mean: Tensor
     whitening: Tensor
+    projection: Tensor | None
 
-    def __init__(self, features: int, cells: tuple[int, int], modes: int = 1) -> None:
+    def __init__(self, features: int, cells: tuple[int, int], statistics: Statistics = Statistics()) -> None:  # noqa: B008
+        """Raises ConfigError for more components than features."""
         super().__init__()
-        count = cells[0] * cells[1]
-        self.register_buffer("mean", torch.zeros(modes, count, features))
-        # One matrix per mode and cell: 42 MB for 232 features and 14 x 14 cells.
-        self.register_buffer("whitening", torch.eye(features).repeat(modes, count, 1, 1))
-        self.mixing = nn.Conv2d(features, features, 1, bias=False)
+        size = statistics.components or features
+        if size > features:
+            raise ConfigError(f"there are no {size} principal components of {features} features")
+        self.features, self.cells = features, cells
+        self.modes, self.anywhere = statistics.modes, statistics.anywhere
+        # Cells of a square of this side share a covariance.
+        self.side = 1
+        while statistics.components and matrix_bytes(self._grid(), size, self.modes) > LARGEST:
+            self.side += 1
+        groups, means = (1, 1) if self.anywhere else (math.prod(self._grid()), math.prod(cells))
+        self.register_buffer("projection", torch.eye(features, size) if statistics.components else None)
+        self.register_buffer("mean", torch.zeros(self.modes, means, size))
+        # One matrix per mode and group: 42 MB for 232 features and 14 x 14 cells.
+        self.register_buffer("whitening", torch.eye(size).repeat(self.modes, groups, 1, 1))
+        self.mixing = nn.Conv2d(size, size, 1, bias=False)
         nn.init.eye_(self.mixing.weight[:, :, 0, 0])
-        self.weights = nn.Parameter(torch.full((features,), _UNIT_WEIGHT))
+        self.weights = nn.Parameter(torch.full((size,), _UNIT_WEIGHT))
         self.scale = nn.Parameter(torch.tensor(1.0))
         self.offset = nn.Parameter(torch.tensor(_START_OFFSET))
-        self.cells = cells
-        self.modes = modes
 
-    def forward(self, features_bduv: Tensor) -> Tensor:
+    @property
+    def shares_covariances(self) -> bool:
+        """Whether cells do; else each has its own."""
+        return self.anywhere or self.side > 1
+
+    def _grid(self) -> tuple[int, int]:
+        """Rows and columns of groups."""
+        return math.ceil(self.cells[0] / self.side), math.ceil(self.cells[1] / self.side)
+
+    def forward(self, features_bfuv: Tensor) -> Tensor:
         """The output before the anomaly map."""
-        cells_nbd = features_bduv.flatten(2).permute(2, 0, 1)
-        energies = [
-            self.energy(torch.bmm(cells_nbd - self.mean[mode][:, None], self.whitening[mode]))
-            for mode in range(self.modes)
-        ]
-        return self.output(torch.stack(energies).amin(0))
+        components = self.project(features_bfuv)
+        return self._nearest([self.whiten(components, mode) for mode in range(self.modes)])
+
+    def of_windows(self, features_bfuv: Tensor, windows: Sequence[Window]) -> Tensor:
+        """The output (B,1,rows,columns) of windows (B) of one size, from features of their surroundings."""
+        components = cut_out(self.project(features_bfuv), windows)
+        return self._nearest([self._whiten_windows(components, mode, windows) for mode in range(self.modes)])
+
+    def _nearest(self, whitened: Sequence[Tensor]) -> Tensor:
+        return self.output(torch.stack([self.energy(each) for each in whitened]).amin(0))
+
+    def project(self, features_bfuv: Tensor) -> Tensor:
+        """The components (B,D,U,V) that the statistics are of."""
+        return features_bfuv if self.projection is None else F.conv2d(features_bfuv, self.projection.T[..., None, None])
+
+    def whiten(self, components_bduv: Tensor, mode: int) -> Tensor:
+        """Components of whole images, (B,D,U,V), by the statistics of a mode."""
+        if self.shares_covariances:
+            gaps = components_bduv - self._mean_map(mode)
+            whitened: Tensor = self.spread(
+                torch.bmm(self.grouped(gaps), self.whitening[mode]), gaps.shape[2], gaps.shape[3]
+            )
+            return whitened
+        gaps = components_bduv.flatten(2).permute(2, 0, 1) - self.mean[mode][:, None]
+        each: Tensor = torch.bmm(gaps, self.whitening[mode]).permute(1, 2, 0).unflatten(2, self.cells)
+        return each
+
+    def _whiten_windows(self, components_bduv: Tensor, mode: int, windows: Sequence[Window]) -> Tensor:
+        if self.anywhere:
+            return self.whiten(components_bduv, mode)
+        means, columns = self._mean_map(mode)[0], self._grid()[1]
+        rows, across = (torch.arange(cells) // self.side for cells in self.cells)
+        groups = rows[:, None] * columns + across
+        parts = []
+        for part, at in zip(components_bduv, windows, strict=True):
+            gaps = (part - cut(means, at.origin, at.cells)).flatten(1).T[:, None]
+            matrices = self.whitening[mode][cut(groups[None], at.origin, at.cells).flatten()]
+            parts.append(torch.bmm(gaps, matrices)[:, 0].T.unflatten(1, at.cells))
+        return torch.stack(parts)
+
+    def _mean_map(self, mode: int) -> Tensor:
+        """(1,D,U,V), or (1,D,1,1) where all cells share it."""
+        means: Tensor = self.mean[mode].T.unflatten(1, (1, 1) if self.anywhere else self.cells)
+        return means[None]
+
+    def grouped(self, values_bduv: Tensor) -> Tensor:
+        """Values of the cells that share a covariance, (G,B*M,D); zeros where squares reach beyond the map."""
+        size = values_bduv.shape[1]
+        if self.anywhere:
+            return values_bduv.permute(0, 2, 3, 1).reshape(1, -1, size)
+        (rows, columns), side = self._grid(), self.side
+        missing = (0, columns * side - self.cells[1], 0, rows * side - self.cells[0])
+        squares = F.pad(values_bduv, missing).reshape(-1, size, rows, side, columns, side)
+        return squares.permute(2, 4, 0, 3, 5, 1).reshape(rows * columns, -1, size)
+
+    def spread(self, values_gmd: Tensor, height: int, width: int) -> Tensor:
+        """What `grouped` put together, (B,D,U,V), of so many cells."""
+        size = values_gmd.shape[2]
+        if self.anywhere:
+            return values_gmd.reshape(-1, height, width, size).permute(0, 3, 1, 2)
+        (rows, columns), side = self._grid(), self.side
+        squares = values_gmd.reshape(rows, columns, -1, side, side, size).permute(2, 5, 0, 3, 1, 4)
+        whole: Tensor = squares.reshape(-1, size, rows * side, columns * side)
+        return whole[:, :, :height, :width]
 
     def output(self, energy_b1uv: Tensor) -> Tensor:
         """The output (B,1,U,V) for the energies e of the nearest mode."""
         output: Tensor = self.scale * torch.sqrt(energy_b1uv + _SMALLEST_ENERGY) + self.offset
         return output
 
-    def energy(self, whitened_nbd: Tensor) -> Tensor:
-        """Energies e (B,1,U,V) of features that were whitened, (cells,B,D)."""
-        mixed = self.mixing(whitened_nbd.permute(1, 2, 0).unflatten(2, self.cells))
+    def energy(self, whitened_bduv: Tensor) -> Tensor:
+        """Energies e (B,1,U,V) of components that were whitened."""
+        mixed = self.mixing(whitened_bduv)
         energy: Tensor = (F.softplus(self.weights)[:, None, None] * mixed.square()).mean(1, keepdim=True)
         return energy
 
     @torch.no_grad()
-    def fit(self, batches: Callable[[], Iterable[Tensor]], *, seed: int = 0, share: "Share | None" = None) -> None:
-        """Estimate the statistics from nominal features; `batches()` yields them (B,D,U,V), the same at each call.
+    def fit_projection(self, batches: Iterable[Tensor], *, share: "Share | None" = None) -> None:
+        """Find the principal components of nominal features (B,F,U,V), all cells together; nothing without them.
 
-        Modes are k-means clusters of the images' mean features, for which several of them read the features once more.
-        With a `share` these are one process's features of many. Raises ConfigError for fewer than two images in a mode.
+        With a `share` these are one process's features of many.
+        """
+        if self.projection is None:
+            return
+        share, features = share or Share(), len(self.projection)
+        sums = torch.zeros(features + 1, features + 1, dtype=torch.float64, device=self.projection.device)
+        for batch in batches:
+            cells_nf = batch.permute(0, 2, 3, 1).reshape(-1, features)
+            sums[1:, 1:] += cells_nf.T @ cells_nf
+            sums[0, 1:] += cells_nf.sum(0)
+            sums[0, 0] += len(cells_nf)
+        share.add(sums)
+        mean = sums[0, 1:] / sums[0, 0]
+        covariance = sums[1:, 1:] / sums[0, 0] - torch.outer(mean, mean)
+        _, vectors = torch.linalg.eigh(covariance.cpu())
+        self.projection.copy_(vectors.flip(1)[:, : self.projection.shape[1]])
+
+    @torch.no_grad()
+    def fit(self, batches: Callable[[], Iterable[Tensor]], *, seed: int = 0, share: "Share | None" = None) -> None:
+        """Estimate the statistics from nominal features; `batches()` yields them (B,F,U,V), the same at each call.
+
+        Modes are k-means clusters of the images' mean components, for which several of them read the features once
+        more. With a `share` these are one process's features of many. Components must have been found before. Raises
+        ConfigError for fewer than two images in a mode.
         """
         share = share or Share()
-        modes = self.assign(batches, seed, share)
+
+        def projected() -> Iterator[Tensor]:
+            return (self.project(batch) for batch in batches())
+
+        modes = self.assign(projected, seed, share)
         total, square = torch.zeros_like(self.mean), torch.zeros_like(self.whitening)
         counts = torch.zeros(self.modes, dtype=torch.int64, device=self.mean.device)
         # Taken off first, and of all processes the same: large means would drown the second moments in float32.
-        centre, start = torch.zeros_like(self.mean[0]), 0
-        mine = iter(batches())
+        centre, start = torch.zeros_like(self._mean_map(0)), 0
+        mine = projected()
         if (first := next(mine, None)) is not None and share.rank == 0:
-            centre += first.mean(0).flatten(1).T
+            centre += self._over_cells(first.mean(0, keepdim=True))
         share.add(centre)
         for batch in itertools.chain([] if first is None else [first], mine):
-            cells_nbd = batch.flatten(2).permute(2, 0, 1) - centre[:, None]
+            gaps = batch - centre
             labels = torch.zeros(len(batch), dtype=torch.int64) if modes is None else modes[start : start + len(batch)]
             for mode in range(self.modes):
-                members = cells_nbd[:, labels == mode]
-                total[mode] += members.sum(1)
-                square[mode] += members.transpose(1, 2) @ members
+                members = gaps[labels == mode]
+                grouped = self.grouped(members)
+                total[mode] += grouped.sum(1) if self.anywhere else members.sum(0).flatten(1).T
+                square[mode] += grouped.transpose(1, 2) @ grouped
             counts += torch.bincount(labels, minlength=self.modes).to(counts.device)
             start += len(batch)
         for sums in (total, square, counts):
@@ -105,16 +235,31 @@ class WhitenedHead(nn.Module):
                 "modes, or more images"
             )
         self.whitening.zero_()
-        for mode, count in enumerate(counts.tolist()):
+        # Of how many values each mean is; about how many means the covariance of each group is.
+        values, means_g = (
+            math.prod(self.cells) if self.anywhere else 1,
+            self._grouped_means(torch.ones_like(self.mean[0])),
+        )
+        for mode, count in enumerate((counts * values).tolist()):
             mean = total[mode] / count
-            self.mean[mode] = mean + centre
-            variances = (square[mode].diagonal(dim1=1, dim2=2) - count * mean.square()) / (count - 1)
-            cells = range(share.rank, len(mean), share.size)
-            _fill_inverse_roots(self.whitening[mode], cells, square[mode], mean, count, ridge_of(variances))
+            self.mean[mode] = mean + centre[0].flatten(1).T
+            means_gmd, freedom_g = self._grouped_means(mean), (count - 1) * means_g[:, :, 0].sum(1)
+            variances = square[mode].diagonal(dim1=1, dim2=2) - count * means_gmd.square().sum(1)
+            groups = range(share.rank, len(means_gmd), share.size)
+            ridge = ridge_of(variances / freedom_g[:, None])
+            _fill_inverse_roots(self.whitening[mode], groups, square[mode], means_gmd, count, freedom_g, ridge)
         share.add(self.whitening)
 
+    def _over_cells(self, values_bduv: Tensor) -> Tensor:
+        """One value for all cells where they share it, else the values."""
+        return values_bduv.mean((2, 3), keepdim=True) if self.anywhere else values_bduv
+
+    def _grouped_means(self, mean_cd: Tensor) -> Tensor:
+        """The means (cells or 1,D) of a mode that each covariance is about, (G,M,D)."""
+        return mean_cd[None] if self.anywhere else self.grouped(mean_cd.T.unflatten(1, self.cells)[None])
+
     def assign(self, batches: Callable[[], Iterable[Tensor]], seed: int, share: "Share | None" = None) -> Tensor | None:
-        """The mode of every image, (N,); None if there is one only. `batches()` yields features (B,D,U,V)."""
+        """The mode of every image, (N,); None if there is one only. `batches()` yields components (B,D,U,V)."""
         if self.modes == 1:
             return None
         from sklearn.cluster import KMeans  # half a second to import, and most networks do without
@@ -151,7 +296,7 @@ class Share:
 
 
 def ridge_of(variances: Tensor) -> Tensor:
-    """What is added to every variance of a covariance, from the variances (cells,D) of a mode."""
+    """What is added to every variance of a covariance, from the variances (G,D) of a mode."""
     return (REGULARIZATION * variances.mean()).clamp_min(_SMALLEST_RIDGE)
 
 
@@ -170,21 +315,27 @@ def threads_of_one() -> Iterator[ThreadPoolExecutor]:
 
 
 def _fill_inverse_roots(
-    roots: Tensor, cells: Iterable[int], square: Tensor, mean: Tensor, count: int, ridge: Tensor
+    roots: Tensor,
+    groups: Iterable[int],
+    square: Tensor,
+    means_gmd: Tensor,
+    count: int,
+    freedom_g: Tensor,
+    ridge: Tensor,
 ) -> None:
-    """Fill some of `roots` (cells,D,D) from sums of squares (cells,D,D), means (cells,D) and the number of images.
+    """Fill some of `roots` (G,D,D) from sums of squares (G,D,D), each about means of `count` values.
 
-    Cell by cell: all at once would take several times the memory of the result. On CPUs: a GPU decomposes one small
+    Group by group: all at once would take several times the memory of the result. On CPUs: a GPU decomposes one small
     matrix after the other.
     """
 
-    def fill(cell: int) -> None:
-        gap = mean[cell]
-        covariance = (square[cell] - count * torch.outer(gap, gap)) / (count - 1)
-        roots[cell] = _inverse_root(covariance.cpu(), ridge.cpu())
+    def fill(group: int) -> None:
+        means = means_gmd[group]
+        covariance = (square[group] - count * means.T @ means) / freedom_g[group]
+        roots[group] = _inverse_root(covariance.cpu(), ridge.cpu())
 
     with threads_of_one() as pool:
-        list(pool.map(fill, cells))
+        list(pool.map(fill, groups))
 
 
 def _inverse_root(covariance: Tensor, ridge: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fcdd import leave_one_out, probes, score_choice
+from fcdd import leave_one_out, probes, score_choice, sizing
 from fcdd.calibration import SCORES, Score
 from fcdd.inference import Runner
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
+from fcdd.probes import Pictures
 from fcdd.score_choice import Choice
 from fcdd.scores import Scored, summarise
 from fcdd.supervision import AnomalySource
@@ -42,7 +43,7 @@ class Evidence:
 
     nominal: Scored
     probes: Scored
-    pictures: npt.NDArray[np.uint8]
+    pictures: Pictures
     kinds: list[str]
     sources: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.int64]
@@ -87,10 +88,11 @@ def measure(
     return Evidence(nominal, scored, drawn.pictures, drawn.kinds, drawn.sources, drawn.boxes)
 
 
-def _maps(runner: Runner, images_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    starts = range(0, len(images_nhwc), _CHUNK)
-    parts: Iterable[int] = progress.told(starts, len(starts), "calibration", log, each=_CHUNK)
-    return np.concatenate([runner(images_nhwc[start : start + _CHUNK]) for start in parts])
+def _maps(runner: Runner, images_nhwc: npt.NDArray[np.uint8] | Pictures) -> npt.NDArray[np.float32]:
+    chunk = sizing.images_at_once((images_nhwc.shape[1], images_nhwc.shape[2]), _CHUNK)
+    starts = range(0, len(images_nhwc), chunk)
+    parts: Iterable[int] = progress.told(starts, len(starts), "calibration", log, each=chunk)
+    return np.concatenate([runner(images_nhwc[start : start + chunk]) for start in parts])
 
 
 def tell(choice: Choice, given: Score | None, found: dict[str, float], alpha: float) -> None:

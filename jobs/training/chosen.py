@@ -11,6 +11,7 @@ from fcdd import networks, sizing, variants
 from fcdd.errors import ConfigError
 from fcdd.images import DecodedImage
 from fcdd.io.storage import ObjectInfo
+from fcdd.whitening import Statistics
 from jobs.sources import fetching
 from jobs.training.settings import TrainSettings, size_of
 
@@ -72,20 +73,37 @@ def with_variants(settings: TrainSettings, nominal_nhwc: npt.NDArray[np.uint8]) 
     if number == 1:
         return settings
     log.info("the images show %d product variants, each with statistics of its own (:1 behind --network: one)", number)
-    return settings.model_copy(update={"network": f"{settings.network}:{number}"})
+    parts = networks.parse(settings.network)
+    assert parts is not None, "a network with a trunk"
+    name = networks.with_statistics(settings.network, parts.statistics._replace(modes=number))
+    return settings.model_copy(update={"network": name})
+
+
+def with_components(settings: TrainSettings) -> TrainSettings:
+    """The options with the number of components in the name of a whitened network, if images are large.
+
+    The variants are counted before.
+    """
+    name = networks.for_size(settings.network, size_of(settings))
+    if name != settings.network:
+        log.info(
+            "at this size the statistics are those of %d components of the features: %s", networks.COMPONENTS, name
+        )
+    return settings.model_copy(update={"network": name})
 
 
 @torch.inference_mode()
 def _mean_features(settings: TrainSettings, nominal_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """(N,D), of up to `_COMPARED` images."""
-    network = networks.build(settings.network, in_channels=nominal_nhwc.shape[3], image_size=size_of(settings)).eval()
+    name = networks.with_statistics(settings.network, Statistics(anywhere=True))  # only the trunk is of interest
+    network = networks.build(name, in_channels=nominal_nhwc.shape[3], image_size=size_of(settings)).eval()
     if settings.pretrained:
-        networks.load_pretrained(network, settings.network, settings.weights)
+        networks.load_pretrained(network, name, settings.weights)
     scaling = networks.input_normalization(settings.network)
     assert scaling is not None, "a whitened network has a trunk"
     spread = np.linspace(0, len(nominal_nhwc) - 1, min(len(nominal_nhwc), _COMPARED)).astype(np.int64)
-    pixels = torch.from_numpy(nominal_nhwc[spread])
+    pixels, size = torch.from_numpy(nominal_nhwc[spread]), sizing.images_at_once(size_of(settings), _BATCH)
     network.fold_features()
-    features = [network.compute_features(scaling(part)).mean((2, 3)) for part in pixels.split(_BATCH)]
+    features = [network.compute_features(scaling(part)).mean((2, 3)) for part in pixels.split(size)]
     found: npt.NDArray[np.float32] = torch.cat(features).numpy()
     return found

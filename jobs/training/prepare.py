@@ -84,7 +84,7 @@ def _is_leave_one_out(settings: TrainSettings, num_images: int) -> bool:
     if settings.calibration == "held-out" or not networks.needs_statistics(settings.network):
         return False
     size, channels = size_of(settings), networks.in_channels(settings.network)
-    network = networks.build(settings.network, in_channels=channels, image_size=size)
+    network = networks.build(networks.for_size(settings.network, size), in_channels=channels, image_size=size)
     needed_gb = (leave_one_out.feature_bytes(network, num_images) + num_images * math.prod(size) * channels) / 1e9
     fits = needed_gb <= settings.memory_gb and num_images <= STATISTICS_IMAGES
     if settings.calibration == "leave-one-out" and not fits:

@@ -11,7 +11,6 @@ from ray.util.queue import Queue
 from torch import nn
 
 from fcdd.errors import FCDDError
-from fcdd.networks import FCDDNetwork
 from jobs.on_ray import machines, session
 from jobs.training import memory, train_loop
 from jobs.training.train_loop import LoopConfig
@@ -40,7 +39,7 @@ class RayWorkers:
         self.size: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
 
-    def wrap(self, network: FCDDNetwork) -> nn.Module:
+    def wrap(self, network: nn.Module) -> nn.Module:
         """Distributed data parallel; only gradients are exchanged: weights and buffers are equal from the start."""
         wrapped: nn.Module = ray.train.torch.prepare_model(
             network, parallel_strategy_kwargs={"broadcast_buffers": False}

@@ -47,7 +47,7 @@ def train(settings: TrainSettings) -> Detector:
         conditions = checks.conditions(settings, listing.digest(listed))
         checks.check_resumable(settings, store, conditions)
         calibrating, not_trained_on = _read_calibrating(settings, inputs)
-        settings = chosen.with_variants(settings, calibrating.pixels)
+        settings = chosen.with_components(chosen.with_variants(settings, calibrating.pixels))
         weights = prepare.initial_weights(settings)
     loop = prepare.loop_config(settings, inputs, not_trained_on, weights, location, conditions)
     if settings.overwrite and not settings.resume:

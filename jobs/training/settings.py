@@ -218,9 +218,7 @@ def with_preset(settings: TrainSettings) -> TrainSettings:
 def options_of(settings: TrainSettings) -> TrainOptions:
     """Few epochs suffice where the statistics of nominal images do most of the work, and more make it worse."""
     whitened = networks.needs_statistics(settings.network)
-    stride = networks.build(
-        settings.network, in_channels=networks.in_channels(settings.network), image_size=size_of(settings)
-    ).receptive_field.stride
+    stride = networks.geometry(settings.network, size_of(settings)).stride
     return TrainOptions(
         epochs=settings.epochs or (3 if whitened else 12),
         batch_size=settings.batch_size,

