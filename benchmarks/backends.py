@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from fcdd import heatmap, images, networks, objective, regions
+from fcdd.images import View
 from fcdd.inference import Runner
 from fcdd.networks import FCDDNetwork
 from fcdd.normalization import Normalization
@@ -52,7 +53,7 @@ def seconds(rounds: int, work: Callable[..., object], *arguments: object) -> flo
 
 def decode(cells: list[bytes], side: int) -> npt.NDArray[np.uint8]:
     """Pixels (N,side,side,3)."""
-    return np.stack([images.decode(data, size=(side, side), channels=3).pixels for data in cells])
+    return np.stack([images.decode(data, View((side, side), 3)).pixels for data in cells])
 
 
 def draw(maps: npt.NDArray[np.float32], threshold: float, network: FCDDNetwork, side: int) -> None:

@@ -40,7 +40,7 @@ from fcdd import (
 )
 from fcdd.calibration import STATISTICS, Calibration, Decider, Nominal
 from fcdd.drift import AlarmLaw
-from fcdd.images import DecodedImage
+from fcdd.images import DecodedImage, View
 from fcdd.inference import Runner
 from fcdd.paper import datasets
 from fcdd.paper.datasets import LabelledImage
@@ -140,7 +140,7 @@ def _decode(cell: LabelledImage, change: Change) -> DecodedImage:
     sink = io.BytesIO()
     with Image.open(cell.path) as original:
         change(original.convert("L")).save(sink, "PNG", compress_level=1)
-    return images.decode(sink.getvalue(), size=SIZE, channels=3)
+    return images.decode(sink.getvalue(), View(SIZE, 3))
 
 
 def train(cells: list[LabelledImage], seed: int, epochs: int) -> Runner:
@@ -336,7 +336,7 @@ def cost(cells: list[LabelledImage], network: str, side: int) -> None:
         timed[name] = 1e6 * min(seconds) / count
         return result
 
-    decoded = measure("decode", lambda: [images.decode(each, size=size, channels=3) for each in data])
+    decoded = measure("decode", lambda: [images.decode(each, View(size, 3)) for each in data])
     pixels = np.stack([image.pixels for image in decoded])
     maps = measure(
         "network", lambda: np.concatenate([runner(pixels[start : start + 64]) for start in range(0, count, 64)])

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from fcdd import augmentation, images, metrics, networks, normalization, splits, supervision, training
+from fcdd.images import View
 from fcdd.inference import Runner
 from fcdd.paper import datasets
 from fcdd.paper.datasets import LabelledImage
@@ -46,7 +47,7 @@ def parse() -> argparse.Namespace:
 
 def load(cells: list[LabelledImage], size: int) -> np.ndarray:
     """(N, size, size, 3) uint8."""
-    return np.stack([images.decode(c.path.read_bytes(), size=(size, size), channels=3).pixels for c in cells])
+    return np.stack([images.decode(c.path.read_bytes(), View((size, size), 3)).pixels for c in cells])
 
 
 def main() -> None:

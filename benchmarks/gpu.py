@@ -40,6 +40,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fcdd import images
+from fcdd.images import View
 
 WIDTH, HEIGHT, DISTINCT = 500, 375, 1000
 SIDE = 224
@@ -99,7 +100,7 @@ def decode(files: list[Path]) -> float:
     data = [file.read_bytes() for file in files]
     started = time.perf_counter()
     for each in data:
-        images.decode(each, size=(SIDE, SIDE), channels=3)
+        images.decode(each, View((SIDE, SIDE), 3))
     return time.perf_counter() - started
 
 
@@ -284,7 +285,7 @@ def measure(plan: Plan, folder: Path, options: list[str]) -> str:
     files = sorted((folder / "images").glob("*-0.jpg"))
     for figure in decode_limits(files, plan):
         tell(figure)
-    few = [images.decode(file.read_bytes(), size=(SIDE, SIDE), channels=3).pixels for file in files[:128]]
+    few = [images.decode(file.read_bytes(), View((SIDE, SIDE), 3)).pixels for file in files[:128]]
     pixels = np.concatenate([np.roll(few, shift, axis=2) for shift in range(0, 8 * len(few), 8)])[: plan.batches[-1]]
     from benchmarks import untrained  # torch: not in the processes that decode
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from fcdd import augmentation, heatmap, images, networks, outliers, training
+from fcdd.images import View
 from fcdd.inference import Runner
 from fcdd.paper import datasets
 from fcdd.supervision import TrainingSet
@@ -33,7 +34,7 @@ def trained_maps(num_training: int, num_scored: int, epochs: int) -> np.ndarray:
     """(num_scored, 28, 28) float32 maps of nominal and anomalous cells."""
     cells = datasets.elpv()
     nominal = [cell for cell in cells if cell.probability == 0][:num_training]
-    pixels = np.stack([images.decode(c.path.read_bytes(), size=SIZE, channels=3).pixels for c in nominal])
+    pixels = np.stack([images.decode(c.path.read_bytes(), View(SIZE, 3)).pixels for c in nominal])
     options = TrainOptions(
         epochs=epochs,
         batch_size=16,
@@ -55,7 +56,7 @@ def trained_maps(num_training: int, num_scored: int, epochs: int) -> np.ndarray:
     for batch in training.batches(TrainingSet(list(pixels)), sampling, options):
         trainer.step(batch)
     chosen = np.random.default_rng(0).choice(len(cells), num_scored, replace=False)
-    scored = np.stack([images.decode(cells[i].path.read_bytes(), size=SIZE, channels=3).pixels for i in chosen])
+    scored = np.stack([images.decode(cells[i].path.read_bytes(), View(SIZE, 3)).pixels for i in chosen])
     return Runner(network, scaling, SIZE)(scored)
 
 

@@ -79,7 +79,7 @@ def make_bundle(network: str, kind: str, uri: str) -> None:
     """Random weights, or a trunk's own; fitted to and calibrated on a few pictures of the same kind."""
     source = pictures(kind)
     encoded = [next(source)[1] for _ in range(240)]
-    pixels = np.stack([decoding.decode(each, size=SIZE, channels=3).pixels for each in encoded])
+    pixels = np.stack([decoding.decode(each, decoding.View(SIZE, 3)).pixels for each in encoded])
     untrained.save(NETWORKS.get(network, network), pixels, uri)
 
 

@@ -39,6 +39,7 @@ from benchmarks import untrained
 from cluster import local_s3
 from fcdd import bundle, calibration, detector, heatmap, images, networks, objective, regions
 from fcdd.detector import Detector
+from fcdd.images import View
 from fcdd.io import storage
 from fcdd.paper import datasets
 from jobs.catalog import commit_records, part_files
@@ -53,7 +54,7 @@ def make_bundle(network: str, uri: str) -> None:
     """A bundle with random weights, calibrated on a few cells so that one in a hundred is anomalous."""
     side, channels = SIZES.get(network, 224), networks.in_channels(network)
     cells = [cell.path.read_bytes() for cell in datasets.elpv()[:400]]
-    pixels = np.stack([images.decode(each, size=(side, side), channels=channels).pixels for each in cells])
+    pixels = np.stack([images.decode(each, View((side, side), channels)).pixels for each in cells])
     untrained.save(network, pixels, uri)
 
 
@@ -109,9 +110,7 @@ def _bare_loop(network: str, infos: list[storage.ObjectInfo], barrier: Any, queu
     with ThreadPoolExecutor(16) as pool:
         for start in range(0, len(infos), 512):
             part = infos[start : start + 512]
-            decoded = [
-                images.decode(data, size=side, channels=spec.channels) for data in pool.map(storage.read_checked, part)
-            ]
+            decoded = [images.decode(data, View(side, spec.channels)) for data in pool.map(storage.read_checked, part)]
             scored = model.score(np.stack([image.pixels for image in decoded]))
             threshold = spec.calibration.map_threshold
             found = [

@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from fcdd import augmentation, images, metrics, networks, normalization, splits, supervision, training, upsampling
+from fcdd.images import View
 from fcdd.inference import Runner
 from fcdd.paper import datasets
 from fcdd.supervision import TrainingSet
@@ -77,7 +78,7 @@ def _some(
 
 
 def _cell(cell: datasets.LabelledImage) -> Pixels:
-    return images.decode(cell.path.read_bytes(), size=(SIDE, SIDE), channels=3).pixels
+    return images.decode(cell.path.read_bytes(), View((SIDE, SIDE), 3)).pixels
 
 
 def _crops(grey: Pixels, count: int, generator: np.random.Generator) -> list[Pixels]:

@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fcdd.calibration import DEFAULT_SCORE, Calibration, Decider, Score
+from fcdd.calibration import DEFAULT_SCORE, Calibration, Decider, Score, is_empty
 from fcdd.errors import BundleError
+from fcdd.images import View
 from fcdd.io import storage
 from fcdd.normalization import Normalization
 
@@ -47,6 +48,12 @@ class BundleSpec(BaseModel):
     network: str
     channels: Literal[1, 3]
     input_size: tuple[Side, Side]
+    full_scale: float | None = Field(
+        None,
+        gt=0,
+        exclude_if=is_empty,
+        description="value that is white in files of more than 8 bits",
+    )
     normalization: Normalization
     gaussian_std: float = Field(gt=0, le=65_535, description="of the heatmap upsampling, in input pixels")
     gaussian_extent: int | None = Field(None, ge=1, description="its extent in pixels; default: the receptive field")
@@ -56,6 +63,11 @@ class BundleSpec(BaseModel):
     parent: str | None = Field(None, description="digest of the bundle whose weights these are, if it was recalibrated")
     training: TrainingRecord
     weights_sha256: str
+
+    @property
+    def view(self) -> View:
+        """How images are decoded for the network."""
+        return View(self.input_size, self.channels, self.full_scale)
 
     @property
     def digest(self) -> str:

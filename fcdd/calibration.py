@@ -75,7 +75,7 @@ class Nominal:
         )
 
 
-def _is_empty(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
     """Fields that later versions added are left out where they say nothing: digests of older bundles hold."""
     return not value
 
@@ -89,7 +89,7 @@ class Reference(BaseModel):
     scores: tuple[float, ...] = Field(min_length=1, description="every nominal anomaly score, ascending")
     other_scores: dict[Score, tuple[float, ...]] = Field(
         default_factory=dict,
-        exclude_if=_is_empty,
+        exclude_if=is_empty,
         description="the other statistics of the same maps, in the order of the scores",
     )
     statistics: dict[str, tuple[float, ...]] = Field(description="brightness, ...: values, or so many quantiles")
@@ -148,7 +148,7 @@ class Calibration(BaseModel):
     map_threshold: float = Field(ge=0, description="map values above this make a region; display scale 0.5")
     pooled: Reference = Field(description="all calibration images")
     is_leave_one_out: bool = Field(
-        False, exclude_if=_is_empty, description="images were trained on, scored by statistics that did not see them"
+        False, exclude_if=is_empty, description="images were trained on, scored by statistics that did not see them"
     )
     group_pattern: str | None = Field(None, description="names an image's group; default: its first folder")
     decide_by_group: bool = Field(False, description="whether groups have thresholds and p-values of their own")

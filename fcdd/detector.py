@@ -58,7 +58,7 @@ class Detector:
         cells = np.shape(spec.calibration.pooled.map_mean)
         if cells != (self.receptive_field.height, self.receptive_field.width):
             raise BundleError(f"the calibration is of maps of {cells}, and network {spec.network!r} makes others")
-        self._decoders = DecoderPool(spec.input_size, spec.channels, processes=1)
+        self._decoders = DecoderPool(spec.view, processes=1)
         self._runner = Runner(network, spec.normalization, spec.input_size, runtime)
 
     @classmethod

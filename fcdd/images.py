@@ -3,8 +3,8 @@
 Jobs reach it through `fcdd.io.isolation`, which runs it in a process of its own. Pillow decodes JPEG, PNG, WebP and
 BMP, `fcdd.tiff` decodes TIFF. The rules for unusual images are fixed here, because the conversions of the decoders
 silently saturate some of them: 16-bit grey is scaled to 8 bits, transparency is composited on black, the EXIF
-orientation is applied, of animations the first frame counts; 32-bit and float images are refused. What an image may
-cost (`Limits`) is checked before memory is taken.
+orientation is applied, of animations the first frame counts; 32-bit images are refused, and float images unless it is
+said which value is white. What an image may cost (`Limits`) is checked before memory is taken.
 """
 
 import io
@@ -27,6 +27,7 @@ from PIL import (
 )
 from PIL.Image import Transpose
 
+from fcdd import depth
 from fcdd.errors import ImageError, Reason
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
@@ -36,8 +37,7 @@ _HASH_ROWS = 16
 _LEVELS = np.arange(256.0)
 # Larger images are never asked for: `--max-megapixels` goes so far.
 MAX_PIXELS = 500_000_000
-# An eighth of 16 bits.
-_FAINT = 2**13
+_FAINT = 1 / 8
 # Converted at once: the conversions of a whole line-scan image would take several times its memory.
 _BAND_PIXELS = 2**24
 _METADATA_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, OSError, EOFError, struct.error)
@@ -52,6 +52,7 @@ _TURNS = {
     8: Transpose.ROTATE_90,
 }
 _PNG_DEPTH = 24  # where the header of a PNG has its bits per sample
+_DEEP = 16
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 # Decoders name their errors in words only.
 _REASON_WORDS: tuple[tuple[str, Reason], ...] = (
@@ -62,6 +63,18 @@ _REASON_WORDS: tuple[tuple[str, Reason], ...] = (
 )
 # Grey levels, colours, or the opacity of a picture.
 Mode = Literal["L", "RGB", "A"]
+
+
+class View(NamedTuple):
+    """How a network sees images: in (height, width) pixels, with 1 (grey) or 3 (RGB) channels.
+
+    `full_scale` is the value that is white in files of more than 8 bits, such as 4095 of a camera of 12 bits; None: the
+    largest that the file's depth allows. Files of floating-point values have none of their own.
+    """
+
+    size: tuple[int, int] = (1, 1)
+    channels: int = 1
+    full_scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +104,8 @@ class DecodedImage:
 
     Of the resized pixels, 0..255: `brightness` is the mean, `contrast` the standard deviation, `sharpness` the mean
     absolute difference between neighbours. `frames` is how many pictures the file holds, of which these are the first;
-    `format` one of FORMATS; `hash` a difference hash of 256 bits, near that of pictures that look the same. `is_faint`
-    is a 16-bit file of less than an eighth of its range: 12 bits, as many cameras write them, are nearly black.
+    `format` one of FORMATS; `hash` a difference hash of 256 bits, near that of pictures that look the same. `peak`
+    is the largest value in a file of more than 8 bits, else 0; such a file `is_faint` below an eighth of full scale.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -101,32 +114,40 @@ class DecodedImage:
     frames: int
     format: str
     is_faint: bool
+    peak: float
     brightness: float
     contrast: float
     sharpness: float
     hash: bytes
 
 
-def decode(data: bytes, *, size: tuple[int, int], channels: int, limits: Limits = Limits()) -> DecodedImage:
-    """Decode one image to `size` = (height, width) with 1 (grey) or 3 (RGB) channels.
+def decode(data: bytes, view: View, *, limits: Limits = Limits()) -> DecodedImage:
+    """Decode one image as a network sees it.
 
     JPEGs are decoded at a reduced DCT scale of at least twice the target size, then resized with an
     antialiased bilinear filter. Raises ImageError with the reason empty, not_an_image, too_large,
     unsupported, truncated or corrupt; nothing else, whatever the bytes.
     """
     with _reasons(data, limits):
-        return _decode(data, size, channels, limits)
+        return _decode(data, view, limits)
 
 
 def decode_full(
-    data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None, limits: Limits = Limits()
+    data: bytes,
+    *,
+    mode: Mode = "RGB",
+    within: tuple[int, int] | None = None,
+    full_scale: float | None = None,
+    limits: Limits = Limits(),
 ) -> Image.Image:
     """The whole picture in `mode`, by the same rules and with the same errors as `decode`: to be looked at.
 
-    With `within` (width, height) it is made smaller, in its proportions, until it fits.
+    With `within` (width, height) it is made smaller, in its proportions, until it fits. `full_scale` as in `View`.
     """
     with _reasons(data, limits):
-        picture = _opened(data, limits).opacity() if mode == "A" else _load(data, mode, limits, within).image
+        picture = (
+            _opened(data, limits).opacity() if mode == "A" else _load(data, mode, limits, within, full_scale).image
+        )
         if within:
             picture.thumbnail(within)
         return picture
@@ -171,10 +192,10 @@ def _format_of(data: bytes) -> str:
     raise ImageError("not_an_image", f"no {', '.join(FORMATS)} image in {len(data)} bytes")
 
 
-def _decode(data: bytes, size: tuple[int, int], channels: int, limits: Limits) -> DecodedImage:
-    height, width = size
+def _decode(data: bytes, view: View, limits: Limits) -> DecodedImage:
+    (height, width), channels = view.size, view.channels
     mode: Mode = "L" if channels == 1 else "RGB"
-    loaded = _load(data, mode, limits, (2 * width, 2 * height))
+    loaded = _load(data, mode, limits, (2 * width, 2 * height), view.full_scale)
     resized = loaded.image.resize((width, height), Image.Resampling.BILINEAR)
     brightness, contrast = _mean_and_deviation(resized)
     grey = resized.convert("L")
@@ -184,7 +205,8 @@ def _decode(data: bytes, size: tuple[int, int], channels: int, limits: Limits) -
         height=loaded.size[1],
         frames=loaded.frames,
         format=loaded.format,
-        is_faint=loaded.is_faint,
+        is_faint=0 < loaded.peak < (view.full_scale or depth.DEEPEST) * _FAINT,
+        peak=loaded.peak,
         brightness=brightness,
         contrast=contrast,
         sharpness=sharpness(grey),
@@ -227,14 +249,14 @@ class _Loaded(NamedTuple):
     size: tuple[int, int]
     frames: int
     format: str
-    is_faint: bool
+    peak: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
     """A picture as it lies in its file: rows [first, last) of `size` as an image of Pillow, in any mode.
 
-    `full_size` is the size without a reduced scale.
+    `full_size` is the size without a reduced scale, `full_scale` as in `View`; `peak` as in `DecodedImage`.
     """
 
     rows: Callable[[int, int], Image.Image]
@@ -243,11 +265,12 @@ class _Opened:
     frames: int
     format: str
     orientation: int
-    is_faint: bool
+    peak: float
+    full_scale: float | None
 
     def eight_bit(self, mode: str) -> Image.Image:
         """The whole, in mode "L" or "RGB"."""
-        return self._each(mode, lambda rows: to_eight_bit(rows, mode))
+        return self._each(mode, lambda rows: to_eight_bit(rows, mode, self.full_scale))
 
     def opacity(self) -> Image.Image:
         """Mode "L": 255 where nothing shines through."""
@@ -264,25 +287,33 @@ class _Opened:
         return whole
 
 
-def _load(data: bytes, mode: str, limits: Limits, at_least: tuple[int, int] | None) -> _Loaded:
+def _load(
+    data: bytes, mode: str, limits: Limits, at_least: tuple[int, int] | None, full_scale: float | None
+) -> _Loaded:
     """Decoded; of a JPEG at a reduced scale of `at_least` (width, height)."""
-    opened = _opened(data, limits, mode, at_least)
+    opened = _opened(data, limits, mode, at_least, full_scale)
     upright, turn = opened.eight_bit(mode), _TURNS.get(opened.orientation)
     if turn is None:
-        return _Loaded(upright, opened.full_size, opened.frames, opened.format, opened.is_faint)
+        return _Loaded(upright, opened.full_size, opened.frames, opened.format, opened.peak)
     quarter = turn not in (Transpose.FLIP_LEFT_RIGHT, Transpose.FLIP_TOP_BOTTOM, Transpose.ROTATE_180)
     size = opened.full_size[::-1] if quarter else opened.full_size
-    return _Loaded(upright.transpose(turn), size, opened.frames, opened.format, opened.is_faint)
+    return _Loaded(upright.transpose(turn), size, opened.frames, opened.format, opened.peak)
 
 
-def _opened(data: bytes, limits: Limits, mode: str = "RGB", at_least: tuple[int, int] | None = None) -> _Opened:
+def _opened(
+    data: bytes,
+    limits: Limits,
+    mode: str = "RGB",
+    at_least: tuple[int, int] | None = None,
+    full_scale: float | None = None,
+) -> _Opened:
     kind = _format_of(data)
     if kind == "TIFF":
         from fcdd import tiff  # only who decodes needs it
 
-        picture = tiff.read(data, max_pixels=limits.pixels, max_frames=limits.frames)
-        is_faint = len(picture.levels) == 2**16 and int(picture.samples.max()) < _FAINT
-        return _Opened(picture.rows, picture.size, picture.size, picture.frames, kind, picture.orientation, is_faint)
+        picture = tiff.read(data, max_pixels=limits.pixels, max_frames=limits.frames, full_scale=full_scale)
+        size, frames, turned = picture.size, picture.frames, picture.orientation
+        return _Opened(picture.rows, size, size, frames, kind, turned, picture.peak, full_scale)
     image = _OPEN[kind](io.BytesIO(data), "")  # not Image.open: a limit of its own answers there, without the words
     full_size, frames = image.size, _frames(image)
     if image.width * image.height > limits.pixels:
@@ -297,8 +328,11 @@ def _opened(data: bytes, limits: Limits, mode: str = "RGB", at_least: tuple[int,
     def rows(first: int, last: int) -> Image.Image:
         return image if (first, last) == (0, image.height) else image.crop((0, first, image.width, last))
 
-    is_faint = image.mode.startswith("I;16") and int(np.asarray(image).max()) < _FAINT
-    return _Opened(rows, image.size, full_size, frames, kind, _orientation(image), is_faint)
+    if full_scale and kind == "PNG" and image.mode in ("RGB", "RGBA", "LA") and data[_PNG_DEPTH] == _DEEP:
+        # Pillow keeps their high bytes alone.
+        raise ImageError("unsupported", "PNG: 16-bit colours have no full scale of their own; write them as TIFF")
+    peak = float(np.asarray(image).max()) if image.mode.startswith("I;16") else 0.0
+    return _Opened(rows, image.size, full_size, frames, kind, _orientation(image), peak, full_scale)
 
 
 _OPEN: dict[str, Callable[[io.BytesIO, str], ImageFile.ImageFile]] = {
@@ -349,11 +383,14 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def to_eight_bit(image: Image.Image, mode: str) -> Image.Image:
-    """Convert to mode "L" or "RGB" by the rules of this module; ImageError if there is no rule."""
+def to_eight_bit(image: Image.Image, mode: str, full_scale: float | None = None) -> Image.Image:
+    """Convert to mode "L" or "RGB" by the rules of this module; ImageError if there is no rule.
+
+    `full_scale` as in `View`.
+    """
     if image.mode.startswith("I;16"):
         grey = np.asarray(image)
-        scaled = ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        scaled = depth.levels(2**16, full_scale or depth.DEEPEST)[grey]
         if (transparent := image.info.get("transparency")) is not None:
             scaled[grey == transparent] = 0
         return Image.fromarray(scaled).convert(mode)

@@ -16,6 +16,7 @@ import tifffile
 from PIL import Image
 from tifffile import COMPRESSION, PHOTOMETRIC, TiffPage
 
+from fcdd import depth
 from fcdd.errors import ImageError
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
@@ -40,7 +41,8 @@ _EXTRA_SAMPLES, _INK_SET, _COEFFICIENTS, _REFERENCE, _ORIENTATION = 338, 332, 52
 _REC_601 = (0.299, 0.587, 0.114)
 _FULL_RANGE = (0, 255, 128, 255, 128, 255)
 _SAMPLE_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex floating-point"}
-_UNSIGNED = (1, 4)  # 4: unknown
+_UNSIGNED, _FLOAT = (1, 4), 3  # 4: unknown
+_SHALLOW = 8
 _ASSOCIATED, _UNASSOCIATED = (1,), (2, 999)  # 999: CorelDRAW
 
 
@@ -48,7 +50,7 @@ class Picture(NamedTuple):
     """Samples (H,W,S) as they are stored, and what makes colours of them.
 
     `levels` has an 8-bit level, or three for a palette, for each value of a sample. `alpha` is the index of the sample
-    that is the opacity, if there is one.
+    that is the opacity, if there is one. `peak` is the largest value of more than 8 bits, else 0.
     """
 
     samples: npt.NDArray[Any]
@@ -58,6 +60,7 @@ class Picture(NamedTuple):
     is_associated: bool
     frames: int
     orientation: int
+    peak: float
 
     @property
     def size(self) -> tuple[int, int]:
@@ -89,8 +92,8 @@ def prepare() -> None:
         sink.seek(0)
 
 
-def read(data: bytes, *, max_pixels: int, max_frames: int) -> Picture:
-    """The first page.
+def read(data: bytes, *, max_pixels: int, max_frames: int, full_scale: float | None = None) -> Picture:
+    """The first page; values from `full_scale` on are white, if they have more than 8 bits or are floating-point.
 
     Raises ImageError too_large before memory is taken, unsupported with what the file is, truncated; whatever tifffile
     raises for a damaged file.
@@ -105,12 +108,16 @@ def read(data: bytes, *, max_pixels: int, max_frames: int) -> Picture:
         frames = _count_pages(file, data, max_frames)
         if frames > max_frames:
             raise ImageError("too_large", f"more than {max_frames} frames")
-        _check_supported(page)
+        _check_supported(page, full_scale)
         if page.compression not in _PREDICTABLE:
             page.predictor = 1  # by the rules of TIFF it means nothing with the others
         _check_whole(page, len(data))
         stored = page.asarray(squeeze=False, maxworkers=1)  # (S,1,H,W,1) or (1,1,H,W,S)
     samples = np.moveaxis(stored[:, 0, :, :, 0], 0, -1) if stored.shape[0] > 1 else stored[0, 0]
+    colours = samples[:, :, : _COLOURS[page.photometric][0]]
+    peak = float(colours.max()) if _is_deep(page) else 0.0
+    if page.sampleformat == _FLOAT:
+        samples = _eight_bit(samples, full_scale)
     orientation = page.tags.valueof(_ORIENTATION, 1)
     number, mode = _COLOURS[page.photometric]
     if page.photometric == _YCBCR and page.compression == _JPEG and page.planarconfig == 1:
@@ -118,13 +125,25 @@ def read(data: bytes, *, max_pixels: int, max_frames: int) -> Picture:
     alphas = [i for i, kind in enumerate(_extras(page), number) if kind in _ASSOCIATED + _UNASSOCIATED]
     return Picture(
         samples=samples.view(np.uint8) if samples.dtype == np.bool_ else samples,
-        levels=_levels(page),
+        levels=_levels(page, full_scale),
         mode=mode,
         alpha=alphas[0] if alphas else None,
         is_associated=bool(alphas) and _extras(page)[alphas[0] - number] in _ASSOCIATED,
         frames=frames,
         orientation=orientation if isinstance(orientation, int) else 1,
+        peak=peak,
     )
+
+
+def _is_deep(page: TiffPage) -> bool:
+    return page.photometric != _PALETTE and bool(page.sampleformat == _FLOAT or page.bitspersample > _SHALLOW)
+
+
+def _eight_bit(samples: npt.NDArray[Any], full_scale: float | None) -> npt.NDArray[np.uint8]:
+    """Floating-point samples as 8-bit levels. Raises ImageError for what is no number."""
+    if full_scale is None or not np.isfinite(samples).all():
+        raise ImageError("unsupported", "a TIFF of floating-point values with NaN or infinity among them")
+    return np.floor(samples.clip(0, full_scale) * (255 / full_scale) + 0.5).astype(np.uint8)
 
 
 def _check_first_page(data: bytes) -> None:
@@ -156,17 +175,19 @@ def _count_pages(file: tifffile.TiffFile, data: bytes, limit: int) -> int:
     return max(1, len(seen))
 
 
-def _check_supported(page: TiffPage) -> None:
+def _check_supported(page: TiffPage, full_scale: float | None) -> None:
     """Raises ImageError unsupported for what has no rule, and corrupt for a page without pixels."""
     if not page.imagewidth or not page.imagelength or not page.samplesperpixel:
         raise ImageError("corrupt", "the first page of the TIFF has no pixels")
-    why = _no_rule(page)
+    why = _no_rule(page, full_scale)
     if why:
         raise ImageError("unsupported", f"{_described(page)}: {why}")
 
 
-def _no_rule(page: TiffPage) -> str:
+def _no_rule(page: TiffPage, full_scale: float | None) -> str:
     """Why there is no rule for a page; empty if there is one."""
+    if page.sampleformat == _FLOAT:
+        return _no_rule_of_floats(page, full_scale)
     bits = page.bitspersample
     if page.photometric not in _COLOURS:
         return "colours of this kind have no rule"
@@ -197,6 +218,16 @@ def _no_rule(page: TiffPage) -> str:
         return "only grey levels and RGB are multiplied by an opacity"
     if page.photometric == _YCBCR:
         return _no_rule_of_ycbcr(page)
+    return ""
+
+
+def _no_rule_of_floats(page: TiffPage, full_scale: float | None) -> str:
+    if full_scale is None:
+        return "what is white of floating-point values is not known; train with --full-scale, such as 1.0"
+    if page.bitspersample not in (32, 64) or page.photometric not in (_BLACK_IS_ZERO, _RGB) or _extras(page):
+        return "of floating-point values only grey levels and RGB of 32 or 64 bits have a rule"
+    if page.compression not in (_NONE, *_PREDICTABLE) or page.predictor != 1:
+        return "this compression or predictor has no rule for floating-point values"
     return ""
 
 
@@ -269,15 +300,18 @@ def _extras(page: TiffPage) -> tuple[int, ...]:
     return (*found, *(0 for _ in range(count)))[:count]
 
 
-def _levels(page: TiffPage) -> npt.NDArray[np.uint8]:
+def _levels(page: TiffPage, full_scale: float | None) -> npt.NDArray[np.uint8]:
     """For each value of a sample its 8-bit level, (2**bits,), or the colour of the palette, (2**bits,3)."""
-    values = 2 ** int(page.bitspersample)
+    values = 2 ** (_SHALLOW if page.sampleformat == _FLOAT else int(page.bitspersample))
     if page.photometric == _PALETTE:
         colours = np.asarray(page.colormap)
         # Some writers put levels of 8 bits into the map, which is of 16; libtiff takes them as they are, too.
         return np.ascontiguousarray((colours >> (8 if colours.max() > 255 else 0)).astype(np.uint8).T)
-    levels = _scale(values, page.samplesperpixel)
-    return levels[::-1] if page.photometric == _WHITE_IS_ZERO else levels
+    if full_scale is None or values <= 2**_SHALLOW:
+        levels = _scale(values, page.samplesperpixel)
+        return levels[::-1] if page.photometric == _WHITE_IS_ZERO else levels
+    levels = depth.levels(values, full_scale)
+    return np.uint8(255) - levels if page.photometric == _WHITE_IS_ZERO else levels
 
 
 def _scale(values: int, samples: int) -> npt.NDArray[np.uint8]:

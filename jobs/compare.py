@@ -61,7 +61,7 @@ def compare(settings: CompareSettings) -> None:
         heatmaps, out = rendering.Heatmaps(), sys.stderr if settings.format == "json" else sys.stdout
         drawn = found.movers or found.flips  # another calibration moves nothing, and flips alarms
         for rank, row in enumerate(drawn, start=1):
-            if original := rendering.original_or_warn(row, locations):
+            if original := rendering.original_or_warn(row, a, locations):
                 both = zip("ab", (a, b), maps[id(row)], strict=True)
                 runs = [(letter, run, heatmaps(encoded, run)) for letter, run, encoded in both]
                 path = folder / rendering.file_name(rank, len(drawn), row["image_uri"], row["image_group"])

@@ -77,12 +77,12 @@ def draw(settings: HeatmapSettings) -> None:
     rendering.check_apart(settings.output, locations)
     folder = rendering.folder(settings.output)
     for rank, row in enumerate(rows, start=1):
-        picture = rendering.original_or_warn(row, locations)
+        record = found.record_of(row["model_digest"])
+        picture = rendering.original_or_warn(row, record, locations)
         if picture is None:
             continue
         name = rendering.file_name(rank, len(rows), row["image_uri"], row["image_group"])
         path = folder / (Path(name).with_suffix(".npy") if settings.style == "numpy" else name)
-        record = found.record_of(row["model_digest"])
         how = {"regions": settings.regions, "caption": settings.caption}
         heatmap_files.save(path, picture, row, record, heatmaps, settings.style, **how)
         print(f"{path}  {row['anomaly_score']:.4g}  {formatting.printable(row['image_uri'])}")

@@ -126,6 +126,9 @@ class RunRecord(_Record):
     threshold: float = Field(description="scores above it are anomalous, except in groups of their own")
     group_thresholds: dict[str, float] = Field(description="of groups that are judged by their own calibration")
     map_threshold: float
+    full_scale: float | None = Field(
+        None, exclude_if=lambda value: value is None, description="what was white in images of more than 8 bits"
+    )
     alpha: float = Field(description="promised false-alarm rate of the alarms")
     num_calibration: _Count
     smallest_p_value: float = Field(

@@ -22,16 +22,17 @@ from PIL import Image, PngImagePlugin
 
 from fcdd import images
 from fcdd.errors import ImageError
-from fcdd.images import Limits, Mode
+from fcdd.images import Limits, Mode, View
 from fcdd.io import sandbox
 
 # What is asked for (DECODE, or a mode of PICTURE); slot; width and height that a picture is to fit into, or 0; length.
 REQUEST = struct.Struct("<BBIIQ")
 DECODE = 0
 PICTURES: dict[Mode, int] = {"L": 1, "RGB": 2, "A": 3}
-# Decoded; width, height, frames, format, is faint, brightness, contrast, sharpness, hash; lengths of reason and detail.
-REPLY = struct.Struct(f"<?III8s?fff{images.HASH_BYTES}sHH")
-_NOTHING = (0, 0, 0, b"", False, 0.0, 0.0, 0.0, b"")
+# Decoded; width, height, frames, format, is faint, peak, brightness, contrast, sharpness, hash; lengths of reason and
+# detail.
+REPLY = struct.Struct(f"<?III8s?ffff{images.HASH_BYTES}sHH")
+_NOTHING = (0, 0, 0, b"", False, 0.0, 0.0, 0.0, 0.0, b"")
 # Decoded; width, height; lengths of reason and detail.
 PICTURE_REPLY = struct.Struct("<?IIHH")
 # Ready, and without the rights that `fcdd.io.sandbox` gives up; or with some that could not be given up.
@@ -45,16 +46,16 @@ _LOADED_LATE = ("PIL.TiffImagePlugin", "PIL.MpoImagePlugin")
 _ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16-be", "cp1252")
 
 
-def arguments(
-    memory_fd: int, slots: int, size: tuple[int, int], channels: int, limits: Limits, memory: int
-) -> list[str]:
+def arguments(memory_fd: int, slots: int, view: View, limits: Limits, memory: int) -> list[str]:
     """The command line that `main` reads."""
-    return [str(each) for each in (memory_fd, slots, *size, channels, *dataclasses.astuple(limits), memory)]
+    values = (memory_fd, slots, *view.size, view.channels, *dataclasses.astuple(limits), memory)
+    return [repr(view.full_scale or 0.0), *map(str, values)]
 
 
 def main(argv: Sequence[str]) -> None:
     """Serve until stdin ends."""
-    memory_fd, slots, height, width, channels, *limit_values, memory = map(int, argv)
+    memory_fd, slots, height, width, channels, *limit_values, memory = map(int, argv[1:])
+    view = View((height, width), channels, float(argv[0]) or None)
     limits = Limits(*limit_values)
     shared = mmap.mmap(memory_fd, slots * height * width * channels)
     pixels = np.ndarray((slots, height, width, channels), np.uint8, buffer=shared)
@@ -68,9 +69,9 @@ def main(argv: Sequence[str]) -> None:
         kind, slot, *within, length = REQUEST.unpack(header)
         data = requests.read(length)
         if kind == DECODE:
-            _answer(REPLY, _NOTHING, lambda: _decode(data, pixels[slot], limits))  # noqa: B023 called at once
+            _answer(REPLY, _NOTHING, lambda: _decode(data, view, pixels[slot], limits))  # noqa: B023 called at once
         else:
-            _picture(data, modes[kind], (within[0], within[1]) if all(within) else None, limits)
+            _picture(data, modes[kind], (within[0], within[1]) if all(within) else None, view, limits)
 
 
 def _prepare() -> None:
@@ -86,21 +87,20 @@ def _prepare() -> None:
     tiff.prepare()
 
 
-def _decode(data: bytes, pixels: npt.NDArray[np.uint8], limits: Limits) -> tuple[object, ...]:
+def _decode(data: bytes, view: View, pixels: npt.NDArray[np.uint8], limits: Limits) -> tuple[object, ...]:
     """The values of a reply; the pixels are where they belong."""
-    height, width, channels = pixels.shape
-    image = images.decode(data, size=(height, width), channels=channels, limits=limits)
+    image = images.decode(data, view, limits=limits)
     pixels[:] = image.pixels
-    found = (image.width, image.height, image.frames, image.format.encode(), image.is_faint)
+    found = (image.width, image.height, image.frames, image.format.encode(), image.is_faint, image.peak)
     return (*found, image.brightness, image.contrast, image.sharpness, image.hash)
 
 
-def _picture(data: bytes, mode: Mode, within: tuple[int, int] | None, limits: Limits) -> None:
+def _picture(data: bytes, mode: Mode, within: tuple[int, int] | None, view: View, limits: Limits) -> None:
     """Reply with a whole picture."""
     made: list[Image.Image] = []
 
     def make() -> tuple[object, ...]:
-        made.append(images.decode_full(data, mode=mode, within=within, limits=limits))
+        made.append(images.decode_full(data, mode=mode, within=within, full_scale=view.full_scale, limits=limits))
         return made[0].size
 
     _answer(PICTURE_REPLY, (0, 0), make)

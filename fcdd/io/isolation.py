@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from fcdd.errors import FCDDError, ImageError, Reason
-from fcdd.images import ACCEPTED, FORMATS, DecodedImage, Limits, Mode
+from fcdd.images import ACCEPTED, FORMATS, DecodedImage, Limits, Mode, View
 from fcdd.io import decoder_process
 
 # One image is decoded while the next waits in the pipe.
@@ -76,17 +76,16 @@ class IsolatedDecoder:
 
     def __init__(
         self,
-        size: tuple[int, int],
-        channels: int,
+        view: View,
         *,
         limits: Limits = Limits(),  # noqa: B008
         timeout_s: float = TIMEOUT_S,
         command: Sequence[str] = ("-m", "fcdd.io.decoder_process"),
     ) -> None:
-        """`size` is (height, width) of what `decode_each` gives; `timeout_s` is what one image may take."""
-        self._size, self._channels, self._limits = size, channels, limits
+        """`view` is what `decode_each` gives; `timeout_s` is what one image may take."""
+        self._view, self._limits = view, limits
         self._timeout_s, self._command = timeout_s, tuple(command)
-        shape = (_SLOTS, *size, channels)
+        shape = (_SLOTS, *view.size, view.channels)
         self._memory = _shared_memory(int(np.prod(shape)))
         self._pixels = np.ndarray(shape, np.uint8, buffer=mmap.mmap(self._memory.fileno(), int(np.prod(shape))))
         self._process: subprocess.Popen[bytes] | None = None
@@ -205,11 +204,12 @@ class IsolatedDecoder:
     def _receive_pixels(self, slot: int) -> DecodedImage:
         """Raises ImageError, _Died."""
         reply = self._reply(decoder_process.REPLY)
-        width, height, frames, kind, is_faint, brightness, contrast, sharpness, hash_ = reply
+        width, height, frames, kind, is_faint, peak, brightness, contrast, sharpness, hash_ = reply
         kind = kind.rstrip(b"\0").decode(errors="replace")
         counted = 0 < width * height <= self._limits.pixels and 1 <= frames <= self._limits.frames
         # A decoder that was taken over must not be believed what would stop the run, or lie in a table as nonsense.
-        if not (counted and kind in FORMATS and all(0 <= each <= 255 for each in (brightness, contrast, sharpness))):
+        measured = peak >= 0 and all(0 <= each <= 255 for each in (brightness, contrast, sharpness))
+        if not (counted and kind in FORMATS and measured):
             raise _Died("decoder_crash", "the decoder gave a reply that is none")
         return DecodedImage(
             pixels=self._pixels[slot].copy(),
@@ -218,6 +218,7 @@ class IsolatedDecoder:
             frames=frames,
             format=kind,
             is_faint=is_faint,
+            peak=peak,
             brightness=brightness,
             contrast=contrast,
             sharpness=sharpness,
@@ -282,7 +283,7 @@ class IsolatedDecoder:
     def _started(self) -> "subprocess.Popen[bytes]":
         """A decoder that is ready: its start is not the image's fault. Raises FCDDError when there is none."""
         memory_fd = self._memory.fileno()
-        form = (memory_fd, _SLOTS, self._size, self._channels, self._limits, self._limits.memory_bytes)
+        form = (memory_fd, _SLOTS, self._view, self._limits, self._limits.memory_bytes)
         process = subprocess.Popen(
             [sys.executable, *self._command, *decoder_process.arguments(*form)],
             stdin=subprocess.PIPE,
@@ -325,15 +326,14 @@ class DecoderPool:
 
     def __init__(
         self,
-        size: tuple[int, int] = (1, 1),
-        channels: int = 1,
+        view: View = View(),  # noqa: B008
         *,
         processes: int = 2,
         limits: Limits = Limits(),  # noqa: B008
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        """`size` is (height, width) of what `decode` gives; who only asks for pictures needs none."""
-        self._new = functools.partial(IsolatedDecoder, size, channels, limits=limits, timeout_s=timeout_s)
+        """`view` is what `decode` gives; who only asks for pictures needs none."""
+        self._new = functools.partial(IsolatedDecoder, view, limits=limits, timeout_s=timeout_s)
         self._processes = processes
         self._fill()
 
@@ -369,14 +369,16 @@ class DecoderPool:
 
 
 @functools.lru_cache(maxsize=4)
-def shared_pool(size: tuple[int, int] = (1, 1), channels: int = 1) -> DecoderPool:
-    """The decoders of this process for images of (height, width); they end with it, since their input ends."""
-    return DecoderPool(size, channels, processes=_SHARED_DECODERS, limits=ACCEPTED, timeout_s=_SHARED_TIMEOUT_S)
+def shared_pool(view: View = View()) -> DecoderPool:  # noqa: B008
+    """The decoders of this process for images that are seen so; they end with it, since their input ends."""
+    return DecoderPool(view, processes=_SHARED_DECODERS, limits=ACCEPTED, timeout_s=_SHARED_TIMEOUT_S)
 
 
-def picture(data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None) -> Image.Image:
+def picture(
+    data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None, full_scale: float | None = None
+) -> Image.Image:
     """A whole picture (`fcdd.images.decode_full`), decoded apart from this process. Raises ImageError."""
-    return shared_pool().picture(data, mode=mode, within=within)
+    return shared_pool(View(full_scale=full_scale)).picture(data, mode=mode, within=within)
 
 
 @functools.cache

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fcdd import images, splits
+from fcdd.images import View
 from fcdd.paper import datasets
 from fcdd.paper.datasets import LabelledImage
 
@@ -83,7 +84,7 @@ def _together(cells: Sequence[LabelledImage], side: int) -> Pixels:
 
 
 def _picture(path: Path) -> Pixels:
-    return images.decode(path.read_bytes(), size=(CELL, CELL), channels=1).pixels[:, :, 0]
+    return images.decode(path.read_bytes(), View((CELL, CELL), 1)).pixels[:, :, 0]
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def measure(
     spec = trained.spec
     maps, statistics, formats, uris = [], list[list[float]](), list[str](), list[str]()
     pending = []
-    fetched = fetching.fetch_each(infos, spec.input_size, spec.channels)
+    fetched = fetching.fetch_each(infos, spec.view)
     told = progress.told(zip(infos, fetched, strict=True), len(infos), "calibration", log)
     for info, image in told:
         if not isinstance(image, DecodedImage):

@@ -24,7 +24,7 @@ from fcdd import grouping, heatmap, regions, scorer
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import Decider
 from fcdd.errors import FCDDError
-from fcdd.images import DecodedImage, Limits
+from fcdd.images import DecodedImage, Limits, View
 from fcdd.io import storage
 from fcdd.io.isolation import IsolatedDecoder
 from fcdd.runtime import Runtime
@@ -98,8 +98,7 @@ class FetchDecode:
 
     results: str
     run_id: str
-    size: tuple[int, int]
-    channels: int
+    view: View
     limits: Limits
     timeout_s: float
     roots: tuple[str, ...]
@@ -115,7 +114,7 @@ class FetchDecode:
 
     def load(self, rows: pa.Table, shard: Shard) -> pa.Table:
         """Manifest rows of a shard, loaded."""
-        with _decoders(self.size, self.channels, self.limits, self.timeout_s).one() as decoder:
+        with _decoders(self.view, self.limits, self.timeout_s).one() as decoder:
             loaded = fetching.load_isolated(manifest_parts.rows_of(rows), decoder, self.limits, self.allowed)
         columns = _source_columns(rows["row_id"], loaded.infos)
         columns["position"] = pa.array(range(shard["start"], shard["stop"]), pa.int64())
@@ -143,9 +142,9 @@ def _manifest_part(results: str, run_id: str, attempt: str, index: int) -> pa.Ta
 
 
 @functools.lru_cache(maxsize=1)
-def _decoders(size: tuple[int, int], channels: int, limits: Limits, timeout_s: float) -> Spares[IsolatedDecoder]:
+def _decoders(view: View, limits: Limits, timeout_s: float) -> Spares[IsolatedDecoder]:
     """One for each thread at work; they end when this process does, since their input ends."""
-    return Spares(functools.partial(IsolatedDecoder, size, channels, limits=limits, timeout_s=timeout_s))
+    return Spares(functools.partial(IsolatedDecoder, view, limits=limits, timeout_s=timeout_s))
 
 
 class Score:

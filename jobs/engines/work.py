@@ -37,9 +37,7 @@ class Work:
         """The first stage."""
         spec, pattern = self.spec, self.spec.calibration.group_pattern
         limits, where = (self.limits, self.timeout_s), (self.results, self.run_id)
-        return stages.FetchDecode(
-            *where, spec.input_size, spec.channels, *limits, self.roots, pattern, self.attempt, self.allowed
-        )
+        return stages.FetchDecode(*where, spec.view, *limits, self.roots, pattern, self.attempt, self.allowed)
 
     def stage_parts(self) -> StageParts:
         """The last stage."""

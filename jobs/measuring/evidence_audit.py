@@ -104,7 +104,7 @@ def _batches(
 
 def _mean_image(infos: list[ObjectInfo], spec: BundleSpec) -> npt.NDArray[np.float64] | None:
     """Mean grey image (H,W) of what can still be read, None if nothing can."""
-    loaded = fetching.fetch_each(infos, spec.input_size, spec.channels)
+    loaded = fetching.fetch_each(infos, spec.view)
     pixels = [image.pixels.mean(2) for image in loaded if isinstance(image, DecodedImage)]
     return np.mean(pixels, axis=0) if pixels else None
 

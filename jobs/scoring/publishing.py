@@ -85,6 +85,8 @@ class Facts:
     stage_seconds: Mapping[str, float]
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
+    # Of the bundle, for those who look at the images.
+    full_scale: float | None = None
 
 
 @dataclass(slots=True)
@@ -180,6 +182,7 @@ def _record(
         stage_seconds={name: round(value, 3) for name, value in {**facts.stage_seconds, **seconds}.items()},
         settings=dict(facts.settings),
         versions=dict(facts.versions),
+        full_scale=facts.full_scale,
         **decided,
     )
     if record.num_scored + record.num_quarantined != record.num_listed:

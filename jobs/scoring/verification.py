@@ -102,7 +102,7 @@ def _loaded(info: ObjectInfo, spec: BundleSpec, locations: Locations) -> Decoded
         locations.check(info.uri)
     except ImageError as error:
         return Failure("fetch", error)
-    return fetching.fetch_and_decode(info, spec.input_size, spec.channels)
+    return fetching.fetch_and_decode(info, spec.view)
 
 
 def _compare(

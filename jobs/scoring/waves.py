@@ -120,6 +120,7 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
             stage_seconds=seconds,
             settings=_resolved(job.options, intent),
             versions=versions(*VERSIONED),
+            full_scale=job.spec.full_scale,
         )
         return publishing.commit(
             job.layout,

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from fcdd import images
 from fcdd.calibration import STATISTICS
+from fcdd.depth import DEEPEST
 from fcdd.errors import ConfigError, FCDDError, ImageError
-from fcdd.images import DecodedImage, Limits
+from fcdd.images import DecodedImage, Limits, View
 from fcdd.io import isolation, storage
 from fcdd.io.isolation import IsolatedDecoder
 from fcdd.io.storage import ObjectInfo
@@ -154,41 +155,44 @@ def _fetch(info: ObjectInfo, limits: Limits, allowed: Locations | None) -> Fetch
         return Fetched(info._replace(size=listing.last_known(info.size)), Failure(stage, error))
 
 
-def fetch_and_decode(info: ObjectInfo, size: tuple[int, int], channels: int) -> DecodedImage | Failure:
+def fetch_and_decode(info: ObjectInfo, view: View) -> DecodedImage | Failure:
     """One image, decoded apart from this process, or why not; never raises for a bad image."""
     stage = "fetch"
     try:
         data = storage.read_checked(info)
         stage = "decode"
-        return isolation.shared_pool(size, channels).decode(data)
+        return isolation.shared_pool(view).decode(data)
     except ImageError as error:
         return Failure(stage, error)
 
 
-def fetch_each(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> Iterator[DecodedImage | Failure]:
+def fetch_each(infos: Iterable[ObjectInfo], view: View) -> Iterator[DecodedImage | Failure]:
     """`fetch_and_decode` of every object, in order; only a few are loaded ahead."""
     with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
-        for _, future in ahead(lambda info: pool.submit(fetch_and_decode, info, size, channels), infos, _AHEAD):
+        for _, future in ahead(lambda info: pool.submit(fetch_and_decode, info, view), infos, _AHEAD):
             yield future.result()
 
 
-def fetch_all(infos: Iterable[ObjectInfo], size: tuple[int, int], channels: int) -> list[DecodedImage | Failure]:
+def fetch_all(infos: Iterable[ObjectInfo], view: View) -> list[DecodedImage | Failure]:
     """`fetch_each`, all together."""
-    return list(fetch_each(infos, size, channels))
+    return list(fetch_each(infos, view))
 
 
-def load_set(infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) -> ImageSet:
+def load_set(infos: Sequence[ObjectInfo], view: View) -> ImageSet:
     """All readable images in memory; the others are named in the log.
 
     Raises ConfigError when more than a tenth is unreadable.
     """
-    loaded = list(progress.told(fetch_each(infos, size, channels), len(infos), "reading images", log))
+    loaded = list(progress.told(fetch_each(infos, view), len(infos), "reading images", log))
     good = [image for image in loaded if isinstance(image, DecodedImage)]
     for info, failure in zip(infos, loaded, strict=True):
         if isinstance(failure, Failure):
             log.warning("left out %s: %s", storage.spelled(info.uri), failure.error)
     check_readable(len(good), len(infos))
-    warn_of_faint(sum(image.is_faint for image in good), len(good))
+    depths = Depths(view)
+    for image in good:
+        depths.add(image)
+    depths.warn()
     return ImageSet(
         np.stack([image.pixels for image in good]),
         np.flatnonzero([isinstance(image, DecodedImage) for image in loaded]),
@@ -197,15 +201,33 @@ def load_set(infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int) 
     )
 
 
-def warn_of_faint(faint: int, of: int) -> None:
-    """Say that 16-bit files hold fewer bits than they have room for."""
-    if faint:
-        log.warning(
-            "%d of %d images are 16-bit files that use less than an eighth of their range, as cameras of 12 bits write "
-            "them: they are scaled by 16 bits and nearly black; write them at full scale, for training and scoring",
-            faint,
-            of,
-        )
+class Depths:
+    """Whether files of more than 8 bits fit the full scale that they are read with."""
+
+    def __init__(self, view: View) -> None:
+        self._full_scale = view.full_scale or DEEPEST
+        self._faint = self._beyond = self._all = 0
+
+    def add(self, image: DecodedImage) -> None:
+        """Count an image."""
+        self._all += 1
+        self._faint += image.is_faint
+        self._beyond += image.peak > self._full_scale
+
+    def warn(self) -> None:
+        """Say what does not fit."""
+        if self._faint:
+            log.warning(
+                "%d of %d images use less than an eighth of the full scale of %g that white is: they are nearly black; "
+                "--full-scale 4095 is that of cameras of 12 bits",
+                *(self._faint, self._all, self._full_scale),
+            )
+        if self._beyond:
+            log.warning(
+                "%d of %d images have values beyond the full scale of %g: what is brighter is white; give a larger "
+                "--full-scale",
+                *(self._beyond, self._all, self._full_scale),
+            )
 
 
 def check_readable(readable: int, of: int) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from fcdd import augmentation
 from fcdd.errors import ConfigError, ImageError
+from fcdd.images import View
 from fcdd.io import isolation, storage
 from fcdd.io.storage import ObjectInfo
 from fcdd.paper import datasets
@@ -30,10 +31,8 @@ class StoredImages:
     failures: Sequence[str] = ()
     copies: Sequence[str] = ()
 
-    def __init__(
-        self, infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int, held_out: frozenset[str] = frozenset()
-    ) -> None:
-        self._infos, self._size, self._channels, self._held_out = infos, size, channels, held_out
+    def __init__(self, infos: Sequence[ObjectInfo], view: View, held_out: frozenset[str] = frozenset()) -> None:
+        self._infos, self._view, self._held_out = infos, view, held_out
         self._known_copies = set[int]()  # a camera that stood still leaves many in a row: they are not read again
 
     def __len__(self) -> int:
@@ -44,7 +43,7 @@ class StoredImages:
         """Image (H,W,C). Raises ImageError naming the object when it cannot be read, HeldOut when it is held out."""
         if index in self._known_copies:
             raise HeldOut(self._infos[index].uri)
-        loaded = fetching.fetch_and_decode(self._infos[index], self._size, self._channels)
+        loaded = fetching.fetch_and_decode(self._infos[index], self._view)
         if isinstance(loaded, Failure):
             raise _named(loaded, self._infos[index])
         if is_held_out(loaded.pixels, self._held_out):
@@ -58,7 +57,7 @@ class StoredImages:
         Raises ConfigError when there is none.
         """
         chosen = np.linspace(0, len(self) - 1, min(len(self), count)).astype(np.int64)
-        pixels = fetching.load_set([self._infos[index] for index in chosen], self._size, self._channels).pixels
+        pixels = fetching.load_set([self._infos[index] for index in chosen], self._view).pixels
         usable = [index for index, image in enumerate(pixels) if not is_held_out(image, self._held_out)]
         if not usable:
             raise ConfigError(_ALL_COPIES)
@@ -72,16 +71,14 @@ class LoadedImages:
     name. Raises ConfigError when more than a tenth cannot be read.
     """
 
-    def __init__(
-        self, infos: Sequence[ObjectInfo], size: tuple[int, int], channels: int, held_out: frozenset[str]
-    ) -> None:
-        self._infos, self._failed, faint = infos, dict[int, Failure](), 0
+    def __init__(self, infos: Sequence[ObjectInfo], view: View, held_out: frozenset[str]) -> None:
+        self._infos, self._failed, depths = infos, dict[int, Failure](), fetching.Depths(view)
         # Shared memory: processes that draw samples do not copy it. A list beside it would take as much again, and so
         # would leaving rows out later: usable images come one after the other from the start.
-        self._pixels = torch.empty((len(infos), *size, channels), dtype=torch.uint8).share_memory_()
+        self._pixels = torch.empty((len(infos), *view.size, view.channels), dtype=torch.uint8).share_memory_()
         self._rows = np.full(len(infos), -1)
         self._usable = 0
-        fetched = fetching.fetch_each(infos, size, channels)
+        fetched = fetching.fetch_each(infos, view)
         for index, image in enumerate(progress.told(fetched, len(infos), "reading images", log)):
             if isinstance(image, Failure):
                 self._failed[index] = image
@@ -89,8 +86,8 @@ class LoadedImages:
                 self._pixels.numpy()[self._usable] = image.pixels
                 self._rows[index] = self._usable
                 self._usable += 1
-                faint += image.is_faint
-        fetching.warn_of_faint(faint, self._usable)
+                depths.add(image)
+        depths.warn()
         errors = {index: _named(failure, infos[index]) for index, failure in self._failed.items()}
         for error in errors.values():
             log.warning("left out %s", error)
@@ -152,7 +149,7 @@ def _named(failure: Failure, info: ObjectInfo) -> ImageError:
 
 
 def read_anomalies(
-    infos: Sequence[ObjectInfo], mask_infos: Sequence[ObjectInfo | None], size: tuple[int, int], channels: int
+    infos: Sequence[ObjectInfo], mask_infos: Sequence[ObjectInfo | None], view: View
 ) -> tuple[list[npt.NDArray[np.uint8]], list[npt.NDArray[np.bool_]]]:
     """Labelled anomalies (H,W,C) and masks (H,W) at the network's size; without a mask all of an image is anomalous.
 
@@ -160,7 +157,8 @@ def read_anomalies(
     """
     pixels, masks = [], []
     for info, mask_info in zip(infos, mask_infos, strict=True):
-        original, image = read_both(info, size, channels)
+        size = view.size
+        original, image = read_both(info, view)
         mask = np.ones(size, np.bool_)
         if mask_info is not None:
             mask = augmentation.nearest(datasets.check_mask(read_grey(mask_info), original, mask_info.uri), size)
@@ -171,9 +169,9 @@ def read_anomalies(
     return pixels, masks
 
 
-def read_both(info: ObjectInfo, size: tuple[int, int], channels: int) -> tuple[tuple[int, int], npt.NDArray[np.uint8]]:
+def read_both(info: ObjectInfo, view: View) -> tuple[tuple[int, int], npt.NDArray[np.uint8]]:
     """Original (height, width) and pixels (H,W,C) of an image that has to be readable; ConfigError if it is not."""
-    loaded = fetching.fetch_and_decode(info, size, channels)
+    loaded = fetching.fetch_and_decode(info, view)
     if isinstance(loaded, Failure):
         raise ConfigError(f"cannot read the labelled anomaly {info.uri}: {loaded.error}")
     return (loaded.height, loaded.width), loaded.pixels

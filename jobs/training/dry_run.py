@@ -33,7 +33,7 @@ def dry_run(settings: TrainSettings) -> None:
     checks.check_places(settings, store)
     checks.warn_of_ignored_options(given, settings)
     listed = prepare.list_nominal(settings)
-    settings = chosen.with_image_size(settings, listed)
+    settings = chosen.with_geometry(settings, listed)
     inputs = prepare.find_inputs(settings, listed)
     settings = chosen.with_components(settings)
     prepare.check_enough(settings, inputs)
@@ -76,7 +76,7 @@ def _lines(settings: TrainSettings, inputs: Inputs, loop: LoopConfig) -> Iterato
 def _looked_at(infos: Sequence[ObjectInfo], loop: LoopConfig) -> str:
     """Sizes of a few images. Raises ConfigError when not one of them can be decoded."""
     some = infos[:: -(-len(infos) // LOOKED_AT)]
-    found = list(zip(some, fetching.fetch_all(some, loop.input_size, loop.channels), strict=True))
+    found = list(zip(some, fetching.fetch_all(some, loop.view), strict=True))
     broken = [f"{info.uri}: {each.error}" for info, each in found if isinstance(each, Failure)]
     sizes = {(each.width, each.height) for _, each in found if not isinstance(each, Failure)}
     if not sizes:

@@ -17,7 +17,7 @@ from jobs.sources.fetching import ImageSet
 from jobs.timing.stopwatch import Stopwatch
 from jobs.training import page
 from jobs.training.prepare import Inputs, LabelledInfo
-from jobs.training.settings import TrainSettings, options_of, recorded, size_of
+from jobs.training.settings import TrainSettings, options_of, recorded, size_of, view_of
 
 VERSIONED = ("torch", "ray", "numpy", "pillow")
 
@@ -53,6 +53,7 @@ def finish(settings: TrainSettings, inputs: Inputs, calibrating: ImageSet, state
         network=settings.network,
         channels=channels,
         input_size=size,
+        full_scale=settings.full_scale,
         normalization=progress.normalization,
         gaussian_std=options_of(settings).gaussian_std,
         gaussian_extent=settings.gaussian_extent,
@@ -103,7 +104,7 @@ def _measure(
     from fcdd import metrics
 
     infos = [ObjectInfo(*each[:4]) for each in labelled]
-    loaded = fetching.load_set(infos, size_of(settings), networks.in_channels(settings.network))
+    loaded = fetching.load_set(infos, view_of(settings))
     scored = summarise(runner(loaded.pixels))
     labels = np.array([each.label for each in labelled], np.int64)[loaded.positions]
     scores = getattr(scored, score).astype(np.float64)

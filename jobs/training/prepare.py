@@ -204,6 +204,7 @@ def loop_config(
         network=settings.network,
         channels=channels,
         input_size=size,
+        full_scale=settings.full_scale,
         initial_weights=weights,
         normalization=settings.normalization,
         moving_statistics=not settings.pretrained if moving is None else moving,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fcdd import bundle, networks, scorer
+from fcdd import bundle, scorer
 from fcdd.calibration import conformal_threshold
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError
@@ -23,7 +23,7 @@ from jobs.timing.stopwatch import Stopwatch
 from jobs.training import checks, chosen, data_set, finish, memory, prepare, train_loop
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.prepare import Inputs
-from jobs.training.settings import TrainSettings, size_of, with_preset
+from jobs.training.settings import TrainSettings, view_of, with_preset
 from jobs.training.train_loop import LoopConfig
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def train(settings: TrainSettings) -> Detector:
     watch = Stopwatch()
     with watch.measure("listing, and reading what calibrates"):
         listed = prepare.list_nominal(settings)
-        settings = chosen.with_image_size(settings, listed)
+        settings = chosen.with_geometry(settings, listed)
         inputs = prepare.find_inputs(settings, listed)
         prepare.check_enough(settings, inputs)
         conditions = checks.conditions(settings, listing.digest(listed))
@@ -79,15 +79,15 @@ def _read_calibrating(settings: TrainSettings, inputs: Inputs) -> tuple[ImageSet
     They are read before any worker starts: a location of unreadable images, or an unusable mask, is found here. The
     few labelled anomalies are read again by every worker.
     """
-    size, channels = size_of(settings), networks.in_channels(settings.network)
-    known, _ = data_set.read_anomalies(*prepare.unzipped(inputs.anomalous), size, channels)
+    view = view_of(settings)
+    known, _ = data_set.read_anomalies(*prepare.unzipped(inputs.anomalous), view)
     log.info(
         "training on %d nominal images, calibrating on %s",
         len(inputs.training),
         _LEAVE_ONE_OUT if inputs.is_leave_one_out else f"{len(inputs.calibration)} others",
     )
     anomalous = frozenset(map(data_set.pixel_digest, known))
-    loaded = fetching.load_set(inputs.calibration, size, channels)
+    loaded = fetching.load_set(inputs.calibration, view)
     calibrating = data_set.without(loaded, inputs.calibration, anomalous)
     conformal_threshold(calibrating.positions, settings.alpha)  # enough of them are readable
     if inputs.is_leave_one_out:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 from fcdd import networks, supervision
 from fcdd.augmentation import Light
 from fcdd.calibration import Score
+from fcdd.images import View
 from fcdd.normalization import Kind
 from fcdd.training import TrainOptions
 from jobs.shell.settings import ImageSize, JobSettings, height_and_width
@@ -39,7 +40,7 @@ class TrainSettings(JobSettings):
     verb: ClassVar[str] = "train"
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "network": (
-            *("network", "image_size", "pretrained", "weights", "moving_statistics", "freeze_backbone"),
+            *("network", "image_size", "full_scale", "pretrained", "weights", "moving_statistics", "freeze_backbone"),
             *("normalization", "score", "gaussian_std", "gaussian_extent"),
         ),
         "anomalies to learn from, and images to measure on": (
@@ -73,6 +74,12 @@ class TrainSettings(JobSettings):
         None,
         description="of the network's input: pixels, or HEIGHTxWIDTH; default: the shape of the images, small ones as "
         "they are, those of more than 256x320 pixels scaled to the area of 224x224 (networks without a trunk: 224)",
+    )
+    full_scale: float | None = Field(
+        None,
+        gt=0,
+        description="value that is white in files of more than 8 bits, such as 4095, or 1.0 of floating-point ones; "
+        "default: that of 10, 12, 14 or 16 bits, by the largest values of the images",
     )
     pretrained: bool = Field(True, description="start trunks, vgg and vgg_f from their ImageNet weights")
     weights: Path | None = Field(None, description="file with torchvision's weights of the trunk, not a download")
@@ -255,3 +262,8 @@ def size_of(settings: TrainSettings) -> tuple[int, int]:
     """Height and width of the network's input, once it is chosen."""
     assert settings.image_size is not None, "chosen by the options or the images"
     return height_and_width(settings.image_size)
+
+
+def view_of(settings: TrainSettings) -> View:
+    """How images are decoded, once that is chosen."""
+    return View(size_of(settings), networks.in_channels(settings.network), settings.full_scale)

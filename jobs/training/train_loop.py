@@ -17,6 +17,7 @@ from torch import nn
 from fcdd import augmentation, checkpoint, detector, networks, normalization, supervision, sync_batch_norm, training
 from fcdd.checkpoint import Progress
 from fcdd.errors import ConfigError, FCDDError
+from fcdd.images import View
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
 from fcdd.networks import FCDDNetwork, OfWindows
@@ -50,6 +51,7 @@ class LoopConfig:
     network: str
     channels: int
     input_size: tuple[int, int]
+    full_scale: float | None
     initial_weights: bytes
     normalization: Kind
     moving_statistics: bool
@@ -69,6 +71,11 @@ class LoopConfig:
     keep_checkpoints: int
     checkpoint_steps: int
     conditions: dict[str, Any]
+
+    @property
+    def view(self) -> View:
+        """How images are decoded."""
+        return View(self.input_size, self.channels, self.full_scale)
 
 
 class Workers(Protocol):
@@ -305,22 +312,18 @@ def _shared(value: Any, workers: Workers) -> Any:
 def _reader(loop: LoopConfig) -> data_set.StoredImages | data_set.LoadedImages:
     """Images in memory, or read from the store as they are needed."""
     if loop.stream:
-        return data_set.StoredImages(loop.images, loop.input_size, loop.channels, loop.held_out)
-    return data_set.LoadedImages(loop.images, loop.input_size, loop.channels, loop.held_out)
+        return data_set.StoredImages(loop.images, loop.view, loop.held_out)
+    return data_set.LoadedImages(loop.images, loop.view, loop.held_out)
 
 
 def _anomalies(loop: LoopConfig) -> AnomalySource:
     """Synthetic anomalies, outliers and labelled ones in the shares of the options; outliers are read one by one."""
     source = supervision.SYNTHETIC[loop.anomalies]
     if loop.outliers:
-        outliers = supervision.OutlierExposure(
-            data_set.StoredImages(loop.outliers, loop.input_size, loop.channels, loop.held_out)
-        )
+        outliers = supervision.OutlierExposure(data_set.StoredImages(loop.outliers, loop.view, loop.held_out))
         source = supervision.AnyOf([outliers, source], [loop.outlier_share, 1 - loop.outlier_share])
     if loop.labelled:
-        real = supervision.RealAnomalies(
-            *data_set.read_anomalies(loop.labelled, loop.masks, loop.input_size, loop.channels)
-        )
+        real = supervision.RealAnomalies(*data_set.read_anomalies(loop.labelled, loop.masks, loop.view))
         source = supervision.AnyOf([real, source], [loop.labelled_share, 1 - loop.labelled_share])
     return source
 

@@ -123,7 +123,7 @@ def _worst(
         )
     ]
     heatmaps = rendering.Heatmaps([loaded]) if loaded and found else None
-    thumbnail = partial(_thumbnail, locations)
+    thumbnail = partial(_thumbnail, record, locations)
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
         pictures = list(pool.map(thumbnail, found[:_READS_IN_FLIGHT]))
         if any(not isinstance(each, ImageError) or each.reason != "forbidden" for each in pictures):
@@ -138,10 +138,10 @@ def _worst(
     return found, [str(each) for each in pictures if isinstance(each, ImageError)]
 
 
-def _thumbnail(locations: Locations, row: dict[str, Any]) -> str | ImageError:
+def _thumbnail(record: RunRecord, locations: Locations, row: dict[str, Any]) -> str | ImageError:
     """A small WebP of the original as a data URI, or why there is none."""
     try:
-        picture = rendering.original(row, locations, (_THUMBNAIL, _THUMBNAIL))
+        picture = rendering.original(row, record, locations, (_THUMBNAIL, _THUMBNAIL))
     except ImageError as error:
         return error
     for quality in _QUALITIES:

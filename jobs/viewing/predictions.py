@@ -31,7 +31,7 @@ def draw(
 ) -> Path:
     """A PNG of the image with its heatmap and the outlines of its regions. Raises ConfigError, ImageError."""
     threshold = detector.spec.calibration.map_threshold
-    original = isolation.picture(data)  # the whole one: what was scored was decoded at a smaller scale
+    original = isolation.picture(data, full_scale=detector.spec.full_scale)  # the whole one, not what was scored
     lines = detector.contours(prediction.map, (original.height, original.width))
     shown = rendering.evidence(original, detector.heatmap(prediction.map), lines, threshold, style)
     verdict = "alarm" if prediction.is_anomalous else "no alarm"

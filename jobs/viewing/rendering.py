@@ -90,12 +90,14 @@ def encoded(row: Mapping[str, Any], locations: Locations) -> bytes:
     return storage.read_checked(info(row))
 
 
-def original(row: Mapping[str, Any], locations: Locations, within: tuple[int, int] | None = None) -> Image.Image:
-    """The picture that a row of scores is about, made to fit `within` (width, height) if that is given.
+def original(
+    row: Mapping[str, Any], record: RunRecord, locations: Locations, within: tuple[int, int] | None = None
+) -> Image.Image:
+    """The picture that a row of scores of a run is about, made to fit `within` (width, height) if that is given.
 
     Raises ImageError when it is not as, or where, it was scored, or can no longer be decoded.
     """
-    return isolation.picture(encoded(row, locations), within=within)
+    return isolation.picture(encoded(row, locations), within=within, full_scale=record.full_scale)
 
 
 def mask_layer(mask_uri: str) -> bytes:
@@ -111,10 +113,10 @@ def mask_layer(mask_uri: str) -> bytes:
     return sink.getvalue()
 
 
-def original_or_warn(row: Mapping[str, Any], locations: Locations) -> Image.Image | None:
+def original_or_warn(row: Mapping[str, Any], record: RunRecord, locations: Locations) -> Image.Image | None:
     """`original`; None, and a word in the log, when there is none."""
     try:
-        return original(row, locations)
+        return original(row, record, locations)
     except ImageError as error:
         log.warning("no picture of %s: %s", formatting.printable(row["image_uri"]), error)
         return None

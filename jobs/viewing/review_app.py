@@ -84,7 +84,7 @@ class Review:
         if row is None:
             return _no_image()
         try:
-            picture = rendering.original(row, self._locations, (long_side, long_side))
+            picture = rendering.original(row, self._record_of(row), self._locations, (long_side, long_side))
         except ImageError as error:
             return PlainTextResponse(f"not as, or where, it was scored: {error}", 410)
         # WebP is slow, and its pictures cannot be much larger.

@@ -33,6 +33,7 @@ from benchmarks import result_tables
 from fcdd import heatmap, images
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError, FCDDError
+from fcdd.images import View
 from fcdd.io import storage
 from jobs import results
 from jobs.results import Results
@@ -707,7 +708,7 @@ def test_a_bundle_as_onnx_agrees_with_the_detector(nights: Line, tmp_path: Path)
     said = run_verb("export", "onnx", "--bundle", f"{nights.root}/bundle", "--output", str(path)).stdout
     assert float(re.findall(r"at most (\S+) of", said)[0]) <= 1e-4
     detector = Detector.load(f"{nights.root}/bundle")
-    pixels = np.stack([images.decode(picture(seed), size=(32, 48), channels=3).pixels for seed in range(5)])
+    pixels = np.stack([images.decode(picture(seed), View((32, 48), 3)).pixels for seed in range(5)])
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     maps, mean, maximum, top = session.run(None, {"images": pixels})
     wanted = detector.score(pixels)

@@ -22,6 +22,7 @@ from fcdd import checkpoint, detector, networks
 from fcdd.checkpoint import Progress
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError
+from fcdd.images import View
 from fcdd.inference import Runner
 from fcdd.io import storage
 from fcdd.networks import FCDDNetwork
@@ -140,7 +141,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(
     """
     options = dataclasses.replace(OPTIONS, optimizer="sgd") if name == "cnn32_s" else OPTIONS
     curves, scores = [], []
-    pixels = fetching.load_set(listing.list_images(few)[32:], size, 3).pixels
+    pixels = fetching.load_set(listing.list_images(few)[32:], View(size, 3)).pixels
     for count in (1, 2, 3, 4) if name == "cnn32_s" else (1, 2):
         loop = make(few, f"file://{tmp_path}/{count}", name, input_size=size, options=options)
         if count == 1:
@@ -276,7 +277,7 @@ def test_the_images_trained_on_are_counted_over_all_workers_and_none_is_held_out
     """In one epoch each worker reads half of the images: what the other left out counts too."""
     infos = listing.list_images(few)[:32]
     broken = [info._replace(uri=f"{few}/gone{n}.png") if n in (3, 17, 20) else info for n, info in enumerate(infos)]
-    pixels = fetching.load_set(infos[5:9], SIZE, 3).pixels
+    pixels = fetching.load_set(infos[5:9], View(SIZE, 3)).pixels
     held_out = frozenset(data_set.pixel_digest(picture) for picture in pixels)
     changes = {"images": broken, "held_out": held_out, "options": dataclasses.replace(OPTIONS, epochs=1)}
     loop = make(few, f"file://{tmp_path}/c", stream=stream, **changes)

@@ -9,6 +9,7 @@ import torch
 from fcdd import detector
 from fcdd.detector import Detector
 from fcdd.errors import BundleError
+from fcdd.images import View
 from fcdd.paper.datasets import LabelledImage
 from fcdd.scores import summarise
 from tests.detectors import make
@@ -56,7 +57,7 @@ def test_encoded_images_are_scored_like_their_pixels(nominal_cells: list[Labelle
     trained = make()
     from fcdd import images
 
-    pixels = images.decode(data, size=(32, 48), channels=3).pixels
+    pixels = images.decode(data, View((32, 48), 3)).pixels
     assert trained.score([data]).mean == trained.score(pixels[None]).mean
     assert len(trained.score([]).mean) == 0
 

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from fcdd import duplicates, images
+from fcdd.images import View
 from fcdd.paper.datasets import LabelledImage
 
 MAPS = [np.random.default_rng(seed).random((14, 14), np.float32) for seed in range(4)]
@@ -34,7 +35,7 @@ def test_the_hash_is_near_for_the_same_cell_and_far_for_another(anomalous_cells:
     def hash_of(image: Image.Image) -> np.ndarray:
         sink = io.BytesIO()
         image.save(sink, "PNG")
-        return np.frombuffer(images.decode(sink.getvalue(), size=(224, 224), channels=3).hash, np.uint8)
+        return np.frombuffer(images.decode(sink.getvalue(), View((224, 224), 3)).hash, np.uint8)
 
     def distance(a: np.ndarray, b: np.ndarray) -> int:
         return int(np.bitwise_count(a ^ b).sum())

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from fcdd import images
 from fcdd.errors import REASONS, ImageError
+from fcdd.images import View
 from fcdd.paper.datasets import LabelledImage
 from tests import tiffs
 
@@ -25,7 +26,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def decode(data: bytes, *, channels: int = 3, size: tuple[int, int] = (48, 64), **limits: int) -> images.DecodedImage:
-    return images.decode(data, size=size, channels=channels, **limits)
+    return images.decode(data, View(size, channels), **limits)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "JPEG"])

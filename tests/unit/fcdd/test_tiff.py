@@ -13,6 +13,7 @@ import tifffile
 
 from fcdd import images
 from fcdd.errors import ImageError
+from fcdd.images import View
 from tests import tiffs
 from tests.tiffs import CMYK, DEFLATE, GREY, JPEG, LZW, NONE, PACKBITS, PALETTE, RGB, WHITE_IS_ZERO, YCBCR, ZSTD, Form
 
@@ -208,7 +209,7 @@ def pages(*nexts: int) -> bytes:
     [((0,), 1), ((1000, 0), 2), ((1000, 2000, 10**6), 3), ((10**9,), 1), ((1000, 8), 2), ((1000, 1000), 2)],
 )
 def test_a_later_page_of_any_kind_leaves_the_first_as_it_is(nexts: tuple[int, ...], count: int) -> None:
-    decoded = images.decode(pages(*nexts), size=(HEIGHT, WIDTH), channels=1)
+    decoded = images.decode(pages(*nexts), View((HEIGHT, WIDTH), 1))
     np.testing.assert_array_equal(decoded.pixels, smooth(8, 1))
     assert decoded.frames == count
 

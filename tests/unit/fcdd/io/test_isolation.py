@@ -18,7 +18,7 @@ from PIL import Image
 
 from fcdd import images
 from fcdd.errors import FCDDError, ImageError
-from fcdd.images import DecodedImage, Limits
+from fcdd.images import DecodedImage, Limits, View
 from fcdd.io import decoder_process, isolation
 from fcdd.io.isolation import DecoderPool, IsolatedDecoder
 from tests.saboteur import SABOTEUR
@@ -81,7 +81,7 @@ def picture(seed: int, size: tuple[int, int] = (60, 40), enlarged: tuple[int, in
 
 @pytest.fixture
 def sabotaged() -> Iterator[IsolatedDecoder]:
-    with IsolatedDecoder(SIZE, 3, timeout_s=1.0, command=("-c", SABOTEUR)) as decoder:
+    with IsolatedDecoder(View(SIZE, 3), timeout_s=1.0, command=("-c", SABOTEUR)) as decoder:
         yield decoder
 
 
@@ -91,11 +91,11 @@ def outcomes(results: list[DecodedImage | ImageError]) -> list[str]:
 
 def test_what_comes_back_is_what_decoding_here_gives() -> None:
     data = [picture(seed) for seed in range(20)] + [b"", b"not an image", picture(3)[:200]]
-    with IsolatedDecoder(SIZE, 3) as decoder:
+    with IsolatedDecoder(View(SIZE, 3)) as decoder:
         results = list(decoder.decode_each(data))
     assert outcomes(results[20:]) == ["empty", "not_an_image", "truncated"]
     for encoded, result in zip(data[:20], results, strict=False):
-        here = images.decode(encoded, size=SIZE, channels=3)
+        here = images.decode(encoded, View(SIZE, 3))
         assert isinstance(result, DecodedImage)
         np.testing.assert_array_equal(result.pixels, here.pixels)
         assert (result.width, result.height, result.frames) == (60, 40, 1)
@@ -152,7 +152,7 @@ def test_waiting_for_the_store_is_not_the_fault_of_an_image(sabotaged: IsolatedD
 
 def test_a_decoder_that_does_not_start_is_an_error_and_not_a_thousand_bad_images() -> None:
     with (
-        IsolatedDecoder(SIZE, 3, command=("-c", "raise SystemExit(1)")) as decoder,
+        IsolatedDecoder(View(SIZE, 3), command=("-c", "raise SystemExit(1)")) as decoder,
         pytest.raises(FCDDError, match="the decoder process does not start"),
     ):
         list(decoder.decode_each([picture(0)]))
@@ -163,17 +163,17 @@ def test_an_image_that_wants_too_much_memory_is_too_large(sabotaged: IsolatedDec
 
 
 def test_a_decoder_that_was_left_in_the_middle_starts_afresh() -> None:
-    with IsolatedDecoder(SIZE, 3) as decoder:
+    with IsolatedDecoder(View(SIZE, 3)) as decoder:
         results = decoder.decode_each([picture(0), picture(1), picture(2)])
         next(results)
         del results
         [again] = decoder.decode_each([picture(5)])
     assert isinstance(again, DecodedImage)
-    np.testing.assert_array_equal(again.pixels, images.decode(picture(5), size=SIZE, channels=3).pixels)
+    np.testing.assert_array_equal(again.pixels, images.decode(picture(5), View(SIZE, 3)).pixels)
 
 
 def test_limits_are_those_of_the_caller() -> None:
-    with IsolatedDecoder(SIZE, 1, limits=Limits(pixels=1000, encoded_bytes=10**6)) as decoder:
+    with IsolatedDecoder(View(SIZE, 1), limits=Limits(pixels=1000, encoded_bytes=10**6)) as decoder:
         assert outcomes(list(decoder.decode_each([picture(0), bytes(10**6 + 1)]))) == ["too_large", "too_large"]
 
 
@@ -183,7 +183,7 @@ def test_a_decoder_that_was_taken_over_can_do_nothing_to_others(monkeypatch: pyt
     monkeypatch.setenv("HOME", "/home/canary")
     secret = ctypes.create_string_buffer(b"canary")
     intruder = INTRUDER.replace("SECRET", str(ctypes.addressof(secret)))
-    with IsolatedDecoder(SIZE, 3, command=("-c", intruder)) as decoder:
+    with IsolatedDecoder(View(SIZE, 3), command=("-c", intruder)) as decoder:
         [result] = decoder.decode_each([picture(0)])
         assert isinstance(result, ImageError)
         assert result.detail == "worked: []; HOME None"
@@ -196,7 +196,7 @@ def test_a_system_that_leaves_rights_to_the_decoder_is_named(caplog: pytest.LogC
         "import sys; from fcdd.io import decoder_process, sandbox\nsandbox.enter = lambda: False\n" + SERVE,
     )
     for _ in range(2):
-        with IsolatedDecoder(SIZE, 3, command=command) as decoder:
+        with IsolatedDecoder(View(SIZE, 3), command=command) as decoder:
             assert outcomes(list(decoder.decode_each([picture(0)]))) == ["decoded"]
     assert [each.message for each in caplog.records if "cannot take all rights" in each.message] != []
     assert len(caplog.records) == 1
@@ -208,7 +208,7 @@ def test_a_whole_picture_is_what_decoding_here_gives(mode: images.Mode, within: 
     size = (2400, 1800)
     assert len(decoder_process.bands(size)) > 1
     large = picture(1, (24, 18), size)
-    with IsolatedDecoder(SIZE, 3) as decoder:
+    with IsolatedDecoder(View(SIZE, 3)) as decoder:
         for data in (large, picture(2)):
             expected = images.decode_full(data, mode=mode, within=within)
             found = decoder.picture(data, mode=mode, within=within)
@@ -231,14 +231,17 @@ def test_a_reply_that_is_none_is_a_crash_and_not_an_error_of_the_job(reply: str)
         "import sys; from fcdd.io import decoder_process\n"
         f"decoder_process._picture = lambda *_: decoder_process._write({reply})\n" + SERVE
     )
-    with IsolatedDecoder(SIZE, 3, command=("-c", lie), timeout_s=5.0) as decoder, pytest.raises(ImageError) as caught:
+    with (
+        IsolatedDecoder(View(SIZE, 3), command=("-c", lie), timeout_s=5.0) as decoder,
+        pytest.raises(ImageError) as caught,
+    ):
         decoder.picture(picture(0))
     assert caught.value.reason == "decoder_crash"
 
 
 def test_threads_share_a_few_decoders_and_a_fork_gets_its_own() -> None:
     data = [picture(seed) for seed in range(24)]
-    pool = DecoderPool(SIZE, 3, processes=2)
+    pool = DecoderPool(View(SIZE, 3), processes=2)
 
     def pids() -> set[int]:
         return {
@@ -250,7 +253,7 @@ def test_threads_share_a_few_decoders_and_a_fork_gets_its_own() -> None:
         decoded = list(threads.map(pool.decode, data))
         assert len(list(threads.map(pool.picture, data))) == 24
     for encoded, result in zip(data, decoded, strict=True):
-        np.testing.assert_array_equal(result.pixels, images.decode(encoded, size=SIZE, channels=3).pixels)
+        np.testing.assert_array_equal(result.pixels, images.decode(encoded, View(SIZE, 3)).pixels)
     assert 1 <= len(pids() - before) <= 2
     child = os.fork()
     if child == 0:
@@ -274,13 +277,13 @@ def flat_png(width: int, height: int, text: bytes = b"") -> bytes:
 
 def test_the_limit_of_pixels_means_what_it_says_above_that_of_pillow() -> None:
     large = flat_png(8192, 21_900)  # 179.4 megapixels; Pillow alone stops at 179.0
-    with IsolatedDecoder(SIZE, 1, limits=Limits(pixels=180_000_000), timeout_s=200) as decoder:
+    with IsolatedDecoder(View(SIZE, 1), limits=Limits(pixels=180_000_000), timeout_s=200) as decoder:
         [result] = decoder.decode_each([large])
         assert isinstance(result, DecodedImage)
         assert (result.width, result.height) == (8192, 21_900)
         assert (result.pixels == 200).all()
         assert decoder.picture(large, mode="L", within=(320, 320)).size == (120, 320)
-    with IsolatedDecoder(SIZE, 1, limits=Limits(pixels=179_000_000)) as decoder:
+    with IsolatedDecoder(View(SIZE, 1), limits=Limits(pixels=179_000_000)) as decoder:
         assert outcomes(list(decoder.decode_each([large]))) == ["too_large"]
 
 
@@ -290,13 +293,13 @@ def test_the_memory_of_the_decoder_follows_the_limit_of_pixels() -> None:
 
 
 def test_much_text_beside_a_picture_is_no_fault_of_the_picture() -> None:
-    with IsolatedDecoder(SIZE, 1) as decoder:
+    with IsolatedDecoder(View(SIZE, 1)) as decoder:
         assert outcomes(list(decoder.decode_each([flat_png(60, 40, bytes(80 * 1024**2))]))) == ["decoded"]
 
 
 def test_the_decoder_gets_no_credentials_and_ends_with_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
-    with IsolatedDecoder(SIZE, 3) as decoder:
+    with IsolatedDecoder(View(SIZE, 3)) as decoder:
         list(decoder.decode_each([picture(0)]))
         assert decoder._process is not None
         process = psutil.Process(decoder._process.pid)
@@ -309,7 +312,7 @@ def test_an_owner_that_is_killed_takes_the_decoder_with_it(tmp_path: Path) -> No
     code = (
         "import os, signal, sys\n"
         "from fcdd.io.isolation import IsolatedDecoder\n"
-        "decoder = IsolatedDecoder((8, 8), 3)\n"
+        "decoder = IsolatedDecoder(View((8, 8), 3))\n"
         "list(decoder.decode_each([b'x']))\n"
         "print(decoder._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -347,7 +350,7 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_decoder_that_lies_is_taken_for_one_that_crashed(lie: str) -> None:
-    with IsolatedDecoder(SIZE, 3, command=("-c", LIAR.format(lie=LIES[lie]))) as decoder:
+    with IsolatedDecoder(View(SIZE, 3), command=("-c", LIAR.format(lie=LIES[lie]))) as decoder:
         assert outcomes(list(decoder.decode_each([picture(1)]))) == ["decoder_crash"]
         with pytest.raises(ImageError, match="decoder_crash"):
             decoder.picture(picture(1), mode="RGB", within=(100, 100))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fcdd.errors import ConfigError, ImageError
-from fcdd.images import DecodedImage
+from fcdd.images import DecodedImage, View
 from fcdd.io import isolation, storage
 from fcdd.io.isolation import DecoderPool, IsolatedDecoder
 from fcdd.io.storage import ObjectInfo
@@ -33,7 +33,7 @@ def test_an_image_that_changed_or_vanished_since_the_listing_has_no_pixels(liste
     """The bytes of another image must never be scored under the listed one's name."""
     storage.write(listed[1].uri, storage.read(listed[2].uri))
     Path(listed[3].uri.removeprefix("file://")).unlink()
-    results = fetching.fetch_all(listed[:4], (32, 32), 3)
+    results = fetching.fetch_all(listed[:4], View((32, 32), 3))
     assert isinstance(results[0], DecodedImage)
     failures = [(r.stage, r.error.reason) for r in results if isinstance(r, fetching.Failure)]
     assert failures == [("fetch", "changed"), ("fetch", "vanished")]
@@ -42,21 +42,21 @@ def test_an_image_that_changed_or_vanished_since_the_listing_has_no_pixels(liste
 def test_a_set_says_which_images_it_holds_and_refuses_a_wrong_prefix(listed: list[ObjectInfo]) -> None:
     storage.write(listed[4].uri, b"broken")
     again = listing.list_images(listed[0].uri.rsplit("/", 1)[0])
-    loaded = fetching.load_set(again, (32, 32), 3)
+    loaded = fetching.load_set(again, View((32, 32), 3))
     assert loaded.positions.tolist() == [i for i in range(12) if i != 4]
     for info in listed[:3]:
         storage.write(info.uri, b"broken")
     with pytest.raises(ConfigError, match="4 of 12 images cannot be read"):
-        fetching.load_set(listing.list_images(listed[0].uri.rsplit("/", 1)[0]), (32, 32), 3)
+        fetching.load_set(listing.list_images(listed[0].uri.rsplit("/", 1)[0]), View((32, 32), 3))
 
 
 def test_loaded_images_name_what_is_left_out_and_raise_only_when_asked_for_it(listed: list[ObjectInfo]) -> None:
     storage.write(listed[4].uri, b"broken")
     again = listing.list_images(listed[0].uri.rsplit("/", 1)[0])
-    copy = fetching.fetch_and_decode(again[7], (32, 32), 3)
+    copy = fetching.fetch_and_decode(again[7], View((32, 32), 3))
     assert isinstance(copy, DecodedImage)
     held_out = frozenset([data_set.pixel_digest(copy.pixels)])
-    loaded = data_set.LoadedImages(again, (32, 32), 3, held_out)
+    loaded = data_set.LoadedImages(again, View((32, 32), 3), held_out)
     assert len(loaded) == 12
     assert [again[4].uri in text for text in loaded.failures] == [True]
     for index in range(12):
@@ -64,7 +64,7 @@ def test_loaded_images_name_what_is_left_out_and_raise_only_when_asked_for_it(li
             with pytest.raises(ImageError, match="not_an_image" if index == 4 else "the same picture is held out"):
                 loaded[index]
         else:
-            expected = fetching.fetch_and_decode(again[index], (32, 32), 3)
+            expected = fetching.fetch_and_decode(again[index], View((32, 32), 3))
             assert isinstance(expected, DecodedImage)
             assert (loaded[index] == expected.pixels).all()
     assert loaded.sample(100).shape == (10, 32, 32, 3)
@@ -73,7 +73,7 @@ def test_loaded_images_name_what_is_left_out_and_raise_only_when_asked_for_it(li
 
 
 def test_stored_images_are_read_when_asked_for(listed: list[ObjectInfo]) -> None:
-    stored = data_set.StoredImages(listed, (32, 48), 1)
+    stored = data_set.StoredImages(listed, View((32, 48), 1))
     assert stored[3].shape == (32, 48, 1)
     assert stored.sample(5).shape == (5, 32, 48, 1)
     Path(listed[3].uri.removeprefix("file://")).unlink()
@@ -85,18 +85,18 @@ def test_stored_images_leave_out_what_is_held_out_as_loaded_ones_do(listed: list
     again = [*listed, listed[2]._replace(uri=f"{listed[2].uri.removesuffix('.png')}-copy.png")]
     storage.write(again[-1].uri, storage.read(listed[2].uri))
     again[-1] = storage.stat(again[-1].uri)
-    picture = fetching.fetch_and_decode(listed[2], (32, 32), 3)
+    picture = fetching.fetch_and_decode(listed[2], View((32, 32), 3))
     assert isinstance(picture, DecodedImage)
     held_out = frozenset([data_set.pixel_digest(picture.pixels)])
-    stored = data_set.StoredImages(again, (32, 32), 3, held_out)
-    loaded = data_set.LoadedImages(again, (32, 32), 3, held_out)
+    stored = data_set.StoredImages(again, View((32, 32), 3), held_out)
+    loaded = data_set.LoadedImages(again, View((32, 32), 3), held_out)
     for images in (stored, stored, loaded):  # a second time too: it is remembered
         for index in (2, 12):
             with pytest.raises(HeldOut, match=f"the same picture is held out .{again[index].uri}"):
                 images[index]
         assert images.sample(100).shape == (11, 32, 32, 3)
     with pytest.raises(ConfigError, match="every training image is also held out under another name"):
-        data_set.StoredImages(again[2:3], (32, 32), 3, held_out).sample(5)
+        data_set.StoredImages(again[2:3], View((32, 32), 3), held_out).sample(5)
 
 
 @pytest.mark.parametrize(("data", "reason"), [(b"CRASH", "decoder_crash"), (b"HANG", "timeout")])
@@ -125,8 +125,8 @@ def test_images_of_twelve_bits_in_sixteen_are_said_in_training(
         levels = np.linspace(0, most, 40 * 40).reshape(40, 40).astype(np.uint16)
         Image.fromarray(levels).save(tmp_path / f"{index}.png")
     listed = listing.list_images(f"file://{tmp_path}")
-    fetching.load_set(listed, (32, 32), 1)
+    fetching.load_set(listed, View((32, 32), 1))
     assert "2 of 3 images are 16-bit files that use less than an eighth of their range" in caplog.text
     caplog.clear()
-    data_set.LoadedImages(listed, (32, 32), 1, frozenset())
+    data_set.LoadedImages(listed, View((32, 32), 1), frozenset())
     assert "2 of 3 images are 16-bit files" in caplog.text
