@@ -9,9 +9,10 @@ import hashlib
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fcdd.calibration import DEFAULT_SCORE, Calibration, Decider, Score, is_empty
+from fcdd.cropping import Crop
 from fcdd.errors import BundleError
 from fcdd.images import View
 from fcdd.io import storage
@@ -54,6 +55,9 @@ class BundleSpec(BaseModel):
         exclude_if=is_empty,
         description="value that is white in files of more than 8 bits",
     )
+    crop: Annotated[str, AfterValidator(Crop.checked)] | None = Field(
+        None, exclude_if=is_empty, description="the part of each image that is seen: X,Y,WIDTH,HEIGHT in pixels or %"
+    )
     normalization: Normalization
     gaussian_std: float = Field(gt=0, le=65_535, description="of the heatmap upsampling, in input pixels")
     gaussian_extent: int | None = Field(None, ge=1, description="its extent in pixels; default: the receptive field")
@@ -67,7 +71,7 @@ class BundleSpec(BaseModel):
     @property
     def view(self) -> View:
         """How images are decoded for the network."""
-        return View(self.input_size, self.channels, self.full_scale)
+        return View(self.input_size, self.channels, self.full_scale, Crop.parse(self.crop) if self.crop else None)
 
     @property
     def digest(self) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from fcdd.cropping import Crop, box_of
 from fcdd.receptive_field import ReceptiveField
 
 Ring = npt.NDArray[np.float64]
@@ -38,17 +39,18 @@ def rings(
     receptive_field: ReceptiveField,
     input_size: tuple[int, int],
     image_size: tuple[int, int],
+    crop: Crop | None = None,
 ) -> list[Ring]:
     """Closed lines around everything above `level`, and around holes in it; sizes are (height, width) in pixels.
 
-    What reaches the border of the image is closed along it.
+    What reaches the border of the image, or of its `crop`, is closed along it.
     """
     import contourpy  # late: who draws no lines needs none of it
     from scipy.interpolate import PchipInterpolator
 
-    values = np.pad(map_uv.astype(np.float64), 1, mode="edge")
+    values, seen = np.pad(map_uv.astype(np.float64), 1, mode="edge"), box_of(crop, image_size)
     grid = []
-    for axis, (cells, inputs, pixels) in enumerate(zip(map_uv.shape, input_size, image_size, strict=True)):
+    for axis, (cells, inputs, pixels) in enumerate(zip(map_uv.shape, input_size, seen.size, strict=True)):
         places = _places(cells, receptive_field, pixels / inputs, pixels)
         steps = np.arange((cells + 1) * _STEPS + 1) / _STEPS
         grid.append(np.interp(steps, np.arange(cells + 2), places))
@@ -56,9 +58,9 @@ def rings(
     generator = contourpy.contour_generator(grid[1], grid[0], values, fill_type=contourpy.FillType.OuterOffset)
     found = generator.filled(np.nextafter(level, np.inf), np.inf)
     outer, offsets = cast("tuple[list[Ring], list[npt.NDArray[np.uint32]]]", found)
-    limits = np.array(image_size[::-1], np.float64)
+    limits, corner = np.array(seen.size[::-1], np.float64), np.array((seen.left, seen.top), np.float64)
     return [
-        points[start:stop].clip(0, limits)
+        points[start:stop].clip(0, limits) + corner
         for points, starts in zip(outer, offsets, strict=True)
         for start, stop in itertools.pairwise(starts.tolist())
     ]

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from fcdd import bundle, contours, grouping, networks, regions, upsampling
+from fcdd import bundle, contours, cropping, grouping, networks, regions, upsampling
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import Decider
 from fcdd.contours import Contour
@@ -107,6 +107,7 @@ class Detector:
             receptive_field=self.receptive_field,
             input_size=spec.input_size,
             image_size=(decoded.height, decoded.width),
+            crop=spec.view.crop,
         )
         return Prediction(
             anomaly_score=float(chosen[0]),
@@ -118,12 +119,20 @@ class Detector:
             width=decoded.width,
         )
 
-    def heatmap(self, map_uv: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Full-resolution heatmap (H,W) of one map, in the map's units, without border loss."""
+    def heatmap(
+        self, map_uv: npt.NDArray[np.float32], image_size: tuple[int, int] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Full-resolution heatmap (H,W) of one map, in the map's units, without border loss.
+
+        It is that of the network's input. For an image of `image_size` (height, width) it is of all of the image, at
+        the same resolution, and 0 where the bundle's crop does not reach.
+        """
         maps = torch.from_numpy(map_uv)[None, None]
         field = upsampling.with_extent(self.receptive_field, self.spec.gaussian_extent)
         heatmap = upsampling.upsample(maps, field, self.spec.input_size, self.spec.gaussian_std, normalized=True)
-        return heatmap[0, 0].numpy()
+        found: npt.NDArray[np.float32] = heatmap[0, 0].numpy()
+        crop = self.spec.view.crop
+        return cropping.around(found, crop.box(image_size), image_size) if crop and image_size else found
 
     def contours(
         self,
@@ -137,7 +146,8 @@ class Detector:
         """
         threshold, inputs = self.spec.calibration.map_threshold, self.spec.input_size
         rings = partial(contours.rings, map_uv, receptive_field=self.receptive_field, input_size=inputs)
-        return [(level, rings(level * threshold, image_size=image_size)) for level in levels]
+        crop = self.spec.view.crop
+        return [(level, rings(level * threshold, image_size=image_size, crop=crop)) for level in levels]
 
 
 def serialize(network: torch.nn.Module) -> bytes:

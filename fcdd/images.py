@@ -8,6 +8,7 @@ said which value is white. What an image may cost (`Limits`) is checked before m
 """
 
 import io
+import math
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from PIL import (
 from PIL.Image import Transpose
 
 from fcdd import depth
+from fcdd.cropping import Crop
 from fcdd.errors import ImageError, Reason
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
@@ -69,12 +71,22 @@ class View(NamedTuple):
     """How a network sees images: in (height, width) pixels, with 1 (grey) or 3 (RGB) channels.
 
     `full_scale` is the value that is white in files of more than 8 bits, such as 4095 of a camera of 12 bits; None: the
-    largest that the file's depth allows. Files of floating-point values have none of their own.
+    largest that the file's depth allows. Files of floating-point values have none of their own. `crop` is the part of
+    the upright image that is seen; None: all of it.
     """
 
     size: tuple[int, int] = (1, 1)
     channels: int = 1
     full_scale: float | None = None
+    crop: Crop | None = None
+
+    def decoded_size(self, full_size: tuple[int, int]) -> tuple[int, int]:
+        """What a picture of `full_size` (width, height) must be decoded at, so that twice the size is left to scale."""
+        times = 2.0
+        if self.crop:  # the picture may lie on its side: by whichever side of it is the more
+            sides = (100, 100) if self.crop.is_percent else full_size
+            times *= max(1.0, max(sides) / min(self.crop.width, self.crop.height))
+        return round(times * self.size[1]), round(times * self.size[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +156,16 @@ def decode_full(
 
     With `within` (width, height) it is made smaller, in its proportions, until it fits. `full_scale` as in `View`.
     """
+
+    def smaller(_: tuple[int, int]) -> tuple[int, int]:
+        assert within is not None
+        return within
+
     with _reasons(data, limits):
-        picture = (
-            _opened(data, limits).opacity() if mode == "A" else _load(data, mode, limits, within, full_scale).image
-        )
+        if mode == "A":
+            picture = _opened(data, limits).opacity()
+        else:
+            picture = _load(data, mode, limits, smaller if within else None, full_scale).image
         if within:
             picture.thumbnail(within)
         return picture
@@ -195,8 +213,9 @@ def _format_of(data: bytes) -> str:
 def _decode(data: bytes, view: View, limits: Limits) -> DecodedImage:
     (height, width), channels = view.size, view.channels
     mode: Mode = "L" if channels == 1 else "RGB"
-    loaded = _load(data, mode, limits, (2 * width, 2 * height), view.full_scale)
-    resized = loaded.image.resize((width, height), Image.Resampling.BILINEAR)
+    loaded = _load(data, mode, limits, view.decoded_size, view.full_scale)
+    seen, box = (loaded.image, None) if view.crop is None else _cropped(loaded, view.crop)
+    resized = seen.resize((width, height), Image.Resampling.BILINEAR, box)
     brightness, contrast = _mean_and_deviation(resized)
     grey = resized.convert("L")
     return DecodedImage(
@@ -212,6 +231,18 @@ def _decode(data: bytes, view: View, limits: Limits) -> DecodedImage:
         sharpness=sharpness(grey),
         hash=difference_hash(grey),
     )
+
+
+def _cropped(loaded: "_Loaded", crop: Crop) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """What of an image is seen, and where in it the crop lies: at a reduced scale that may begin within a pixel.
+
+    Pillow's filter would look beyond the crop.
+    """
+    top, left, bottom, right = crop.box(loaded.size[::-1])
+    across, down = (now / full for now, full in zip(loaded.image.size, loaded.size, strict=True))
+    x, y = math.floor(left * across), math.floor(top * down)
+    seen = loaded.image.crop((x, y, math.ceil(right * across), math.ceil(bottom * down)))
+    return seen, (left * across - x, top * down - y, right * across - x, bottom * down - y)
 
 
 def _mean_and_deviation(image: Image.Image) -> tuple[float, float]:
@@ -240,6 +271,10 @@ def difference_hash(grey: Image.Image) -> bytes:
     """256 bits: whether each of 16x16 coarse cells is brighter than its left neighbour (dHash)."""
     cells = np.asarray(grey.resize((_HASH_ROWS + 1, _HASH_ROWS), Image.Resampling.BOX))
     return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()
+
+
+# The (width, height) that a picture of a full size is decoded at, at the least.
+AtLeast = Callable[[tuple[int, int]], tuple[int, int]]
 
 
 class _Loaded(NamedTuple):
@@ -287,10 +322,8 @@ class _Opened:
         return whole
 
 
-def _load(
-    data: bytes, mode: str, limits: Limits, at_least: tuple[int, int] | None, full_scale: float | None
-) -> _Loaded:
-    """Decoded; of a JPEG at a reduced scale of `at_least` (width, height)."""
+def _load(data: bytes, mode: str, limits: Limits, at_least: AtLeast | None, full_scale: float | None) -> _Loaded:
+    """Decoded; of a JPEG at a reduced scale of `at_least`."""
     opened = _opened(data, limits, mode, at_least, full_scale)
     upright, turn = opened.eight_bit(mode), _TURNS.get(opened.orientation)
     if turn is None:
@@ -304,7 +337,7 @@ def _opened(
     data: bytes,
     limits: Limits,
     mode: str = "RGB",
-    at_least: tuple[int, int] | None = None,
+    at_least: AtLeast | None = None,
     full_scale: float | None = None,
 ) -> _Opened:
     kind = _format_of(data)
@@ -321,7 +354,7 @@ def _opened(
     if frames > limits.frames:
         raise ImageError("too_large", f"{frames} frames, more than {limits.frames}")
     if at_least:
-        image.draft(mode, at_least)
+        image.draft(mode, at_least(full_size))
     image.load()
     _correct_transparency(image, data)
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fcdd.cropping import Crop, box_of
 from fcdd.receptive_field import ReceptiveField
 
 # Two peaks are two regions where the saddle between them is below this share of the lower one.
@@ -29,13 +30,14 @@ def find(
     receptive_field: ReceptiveField,
     input_size: tuple[int, int],
     image_size: tuple[int, int],
+    crop: Crop | None = None,
     limit: int = 8,
 ) -> list[Region]:
     """At most `limit` regions above `threshold`, hottest first; sizes are (height, width) in pixels.
 
     Cells that touch by an edge or a corner belong together, but for two peaks with a saddle of less than `SADDLE` of
     the lower one between them: those are two regions, which meet there. A cell covers `stride` network-input pixels
-    around its centre, scaled to the original image; those at the rim reach the border of the image.
+    around its centre, scaled to the original image, or to its `crop`; those at the rim reach the border of that.
     """
     from scipy import ndimage  # late: who reads regions that were found needs none of it
 
@@ -46,14 +48,15 @@ def find(
     peaks = hot & (map_uv == ndimage.maximum_filter(map_uv, 3, mode="constant", cval=-np.inf))
     if peaks.sum() > count:
         labels, count = _basins(map_uv, hot)
-    found = []
+    seen, found = box_of(crop, image_size), []
     for index, box in enumerate(ndimage.find_objects(labels), start=1):
         inside = labels[box] == index
         (y0, y1), (x0, x1) = (
             _pixels(axis, cells, receptive_field, pixels / inputs, pixels)
-            for axis, cells, inputs, pixels in zip(box, map_uv.shape, input_size, image_size, strict=True)
+            for axis, cells, inputs, pixels in zip(box, map_uv.shape, input_size, seen.size, strict=True)
         )
         peak = float(map_uv[box][inside].max())
+        x0, y0, x1, y1 = seen.left + x0, seen.top + y0, seen.left + x1, seen.top + y1
         found.append(Region(x0, y0, x1, y1, float(inside.sum() / map_uv.size), peak))
     assert len(found) == count
     return sorted(found, key=lambda region: -region.peak)[:limit]

@@ -74,7 +74,7 @@ class WhitenedHead(nn.Module):
         self.modes, self.anywhere = statistics.modes, statistics.anywhere
         # Cells of a square of this side share a covariance.
         self.side = 1
-        while statistics.components and matrix_bytes(self._grid(), size, self.modes) > LARGEST:
+        while statistics.components and self.side < max(cells) and self._bytes(size) > LARGEST:
             self.side += 1
         groups, means = (1, 1) if self.anywhere else (math.prod(self._grid()), math.prod(cells))
         self.register_buffer("projection", torch.eye(features, size) if statistics.components else None)
@@ -86,6 +86,9 @@ class WhitenedHead(nn.Module):
         self.weights = nn.Parameter(torch.full((size,), _UNIT_WEIGHT))
         self.scale = nn.Parameter(torch.tensor(1.0))
         self.offset = nn.Parameter(torch.tensor(_START_OFFSET))
+
+    def _bytes(self, size: int) -> int:
+        return matrix_bytes(self._grid(), size, self.modes)
 
     @property
     def shares_covariances(self) -> bool:

@@ -79,6 +79,8 @@ class _Axis:
             high = around // stride + 1
             low = high - self.counting
         first = min(max(int(generator.integers(low, high)), 0), reach)
+        if not self.margin:  # what counts begins where the part does
+            first -= first % self.step
         begin = min(max(first - self.margin, 0), self.last)
         return first, begin - begin % self.step
 

@@ -61,9 +61,9 @@ def compare(settings: CompareSettings) -> None:
         heatmaps, out = rendering.Heatmaps(), sys.stderr if settings.format == "json" else sys.stdout
         drawn = found.movers or found.flips  # another calibration moves nothing, and flips alarms
         for rank, row in enumerate(drawn, start=1):
-            if original := rendering.original_or_warn(row, a, locations):
+            if original := rendering.original_or_warn(row, locations, a.full_scale):
                 both = zip("ab", (a, b), maps[id(row)], strict=True)
-                runs = [(letter, run, heatmaps(encoded, run)) for letter, run, encoded in both]
+                runs = [(letter, run, heatmaps(encoded, run, original.size)) for letter, run, encoded in both]
                 path = folder / rendering.file_name(rank, len(drawn), row["image_uri"], row["image_group"])
                 comparison.picture(original, row, runs).save(path)
                 print(f"picture {rank:2d}  {path}", file=out)

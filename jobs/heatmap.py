@@ -78,7 +78,7 @@ def draw(settings: HeatmapSettings) -> None:
     folder = rendering.folder(settings.output)
     for rank, row in enumerate(rows, start=1):
         record = found.record_of(row["model_digest"])
-        picture = rendering.original_or_warn(row, record, locations)
+        picture = rendering.original_or_warn(row, locations, record.full_scale)
         if picture is None:
             continue
         name = rendering.file_name(rank, len(rows), row["image_uri"], row["image_group"])

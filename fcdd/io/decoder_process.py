@@ -21,6 +21,7 @@ import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
 from fcdd import images
+from fcdd.cropping import Crop
 from fcdd.errors import ImageError
 from fcdd.images import Limits, Mode, View
 from fcdd.io import sandbox
@@ -49,13 +50,14 @@ _ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16-be", "
 def arguments(memory_fd: int, slots: int, view: View, limits: Limits, memory: int) -> list[str]:
     """The command line that `main` reads."""
     values = (memory_fd, slots, *view.size, view.channels, *dataclasses.astuple(limits), memory)
-    return [repr(view.full_scale or 0.0), *map(str, values)]
+    return [str(view.crop or ""), repr(view.full_scale or 0.0), *map(str, values)]
 
 
 def main(argv: Sequence[str]) -> None:
     """Serve until stdin ends."""
-    memory_fd, slots, height, width, channels, *limit_values, memory = map(int, argv[1:])
-    view = View((height, width), channels, float(argv[0]) or None)
+    memory_fd, slots, height, width, channels, *limit_values, memory = map(int, argv[2:])
+    crop = Crop.parse(argv[0]) if argv[0] else None
+    view = View((height, width), channels, float(argv[1]) or None, crop)
     limits = Limits(*limit_values)
     shared = mmap.mmap(memory_fd, slots * height * width * channels)
     pixels = np.ndarray((slots, height, width, channels), np.uint8, buffer=shared)

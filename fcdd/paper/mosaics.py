@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fcdd import images, splits
+from fcdd import splits
 from fcdd.images import View
+from fcdd.io import isolation
 from fcdd.paper import datasets
 from fcdd.paper.datasets import LabelledImage
 
@@ -84,7 +85,7 @@ def _together(cells: Sequence[LabelledImage], side: int) -> Pixels:
 
 
 def _picture(path: Path) -> Pixels:
-    return images.decode(path.read_bytes(), View((CELL, CELL), 1)).pixels[:, :, 0]
+    return isolation.shared_pool(View((CELL, CELL), 1)).decode(path.read_bytes()).pixels[:, :, 0]
 
 
 def main() -> None:

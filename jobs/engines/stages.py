@@ -245,6 +245,7 @@ class Score:
             receptive_field=self.scorer.receptive_field,
             input_size=self.spec.input_size,
             image_size=image_size,
+            crop=self.spec.view.crop,
         )
 
 

@@ -56,7 +56,7 @@ def measure(
         else:
             without += 1
             continue
-        values = heatmaps(row["heatmap"], record)
+        values = heatmaps(row["heatmap"], record, (row["width"], row["height"]))
         pixels.add(heatmap.at_size(values, row["width"], row["height"]), mask)
     return pixels.result(), without
 

@@ -8,13 +8,14 @@ import numpy.typing as npt
 import torch
 
 from fcdd import depth, networks, sizing, variants
-from fcdd.errors import ConfigError
+from fcdd.cropping import box_of
+from fcdd.errors import ConfigError, ImageError
 from fcdd.images import DecodedImage, View
 from fcdd.io.storage import ObjectInfo
 from fcdd.whitening import Statistics
 from jobs.sources import fetching
 from jobs.sources.fetching import Failure
-from jobs.training.settings import TrainSettings, size_of
+from jobs.training.settings import TrainSettings, crop_of, size_of
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +25,40 @@ _BATCH = 16
 _PUBLISHED = "224"
 
 
-def with_geometry(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> TrainSettings:
-    """The options with a size of the input and a full scale, by some of the images.
+def with_image_size(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> TrainSettings:
+    """The options with a size of the input: for pretrained trunks that of the images (`fcdd.sizing`), else 224 pixels.
 
-    The size is that of the images for pretrained trunks (`fcdd.sizing`), else 224 pixels. Raises ConfigError when none
-    of the images that are looked at can be read.
+    Raises ConfigError when none of the images that are looked at can be read.
     """
+    if networks.parse(settings.network) is None:
+        return settings.model_copy(update={"image_size": settings.image_size or _PUBLISHED})
+    crop = crop_of(settings)
+    try:
+        sizes = [box_of(crop, (image.height, image.width)).size for image in _looked_at(settings, listed)]
+    except ImageError as error:
+        raise ConfigError(f"--crop {crop}: {error.detail}") from error
+    own = sorted(sizes, key=lambda size: (size[0] * size[1], size))[len(sizes) // 2]
+    height, width = sizing.input_size(sizes) if settings.image_size is None else sizing.whole_cells(size_of(settings))
+    _tell(own, (height, width), is_given=settings.image_size is not None)
+    return settings.model_copy(update={"image_size": f"{height}x{width}"})
+
+
+def with_full_scale(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> TrainSettings:
+    """The options with the value that is white in files of more than 8 bits, if a camera's depth shows in the images.
+
+    Raises ConfigError when none of the images that are looked at can be read.
+    """
+    if settings.full_scale is not None:
+        return settings
+    peaks = [image.peak for image in _looked_at(settings, listed)]
+    found = depth.find(peaks)
+    if found is not None:
+        log.info("the largest value of %d images is %g: --full-scale %g is white", len(peaks), max(peaks), found)
+    return settings.model_copy(update={"full_scale": found})
+
+
+def _looked_at(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> list[DecodedImage]:
+    """Some of the images, whole and very small. Raises ConfigError when none can be read."""
     chosen = np.linspace(0, len(listed) - 1, min(len(listed), _SIZED)).astype(np.int64)
     view = View((sizing.MULTIPLE, sizing.MULTIPLE), 3, settings.full_scale)
     looked = fetching.fetch_all([listed[index] for index in chosen], view)
@@ -37,28 +66,10 @@ def with_geometry(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> Trai
     if not images:
         first = next(each for each in looked if isinstance(each, Failure))
         raise ConfigError(
-            f"none of {len(looked)} images can be read, is it the right place? {listed[0].uri}: {first.error}"
+            f"none of {len(looked)} images can be read, {listed[0].uri} among them ({first.error}); is it the right "
+            "place?"
         )
-    return _with_full_scale(_with_image_size(settings, images), images)
-
-
-def _with_full_scale(settings: TrainSettings, images: Sequence[DecodedImage]) -> TrainSettings:
-    found = depth.find(image.peak for image in images)
-    if settings.full_scale is not None or found is None:
-        return settings
-    peak = max(image.peak for image in images)
-    log.info("the largest value of %d images is %g: --full-scale %g is white", len(images), peak, found)
-    return settings.model_copy(update={"full_scale": found})
-
-
-def _with_image_size(settings: TrainSettings, images: Sequence[DecodedImage]) -> TrainSettings:
-    if networks.parse(settings.network) is None:
-        return settings.model_copy(update={"image_size": settings.image_size or _PUBLISHED})
-    sizes = [(image.height, image.width) for image in images]
-    own = sorted(sizes, key=lambda size: (size[0] * size[1], size))[len(sizes) // 2]
-    height, width = sizing.input_size(sizes) if settings.image_size is None else sizing.whole_cells(size_of(settings))
-    _tell(own, (height, width), is_given=settings.image_size is not None)
-    return settings.model_copy(update={"image_size": f"{height}x{width}"})
+    return images
 
 
 def _tell(own: tuple[int, int], size: tuple[int, int], *, is_given: bool) -> None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from fcdd import augmentation
+from fcdd.cropping import box_of
 from fcdd.errors import ConfigError, ImageError
 from fcdd.images import View
 from fcdd.io import isolation, storage
@@ -161,7 +162,9 @@ def read_anomalies(
         original, image = read_both(info, view)
         mask = np.ones(size, np.bool_)
         if mask_info is not None:
-            mask = augmentation.nearest(datasets.check_mask(read_grey(mask_info), original, mask_info.uri), size)
+            whole = datasets.check_mask(read_grey(mask_info), original, mask_info.uri)
+            top, left, bottom, right = box_of(view.crop, original)
+            mask = augmentation.nearest(whole[top:bottom, left:right], size)
             if not mask.any():
                 raise ConfigError(f"nothing is left of the mask {mask_info.uri} at {size[1]}x{size[0]} pixels")
         pixels.append(image)

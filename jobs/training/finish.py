@@ -54,6 +54,7 @@ def finish(settings: TrainSettings, inputs: Inputs, calibrating: ImageSet, state
         channels=channels,
         input_size=size,
         full_scale=settings.full_scale,
+        crop=settings.crop,
         normalization=progress.normalization,
         gaussian_std=options_of(settings).gaussian_std,
         gaussian_extent=settings.gaussian_extent,

@@ -17,7 +17,7 @@ from fcdd.paper import datasets
 from fcdd.training import STATISTICS_IMAGES
 from jobs.labels import label_files
 from jobs.sources import listing
-from jobs.training.settings import TrainSettings, options_of, size_of
+from jobs.training.settings import TrainSettings, crop_of, options_of, size_of
 from jobs.training.train_loop import LoopConfig
 
 log = logging.getLogger(__name__)
@@ -205,6 +205,7 @@ def loop_config(
         channels=channels,
         input_size=size,
         full_scale=settings.full_scale,
+        crop=crop_of(settings),
         initial_weights=weights,
         normalization=settings.normalization,
         moving_statistics=not settings.pretrained if moving is None else moving,

@@ -41,11 +41,12 @@ def train(settings: TrainSettings) -> Detector:
     watch = Stopwatch()
     with watch.measure("listing, and reading what calibrates"):
         listed = prepare.list_nominal(settings)
-        settings = chosen.with_geometry(settings, listed)
+        settings = chosen.with_image_size(settings, listed)
         inputs = prepare.find_inputs(settings, listed)
         prepare.check_enough(settings, inputs)
         conditions = checks.conditions(settings, listing.digest(listed))
         checks.check_resumable(settings, store, conditions)
+        settings = chosen.with_full_scale(settings, inputs.training)
         calibrating, not_trained_on = _read_calibrating(settings, inputs)
         settings = chosen.with_components(chosen.with_variants(settings, calibrating.pixels))
         weights = prepare.initial_weights(settings)

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 from fcdd import networks, supervision
 from fcdd.augmentation import Light
 from fcdd.calibration import Score
+from fcdd.cropping import Crop
 from fcdd.images import View
 from fcdd.normalization import Kind
 from fcdd.training import TrainOptions
@@ -40,8 +41,8 @@ class TrainSettings(JobSettings):
     verb: ClassVar[str] = "train"
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "network": (
-            *("network", "image_size", "full_scale", "pretrained", "weights", "moving_statistics", "freeze_backbone"),
-            *("normalization", "score", "gaussian_std", "gaussian_extent"),
+            *("network", "image_size", "crop", "full_scale", "pretrained", "weights", "moving_statistics"),
+            *("freeze_backbone", "normalization", "score", "gaussian_std", "gaussian_extent"),
         ),
         "anomalies to learn from, and images to measure on": (
             *("anomalies", "outliers", "outlier_share", "anomalous", "masks", "anomalous_share", "labels"),
@@ -74,6 +75,11 @@ class TrainSettings(JobSettings):
         None,
         description="of the network's input: pixels, or HEIGHTxWIDTH; default: the shape of the images, small ones as "
         "they are, those of more than 256x320 pixels scaled to the area of 224x224 (networks without a trunk: 224)",
+    )
+    crop: Annotated[str, AfterValidator(Crop.checked)] | None = Field(
+        None,
+        description="X,Y,WIDTH,HEIGHT: the part of each image that is looked at, in pixels, or with % for images of "
+        "several sizes, as in 10%%,0%%,80%%,100%%",
     )
     full_scale: float | None = Field(
         None,
@@ -266,4 +272,9 @@ def size_of(settings: TrainSettings) -> tuple[int, int]:
 
 def view_of(settings: TrainSettings) -> View:
     """How images are decoded, once that is chosen."""
-    return View(size_of(settings), networks.in_channels(settings.network), settings.full_scale)
+    return View(size_of(settings), networks.in_channels(settings.network), settings.full_scale, crop_of(settings))
+
+
+def crop_of(settings: TrainSettings) -> Crop | None:
+    """The part of each image that is looked at."""
+    return Crop.parse(settings.crop) if settings.crop else None

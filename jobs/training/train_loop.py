@@ -16,6 +16,7 @@ from torch import nn
 
 from fcdd import augmentation, checkpoint, detector, networks, normalization, supervision, sync_batch_norm, training
 from fcdd.checkpoint import Progress
+from fcdd.cropping import Crop
 from fcdd.errors import ConfigError, FCDDError
 from fcdd.images import View
 from fcdd.io import storage
@@ -52,6 +53,7 @@ class LoopConfig:
     channels: int
     input_size: tuple[int, int]
     full_scale: float | None
+    crop: Crop | None
     initial_weights: bytes
     normalization: Kind
     moving_statistics: bool
@@ -75,7 +77,7 @@ class LoopConfig:
     @property
     def view(self) -> View:
         """How images are decoded."""
-        return View(self.input_size, self.channels, self.full_scale)
+        return View(self.input_size, self.channels, self.full_scale, self.crop)
 
 
 class Workers(Protocol):

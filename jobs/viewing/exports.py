@@ -109,7 +109,7 @@ def fiftyone(found: Results, output: str, *, only_alarms: bool, locations: Locat
                 image, picture = f"data/{stem}{Path(row['image_uri']).suffix.lower()}", f"fields/heatmap/{stem}.png"
                 (root / image).write_bytes(data)
                 threshold = found.record_of(row["model_digest"]).map_threshold
-                values = heatmaps(row["heatmap"], found.record_of(row["model_digest"]))
+                values = heatmaps(row["heatmap"], found.record_of(row["model_digest"]), (row["width"], row["height"]))
                 scaled = heatmap.display_scale(values, threshold)
                 Image.fromarray((scaled * 255).round().astype(np.uint8)).save(root / picture)
                 _append(file, samples, _fiftyone_sample(row, image, picture, threshold))

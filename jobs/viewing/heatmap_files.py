@@ -65,7 +65,7 @@ def save(
     caption: bool = True,
 ) -> None:
     """One picture or array of a row."""
-    threshold, values = record.map_threshold, heatmaps(row["heatmap"], record)
+    threshold, values = record.map_threshold, heatmaps(row["heatmap"], record, picture.size)
     if style == "16-bit" or style == "numpy":
         full = heatmap.at_size(values, *picture.size)
         if style == "numpy":

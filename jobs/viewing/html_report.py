@@ -123,7 +123,7 @@ def _worst(
         )
     ]
     heatmaps = rendering.Heatmaps([loaded]) if loaded and found else None
-    thumbnail = partial(_thumbnail, record, locations)
+    thumbnail = partial(_thumbnail, locations, record.full_scale)
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
         pictures = list(pool.map(thumbnail, found[:_READS_IN_FLIGHT]))
         if any(not isinstance(each, ImageError) or each.reason != "forbidden" for each in pictures):
@@ -133,15 +133,17 @@ def _worst(
         row["picture"], row["layer"] = ("" if isinstance(picture, ImageError) else picture), ""
         row["outline"] = contours.box_path(row["regions"])
         if heatmaps and row["picture"]:
-            row["layer"] = _layer(heatmaps(row["heatmap"], record), row, record.map_threshold)
+            row["layer"] = _layer(
+                heatmaps(row["heatmap"], record, (row["width"], row["height"])), row, record.map_threshold
+            )
             row["outline"] = contours.path(heatmaps.outline(row["heatmap"], record, (row["width"], row["height"])))
     return found, [str(each) for each in pictures if isinstance(each, ImageError)]
 
 
-def _thumbnail(record: RunRecord, locations: Locations, row: dict[str, Any]) -> str | ImageError:
+def _thumbnail(locations: Locations, full_scale: float | None, row: dict[str, Any]) -> str | ImageError:
     """A small WebP of the original as a data URI, or why there is none."""
     try:
-        picture = rendering.original(row, record, locations, (_THUMBNAIL, _THUMBNAIL))
+        picture = rendering.original(row, locations, full_scale, (_THUMBNAIL, _THUMBNAIL))
     except ImageError as error:
         return error
     for quality in _QUALITIES:

@@ -32,8 +32,9 @@ def draw(
     """A PNG of the image with its heatmap and the outlines of its regions. Raises ConfigError, ImageError."""
     threshold = detector.spec.calibration.map_threshold
     original = isolation.picture(data, full_scale=detector.spec.full_scale)  # the whole one, not what was scored
-    lines = detector.contours(prediction.map, (original.height, original.width))
-    shown = rendering.evidence(original, detector.heatmap(prediction.map), lines, threshold, style)
+    size = (original.height, original.width)
+    lines = detector.contours(prediction.map, size)
+    shown = rendering.evidence(original, detector.heatmap(prediction.map, size), lines, threshold, style)
     verdict = "alarm" if prediction.is_anomalous else "no alarm"
     shown_name = formatting.printable(name.rpartition("/")[2])
     text = f"{shown_name}\nscore {prediction.anomaly_score:.4g}   p {prediction.p_value:.4g}   {verdict}"

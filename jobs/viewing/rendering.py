@@ -91,13 +91,14 @@ def encoded(row: Mapping[str, Any], locations: Locations) -> bytes:
 
 
 def original(
-    row: Mapping[str, Any], record: RunRecord, locations: Locations, within: tuple[int, int] | None = None
+    row: Mapping[str, Any], locations: Locations, full_scale: float | None, within: tuple[int, int] | None = None
 ) -> Image.Image:
-    """The picture that a row of scores of a run is about, made to fit `within` (width, height) if that is given.
+    """The picture that a row of scores is about, made to fit `within` (width, height) if that is given.
 
-    Raises ImageError when it is not as, or where, it was scored, or can no longer be decoded.
+    `full_scale` is that of the row's run. Raises ImageError when it is not as, or where, it was scored, or can no
+    longer be decoded.
     """
-    return isolation.picture(encoded(row, locations), within=within, full_scale=record.full_scale)
+    return isolation.picture(encoded(row, locations), within=within, full_scale=full_scale)
 
 
 def mask_layer(mask_uri: str) -> bytes:
@@ -113,10 +114,10 @@ def mask_layer(mask_uri: str) -> bytes:
     return sink.getvalue()
 
 
-def original_or_warn(row: Mapping[str, Any], record: RunRecord, locations: Locations) -> Image.Image | None:
+def original_or_warn(row: Mapping[str, Any], locations: Locations, full_scale: float | None) -> Image.Image | None:
     """`original`; None, and a word in the log, when there is none."""
     try:
-        return original(row, record, locations)
+        return original(row, locations, full_scale)
     except ImageError as error:
         log.warning("no picture of %s: %s", formatting.printable(row["image_uri"]), error)
         return None
@@ -130,12 +131,12 @@ class Heatmaps:
         self._loaded = {spec.digest: (spec, weights) for spec, weights in loaded}
         self._detectors: dict[str, Detector] = {}
 
-    def __call__(self, encoded: bytes, record: RunRecord) -> npt.NDArray[np.float32]:
-        """The heatmap (H,W) of the network's input, in the map's units.
+    def __call__(self, encoded: bytes, record: RunRecord, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+        """The heatmap (H,W) of an image of `size` (width, height) at the network's resolution, in the map's units.
 
         Raises ConfigError, or BundleError, when the bundle is not there as the run used it.
         """
-        return self._detector_of(record).heatmap(heatmap.decode(encoded))
+        return self._detector_of(record).heatmap(heatmap.decode(encoded), size[::-1])
 
     def contours(self, encoded: bytes, record: RunRecord, size: tuple[int, int]) -> list[Contour]:
         """`Detector.contours` for an image of `size` (width, height). Raises as a call."""

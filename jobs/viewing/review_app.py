@@ -65,7 +65,7 @@ class Review:
         row = self._rows[0]
         with suppress(FCDDError):
             record = self._record_of(row)
-            self._heatmaps(row["heatmap"], record)
+            self._heatmaps(row["heatmap"], record, (row["width"], row["height"]))
             self._heatmaps.contours(row["heatmap"], record, (row["width"], row["height"]))
 
     async def page(self, request: Request) -> Response:
@@ -84,7 +84,7 @@ class Review:
         if row is None:
             return _no_image()
         try:
-            picture = rendering.original(row, self._record_of(row), self._locations, (long_side, long_side))
+            picture = rendering.original(row, self._locations, self._record_of(row).full_scale, (long_side, long_side))
         except ImageError as error:
             return PlainTextResponse(f"not as, or where, it was scored: {error}", 410)
         # WebP is slow, and its pictures cannot be much larger.
@@ -97,7 +97,7 @@ class Review:
             return _no_image()
         try:
             record = self._record_of(row)
-            values = self._heatmaps(row["heatmap"], record)
+            values = self._heatmaps(row["heatmap"], record, (row["width"], row["height"]))
         except FCDDError as error:
             return PlainTextResponse(f"no heatmap: {error}", 410)
         size = (row["width"], row["height"])

@@ -111,3 +111,26 @@ def test_new_images_are_judged_as_those_that_were_left_out() -> None:
     assert 0.08 < rate < 0.35
     # By statistics that did see them, nearly every new image would be an alarm.
     assert (tested > calibration.conformal_threshold(own, 0.2)).mean() > 0.9
+
+
+@pytest.mark.parametrize("suffix", [":1:8", ":1:8:anywhere", ":2:8"])
+def test_images_are_left_out_of_statistics_that_cells_share(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whitening, "LARGEST", 5000)  # squares of four cells and more
+    images = pictures(40, variants=2 if suffix.startswith(":2") else 1)
+    images[11] = images[5]
+    network = network_for(images, NAME + suffix)
+    assert isinstance(network.head, WhitenedHead)
+    assert network.head.shares_covariances
+    probes = np.ascontiguousarray(images[[3], ::-1])
+    maps, probe_maps = left_out(network, images, probes, [3])
+    kept = copy.deepcopy(network)  # the components stay those of all images
+
+    def without(indices: list[int], shown: np.ndarray) -> np.ndarray:
+        monkeypatch.setattr(WhitenedHead, "fit_projection", lambda *_, **__: None)
+        return fitted_without(kept, np.delete(images, indices, 0), shown)
+
+    for index, indices in ((0, [0]), (5, [5, 11])):
+        expected = without(indices, images[index])
+        np.testing.assert_allclose(maps[index], expected, rtol=1e-2, atol=1e-2 * expected.max())
+    expected = without([3], probes[0])
+    np.testing.assert_allclose(probe_maps[0], expected, rtol=1e-2, atol=1e-2 * expected.max())

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fcdd import detector, networks, normalization, training
+from fcdd import detector, networks, normalization, training, whitening
 from fcdd.errors import ConfigError
 from fcdd.inference import Runner
 from fcdd.whitening import REGULARIZATION, Statistics, WhitenedHead
+from fcdd.windows import Window
 
 CELLS = (3, 4)
 GENERATOR = torch.Generator().manual_seed(0)
@@ -64,6 +65,90 @@ def test_two_variants_are_both_nominal_with_two_modes_and_not_what_lies_between(
     assert scores["mid"] > 3
     single = fitted(together, modes=1)
     assert single(features(50, 30.0)).mean() < single(near).mean()  # one Gaussian takes the middle for the most nominal
+
+
+def covariance(data: torch.Tensor) -> np.ndarray:
+    return np.cov(data.double().numpy().T)
+
+
+@pytest.mark.parametrize("cells", [(4, 6), (5, 7)])
+def test_neighbouring_cells_share_a_covariance_about_their_own_means(
+    cells: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whitening, "LARGEST", whitening.matrix_bytes(cells, 5, 1) - 1)
+    mixing = torch.randn(5, 5, generator=GENERATOR)
+    means = 10 * torch.randn(5, *cells, generator=GENERATOR)
+    data = torch.einsum("df,nduv->nfuv", mixing, torch.randn(300, 5, *cells, generator=GENERATOR)) + means
+    head = WhitenedHead(5, cells, Statistics(components=5))
+    assert head.side == 2
+    head.fit_projection(data.split(50))
+    assert head.projection is not None
+    torch.testing.assert_close(head.projection.T @ head.projection, torch.eye(5), atol=1e-4, rtol=0)
+    head.fit(lambda: data.split(7))
+    assert len(head.whitening[0]) == len(range(0, cells[0], 2)) * len(range(0, cells[1], 2))
+    # By hand: the last square, which is smaller where cells do not divide into squares of two.
+    rows, columns = range(cells[0] - (cells[0] % 2 or 2), cells[0]), range(cells[1] - (cells[1] % 2 or 2), cells[1])
+    gaps = data - data.mean(0)
+    members = torch.cat([gaps[:, :, u, v] for u in rows for v in columns])
+    expected = (members.T @ members / ((len(data) - 1) * len(rows) * len(columns))).double().numpy()
+    all_variances = gaps.square().sum((0, 2, 3)) / ((len(data) - 1) * cells[0] * cells[1])
+    gap = gaps[:6, :, rows[-1], columns[-1]].double().numpy()
+    with torch.inference_mode():
+        energies = (head(data[:6])[:, 0, rows[-1], columns[-1]] + 1).double().numpy() ** 2
+    ridge = REGULARIZATION * float(all_variances.mean())
+    by_hand = np.einsum("ni,ij,nj->n", gap, np.linalg.inv(expected + ridge * np.eye(5)), gap) / 5
+    np.testing.assert_allclose(energies, by_hand, rtol=0.02)
+
+
+def test_the_components_are_those_with_the_largest_variance() -> None:
+    directions = torch.linalg.qr(torch.randn(5, 5, generator=GENERATOR)).Q
+    data = torch.einsum("fd,nduv->nfuv", directions, torch.randn(100, 5, 3, 4, generator=GENERATOR))
+    spread = torch.tensor([9.0, 4.0, 1.0, 0.1, 0.01])
+    data = torch.einsum("fd,d,nduv->nfuv", directions, spread, torch.randn(400, 5, 3, 4, generator=GENERATOR))
+    head = WhitenedHead(5, CELLS, Statistics(components=2))
+    head.fit_projection(data.split(100))
+    assert head.projection is not None
+    overlap = (directions[:, :2].T @ head.projection).abs()
+    torch.testing.assert_close(overlap, torch.eye(2), atol=0.05, rtol=0)
+    assert head.mean.shape == (1, 12, 2)
+    with pytest.raises(ConfigError, match="no 6 principal components of 5 features"):
+        WhitenedHead(5, CELLS, Statistics(components=6))
+
+
+def test_statistics_of_anywhere_judge_the_same_features_alike_at_every_place() -> None:
+    data = torch.randn(200, 5, 3, 4, generator=GENERATOR) * torch.arange(1.0, 6).view(5, 1, 1) + 3
+    head = WhitenedHead(5, CELLS, Statistics(anywhere=True))
+    head.fit(lambda: data.split(30))
+    assert head.mean.shape == (1, 1, 5)
+    cells_nd = data.permute(0, 2, 3, 1).reshape(-1, 5)
+    ridge = REGULARIZATION * np.diag(covariance(cells_nd)).mean()
+    probe = torch.randn(5, generator=GENERATOR) * 4
+    with torch.inference_mode():
+        output = head(probe.view(1, 5, 1, 1).expand(1, 5, 7, 2))  # maps of any size
+    gap = (probe - cells_nd.mean(0)).double().numpy()
+    expected = np.sqrt(gap @ np.linalg.inv(covariance(cells_nd) + ridge * np.eye(5)) @ gap / 5) - 1
+    np.testing.assert_allclose(output.numpy(), np.full((1, 1, 7, 2), expected), rtol=2e-3)
+
+
+@pytest.mark.parametrize("statistics", [Statistics(2), Statistics(1, 3), Statistics(1, 3, True), Statistics(2, 4)])
+@pytest.mark.parametrize("side", [1, 2])
+def test_a_window_is_judged_by_the_statistics_of_its_cells(
+    statistics: Statistics, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if side > 1:
+        monkeypatch.setattr(whitening, "LARGEST", 1)  # as few matrices as can be
+    data = features(60)
+    head = WhitenedHead(5, CELLS, statistics)
+    head.fit_projection([data])
+    head.fit(lambda: [data])
+    at = [Window((1, 2), (1, 0), (2, 2)), Window((0, 1), (0, 1), (2, 2))]
+    parts = torch.stack([data[0, :, 0:3, 2:4], data[1, :, 0:3, 0:2]])
+    parts = torch.cat([parts, parts], 3)  # something beside what counts
+    parts[1, :, :2, 1:3] = data[1, :, 0:2, 1:3]
+    with torch.inference_mode():
+        whole, windows = head(data[:2]), head.of_windows(parts, at)
+    torch.testing.assert_close(windows[0], whole[0, :, 1:3, 2:4], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(windows[1], whole[1, :, 0:2, 1:3], rtol=1e-4, atol=1e-4)
 
 
 def test_too_few_images_for_the_modes_are_a_clear_error() -> None:

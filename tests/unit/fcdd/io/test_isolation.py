@@ -312,6 +312,7 @@ def test_an_owner_that_is_killed_takes_the_decoder_with_it(tmp_path: Path) -> No
     code = (
         "import os, signal, sys\n"
         "from fcdd.io.isolation import IsolatedDecoder\n"
+        "from fcdd.images import View\n"
         "decoder = IsolatedDecoder(View((8, 8), 3))\n"
         "list(decoder.decode_each([b'x']))\n"
         "print(decoder._process.pid, flush=True)\n"

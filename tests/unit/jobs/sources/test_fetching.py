@@ -105,16 +105,16 @@ def test_a_picture_that_the_decoder_does_not_survive_costs_its_place_and_not_the
 ) -> None:
     """In a report, a review, and whatever draws."""
     pool = DecoderPool()
-    pool._new = functools.partial(IsolatedDecoder, (1, 1), 1, timeout_s=1.0, command=("-c", SABOTEUR))
+    pool._new = functools.partial(IsolatedDecoder, View(), timeout_s=1.0, command=("-c", SABOTEUR))
     monkeypatch.setattr(isolation, "shared_pool", lambda *_: pool)
     storage.write(f"{tmp_path}/a.png", data)
     row = storage.stat_checked(f"file://{tmp_path}/a.png")
     named = dict(zip(IDENTITY, row, strict=True))
     locations = Locations((f"file://{tmp_path}",))
-    thumbnail = html_report._thumbnail(locations, named)
+    thumbnail = html_report._thumbnail(locations, None, named)
     assert isinstance(thumbnail, ImageError)
     assert thumbnail.reason == reason
-    assert rendering.original_or_warn(named, locations) is None
+    assert rendering.original_or_warn(named, locations, None) is None
     assert reason in caplog.text
 
 
@@ -126,7 +126,11 @@ def test_images_of_twelve_bits_in_sixteen_are_said_in_training(
         Image.fromarray(levels).save(tmp_path / f"{index}.png")
     listed = listing.list_images(f"file://{tmp_path}")
     fetching.load_set(listed, View((32, 32), 1))
-    assert "2 of 3 images are 16-bit files that use less than an eighth of their range" in caplog.text
+    assert "2 of 3 images use less than an eighth of the full scale of 65535 that white is" in caplog.text
     caplog.clear()
     data_set.LoadedImages(listed, View((32, 32), 1), frozenset())
-    assert "2 of 3 images are 16-bit files" in caplog.text
+    assert "2 of 3 images use less than an eighth" in caplog.text
+    caplog.clear()
+    data_set.LoadedImages(listed, View((32, 32), 1, 4095.0), frozenset())
+    assert "1 of 3 images have values beyond the full scale of 4095" in caplog.text
+    assert "an eighth" not in caplog.text
