@@ -77,7 +77,7 @@ class _Axis:
         low, high = 1 - self.counting, reach + self.counting
         if around is not None:
             high = around // stride + 1
-            low = high - self.counting
+            low = high - self.counting + (0 if self.margin else self.step - 1)
         first = min(max(int(generator.integers(low, high)), 0), reach)
         if not self.margin:  # what counts begins where the part does
             first -= first % self.step
