@@ -7,9 +7,11 @@ contains the sha256 of the weights: it names the model in every row and run.
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+import numpy as np
+import numpy.typing as npt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fcdd.calibration import DEFAULT_SCORE, Calibration, Decider, Score, is_empty
 from fcdd.cropping import Crop
@@ -58,6 +60,9 @@ class BundleSpec(BaseModel):
     crop: Annotated[str, AfterValidator(Crop.checked)] | None = Field(
         None, exclude_if=is_empty, description="the part of each image that is seen: X,Y,WIDTH,HEIGHT in pixels or %"
     )
+    ignored: tuple[Annotated[str, Field(pattern="^[01]+$")], ...] = Field(
+        (), exclude_if=is_empty, description="cells of the map that do not count, 1, row by row; none by default"
+    )
     normalization: Normalization
     gaussian_std: float = Field(gt=0, le=65_535, description="of the heatmap upsampling, in input pixels")
     gaussian_extent: int | None = Field(None, ge=1, description="its extent in pixels; default: the receptive field")
@@ -68,10 +73,23 @@ class BundleSpec(BaseModel):
     training: TrainingRecord
     weights_sha256: str
 
+    @model_validator(mode="after")
+    def _ignores_a_part(self) -> Self:
+        if self.ignored and (
+            len({len(row) for row in self.ignored}) > 1 or not any("0" in row for row in self.ignored)
+        ):
+            raise ValueError("the ignored cells are no table, or they are all cells")
+        return self
+
     @property
     def view(self) -> View:
         """How images are decoded for the network."""
         return View(self.input_size, self.channels, self.full_scale, Crop.parse(self.crop) if self.crop else None)
+
+    @property
+    def ignored_cells(self) -> npt.NDArray[np.bool_] | None:
+        """Cells of the map (U,V) that do not count, if there are any."""
+        return np.array([[cell == "1" for cell in row] for row in self.ignored]) if self.ignored else None
 
     @property
     def digest(self) -> str:
@@ -130,6 +148,16 @@ def _metric_lines(metrics: dict[str, float]) -> str:
     return "".join(f"- {name}: {value:.4g}\n" for name, value in sorted(metrics.items()))
 
 
+def _geometry_lines(spec: BundleSpec) -> str:
+    ignored = spec.ignored_cells
+    lines = [
+        f"- of each image the part {spec.crop} (left, top, width, height) is seen\n" if spec.crop else "",
+        "" if ignored is None else f"- {ignored.mean():.0%} of the map do not count\n",
+        f"- {spec.full_scale:g} is white in files of more than 8 bits\n" if spec.full_scale else "",
+    ]
+    return "".join(lines)
+
+
 def _parent(spec: BundleSpec) -> str:
     return f", with the weights of `{spec.parent[:12]}`" if spec.parent else ""
 
@@ -164,7 +192,7 @@ Fully Convolutional Data Description (Liznerski et al., ICLR 2021): {_SCORES[spe
 the score.
 
 - network `{spec.network}`, input {spec.input_size[0]}x{spec.input_size[1]} pixels, {spec.channels} channel(s)
-- trained on {training.num_training} nominal images of `{training.images}` with synthetic anomalies
+{_geometry_lines(spec)}- trained on {training.num_training} nominal images of `{training.images}` with synthetic anomalies
 - calibrated on {calibration.pooled.num_images} {others} (`{spec.calibrated_on}`{_parent(spec)})
 - scores above {calibration.threshold:.6g} are anomalous, with a promised false-alarm rate of {calibration.alpha:g}; the
   smallest possible p-value is {decide.smallest_p_value:.4g}

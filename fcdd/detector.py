@@ -58,6 +58,8 @@ class Detector:
         cells = np.shape(spec.calibration.pooled.map_mean)
         if cells != (self.receptive_field.height, self.receptive_field.width):
             raise BundleError(f"the calibration is of maps of {cells}, and network {spec.network!r} makes others")
+        if spec.ignored_cells is not None and spec.ignored_cells.shape != cells:
+            raise BundleError(f"the ignored cells are of maps of {spec.ignored_cells.shape}, those here have {cells}")
         self._decoders = DecoderPool(spec.view, processes=1)
         self._runner = Runner(network, spec.normalization, spec.input_size, runtime)
 
@@ -82,7 +84,7 @@ class Detector:
             batch = np.stack(decoded) if decoded else np.empty((0, *size, channels), np.uint8)
         if batch.shape[1:] != (*size, channels):
             raise ValueError(f"expected pixels of shape (N, {size[0]}, {size[1]}, {channels}), got {batch.shape}")
-        return summarise(self._runner(batch))
+        return summarise(self._runner(batch), self.spec.ignored_cells)
 
     def predict(self, image: str | bytes, *, alpha: float | None = None, location: str = "") -> Prediction:
         """One image, by its location or as encoded bytes, at the bundle's false-alarm rate or `alpha`.

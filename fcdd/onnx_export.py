@@ -48,10 +48,14 @@ class _Whole(nn.Module):
         spec = loaded.spec
         self.scaling = spec.normalization
         self.network = detector.deserialize(loaded.weights, spec.network, spec.channels, spec.input_size).eval()
+        self.ignored = None if spec.ignored_cells is None else torch.from_numpy(spec.ignored_cells)
 
     def forward(self, images_nhwc: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         maps = objective.anomaly_map(self.network(self.scaling(images_nhwc)))[:, 0]
         cells = maps.flatten(1)
+        if self.ignored is not None:
+            maps = maps * ~self.ignored
+            cells = cells[:, torch.nonzero(~self.ignored.flatten())[:, 0]]
         top = torch.topk(cells, max(1, round(cells.shape[1] * 0.01)), dim=1).values
         return maps, cells.mean(1), cells.amax(1), top.mean(1)
 
@@ -108,6 +112,10 @@ def _contract(spec: BundleSpec, with_resize: bool) -> str:
     height, width = spec.input_size
     colours = "RGB, in this order" if spec.channels == 3 else "grey"
     images = f"uint8 (N, H, W, {spec.channels}), 0 to 255, {colours}, upright by EXIF"
+    if spec.crop:
+        images += f", cut to the part {spec.crop} (left, top, width, height)"
+    if spec.full_scale:
+        images += f"; values of more than 8 bits times 255 / {spec.full_scale:g}, rounded, at most 255"
     if with_resize:
         return f"{images}, of any H and W, the same within a batch; not resized before: that happens inside"
     return (

@@ -45,11 +45,12 @@ class Scorer:
     receptive_field: ReceptiveField
     is_on_gpu: bool
     run: Callable[[Pixels], Maps]
+    ignored: npt.NDArray[np.bool_] | None = None
 
     def __call__(self, pixels_nhwc: Pixels) -> Scored:
         """Maps and scores."""
         if len(pixels_nhwc):
-            return summarise(self.run(pixels_nhwc))
+            return summarise(self.run(pixels_nhwc), self.ignored)
         return summarise(np.empty((0, self.receptive_field.height, self.receptive_field.width), np.float32))
 
 
@@ -76,7 +77,7 @@ def load(spec: BundleSpec, weights: bytes, runtime: Runtime, *, threads: int = 1
 
     network = detector.deserialize(weights, spec.network, spec.channels, spec.input_size)
     runner = Runner(network, spec.normalization, spec.input_size, runtime, gpu=gpu)
-    return Scorer(network.receptive_field, runner.is_on_gpu, runner)
+    return Scorer(network.receptive_field, runner.is_on_gpu, runner, spec.ignored_cells)
 
 
 class _NotComputed(Exception):
@@ -90,7 +91,7 @@ def _by_openvino(spec: BundleSpec, weights: bytes, runtime: Runtime, threads: in
         try:
             field = ReceptiveField(**json.loads((found / _GEOMETRY).read_text()))
             model = openvino_network.read(found / _MODEL)
-            return Scorer(field, False, OpenvinoNetwork(model, runtime.precision, threads=threads))
+            return Scorer(field, False, OpenvinoNetwork(model, runtime.precision, threads=threads), spec.ignored_cells)
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             log.warning("%s cannot be read and is made again: %s", found, error)
             network_cache.drop(key)
@@ -112,7 +113,7 @@ def _by_openvino(spec: BundleSpec, weights: bytes, runtime: Runtime, threads: in
         (folder / _GEOMETRY).write_text(json.dumps(dataclasses.asdict(field)))
 
     network_cache.put(key, write)
-    return Scorer(field, False, computed)
+    return Scorer(field, False, computed, spec.ignored_cells)
 
 
 def _key(spec: BundleSpec) -> str:

@@ -21,9 +21,16 @@ class Scored:
     top1pct: npt.NDArray[np.float32]
 
 
-def summarise(maps: Maps) -> Scored:
-    """Scores of maps (N,U,V): mean, maximum, mean of the top 1 % of cells (at least one cell)."""
-    cells = maps.reshape(len(maps), maps.shape[1] * maps.shape[2])
-    top = max(1, round(cells.shape[1] * 0.01))
-    ordered = np.sort(cells, axis=1)
-    return Scored(maps, cells.mean(1), ordered[:, -1], ordered[:, -top:].mean(1))
+def summarise(maps: Maps, ignored: npt.NDArray[np.bool_] | None = None) -> Scored:
+    """Scores of maps (N,U,V): mean, maximum, mean of the top 1 % of cells (at least one cell).
+
+    Cells that are `ignored` (U,V), if there are any, are 0 in the maps and do not count in the scores.
+    """
+    if ignored is None:
+        counting = maps.reshape(len(maps), maps.shape[1] * maps.shape[2])
+    else:
+        maps = np.where(ignored, np.float32(0), maps)
+        counting = maps[:, ~ignored]
+    top = max(1, round(counting.shape[1] * 0.01))
+    ordered = np.sort(counting, axis=1)
+    return Scored(maps, counting.mean(1), ordered[:, -1], ordered[:, -top:].mean(1))

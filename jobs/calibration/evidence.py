@@ -70,8 +70,12 @@ def measure(
     *,
     is_leave_one_out: bool,
     seed: int,
+    ignored: npt.NDArray[np.bool_] | None = None,
 ) -> Evidence:
-    """Score images and probes made from them, by the network or by statistics that did not see them."""
+    """Score images and probes made from them, by the network or by statistics that did not see them.
+
+    `ignored` (U,V) are cells that do not count.
+    """
     kinds = {**probes.PROBES, TRAINED_ON: trained_on}
     drawn = probes.draw(images_nhwc, np.random.default_rng(seed), kinds=kinds, per_kind=PER_KIND)
     log.info("scoring %d calibration images and %d synthetic anomalies", len(images_nhwc), len(drawn.kinds))
@@ -84,7 +88,7 @@ def measure(
     else:
         runner = Runner(network, scaling, images_nhwc.shape[1:3])
         maps = (_maps(runner, images_nhwc), _maps(runner, drawn.pictures))
-    nominal, scored = map(summarise, maps)
+    nominal, scored = (summarise(each, ignored) for each in maps)
     return Evidence(nominal, scored, drawn.pictures, drawn.kinds, drawn.sources, drawn.boxes)
 
 

@@ -74,7 +74,7 @@ def measure(
     fetching.check_readable(len(uris), len(infos))
     if pending:
         maps.append(trained.score(np.stack(pending)).maps)
-    scored, pattern = summarise(np.concatenate(maps)), grouping.compile_pattern(group_pattern)
+    scored, pattern = summarise(np.concatenate(maps), spec.ignored_cells), grouping.compile_pattern(group_pattern)
     measured = Nominal(
         scores=getattr(scored, score),
         peaks=scored.maximum,

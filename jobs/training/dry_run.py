@@ -47,7 +47,13 @@ def dry_run(settings: TrainSettings) -> None:
 
 
 def _lines(settings: TrainSettings, inputs: Inputs, loop: LoopConfig) -> Iterator[tuple[str, str]]:
-    size = f"{loop.input_size[0]}x{loop.input_size[1]} pixels"
+    height, width = loop.input_size
+    field = networks.geometry(settings.network, loop.input_size)
+    size = (
+        f"{height}x{width} pixels ({height * width / 1e6:.2f} megapixels), a map of {field.height}x{field.width} cells"
+    )
+    if settings.crop:
+        size += f", of the part {settings.crop} of each image"
     held_out, steps = len(inputs.calibration), -(-len(inputs.training) // settings.batch_size)
     listed = sum(info.size for info in inputs.listed) / 1e9
     yield "images", f"{len(inputs.listed)} under {storage.normalize(settings.images)}, {listed:.3f} GB"

@@ -1,6 +1,7 @@
 """The bundle of a finished training: its weights calibrated on the held-out images, measured, and written."""
 
 import numpy as np
+import numpy.typing as npt
 
 from fcdd import checkpoint, detector, networks, supervision
 from fcdd.bundle import BundleSpec, TrainingRecord
@@ -19,11 +20,22 @@ from jobs.training import page
 from jobs.training.prepare import Inputs, LabelledInfo
 from jobs.training.settings import TrainSettings, options_of, recorded, size_of, view_of
 
+Mask = npt.NDArray[np.bool_]
 VERSIONED = ("torch", "ray", "numpy", "pillow")
 
 
-def finish(settings: TrainSettings, inputs: Inputs, calibrating: ImageSet, state: bytes, watch: Stopwatch) -> Detector:
-    """The bundle, calibrated on the images that were held out (or left out), and what belongs beside it."""
+def finish(
+    settings: TrainSettings,
+    inputs: Inputs,
+    calibrating: ImageSet,
+    state: bytes,
+    watch: Stopwatch,
+    ignored: Mask | None,
+) -> Detector:
+    """The bundle, calibrated on the images that were held out (or left out), and what belongs beside it.
+
+    `ignored` are cells of the map (U,V) that do not count.
+    """
     from jobs.training import report
 
     progress, weights = checkpoint.read_progress(state), checkpoint.network_weights(state)
@@ -36,6 +48,7 @@ def finish(settings: TrainSettings, inputs: Inputs, calibrating: ImageSet, state
             supervision.SYNTHETIC[settings.anomalies],
             is_leave_one_out=inputs.is_leave_one_out,
             seed=settings.seed,
+            ignored=ignored,
         )
     choice = found.choose(settings.alpha)
     score = settings.score or choice.score
@@ -47,7 +60,7 @@ def finish(settings: TrainSettings, inputs: Inputs, calibrating: ImageSet, state
     measured |= evidence.figures(choice, score)
     if inputs.labelled:
         runner = Runner(detector.deserialize(weights, settings.network, channels, size), progress.normalization, size)
-        measured |= _measure(settings, score, runner, inputs.labelled, calibration.threshold)
+        measured |= _measure(settings, score, runner, inputs.labelled, calibration.threshold, ignored)
     root = storage.normalize(settings.images)
     spec = BundleSpec(
         network=settings.network,
@@ -55,6 +68,7 @@ def finish(settings: TrainSettings, inputs: Inputs, calibrating: ImageSet, state
         input_size=size,
         full_scale=settings.full_scale,
         crop=settings.crop,
+        ignored=() if ignored is None else tuple("".join("01"[cell] for cell in row) for row in ignored.tolist()),
         normalization=progress.normalization,
         gaussian_std=options_of(settings).gaussian_std,
         gaussian_extent=settings.gaussian_extent,
@@ -100,13 +114,14 @@ def _measure(
     runner: Runner,
     labelled: list[LabelledInfo],
     at: float,
+    ignored: Mask | None,
 ) -> dict[str, float]:
     """Figures on the labelled images."""
     from fcdd import metrics
 
     infos = [ObjectInfo(*each[:4]) for each in labelled]
     loaded = fetching.load_set(infos, view_of(settings))
-    scored = summarise(runner(loaded.pixels))
+    scored = summarise(runner(loaded.pixels), ignored)
     labels = np.array([each.label for each in labelled], np.int64)[loaded.positions]
     scores = getattr(scored, score).astype(np.float64)
     image = metrics.image_metrics(labels, scores, resamples=0)

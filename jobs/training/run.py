@@ -49,6 +49,7 @@ def train(settings: TrainSettings) -> Detector:
         settings = chosen.with_full_scale(settings, inputs.training)
         calibrating, not_trained_on = _read_calibrating(settings, inputs)
         settings = chosen.with_components(chosen.with_variants(settings, calibrating.pixels))
+        ignored = data_set.ignored_cells(settings, calibrating)
         weights = prepare.initial_weights(settings)
     loop = prepare.loop_config(settings, inputs, not_trained_on, weights, location, conditions)
     if settings.overwrite and not settings.resume:
@@ -59,7 +60,7 @@ def train(settings: TrainSettings) -> Detector:
         found = store.latest()
         if found is None:
             raise ConfigError(f"the checkpoints at {loop.checkpoints} are gone or damaged; train again")
-        trained = finish.finish(settings, inputs, calibrating, found[0], watch)
+        trained = finish.finish(settings, inputs, calibrating, found[0], watch, ignored)
         bundle_uri = storage.normalize(settings.bundle)
         if Detector.load(bundle_uri).spec.digest != trained.spec.digest:
             raise ConfigError(f"{bundle_uri} was overwritten while it was being written; train again")

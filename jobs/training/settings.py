@@ -41,7 +41,7 @@ class TrainSettings(JobSettings):
     verb: ClassVar[str] = "train"
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "network": (
-            *("network", "image_size", "crop", "full_scale", "pretrained", "weights", "moving_statistics"),
+            *("network", "image_size", "crop", "ignore", "full_scale", "pretrained", "weights", "moving_statistics"),
             *("freeze_backbone", "normalization", "score", "gaussian_std", "gaussian_extent"),
         ),
         "anomalies to learn from, and images to measure on": (
@@ -80,6 +80,11 @@ class TrainSettings(JobSettings):
         None,
         description="X,Y,WIDTH,HEIGHT: the part of each image that is looked at, in pixels, or with % for images of "
         "several sizes, as in 10%%,0%%,80%%,100%%",
+    )
+    ignore: str | None = Field(
+        None,
+        description="location of a mask of the images' size: what is white in it does not count, in maps, scores and "
+        "regions",
     )
     full_scale: float | None = Field(
         None,
