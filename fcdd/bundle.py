@@ -192,7 +192,8 @@ Fully Convolutional Data Description (Liznerski et al., ICLR 2021): {_SCORES[spe
 the score.
 
 - network `{spec.network}`, input {spec.input_size[0]}x{spec.input_size[1]} pixels, {spec.channels} channel(s)
-{_geometry_lines(spec)}- trained on {training.num_training} nominal images of `{training.images}` with synthetic anomalies
+{_geometry_lines(spec)}\
+- trained on {training.num_training} nominal images of `{training.images}` with synthetic anomalies
 - calibrated on {calibration.pooled.num_images} {others} (`{spec.calibrated_on}`{_parent(spec)})
 - scores above {calibration.threshold:.6g} are anomalous, with a promised false-alarm rate of {calibration.alpha:g}; the
   smallest possible p-value is {decide.smallest_p_value:.4g}

@@ -74,6 +74,7 @@ def _not_taken(settings: TrainSettings) -> dict[str, str]:
             settings.freeze_backbone and not is_trunk,
             f"{network} has no backbone",
         ),
+        "smallest_defect": (settings.image_size is not None or not is_trunk, "--image-size decides"),
         **dict.fromkeys(("gpu", "max_failures", "cluster_wait_s"), (settings.num_workers == 0, _ALONE)),
     }
     return {option: reason for option, (holds, reason) in rules.items() if holds}

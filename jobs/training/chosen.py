@@ -38,8 +38,12 @@ def with_image_size(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> Tr
     except ImageError as error:
         raise ConfigError(f"--crop {crop}: {error.detail}") from error
     own = sorted(sizes, key=lambda size: (size[0] * size[1], size))[len(sizes) // 2]
-    height, width = sizing.input_size(sizes) if settings.image_size is None else sizing.whole_cells(size_of(settings))
-    _tell(own, (height, width), is_given=settings.image_size is not None)
+    height, width = (
+        sizing.input_size(sizes, settings.smallest_defect)
+        if settings.image_size is None
+        else sizing.whole_cells(size_of(settings))
+    )
+    _tell(own, (height, width), is_given=(settings.image_size or settings.smallest_defect) is not None)
     return settings.model_copy(update={"image_size": f"{height}x{width}"})
 
 
@@ -81,9 +85,10 @@ def _tell(own: tuple[int, int], size: tuple[int, int], *, is_given: bool) -> Non
     times = whole[0] * whole[1] / (size[0] * size[1])
     if not is_given and times > 1.5 and max(whole) <= sizing.LONGEST:
         log.info(
-            "defects of a few pixels are lost by that: --image-size %s sees all of them, and takes about %.1f times as "
-            "long to train and to score",
-            *(_by(whole), times),
+            "defects of less than %.0f pixels of the original are easily missed by that: --smallest-defect PIXELS "
+            "takes the size that yours need; --image-size %s sees all there is, and takes about %.1f times as long to "
+            "train and to score",
+            *(sizing.PER_DEFECT * times**0.5, _by(whole), times),
         )
 
 

@@ -41,7 +41,17 @@ class TrainSettings(JobSettings):
     verb: ClassVar[str] = "train"
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "network": (
-            *("network", "image_size", "crop", "ignore", "full_scale", "pretrained", "weights", "moving_statistics"),
+            *(
+                "network",
+                "image_size",
+                "smallest_defect",
+                "crop",
+                "ignore",
+                "full_scale",
+                "pretrained",
+                "weights",
+                "moving_statistics",
+            ),
             *("freeze_backbone", "normalization", "score", "gaussian_std", "gaussian_extent"),
         ),
         "anomalies to learn from, and images to measure on": (
@@ -80,6 +90,12 @@ class TrainSettings(JobSettings):
         None,
         description="X,Y,WIDTH,HEIGHT: the part of each image that is looked at, in pixels, or with % for images of "
         "several sizes, as in 10%%,0%%,80%%,100%%",
+    )
+    smallest_defect: float | None = Field(
+        None,
+        gt=0,
+        description="diameter of the smallest defect to be found, in pixels of the images: the input is made so large "
+        "that it has 8 (docs/resolution.md)",
     )
     ignore: str | None = Field(
         None,

@@ -22,6 +22,21 @@ def test_the_input_has_the_shape_of_the_images(sizes: list[tuple[int, int]], exp
     assert sizing.input_size(sizes) == expected
 
 
+@pytest.mark.parametrize(
+    ("size", "defect", "expected"),
+    [
+        ((3000, 4000), 20, (1200, 1600)),  # 8 pixels for each defect
+        ((3000, 4000), 500, (192, 256)),  # large ones are seen at the published area
+        ((3000, 4000), 2, (3008, 4000)),  # what is not in the image is not to be had by enlarging it
+        ((256, 320), 4, (256, 320)),
+    ],
+)
+def test_the_input_is_as_large_as_the_smallest_defect_needs(
+    size: tuple[int, int], defect: float, expected: tuple[int, int]
+) -> None:
+    assert sizing.input_size([size], defect) == expected
+
+
 def test_a_size_that_is_asked_for_becomes_whole_cells() -> None:
     assert sizing.whole_cells((360, 480)) == (368, 480)
     assert sizing.whole_cells((5, 17)) == (16, 16)
