@@ -29,7 +29,7 @@ from PIL import (
 from PIL.Image import Transpose
 
 from fcdd import depth
-from fcdd.cropping import Crop
+from fcdd.cropping import Box, Crop
 from fcdd.errors import ImageError, Reason
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
@@ -150,11 +150,13 @@ def decode_full(
     mode: Mode = "RGB",
     within: tuple[int, int] | None = None,
     full_scale: float | None = None,
+    part: Box | None = None,
     limits: Limits = Limits(),
 ) -> Image.Image:
-    """The whole picture in `mode`, by the same rules and with the same errors as `decode`: to be looked at.
+    """The whole picture in `mode`, or a `part` of it, by the same rules and with the same errors as `decode`.
 
-    With `within` (width, height) it is made smaller, in its proportions, until it fits. `full_scale` as in `View`.
+    To be looked at. With `within` (width, height) it is made smaller, in its proportions, until it fits. `full_scale`
+    as in `View`; what of the part lies beyond the picture is left out.
     """
 
     def smaller(_: tuple[int, int]) -> tuple[int, int]:
@@ -165,7 +167,13 @@ def decode_full(
         if mode == "A":
             picture = _opened(data, limits).opacity()
         else:
-            picture = _load(data, mode, limits, smaller if within else None, full_scale).image
+            picture = _load(data, mode, limits, smaller if within and not part else None, full_scale).image
+        if part:
+            right, bottom = min(part.right, picture.width), min(part.bottom, picture.height)
+            if not (part.left < right and part.top < bottom):
+                size = f"{picture.width}x{picture.height}"
+                raise ImageError("changed", f"the part {tuple(part)} lies beyond the {size} pixels of the picture")
+            picture = picture.crop((part.left, part.top, right, bottom))
         if within:
             picture.thumbnail(within)
         return picture

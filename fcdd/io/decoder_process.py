@@ -7,6 +7,7 @@ theirs. Not for people.
 
 import codecs
 import dataclasses
+import functools
 import importlib
 import logging
 import mmap
@@ -21,13 +22,14 @@ import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
 from fcdd import images
-from fcdd.cropping import Crop
+from fcdd.cropping import Box, Crop
 from fcdd.errors import ImageError
 from fcdd.images import Limits, Mode, View
 from fcdd.io import sandbox
 
-# What is asked for (DECODE, or a mode of PICTURE); slot; width and height that a picture is to fit into, or 0; length.
-REQUEST = struct.Struct("<BBIIQ")
+# What is asked for (DECODE, or a mode of PICTURE); slot; width and height that a picture is to fit into, or 0; the part
+# of it that is asked for (top, left, bottom, right), or 0; length.
+REQUEST = struct.Struct("<BBIIIIIIQ")
 DECODE = 0
 PICTURES: dict[Mode, int] = {"L": 1, "RGB": 2, "A": 3}
 # Decoded; width, height, frames, format, is faint, peak, brightness, contrast, sharpness, hash; lengths of reason and
@@ -68,12 +70,12 @@ def main(argv: Sequence[str]) -> None:
     _write(READY if sandbox.enter() else READY_WITH_RIGHTS)
     modes: dict[int, Mode] = {number: mode for mode, number in PICTURES.items()}
     while header := requests.read(REQUEST.size):
-        kind, slot, *within, length = REQUEST.unpack(header)
+        kind, slot, *numbers, length = REQUEST.unpack(header)
         data = requests.read(length)
         if kind == DECODE:
             _answer(REPLY, _NOTHING, lambda: _decode(data, view, pixels[slot], limits))  # noqa: B023 called at once
         else:
-            _picture(data, modes[kind], (within[0], within[1]) if all(within) else None, view, limits)
+            _picture(data, modes[kind], numbers, view, limits)
 
 
 def _prepare() -> None:
@@ -97,12 +99,22 @@ def _decode(data: bytes, view: View, pixels: npt.NDArray[np.uint8], limits: Limi
     return (*found, image.brightness, image.contrast, image.sharpness, image.hash)
 
 
-def _picture(data: bytes, mode: Mode, within: tuple[int, int] | None, view: View, limits: Limits) -> None:
-    """Reply with a whole picture."""
+def _picture(data: bytes, mode: Mode, numbers: list[int], view: View, limits: Limits) -> None:
+    """Reply with a picture; the numbers are those of a request."""
+    within, part = (numbers[0], numbers[1]), Box(*numbers[2:])
+    decode = functools.partial(
+        images.decode_full,
+        data,
+        mode=mode,
+        within=within if all(within) else None,
+        full_scale=view.full_scale,
+        part=part if any(part) else None,
+        limits=limits,
+    )
     made: list[Image.Image] = []
 
     def make() -> tuple[object, ...]:
-        made.append(images.decode_full(data, mode=mode, within=within, full_scale=view.full_scale, limits=limits))
+        made.append(decode())
         return made[0].size
 
     _answer(PICTURE_REPLY, (0, 0), make)

@@ -30,6 +30,7 @@ from typing import IO, Any, Self, get_args
 import numpy as np
 from PIL import Image
 
+from fcdd.cropping import Box
 from fcdd.errors import FCDDError, ImageError, Reason
 from fcdd.images import ACCEPTED, FORMATS, DecodedImage, Limits, Mode, View
 from fcdd.io import decoder_process
@@ -56,6 +57,10 @@ class _Died(Exception):
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+# Of a request: no size to fit into, and no part.
+_NOTHING = (0,) * 6
 
 
 @dataclass
@@ -109,7 +114,7 @@ class IsolatedDecoder:
         self._begin()
         free = 0
         for data in encoded:
-            header = decoder_process.REQUEST.pack(decoder_process.DECODE, free, 0, 0, len(data))
+            header = decoder_process.REQUEST.pack(decoder_process.DECODE, free, *_NOTHING, len(data))
             self._pending.append(_Pending(header, data, functools.partial(self._receive_pixels, free)))
             free = (free + 1) % _SLOTS
             self._submit_last()
@@ -118,13 +123,17 @@ class IsolatedDecoder:
         while self._pending:
             yield self._next_pixels()
 
-    def picture(self, data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None) -> Image.Image:
-        """`fcdd.images.decode_full`: a whole picture, or one made to fit `within` (width, height).
+    def picture(
+        self, data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None, part: Box | None = None
+    ) -> Image.Image:
+        """`fcdd.images.decode_full`: a picture or a part of it, as it is or made to fit `within` (width, height).
 
         Raises ImageError, also for one that crashes the decoder or takes it too long.
         """
         self._begin()
-        header = decoder_process.REQUEST.pack(decoder_process.PICTURES[mode], 0, *(within or (0, 0)), len(data))
+        header = decoder_process.REQUEST.pack(
+            decoder_process.PICTURES[mode], 0, *(within or _NOTHING[:2]), *(part or _NOTHING[2:]), len(data)
+        )
         self._pending.append(_Pending(header, data, functools.partial(self._receive_picture, mode, within)))
         self._submit_last()
         result = self._next()
@@ -351,10 +360,12 @@ class DecoderPool:
             raise result
         return result
 
-    def picture(self, data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None) -> Image.Image:
+    def picture(
+        self, data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None, part: Box | None = None
+    ) -> Image.Image:
         """`IsolatedDecoder.picture`."""
         with self._one() as decoder:
-            return decoder.picture(data, mode=mode, within=within)
+            return decoder.picture(data, mode=mode, within=within, part=part)
 
     @contextlib.contextmanager
     def _one(self) -> Iterator[IsolatedDecoder]:
@@ -375,10 +386,15 @@ def shared_pool(view: View = View()) -> DecoderPool:  # noqa: B008
 
 
 def picture(
-    data: bytes, *, mode: Mode = "RGB", within: tuple[int, int] | None = None, full_scale: float | None = None
+    data: bytes,
+    *,
+    mode: Mode = "RGB",
+    within: tuple[int, int] | None = None,
+    full_scale: float | None = None,
+    part: Box | None = None,
 ) -> Image.Image:
-    """A whole picture (`fcdd.images.decode_full`), decoded apart from this process. Raises ImageError."""
-    return shared_pool(View(full_scale=full_scale)).picture(data, mode=mode, within=within)
+    """A picture (`fcdd.images.decode_full`), decoded apart from this process. Raises ImageError."""
+    return shared_pool(View(full_scale=full_scale)).picture(data, mode=mode, within=within, part=part)
 
 
 @functools.cache

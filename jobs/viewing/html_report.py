@@ -16,8 +16,10 @@ from PIL import Image
 
 from fcdd import bundle, contours, drift, heatmap
 from fcdd.bundle import BundleSpec
+from fcdd.cropping import Box
 from fcdd.drift import AlarmLaw
 from fcdd.errors import FCDDError, ImageError
+from fcdd.io import isolation
 from jobs.catalog import bundles, commit_records
 from jobs.results import Results
 from jobs.sources.locations import Locations
@@ -30,6 +32,8 @@ _EXAMPLES, _GROUPS = 20, 50
 # Long sides; and the bytes of one picture, so that 200 of them stay below 10 MB in base64.
 _THUMBNAIL, _LAYER, _PICTURE_BYTES = 320, 120, 30_000
 _QUALITIES = (80, 60, 40, 20)
+# Of images that are so many times as large as their thumbnail the hottest region is shown as it is, and so much beside.
+_LARGE, _LEAST_AROUND = 2, 32
 # Pictures that are read at once.
 _READS_IN_FLIGHT = 4
 _COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "score_mean", "score_max", "p_value", "is_anomalous", "regions"))
@@ -130,7 +134,8 @@ def _worst(
             pictures += pool.map(thumbnail, found[_READS_IN_FLIGHT:])
     pictures += pictures[-1:] * (len(found) - len(pictures))  # no credentials: to ask for all would take minutes
     for row, picture in zip(found, pictures, strict=True):
-        row["picture"], row["layer"] = ("" if isinstance(picture, ImageError) else picture), ""
+        row["picture"], row["detail"] = ("", "") if isinstance(picture, ImageError) else picture
+        row["layer"] = ""
         row["outline"] = contours.box_path(row["regions"])
         if heatmaps and row["picture"]:
             row["layer"] = _layer(
@@ -140,12 +145,30 @@ def _worst(
     return found, [str(each) for each in pictures if isinstance(each, ImageError)]
 
 
-def _thumbnail(locations: Locations, full_scale: float | None, row: dict[str, Any]) -> str | ImageError:
-    """A small WebP of the original as a data URI, or why there is none."""
+def _thumbnail(locations: Locations, full_scale: float | None, row: dict[str, Any]) -> tuple[str, str] | ImageError:
+    """A small WebP of the original as a data URI, and one of its hottest region as it is, or why there is none.
+
+    The region is left out, "", where the small picture shows enough of it.
+    """
     try:
-        picture = rendering.original(row, locations, full_scale, (_THUMBNAIL, _THUMBNAIL))
+        data, size = rendering.encoded(row, locations), (_THUMBNAIL, _THUMBNAIL)
+        picture = isolation.picture(data, within=size, full_scale=full_scale)
+        detail = None
+        if row["regions"] and max(row["width"], row["height"]) > _LARGE * _THUMBNAIL:
+            detail = isolation.picture(data, within=size, full_scale=full_scale, part=_around(row["regions"][0]))
     except ImageError as error:
         return error
+    return _data_uri(picture), _data_uri(detail) if detail else ""
+
+
+def _around(region: dict[str, Any]) -> Box:
+    """The region and as much beside it as shows what it is a region of."""
+    more = max(_LEAST_AROUND, (region["x1"] - region["x0"]) // 4, (region["y1"] - region["y0"]) // 4)
+    top, left = max(0, region["y0"] - more), max(0, region["x0"] - more)
+    return Box(top, left, region["y1"] + more, region["x1"] + more)
+
+
+def _data_uri(picture: Image.Image) -> str:
     for quality in _QUALITIES:
         uri = rendering.data_uri(picture, "WEBP", quality=quality)
         if len(uri) < _PICTURE_BYTES * 4 / 3:

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from fcdd import images
+from fcdd.cropping import Box
 from fcdd.errors import FCDDError, ImageError
 from fcdd.images import DecodedImage, Limits, View
 from fcdd.io import decoder_process, isolation
@@ -334,7 +335,7 @@ nan = float("nan")
 requests = sys.stdin.buffer
 os.write(1, d.READY)
 while header := requests.read(d.REQUEST.size):
-    kind, _, width, height, length = d.REQUEST.unpack(header)
+    kind, _, width, height, *_, length = d.REQUEST.unpack(header)
     requests.read(length)
     lie = {lie}
     os.write(1, d.REPLY.pack(True, *lie, b"x" * 32, 0, 0) if kind == 0 else d.PICTURE_REPLY.pack(True, 10**6, 1, 0, 0))
@@ -355,3 +356,18 @@ def test_a_decoder_that_lies_is_taken_for_one_that_crashed(lie: str) -> None:
         assert outcomes(list(decoder.decode_each([picture(1)]))) == ["decoder_crash"]
         with pytest.raises(ImageError, match="decoder_crash"):
             decoder.picture(picture(1), mode="RGB", within=(100, 100))
+
+
+def test_a_part_of_a_picture_is_what_lies_there() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3)).astype(np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG")
+    data = sink.getvalue()
+    with IsolatedDecoder(View()) as decoder:
+        part = np.asarray(decoder.picture(data, part=Box(20, 30, 120, 230)))
+        np.testing.assert_array_equal(part, pixels[20:120, 30:230])
+        beyond = np.asarray(decoder.picture(data, part=Box(250, 350, 400, 500)))
+        np.testing.assert_array_equal(beyond, pixels[250:, 350:])
+        assert decoder.picture(data, part=Box(0, 0, 200, 100), within=(50, 50)).size == (25, 50)
+        with pytest.raises(ImageError, match="lies beyond the 400x300 pixels of the picture"):
+            decoder.picture(data, part=Box(300, 0, 310, 10))

@@ -1,6 +1,8 @@
 """From listed objects to pixels, as training and scoring share it."""
 
+import base64
 import functools
+import io
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +118,26 @@ def test_a_picture_that_the_decoder_does_not_survive_costs_its_place_and_not_the
     assert thumbnail.reason == reason
     assert rendering.original_or_warn(named, locations, None) is None
     assert reason in caplog.text
+
+
+def test_a_report_shows_the_hottest_region_of_a_large_image_as_it_is(tmp_path: Path) -> None:
+    pixels = np.full((800, 1000, 3), 90, np.uint8)
+    pixels[300:340, 600:660] = np.random.default_rng(0).integers(0, 256, (40, 60, 3))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    region = {"x0": 600, "y0": 300, "x1": 660, "y1": 340}
+    named = dict(zip(IDENTITY, storage.stat_checked(f"file://{tmp_path}/a.png"), strict=True))
+    row = named | {"width": 1000, "height": 800, "regions": [region]}
+    locations = Locations((f"file://{tmp_path}",))
+    shown = html_report._thumbnail(locations, None, row)
+    assert not isinstance(shown, ImageError)
+    overview, detail = (Image.open(io.BytesIO(base64.b64decode(each.partition(",")[2]))) for each in shown)
+    assert overview.size == (320, 256)
+    assert detail.size == (60 + 2 * 32, 40 + 2 * 32)
+    off = np.abs(np.asarray(detail.convert("RGB"), np.int16) - pixels[268:372, 568:692])
+    assert off.mean() < 15  # WebP
+    small = row | {"width": 500, "height": 400}
+    assert html_report._thumbnail(locations, None, small)[1] == ""
+    assert html_report._thumbnail(locations, None, row | {"regions": []})[1] == ""
 
 
 def test_images_of_twelve_bits_in_sixteen_are_said_in_training(
