@@ -60,4 +60,4 @@ def test_files_that_are_no_images_are_found_by_a_few(tmp_path: Path) -> None:
         storage.write(f"{tmp_path}/wrong/{index:03d}.png", b"no image")
     done = run_verb("train", "--images", f"{tmp_path}/wrong", "--bundle", f"{tmp_path}/b", *SMALL, check=False)
     assert done.returncode == 2
-    assert re.search(r"not one of 1\d images that were looked at can be decoded; the first is \S+\.png", done.stderr)
+    assert re.search(r"none of 16 images can be read, \S+\.png among them \(not_an_image", done.stderr)
