@@ -4,6 +4,7 @@ The same function runs in all cases: it sees the other processes through `Worker
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -35,8 +36,9 @@ log = logging.getLogger(__name__)
 
 # Seconds between two lines of progress within an epoch.
 PROGRESS_SECONDS = 10.0
-# Images that a streamed training reads to estimate constants and statistics: 150 MB at 224 pixels.
-SAMPLE_IMAGES = 1024
+# Images that a streamed training reads to estimate constants and statistics: 150 MB at 224 pixels; of large ones fewer,
+# of which one covariance is that of many cells.
+SAMPLE_IMAGES, SAMPLE_BYTES, FEWEST_IMAGES = 1024, 2 * 10**9, 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,7 +337,13 @@ def _constants(loop: LoopConfig, reader: data_set.StoredImages | data_set.Loaded
     expected = networks.input_normalization(loop.network)
     if expected is not None:
         return expected
-    return normalization.estimate(loop.normalization, torch.from_numpy(reader.sample(SAMPLE_IMAGES)))
+    return normalization.estimate(loop.normalization, torch.from_numpy(reader.sample(_sample_images(loop))))
+
+
+def _sample_images(loop: LoopConfig) -> int:
+    """How many images are read at once."""
+    fitting = SAMPLE_BYTES // (math.prod(loop.input_size) * loop.channels)
+    return min(SAMPLE_IMAGES, max(FEWEST_IMAGES, fitting))
 
 
 def _fit_statistics(
@@ -349,7 +357,7 @@ def _fit_statistics(
     training.fit_statistics(
         network,
         scaling,
-        reader.sample(SAMPLE_IMAGES),
+        reader.sample(_sample_images(loop)),
         seed=loop.options.seed,
         watch=progress.watch("statistics of nominal images", log),
         rank=workers.rank,
