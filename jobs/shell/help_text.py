@@ -17,12 +17,15 @@ NEEDED, OTHER = "needed", "options"
 # What a value is called, by the name of its option, else by its type.
 _VALUES_BY_NAME = {
     **dict.fromkeys(("images", "bundle", "results", "outliers", "anomalous", "masks", "checkpoints"), "LOCATION"),
-    **dict.fromkeys(("locations", "data", "output"), "LOCATION"),
+    **dict.fromkeys(("locations", "data", "output", "ignore"), "LOCATION"),
     **dict.fromkeys(("labels", "image_list", "uris", "reviewed", "object_mask"), "FILE"),
     **dict.fromkeys(("pictures",), "FOLDER"),
     **dict.fromkeys(("collection", "group", "reviewer", "network"), "NAME"),
     **dict.fromkeys(("include", "exclude"), "GLOB"),
     "uri": "IMAGE",
+    "image_size": "SIZE",
+    "crop": "X,Y,W,H",
+    "smallest_defect": "PIXELS",
 }
 _VALUES_BY_TYPE = {int: "N", float: "X", Path: "FILE", dt.date: "DATE", dt.datetime: "TIME", SecretStr: "TEXT"}
 _LEFT = 30

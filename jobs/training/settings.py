@@ -88,8 +88,8 @@ class TrainSettings(JobSettings):
     )
     crop: Annotated[str, AfterValidator(Crop.checked)] | None = Field(
         None,
-        description="X,Y,WIDTH,HEIGHT: the part of each image that is looked at, in pixels, or with % for images of "
-        "several sizes, as in 10%%,0%%,80%%,100%%",
+        description="left, top, width and height of the part of each image that is looked at, in pixels, or with % for "
+        "images of several sizes, as in 10%,0%,80%,100%",
     )
     smallest_defect: float | None = Field(
         None,
