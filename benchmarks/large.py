@@ -61,7 +61,7 @@ def trained(name: str, pixels_nhwc: Pixels) -> tuple[FCDDNetwork, FCDDNetwork, N
         gaussian_std=field.stride / 2,
         seed=0,
     )
-    windows = Windows.for_images(size, field, margin=True)
+    windows = Windows.for_images(size, field, margin=True, coarsest=network.coarsest)
     sampling = Sampling(
         anomalies=supervision.SYNTHETIC["defects"],
         augment=augmentation.light(windows.part_size if windows else size, "none"),

@@ -5,6 +5,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from fcdd.errors import ImageError
 
@@ -57,7 +58,7 @@ class Crop(NamedTuple):
     def __str__(self) -> str:
         """What `parse` reads."""
         unit = "%" if self.is_percent else ""
-        return ",".join(f"{value:g}{unit}" for value in self[:4])
+        return ",".join(f"{value:.6f}".rstrip("0").rstrip(".") + unit for value in self[:4])
 
     def box(self, image_size: tuple[int, int]) -> Box:
         """In an image of (height, width) pixels. Raises ImageError unsupported where it does not fit into the image."""
@@ -76,7 +77,9 @@ def box_of(crop: Crop | None, image_size: tuple[int, int]) -> Box:
 
 
 def around(values_hw: npt.NDArray[np.float32], box: Box, image_size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Values (H,W) of a part of an image, at any resolution, as those of all of it (height, width): 0 elsewhere."""
+    """Values (H,W) of a part of an image as those of all of it (height, width), 0 elsewhere; not finer than it."""
+    if values_hw.size > box.size[0] * box.size[1]:
+        values_hw = np.asarray(Image.fromarray(values_hw).resize(box.size[::-1], Image.Resampling.BILINEAR))
     scales = [got / size for got, size in zip(values_hw.shape, box.size, strict=True)]
     whole = np.zeros([max(1, round(side * scale)) for side, scale in zip(image_size, scales, strict=True)], np.float32)
     top, left = (round(first * scale) for first, scale in zip((box.top, box.left), scales, strict=True))

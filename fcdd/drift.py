@@ -261,7 +261,9 @@ def _formats(tally: Tally, reference: Reference, level: float) -> Finding:
 def _deviations(reference: Reference) -> npt.NDArray[np.float64]:
     """Of each cell between nominal images; cells that hardly vary would turn nothing into much."""
     deviations = np.array(reference.map_std)
-    floored: npt.NDArray[np.float64] = np.maximum(deviations, max(0.1 * float(np.median(deviations)), 1e-12))
+    varying = deviations[deviations > 0]  # cells that are ignored never do
+    usual = float(np.median(varying)) if varying.size else 0.0
+    floored: npt.NDArray[np.float64] = np.maximum(deviations, max(0.1 * usual, 1e-12))
     return floored
 
 

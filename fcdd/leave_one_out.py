@@ -188,29 +188,30 @@ def _by_groups(
     sizes = head.grouped(torch.ones(1, 1, *head.cells))[:, :, 0].sum(1)
     squares = gaps_gnmd[:, members].flatten(1, 2)
     freedom = sizes * n - 1 if head.anywhere else sizes * (n - 1)
-    ridge = ridge_of(squares.double().square().sum(1) / freedom[:, None])
+    ridge = ridge_of(squares.double().square().sum(1) / freedom.clamp_min(1)[:, None])
     result = torch.empty(shown_gbmd.shape)
     keys = torch.stack([left, multiplicity.long()], 1)
     keys[multiplicity == 0, 0] = -1
     distinct, which = torch.unique(keys, dim=0, return_inverse=True)
 
-    def fill(group: int, number: int) -> None:
-        image, many = distinct[number].tolist()
-        scatter, at, size = scatters[group], which == number, float(sizes[group])
-        moved = scatter.new_zeros(1, len(scatter))
-        values = (n - many) * (size if head.anywhere else 1)
-        if many:
-            gaps = gaps_gnmd[group, image].double()
-            moved = -many / values * (gaps.sum(0, keepdim=True) if head.anywhere else gaps)
-            scatter = scatter - many * gaps.T @ gaps - values * moved.T @ moved
-        left_freedom = values - 1 if head.anywhere else (values - 1) * size
-        eigenvalues, vectors = torch.linalg.eigh(scatter / left_freedom)
-        root = (vectors * (eigenvalues.clamp_min(0) + ridge).rsqrt()) @ vectors.T
-        result[group, at] = ((shown_gbmd[group, at].double() - moved) @ root).float()
+    def fill(group: int) -> None:
+        own, size = squares[group].double(), float(sizes[group])
+        whole = own.T @ own
+        for number, (image, many) in enumerate(distinct.tolist()):
+            at, scatter, moved = which == number, whole, whole.new_zeros(1, len(whole))
+            values = (n - many) * (size if head.anywhere else 1)
+            if many and values > 0:
+                gaps = gaps_gnmd[group, image].double()
+                moved = -many / values * (gaps.sum(0, keepdim=True) if head.anywhere else gaps)
+                scatter = whole - many * gaps.T @ gaps - values * moved.T @ moved
+            # Nothing is known of how one image alone varies: the ridge remains.
+            freedom_left = values - 1 if head.anywhere else (values - 1) * size
+            covariance = scatter / freedom_left if freedom_left > 0 else torch.zeros_like(scatter)
+            eigenvalues, vectors = torch.linalg.eigh(covariance)
+            root = (vectors * (eigenvalues.clamp_min(0) + ridge).rsqrt()) @ vectors.T
+            result[group, at] = ((shown_gbmd[group, at].double() - moved) @ root).float()
 
-    scatters = [each.T @ each for each in (group.double() for group in squares)]
-    steps = [functools.partial(fill, g, k) for g in range(len(squares)) for k in range(len(distinct))]
-    return result.flatten(1, 2), steps
+    return result.flatten(1, 2), [functools.partial(fill, group) for group in range(len(squares))]
 
 
 def _without(own_nd: Tensor, gaps_bd: Tensor, shown_bd: Tensor, many_b: Tensor, ridge: Tensor) -> Tensor:

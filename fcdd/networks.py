@@ -88,9 +88,11 @@ class FCDDNetwork(nn.Module):
         *,
         fixed_statistics: Sequence[nn.Module] = (),
         parts: Sequence[Strip] = (),
+        coarsest: int | None = None,
     ) -> None:
-        """With `parts` features are computed strip by strip."""
+        """With `parts` features are computed strip by strip; `coarsest`: the largest stride, if not that of the map."""
         super().__init__()
+        self.coarsest = coarsest or field.stride
         self._strips = tuple(parts)
         self.features = features
         self.head = head
@@ -313,6 +315,11 @@ def _on_trunk(parts: TrunkName, image_size: tuple[int, int], moving_statistics: 
         moving_statistics, frozen = False, True
     features.requires_grad_(not frozen)
     several = strips.plan(image_size, field, coarsest)
+    if several and any(side % coarsest for side in image_size):
+        raise ConfigError(
+            f"beyond {strips.LARGEST:,} pixels the sides of images for {parts.trunk} with these stages must divide by "
+            f"{coarsest}, got {image_size[0]}x{image_size[1]}"
+        )
     if several and any(isinstance(module, nn.AdaptiveAvgPool2d) for module in features.modules()):
         raise ConfigError(
             f"{parts.trunk} looks at the whole image at once, which for {image_size[0]}x{image_size[1]} pixels takes "
@@ -324,6 +331,7 @@ def _on_trunk(parts: TrunkName, image_size: tuple[int, int], moving_statistics: 
         field,
         fixed_statistics=() if moving_statistics else [features],
         parts=several,
+        coarsest=coarsest,
     )
 
 

@@ -159,21 +159,35 @@ class Drawn(NamedTuple):
     boxes: npt.NDArray[np.int64]
 
 
-def draw(images_nhwc: Pixels, generator: np.random.Generator, *, kinds: Mapping[str, Probe], per_kind: int) -> Drawn:
-    """`per_kind` probes of every kind, made from images (N,H,W,C) in turn; on parts of large ones, as in training."""
+def draw(
+    images_nhwc: Pixels,
+    generator: np.random.Generator,
+    *,
+    kinds: Mapping[str, Probe],
+    per_kind: int,
+    counts: Callable[[Sequence[int]], bool] = lambda _: True,
+) -> Drawn:
+    """`per_kind` probes of every kind, made from images (N,H,W,C) in turn; on parts of large ones, as in training.
+
+    Where a box (x0, y0, x1, y1) does not count, another place is tried.
+    """
     names = [kind for kind in kinds for _ in range(per_kind)]
     sources = np.resize(generator.permutation(len(images_nhwc)), len(names))
     sides = np.array(windows.part_of(images_nhwc.shape[1:3]))
     beyond = images_nhwc.shape[1:3] - sides
     corners, parts, boxes = [], [], []
     for kind, source in zip(names, sources, strict=True):
-        corner = generator.integers(beyond + 1) if beyond.any() else np.zeros(2, np.int64)
-        (top, left), (bottom, right) = corner, corner + sides
-        part, mask = kinds[kind](np.ascontiguousarray(images_nhwc[source, top:bottom, left:right]), generator)
-        x0, y0, x1, y1 = _box(mask)
+        for _ in range(_ATTEMPTS):
+            corner = generator.integers(beyond + 1) if beyond.any() else np.zeros(2, np.int64)
+            (top, left), (bottom, right) = corner, corner + sides
+            part, mask = kinds[kind](np.ascontiguousarray(images_nhwc[source, top:bottom, left:right]), generator)
+            x0, y0, x1, y1 = _box(mask)
+            box = (left + x0, top + y0, left + x1, top + y1)
+            if counts(box):
+                break
         corners.append(corner)
         parts.append(part)
-        boxes.append((left + x0, top + y0, left + x1, top + y1))
+        boxes.append(box)
     return Drawn(Pictures(images_nhwc, sources, np.array(corners), parts), names, sources, np.array(boxes, np.int64))
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import math
+import queue
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ Maps = npt.NDArray[np.float32]
 TOLERANCE, TOLERANCE_OF_THRESHOLD = 5e-4, 1e-2
 # Raised whenever a network is converted otherwise.
 _CONVERSION = 1
+_LARGE_AT_ONCE = 2
 _MODEL, _GEOMETRY = "network.xml", "receptive_field.json"
 
 log = logging.getLogger(__name__)
@@ -77,7 +79,25 @@ def load(spec: BundleSpec, weights: bytes, runtime: Runtime, *, threads: int = 1
 
     network = detector.deserialize(weights, spec.network, spec.channels, spec.input_size)
     runner = Runner(network, spec.normalization, spec.input_size, runtime, gpu=gpu)
-    return Scorer(network.receptive_field, runner.is_on_gpu, runner, spec.ignored_cells)
+    is_large = math.prod(spec.input_size) > strips.LARGEST and not runner.is_on_gpu
+    run = _a_few_at_once(runner) if is_large else runner
+    return Scorer(network.receptive_field, runner.is_on_gpu, run, spec.ignored_cells)
+
+
+def _a_few_at_once(run: Callable[[Pixels], Maps]) -> Callable[[Pixels], Maps]:
+    """Images that take gigabytes each are computed two at a time, whatever the number of threads that ask."""
+    places = queue.SimpleQueue[None]()
+    for _ in range(_LARGE_AT_ONCE):
+        places.put(None)
+
+    def waiting(pixels_nhwc: Pixels) -> Maps:
+        place = places.get()
+        try:
+            return run(pixels_nhwc)
+        finally:
+            places.put(place)
+
+    return waiting
 
 
 class _NotComputed(Exception):

@@ -20,7 +20,7 @@ def input_size(sizes: Sequence[tuple[int, int]], smallest_defect: float | None =
     """(height, width) for images of these (height, width): the shape of the median image, of a fitting area.
 
     With the diameter of the smallest defect, in pixels of the images, the area is at least the one at which it has
-    `PER_DEFECT` pixels, but never larger than the image.
+    `PER_DEFECT` pixels, but never larger than the image, nor than `LONGEST` along a side.
     """
     by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     height, width = by_area[len(by_area) // 2]
@@ -28,7 +28,7 @@ def input_size(sizes: Sequence[tuple[int, int]], smallest_defect: float | None =
     fitting = area if PUBLISHED_AREA <= area <= SMALL_AREA else PUBLISHED_AREA
     scale = math.sqrt(fitting / area)
     if smallest_defect is not None:
-        scale = max(scale, min(1.0, PER_DEFECT / smallest_defect))
+        scale = max(scale, min(1.0, PER_DEFECT / smallest_defect, LONGEST / max(height, width)))
     rows, columns = whole_cells((height * scale, width * scale))
     return min(rows, LONGEST), min(columns, LONGEST)
 

@@ -42,7 +42,8 @@ _REC_601 = (0.299, 0.587, 0.114)
 _FULL_RANGE = (0, 255, 128, 255, 128, 255)
 _SAMPLE_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex floating-point"}
 _UNSIGNED, _FLOAT = (1, 4), 3  # 4: unknown
-_SHALLOW = 8
+_SHALLOW, _DEEP = 8, 16
+_LARGEST_PEAK = 1e38  # of what single precision has
 _ASSOCIATED, _UNASSOCIATED = (1,), (2, 999)  # 999: CorelDRAW
 
 
@@ -50,7 +51,7 @@ class Picture(NamedTuple):
     """Samples (H,W,S) as they are stored, and what makes colours of them.
 
     `levels` has an 8-bit level, or three for a palette, for each value of a sample. `alpha` is the index of the sample
-    that is the opacity, if there is one. `peak` is the largest value of more than 8 bits, else 0.
+    that is the opacity, if there is one. `peak` is the largest value of 16 bits or floating-point, else 0.
     """
 
     samples: npt.NDArray[Any]
@@ -93,7 +94,7 @@ def prepare() -> None:
 
 
 def read(data: bytes, *, max_pixels: int, max_frames: int, full_scale: float | None = None) -> Picture:
-    """The first page; values from `full_scale` on are white, if they have more than 8 bits or are floating-point.
+    """The first page; values from `full_scale` on are white, if they have 16 bits or are floating-point.
 
     Raises ImageError too_large before memory is taken, unsupported with what the file is, truncated; whatever tifffile
     raises for a damaged file.
@@ -115,7 +116,7 @@ def read(data: bytes, *, max_pixels: int, max_frames: int, full_scale: float | N
         stored = page.asarray(squeeze=False, maxworkers=1)  # (S,1,H,W,1) or (1,1,H,W,S)
     samples = np.moveaxis(stored[:, 0, :, :, 0], 0, -1) if stored.shape[0] > 1 else stored[0, 0]
     colours = samples[:, :, : _COLOURS[page.photometric][0]]
-    peak = float(colours.max()) if _is_deep(page) else 0.0
+    peak = min(max(0.0, float(colours.max())), _LARGEST_PEAK) if _has_no_scale(page) else 0.0
     if page.sampleformat == _FLOAT:
         samples = _eight_bit(samples, full_scale)
     orientation = page.tags.valueof(_ORIENTATION, 1)
@@ -135,8 +136,9 @@ def read(data: bytes, *, max_pixels: int, max_frames: int, full_scale: float | N
     )
 
 
-def _is_deep(page: TiffPage) -> bool:
-    return page.photometric != _PALETTE and bool(page.sampleformat == _FLOAT or page.bitspersample > _SHALLOW)
+def _has_no_scale(page: TiffPage) -> bool:
+    """Whether the largest value that can be stored says nothing about white: 16 bits may hold 12, as 12 do not."""
+    return page.photometric != _PALETTE and bool(page.sampleformat == _FLOAT or page.bitspersample == _DEEP)
 
 
 def _eight_bit(samples: npt.NDArray[Any], full_scale: float | None) -> npt.NDArray[np.uint8]:
@@ -307,7 +309,7 @@ def _levels(page: TiffPage, full_scale: float | None) -> npt.NDArray[np.uint8]:
         colours = np.asarray(page.colormap)
         # Some writers put levels of 8 bits into the map, which is of 16; libtiff takes them as they are, too.
         return np.ascontiguousarray((colours >> (8 if colours.max() > 255 else 0)).astype(np.uint8).T)
-    if full_scale is None or values <= 2**_SHALLOW:
+    if full_scale is None or values < 2**_DEEP:
         levels = _scale(values, page.samplesperpixel)
         return levels[::-1] if page.photometric == _WHITE_IS_ZERO else levels
     levels = depth.levels(values, full_scale)

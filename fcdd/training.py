@@ -188,12 +188,20 @@ def _anomalous(
     shown = image[part.pixels]
     drawn, mask = sampling.anomalies(np.ascontiguousarray(shown[part.inner]), generator)
     if drawn.shape == image.shape:
-        around = np.argwhere(mask)[generator.integers(np.count_nonzero(mask))]
-        part = sampling.windows.draw(generator, (int(around[0]), int(around[1])))
+        part = sampling.windows.draw(generator, _one_of(mask, generator))
         return drawn[part.pixels], mask[part.pixels], part
     changed, where = shown.copy(), np.zeros(shown.shape[:2], np.bool_)
     changed[part.inner], where[part.inner] = drawn, mask
     return changed, where, part
+
+
+def _one_of(mask: Mask, generator: np.random.Generator) -> tuple[int, int] | None:
+    """Row and column of one of the pixels of a mask; None where it is all of them."""
+    if mask.all():
+        return None
+    pixels = np.flatnonzero(mask)
+    row, column = divmod(int(pixels[generator.integers(len(pixels))]), mask.shape[1])
+    return row, column
 
 
 class _Read(NamedTuple):

@@ -196,7 +196,9 @@ class WhitenedHead(nn.Module):
         mean = sums[0, 1:] / sums[0, 0]
         covariance = sums[1:, 1:] / sums[0, 0] - torch.outer(mean, mean)
         _, vectors = torch.linalg.eigh(covariance.cpu())
-        self.projection.copy_(vectors.flip(1)[:, : self.projection.shape[1]])
+        # One process's: others may find the same directions with other signs.
+        self.projection.copy_(vectors.flip(1)[:, : self.projection.shape[1]] * (share.rank == 0))
+        share.add(self.projection)
 
     @torch.no_grad()
     def fit(self, batches: Callable[[], Iterable[Tensor]], *, seed: int = 0, share: "Share | None" = None) -> None:

@@ -21,8 +21,6 @@ from fcdd.receptive_field import ReceptiveField
 # Larger images are trained on in parts, pixels; what counts of a part, and its margin.
 WHOLE_AREA = 512 * 512
 PART, MARGIN = 224, 48
-# Parts begin where the coarsest cells of a trunk do.
-_ALIGNED = 16
 
 
 def part_of(size: tuple[int, int]) -> tuple[int, int]:
@@ -60,12 +58,12 @@ class _Axis:
     step: int
 
     @classmethod
-    def of(cls, side: int, cells: int, stride: int, margin: int) -> Self:
-        """For images of `side` pixels with so many cells of `stride` pixels; `margin` pixels."""
+    def of(cls, side: int, cells: int, stride: int, margin: int, coarsest: int) -> Self:
+        """For images of `side` pixels with so many cells of `stride` pixels; `margin` and `coarsest` in pixels."""
         part = PART + 2 * margin
         if side <= part:
             return cls(side, side, cells, 0, 0, 1)
-        step = max(1, _ALIGNED // stride)
+        step = max(1, coarsest // stride)  # parts begin where the coarsest cells do
         return cls(side, part, PART // stride, margin // stride, (side - part) // stride // step * step, step)
 
     def draw(self, generator: np.random.Generator, around: int | None, stride: int) -> tuple[int, int]:
@@ -94,14 +92,19 @@ class Windows:
     field: ReceptiveField
 
     @classmethod
-    def for_images(cls, size: tuple[int, int], field: ReceptiveField, *, margin: bool) -> Self | None:
-        """For images of (height, width) pixels and the geometry of their maps; None where whole ones are trained on."""
+    def for_images(
+        cls, size: tuple[int, int], field: ReceptiveField, *, margin: bool, coarsest: int = 1
+    ) -> Self | None:
+        """For images of (height, width) pixels and the geometry of their maps; None where whole ones are trained on.
+
+        `coarsest` is the largest stride within the network, in pixels.
+        """
         if size[0] * size[1] <= WHOLE_AREA:
             return None
         around = MARGIN if margin else 0
         return cls(
-            _Axis.of(size[0], field.height, field.stride, around),
-            _Axis.of(size[1], field.width, field.stride, around),
+            _Axis.of(size[0], field.height, field.stride, around, coarsest),
+            _Axis.of(size[1], field.width, field.stride, around, coarsest),
             field,
         )
 

@@ -4,7 +4,7 @@ trained network + calibration images -> probes (drawn) -> maps of both -> the sc
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +77,19 @@ def measure(
     `ignored` (U,V) are cells that do not count.
     """
     kinds = {**probes.PROBES, TRAINED_ON: trained_on}
-    drawn = probes.draw(images_nhwc, np.random.default_rng(seed), kinds=kinds, per_kind=PER_KIND)
+    random, size = np.random.default_rng(seed), images_nhwc.shape[1:3]
+
+    def counts(box: Sequence[int]) -> bool:
+        """Whether a cell of it does."""
+        if ignored is None:
+            return True
+        height, width = size
+        rows, columns = ignored.shape
+        y0, y1 = box[1] * rows // height, box[3] * rows // height
+        x0, x1 = box[0] * columns // width, box[2] * columns // width
+        return not bool(ignored[y0 : y1 + 1, x0 : x1 + 1].all())
+
+    drawn = probes.draw(images_nhwc, random, kinds=kinds, per_kind=PER_KIND, counts=counts)
     log.info("scoring %d calibration images and %d synthetic anomalies", len(images_nhwc), len(drawn.kinds))
     if is_leave_one_out:
         on = network.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -25,7 +25,6 @@ _VALUES_BY_NAME = {
     "uri": "IMAGE",
     "image_size": "SIZE",
     "crop": "X,Y,W,H",
-    "smallest_defect": "PIXELS",
 }
 _VALUES_BY_TYPE = {int: "N", float: "X", Path: "FILE", dt.date: "DATE", dt.datetime: "TIME", SecretStr: "TEXT"}
 _LEFT = 30

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from fcdd import depth, networks, sizing, variants
-from fcdd.cropping import box_of
+from fcdd.cropping import Crop, box_of
 from fcdd.errors import ConfigError, ImageError
 from fcdd.images import DecodedImage, View
 from fcdd.io.storage import ObjectInfo
@@ -20,8 +20,10 @@ from jobs.training.settings import TrainSettings, crop_of, size_of
 log = logging.getLogger(__name__)
 
 # Images that are looked at: of more, so many spread evenly over the list.
-_SIZED, _COMPARED = 16, 160
+_SIZED, _DEEP, _COMPARED = 16, 64, 160
 _BATCH = 16
+# Whole cells take away a little.
+_TOO_FEW = 0.9
 _PUBLISHED = "224"
 
 
@@ -32,19 +34,34 @@ def with_image_size(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> Tr
     """
     if networks.parse(settings.network) is None:
         return settings.model_copy(update={"image_size": settings.image_size or _PUBLISHED})
-    crop = crop_of(settings)
-    try:
-        sizes = [box_of(crop, (image.height, image.width)).size for image in _looked_at(settings, listed)]
-    except ImageError as error:
-        raise ConfigError(f"--crop {crop}: {error.detail}") from error
+    sizes = _sizes(crop_of(settings), _looked_at(settings, listed))
     own = sorted(sizes, key=lambda size: (size[0] * size[1], size))[len(sizes) // 2]
     height, width = (
         sizing.input_size(sizes, settings.smallest_defect)
         if settings.image_size is None
         else sizing.whole_cells(size_of(settings))
     )
+    has = (settings.smallest_defect or 0) * height / own[0]
+    if settings.smallest_defect and settings.image_size is None and has < _TOO_FEW * sizing.PER_DEFECT:
+        log.warning(
+            "a defect of %g pixels has %.1f at that size, %d are asked for: it may be missed",
+            *(settings.smallest_defect, has, sizing.PER_DEFECT),
+        )
     _tell(own, (height, width), is_given=(settings.image_size or settings.smallest_defect) is not None)
     return settings.model_copy(update={"image_size": f"{height}x{width}"})
+
+
+def _sizes(crop: Crop | None, images: Sequence[DecodedImage]) -> list[tuple[int, int]]:
+    """(height, width) of what is seen of images. Raises ConfigError for a crop that none of them has."""
+    sizes, why = list[tuple[int, int]](), ""
+    for image in images:
+        try:
+            sizes.append(box_of(crop, (image.height, image.width)).size)
+        except ImageError as error:
+            why = error.detail
+    if not sizes:
+        raise ConfigError(f"--crop fits none of the images that were looked at: {why}")
+    return sizes
 
 
 def with_full_scale(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> TrainSettings:
@@ -55,15 +72,17 @@ def with_full_scale(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> Tr
     if settings.full_scale is not None:
         return settings
     peaks = [image.peak for image in _looked_at(settings, listed)]
+    if any(peaks):
+        peaks = [image.peak for image in _looked_at(settings, listed, _DEEP)]
     found = depth.find(peaks)
     if found is not None:
         log.info("the largest value of %d images is %g: --full-scale %g is white", len(peaks), max(peaks), found)
     return settings.model_copy(update={"full_scale": found})
 
 
-def _looked_at(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> list[DecodedImage]:
+def _looked_at(settings: TrainSettings, listed: Sequence[ObjectInfo], most: int = _SIZED) -> list[DecodedImage]:
     """Some of the images, whole and very small. Raises ConfigError when none can be read."""
-    chosen = np.linspace(0, len(listed) - 1, min(len(listed), _SIZED)).astype(np.int64)
+    chosen = np.linspace(0, len(listed) - 1, min(len(listed), most)).astype(np.int64)
     view = View((sizing.MULTIPLE, sizing.MULTIPLE), 3, settings.full_scale)
     looked = fetching.fetch_all([listed[index] for index in chosen], view)
     images = [image for image in looked if isinstance(image, DecodedImage)]
@@ -83,11 +102,10 @@ def _tell(own: tuple[int, int], size: tuple[int, int], *, is_given: bool) -> Non
         log.warning("--image-size is HEIGHTxWIDTH: %s is upright where the images lie, or the reverse", _by(size))
     whole = sizing.whole_cells(own)
     times = whole[0] * whole[1] / (size[0] * size[1])
-    if not is_given and times > 1.5 and max(whole) <= sizing.LONGEST:
+    if not is_given and times > 1.5:
         log.info(
             "defects of less than %.0f pixels of the original are easily missed by that: --smallest-defect PIXELS "
-            "takes the size that yours need; --image-size %s sees all there is, and takes about %.1f times as long to "
-            "train and to score",
+            "takes the size that yours need; to see all %s pixels takes about %.1f times as long to train and to score",
             *(sizing.PER_DEFECT * times**0.5, _by(whole), times),
         )
 

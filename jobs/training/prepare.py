@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from fcdd import detector, grouping, leave_one_out, networks, splits
+from fcdd import detector, grouping, leave_one_out, networks, splits, windows
 from fcdd.calibration import images_needed, smallest_alpha
 from fcdd.errors import ConfigError
 from fcdd.io import storage
@@ -17,7 +17,7 @@ from fcdd.paper import datasets
 from fcdd.training import STATISTICS_IMAGES
 from jobs.labels import label_files
 from jobs.sources import listing
-from jobs.training.settings import TrainSettings, crop_of, options_of, size_of
+from jobs.training.settings import TrainSettings, options_of, size_of, view_of
 from jobs.training.train_loop import LoopConfig
 
 log = logging.getLogger(__name__)
@@ -197,15 +197,23 @@ def loop_config(
     )
     moving, processes = settings.moving_statistics, settings.loader_processes
     labelled, masks = unzipped(inputs.anomalous)
+    is_in_parts = math.prod(size) > windows.WHOLE_AREA
+    if is_in_parts and networks.needs_statistics(settings.network) and settings.augmentation in ("flips", "all"):
+        raise ConfigError(
+            f"--augmentation {settings.augmentation} mixes positions, which statistics of each position do not allow "
+            "on parts of large images; leave it out, or give brightness"
+        )
+    if is_in_parts and None in masks:
+        log.warning(
+            "labelled anomalies without a mask are anomalous everywhere: on parts of large images that is wrong for "
+            "most parts; give --masks"
+        )
     on_gpu = settings.gpu or (settings.num_workers == 0 and torch.cuda.is_available())
     return LoopConfig(
         images=inputs.training,
         held_out=held_out,
         network=settings.network,
-        channels=channels,
-        input_size=size,
-        full_scale=settings.full_scale,
-        crop=crop_of(settings),
+        view=view_of(settings),
         initial_weights=weights,
         normalization=settings.normalization,
         moving_statistics=not settings.pretrained if moving is None else moving,

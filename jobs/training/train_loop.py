@@ -17,7 +17,6 @@ from torch import nn
 
 from fcdd import augmentation, checkpoint, detector, networks, normalization, supervision, sync_batch_norm, training
 from fcdd.checkpoint import Progress
-from fcdd.cropping import Crop
 from fcdd.errors import ConfigError, FCDDError
 from fcdd.images import View
 from fcdd.io import storage
@@ -52,10 +51,7 @@ class LoopConfig:
     images: list[ObjectInfo]
     held_out: frozenset[str]
     network: str
-    channels: int
-    input_size: tuple[int, int]
-    full_scale: float | None
-    crop: Crop | None
+    view: View
     initial_weights: bytes
     normalization: Kind
     moving_statistics: bool
@@ -77,9 +73,14 @@ class LoopConfig:
     conditions: dict[str, Any]
 
     @property
-    def view(self) -> View:
-        """How images are decoded."""
-        return View(self.input_size, self.channels, self.full_scale, self.crop)
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        return self.view.size
+
+    @property
+    def channels(self) -> int:
+        """Of the network's input."""
+        return self.view.channels
 
 
 class Workers(Protocol):
@@ -139,7 +140,10 @@ def train(loop: LoopConfig, workers: Workers) -> None:
         for value in network.state_dict().values():  # statistics too, which data parallel would not exchange
             dist.broadcast(value, src=0)
     windows = Windows.for_images(
-        loop.input_size, network.receptive_field, margin=networks.needs_statistics(loop.network)
+        loop.input_size,
+        network.receptive_field,
+        margin=networks.needs_statistics(loop.network),
+        coarsest=network.coarsest,
     )
     wrapped = workers.wrap(OfWindows(network) if windows else network)
     trainer = training.Trainer(

@@ -7,6 +7,7 @@ Only counts, the worst images and a sample of the quarantine are ever in memory,
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -153,12 +154,14 @@ def _thumbnail(locations: Locations, full_scale: float | None, row: dict[str, An
     try:
         data, size = rendering.encoded(row, locations), (_THUMBNAIL, _THUMBNAIL)
         picture = isolation.picture(data, within=size, full_scale=full_scale)
-        detail = None
-        if row["regions"] and max(row["width"], row["height"]) > _LARGE * _THUMBNAIL:
-            detail = isolation.picture(data, within=size, full_scale=full_scale, part=_around(row["regions"][0]))
     except ImageError as error:
         return error
-    return _data_uri(picture), _data_uri(detail) if detail else ""
+    detail = ""
+    if row["regions"] and max(row["width"], row["height"]) > _LARGE * _THUMBNAIL:
+        with suppress(ImageError):  # all of a picture may be too large where a smaller one was not
+            part = _around(row["regions"][0])
+            detail = _data_uri(isolation.picture(data, within=size, full_scale=full_scale, part=part))
+    return _data_uri(picture), detail
 
 
 def _around(region: dict[str, Any]) -> Box:

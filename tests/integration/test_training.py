@@ -54,7 +54,7 @@ def few(tmp_path_factory: pytest.TempPathFactory, nominal_cells: list[LabelledIm
 
 def make(location: str, checkpoints: str, name: str = "cnn32_s", **changes: Any) -> LoopConfig:
     torch.manual_seed(0)
-    size = changes.get("input_size", SIZE)
+    size = changes.pop("input_size", SIZE)
     network = networks.build(name, in_channels=3, image_size=size)
     if networks.is_pretrained(name):
         networks.load_pretrained(network, name)
@@ -62,8 +62,7 @@ def make(location: str, checkpoints: str, name: str = "cnn32_s", **changes: Any)
         images=listing.list_images(location)[:32],
         held_out=frozenset(),
         network=name,
-        channels=3,
-        input_size=size,
+        view=View(size, 3),
         initial_weights=detector.serialize(network),
         normalization="mean_std",
         moving_statistics=False,
@@ -481,7 +480,7 @@ def _leave_nothing(folder: Path) -> None:
         (_leave_nothing, ("--min-workers", "1"), "expected at most 0 workers as --min-workers"),
         (_leave_nothing, ("--anomalous", "{folder}/known.csv"), "gone.png does not exist; correct"),
         (_leave_nothing, ("--anomalous", "{folder}/changed.csv"), "changed.csv changed since they were labelled"),
-        (_leave_nothing, (), "images cannot be read"),
+        (_leave_nothing, (), "none of 16 images can be read"),
     ],
 )
 def test_what_stands_in_the_way_is_refused_before_an_image_is_decoded(

@@ -33,6 +33,7 @@ def photograph(width: int = 600, height: int = 400) -> Image.Image:
         ("10,20,100,50", Box(20, 10, 70, 110)),
         ("10%, 25%, 50%, 50%", Box(100, 30, 300, 180)),
         ("0,0,300,400", Box(0, 0, 400, 300)),
+        ("0%,0%,33.3333%,100%", Box(0, 0, 400, 100)),
     ],
 )
 def test_a_crop_is_read_in_pixels_or_per_cent(text: str, box: Box) -> None:
@@ -108,6 +109,17 @@ def test_regions_and_outlines_lie_where_the_crop_does() -> None:
     hottest = ring.mean(0)
     assert region.x0 < hottest[0] < region.x1
     assert region.y0 < hottest[1] < region.y1
+
+
+def test_a_heatmap_is_not_finer_than_the_image() -> None:
+    whole = cropping.around(np.ones((224, 224), np.float32), Box(100, 200, 130, 230), (3000, 4000))
+    assert whole.shape == (3000, 4000)
+    assert whole.sum() == 900
+    assert whole[100:130, 200:230].all()
+
+
+def test_large_numbers_are_written_as_they_are_read() -> None:
+    assert str(Crop.parse("1234567,2,3,4.5")) == "1234567,2,3,4.5"
 
 
 def test_a_heatmap_of_a_crop_is_zero_around_it() -> None:

@@ -29,6 +29,7 @@ def test_the_input_has_the_shape_of_the_images(sizes: list[tuple[int, int]], exp
         ((3000, 4000), 500, (192, 256)),  # large ones are seen at the published area
         ((3000, 4000), 2, (3008, 4000)),  # what is not in the image is not to be had by enlarging it
         ((256, 320), 4, (256, 320)),
+        ((9000, 12_000), 8, (3072, 4096)),  # as much as there may be, in the image's shape
     ],
 )
 def test_the_input_is_as_large_as_the_smallest_defect_needs(

@@ -67,12 +67,26 @@ def test_what_is_beyond_the_full_scale_is_white_and_eight_bits_are_as_they_are()
         (tiff((TWELVE / 4095).astype(np.float32)), None, "train with --full-scale, such as 1.0"),
         (tiff(np.where(TWELVE > 4000, np.nan, TWELVE).astype(np.float32)), 4095.0, "NaN or infinity"),
         (tiff((TWELVE / 4095).astype(np.float16)), 1.0, "32 or 64 bits"),
+        (tiff(np.full((SIDE, SIDE), np.inf, np.float64)), 1.0, "NaN or infinity"),
     ],
 )
 def test_floats_without_a_scale_or_a_value_are_refused(data: bytes, full_scale: float | None, why: str) -> None:
     with pytest.raises(ImageError, match=why) as caught:
         seen(data, full_scale)
     assert caught.value.reason == "unsupported"
+
+
+def test_floats_below_zero_are_black_and_very_large_ones_white() -> None:
+    assert not seen(tiff(-(TWELVE + 1.0).astype(np.float32)), 1.0).pixels.any()
+    assert (seen(tiff(np.full((SIDE, SIDE), 1e300)), 1.0).pixels == 255).all()
+
+
+def test_files_that_state_their_depth_keep_it() -> None:
+    sink = io.BytesIO()
+    tifffile.imwrite(sink, TWELVE, photometric="minisblack", bitspersample=12, compression="none")
+    found = seen(sink.getvalue(), 1023.0)
+    np.testing.assert_array_equal(found.pixels, seen(sink.getvalue(), None).pixels)
+    assert found.peak == 0
 
 
 def test_the_levels_of_sixteen_bits_are_what_they_were() -> None:

@@ -134,3 +134,15 @@ def test_images_are_left_out_of_statistics_that_cells_share(suffix: str, monkeyp
         np.testing.assert_allclose(maps[index], expected, rtol=1e-2, atol=1e-2 * expected.max())
     expected = without([3], probes[0])
     np.testing.assert_allclose(probe_maps[0], expected, rtol=1e-2, atol=1e-2 * expected.max())
+
+
+def test_a_variant_of_two_images_is_judged_by_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whitening, "LARGEST", 5000)
+    images = pictures(40)
+    images[[0, 1]] = 255 - images[[0, 1]]
+    network = network_for(images, f"{NAME}:2:8")
+    maps, _ = left_out(network, images, images[:0], [])
+    assert np.isfinite(maps).all()
+    images[1] = images[0]  # and of one picture twice
+    maps, _ = left_out(network_for(images, f"{NAME}:2:8"), images, images[:0], [])
+    assert np.isfinite(maps).all()

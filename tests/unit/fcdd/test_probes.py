@@ -52,3 +52,24 @@ def test_every_kind_is_drawn_as_often_and_names_the_image_it_came_from() -> None
         assert changed[y0:y1, x0:x1].sum() == changed.sum() > 0
         unlike = [(picture != image).mean() for image in images]
         assert int(np.argmin(unlike)) == source
+
+
+def test_probes_are_drawn_where_it_counts() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3)).astype(np.uint8)
+    drawn = probes.draw(
+        images, np.random.default_rng(0), kinds=probes.PROBES, per_kind=8, counts=lambda box: box[1] >= 48
+    )
+    assert (drawn.boxes[:, 1] >= 48).mean() > 0.95
+
+
+def test_probes_of_large_images_change_a_part_of_the_size_that_is_trained_on() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 640, 800, 3)).astype(np.uint8)
+    drawn = probes.draw(images, np.random.default_rng(0), kinds=probes.PROBES, per_kind=4)
+    assert len({tuple(box) for box in drawn.boxes.tolist()}) > 10
+    for number, (x0, y0, x1, y1) in enumerate(drawn.boxes.tolist()):
+        assert x1 - x0 < 224
+        assert y1 - y0 < 224
+        changed = (drawn.pictures[number] != images[drawn.sources[number]]).any(2)
+        assert changed[y0:y1, x0:x1].any()
+        assert not changed[: max(0, y0 - 224)].any()
+    np.testing.assert_array_equal(drawn.pictures[2:4][1], drawn.pictures[3])

@@ -36,6 +36,16 @@ def test_features_of_strips_are_those_of_the_whole_image(
         torch.testing.assert_close(cut.for_inference()(images), whole(images), rtol=1e-3, atol=1e-3)
 
 
+def test_sides_that_the_coarsest_cells_do_not_divide_are_refused_beyond_what_is_computed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(strips, "LARGEST", 320 * 600)
+    name = "whitened:resnet18:layer2+layer4:1:8"
+    with pytest.raises(ConfigError, match="must divide by 32, got 1040x320"):
+        networks.build(name, in_channels=3, image_size=(1040, 320))
+    networks.build(name, in_channels=3, image_size=(1056, 320))
+
+
 def test_a_network_that_looks_at_the_whole_image_is_refused_beyond_what_memory_allows() -> None:
     with pytest.raises(ConfigError, match="efficientnet_b0 looks at the whole image at once"):
         networks.build("whitened:efficientnet_b0:features.3:1:16", in_channels=3, image_size=(4096, 4096))

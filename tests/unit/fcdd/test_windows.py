@@ -12,7 +12,7 @@ NAME = "whitened:efficientnet_lite0:stage3+stage4:1:16"
 
 
 def windows_of(size: tuple[int, int], name: str = NAME, *, margin: bool = True) -> Windows:
-    found = Windows.for_images(size, networks.geometry(name, size), margin=margin)
+    found = Windows.for_images(size, networks.geometry(name, size), margin=margin, coarsest=16)
     assert found is not None
     return found
 
@@ -43,6 +43,17 @@ def test_parts_lie_in_the_image_and_their_cells_are_those_of_the_image(size: tup
     assert counted.min() > 0
     # The border counts as often as what lies within, about.
     assert counted[0].mean() > 0.4 * counted[field.height // 2].mean()
+
+
+def test_parts_begin_where_the_coarsest_cells_of_a_trunk_do() -> None:
+    size, name = (640, 832), "whitened:resnet18:layer2+layer4:1:8"
+    network = networks.build(name, in_channels=3, image_size=size)
+    assert network.coarsest == 32
+    windows = Windows.for_images(size, network.receptive_field, margin=True, coarsest=network.coarsest)
+    assert windows is not None
+    for seed in range(50):
+        part = windows.draw(np.random.default_rng(seed))
+        assert part.pixels[0].start % 32 == part.pixels[1].start % 32 == 0
 
 
 def test_a_part_can_be_asked_for_that_holds_a_pixel() -> None:
@@ -131,3 +142,19 @@ def test_images_that_a_source_brings_are_cut_around_their_anomaly() -> None:
         assert sample.label == 1
         assert sample.mask.any()
         assert sample.pixels.max() == 1.0
+
+
+def test_outliers_that_are_anomalous_everywhere_are_cut_anywhere() -> None:
+    size = (640, 640)
+    windows, image = windows_of(size), np.full((*size, 3), 100, np.uint8)
+    other = np.full((*size, 3), 200, np.uint8)
+    sampling = Sampling(
+        anomalies=supervision.RealAnomalies([other]),
+        augment=augmentation.light(windows.part_size, "none"),
+        seed=0,
+        probability=1.0,
+        windows=windows,
+    )
+    samples = [training.draw_sample(TrainingSet([image]), n, epoch=0, sampling=sampling) for n in range(12)]
+    assert all(sample.mask.all() and sample.pixels.min() > 0.7 for sample in samples)
+    assert len({sample.window.origin for sample in samples if sample.window}) > 4
