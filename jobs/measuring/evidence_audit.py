@@ -14,6 +14,7 @@ from PIL import Image
 
 from fcdd import evidence, heatmap
 from fcdd.bundle import BundleSpec
+from fcdd.cropping import box_of
 from fcdd.errors import ConfigError, ImageError
 from fcdd.evidence import Evidence
 from fcdd.images import DecodedImage
@@ -28,6 +29,8 @@ from jobs.viewing import rendering
 from schemas import IDENTITY, RunRecord
 
 _ROWS_AT_ONCE = 5_000
+# Per cent of per cent: an object with that much of the picture around it leaves nothing to cut off.
+_NOTHING_TO_CROP = 95 * 95
 # Pictures of a small network input are enlarged to this width.
 _PICTURE_SIDE = 320
 
@@ -116,7 +119,9 @@ def _object_mask(
     if object_mask:
         uri = storage.normalize(object_mask)
         try:
-            found = np.asarray(isolation.picture(storage.read(uri), mode="L")) > 127
+            whole = np.asarray(isolation.picture(storage.read(uri), mode="L")) > 127
+            seen = box_of(spec.view.crop, whole.shape)
+            found = whole[seen.top : seen.bottom, seen.left : seen.right]
         except FileNotFoundError as error:
             raise ConfigError(f"the object mask {uri} does not exist") from error
         except ImageError as error:
@@ -151,10 +156,27 @@ def print_audit(found: Audit) -> None:
     if flags:
         print(
             f"verdict     {flags} suspicious: look at the pictures (`fcdd heatmap`); if the model looks at "
-            "what is not the product, crop or mask it before training"
+            f"what is not the product, train without it: {_remedy(found)}"
         )
     else:
         print("verdict     nothing suspicious was found")
+
+
+def _remedy(found: Audit) -> str:
+    """The options of a training that does not look beside the object."""
+    mask = "--ignore MASK, white where nothing counts"
+    if found.mask is None or found.spec.crop or found.mask.all():
+        return mask
+    sides = []
+    for axis in (1, 0):  # columns, then rows
+        hit = np.flatnonzero(found.mask.any(1 - axis))
+        count = found.mask.shape[axis]
+        first, last = max(0, int(hit[0]) - 1), min(count, int(hit[-1]) + 2)  # and a cell around it
+        sides.append((100 * first // count, -(-100 * last // count)))
+    (left, right), (top, bottom) = sides
+    if (right - left) * (bottom - top) > _NOTHING_TO_CROP:
+        return mask
+    return f"fcdd train --crop {left}%,{top}%,{right - left}%,{bottom - top}% ..., or {mask}"
 
 
 def picture(found: Audit) -> Image.Image:

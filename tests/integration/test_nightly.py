@@ -652,6 +652,16 @@ def test_an_audit_flags_evidence_at_one_spot_and_draws_it(line: Line, tmp_path: 
     storage.write(f"{line.root}/mask.png", black.getvalue())
     masked = line.around("audit", "--object-mask", f"{line.root}/mask.png", check=False)
     assert "is black everywhere" in masked.stderr
+    inside = io.BytesIO()
+    Image.fromarray(np.pad(np.full((40, 30), 255, np.uint8), ((20, 20), (40, 10)))).save(inside, "PNG")
+    storage.write(f"{line.root}/mask.png", inside.getvalue())
+    said = line.around("audit", *options[:2], "--object-mask", f"{line.root}/mask.png").stdout
+    [crop] = re.findall(r"train without it: fcdd train --crop (\d+%,\d+%,\d+%,\d+%) \.\.\., or --ignore MASK", said)
+    left, top, width, height = (int(each) for each in crop.replace("%", "").split(","))
+    assert 25 <= left < 50
+    assert 62 < left + width - 25 <= 75
+    assert 5 <= top < 25
+    assert top + height > 75
 
 
 @dataclass
