@@ -55,7 +55,7 @@ class BundleSpec(BaseModel):
         None,
         gt=0,
         exclude_if=is_empty,
-        description="value that is white in files of more than 8 bits",
+        description="value that is white in files of 16 bits, or of floating-point values",
     )
     crop: Annotated[str, AfterValidator(Crop.checked)] | None = Field(
         None, exclude_if=is_empty, description="the part of each image that is seen: X,Y,WIDTH,HEIGHT in pixels or %"
@@ -153,7 +153,7 @@ def _geometry_lines(spec: BundleSpec) -> str:
     lines = [
         f"- of each image the part {spec.crop} (left, top, width, height) is seen\n" if spec.crop else "",
         "" if ignored is None else f"- {ignored.mean():.0%} of the map do not count\n",
-        f"- {spec.full_scale:g} is white in files of more than 8 bits\n" if spec.full_scale else "",
+        f"- {spec.full_scale:g} is white in files of 16 bits\n" if spec.full_scale else "",
     ]
     return "".join(lines)
 

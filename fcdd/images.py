@@ -70,9 +70,9 @@ Mode = Literal["L", "RGB", "A"]
 class View(NamedTuple):
     """How a network sees images: in (height, width) pixels, with 1 (grey) or 3 (RGB) channels.
 
-    `full_scale` is the value that is white in files of more than 8 bits, such as 4095 of a camera of 12 bits; None: the
-    largest that the file's depth allows. Files of floating-point values have none of their own. `crop` is the part of
-    the upright image that is seen; None: all of it.
+    `full_scale` is the value that is white in files of 16 bits, such as 4095 of a camera of 12 bits; None: the largest
+    that they can hold. Files of 9 to 15 bits say what is white, those of floating-point values do not. `crop` is the
+    part of the upright image that is seen; None: all of it.
     """
 
     size: tuple[int, int] = (1, 1)
@@ -117,7 +117,7 @@ class DecodedImage:
     Of the resized pixels, 0..255: `brightness` is the mean, `contrast` the standard deviation, `sharpness` the mean
     absolute difference between neighbours. `frames` is how many pictures the file holds, of which these are the first;
     `format` one of FORMATS; `hash` a difference hash of 256 bits, near that of pictures that look the same. `peak`
-    is the largest value in a file of more than 8 bits, else 0; such a file `is_faint` below an eighth of full scale.
+    is the largest value in a file of 16 bits or floating-point, else 0; it `is_faint` below an eighth of full scale.
     """
 
     pixels: npt.NDArray[np.uint8]

@@ -27,6 +27,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -130,7 +131,7 @@ def _whitened(
     is_member = torch.from_numpy(np.isin(left.numpy(), members))
     multiplicity = torch.from_numpy(many)[left].double() * is_member
     fill = _by_groups if head.shares_covariances else _by_cells
-    result, steps = fill(head, features_nduv, members, shown_bduv, left, multiplicity)
+    result, steps = fill(head, _Left(features_nduv, members, shown_bduv, left, multiplicity))
     with threads_of_one() as pool:
         done = pool.map(lambda step: step(), steps)
         for _ in watch(range(len(steps)), len(steps)):
@@ -143,18 +144,24 @@ def _whitened(
     return whitened.to(head.mean.device)
 
 
+class _Left(NamedTuple):
+    """Features (N,D,U,V) of all images, those `members` that statistics are of, what is shown (B,D,U,V), and which
+    image (B,) is left out for it, how many times (B,).
+    """
+
+    features: Tensor
+    members: npt.NDArray[np.int64]
+    shown: Tensor
+    left: Tensor
+    multiplicity: Tensor
+
+
 Steps = Sequence[Callable[[], None]]
 
 
-def _by_cells(
-    head: WhitenedHead,
-    features_nduv: Tensor,
-    members: npt.NDArray[np.int64],
-    shown_bduv: Tensor,
-    left: Tensor,
-    multiplicity: Tensor,
-) -> tuple[Tensor, Steps]:
+def _by_cells(_: WhitenedHead, given: _Left) -> tuple[Tensor, Steps]:
     """(cells,B,D), and what fills it: for statistics of every cell, in closed form."""
+    features_nduv, members, shown_bduv, left, multiplicity = given
     cells = features_nduv.flatten(2).permute(2, 0, 1)
     shown = shown_bduv.flatten(2).permute(2, 0, 1)
     ridge = ridge_of(cells[:, members].double().var(1))
@@ -168,19 +175,13 @@ def _by_cells(
     return result, [functools.partial(fill, cell) for cell in range(len(cells))]
 
 
-def _by_groups(
-    head: WhitenedHead,
-    features_nduv: Tensor,
-    members: npt.NDArray[np.int64],
-    shown_bduv: Tensor,
-    left: Tensor,
-    multiplicity: Tensor,
-) -> tuple[Tensor, Steps]:
+def _by_groups(head: WhitenedHead, given: _Left) -> tuple[Tensor, Steps]:
     """(G,B*M,D), and what fills it: for covariances of many cells, of which an image takes more than one rank.
 
     Without m equal pictures, whose gaps to the means are the rows of G, the scatter is S - m G'G - v D'D, where D are
     the moves of the means and v is of how many values each still is; one root is taken for each picture.
     """
+    features_nduv, members, shown_bduv, left, multiplicity = given
     n, over = len(members), (0, 2, 3) if head.anywhere else (0,)
     means = features_nduv[members].mean(over, keepdim=True)
     gaps_gnmd = head.grouped(features_nduv - means).unflatten(1, (len(features_nduv), -1))

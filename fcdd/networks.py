@@ -66,7 +66,8 @@ _TRUNK_NAME = re.compile(
     r"(?P<kind>backbone|whitened):(?P<trunk>[^:]+):(?P<stages>[^:]+)"
     r"(:(?P<modes>[1-9][0-9]?)(:(?P<components>[1-9][0-9]{0,3}))?)?(?P<anywhere>:anywhere)?"
 )
-# Those of 256 x 320 pixels are 69 MB for each mode. AUROC of ELPV by all 232 features 0.921, by 64 components 0.918.
+# Those of 256 x 320 pixels are 69 MB for each mode. 64 components find as much
+# (benchmarks/results/2026-11-27-large.md).
 LARGEST_OF_FEATURES, COMPONENTS = 75_000_000, 64
 # The mean over 3 x 3 cells makes whitened features less sensitive to small shifts.
 _NEIGHBOURHOOD = 3

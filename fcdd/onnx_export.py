@@ -43,19 +43,24 @@ class Exported(NamedTuple):
 class _Whole(nn.Module):
     """Normalisation, network, anomaly map and the three statistics of `scores.summarise`."""
 
+    kept: Tensor | None
+    counting: Tensor | None
+
     def __init__(self, loaded: Detector) -> None:
         super().__init__()
         spec = loaded.spec
         self.scaling = spec.normalization
         self.network = detector.deserialize(loaded.weights, spec.network, spec.channels, spec.input_size).eval()
-        self.ignored = None if spec.ignored_cells is None else torch.from_numpy(spec.ignored_cells)
+        ignored = spec.ignored_cells
+        # Found here: the exporter cannot follow how many cells there are.
+        self.register_buffer("kept", None if ignored is None else torch.from_numpy(~ignored).float())
+        self.register_buffer("counting", None if ignored is None else torch.from_numpy(np.flatnonzero(~ignored)))
 
     def forward(self, images_nhwc: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         maps = objective.anomaly_map(self.network(self.scaling(images_nhwc)))[:, 0]
         cells = maps.flatten(1)
-        if self.ignored is not None:
-            maps = maps * ~self.ignored
-            cells = cells[:, torch.nonzero(~self.ignored.flatten())[:, 0]]
+        if self.kept is not None and self.counting is not None:
+            maps, cells = maps * self.kept, cells[:, self.counting]
         top = torch.topk(cells, max(1, round(cells.shape[1] * 0.01)), dim=1).values
         return maps, cells.mean(1), cells.amax(1), top.mean(1)
 
@@ -115,7 +120,7 @@ def _contract(spec: BundleSpec, with_resize: bool) -> str:
     if spec.crop:
         images += f", cut to the part {spec.crop} (left, top, width, height)"
     if spec.full_scale:
-        images += f"; values of more than 8 bits times 255 / {spec.full_scale:g}, rounded, at most 255"
+        images += f"; values of 16 bits times 255 / {spec.full_scale:g}, rounded, at most 255"
     if with_resize:
         return f"{images}, of any H and W, the same within a batch; not resized before: that happens inside"
     return (

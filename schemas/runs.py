@@ -127,7 +127,7 @@ class RunRecord(_Record):
     group_thresholds: dict[str, float] = Field(description="of groups that are judged by their own calibration")
     map_threshold: float
     full_scale: float | None = Field(
-        None, exclude_if=lambda value: value is None, description="what was white in images of more than 8 bits"
+        None, exclude_if=lambda value: value is None, description="what was white in images of 16 bits"
     )
     alpha: float = Field(description="promised false-alarm rate of the alarms")
     num_calibration: _Count

@@ -202,7 +202,7 @@ def load_set(infos: Sequence[ObjectInfo], view: View) -> ImageSet:
 
 
 class Depths:
-    """Whether files of more than 8 bits fit the full scale that they are read with."""
+    """Whether files of 16 bits fit the full scale that they are read with."""
 
     def __init__(self, view: View) -> None:
         self._full_scale = view.full_scale or DEEPEST

@@ -65,7 +65,7 @@ def _sizes(crop: Crop | None, images: Sequence[DecodedImage]) -> list[tuple[int,
 
 
 def with_full_scale(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> TrainSettings:
-    """The options with the value that is white in files of more than 8 bits, if a camera's depth shows in the images.
+    """The options with the value that is white in files of 16 bits, if a camera's depth shows in the images.
 
     Raises ConfigError when none of the images that are looked at can be read.
     """

@@ -61,7 +61,7 @@ def finish(
     if inputs.labelled:
         runner = Runner(detector.deserialize(weights, settings.network, channels, size), progress.normalization, size)
         measured |= _measure(settings, score, runner, inputs.labelled, calibration.threshold, ignored)
-    root = storage.normalize(settings.images)
+    record = _record(settings, inputs, progress.num_images, len(calibrating.pixels), measured)
     spec = BundleSpec(
         network=settings.network,
         channels=channels,
@@ -74,16 +74,8 @@ def finish(
         gaussian_extent=settings.gaussian_extent,
         score=score,
         calibration=calibration,
-        calibrated_on=root,
-        training=TrainingRecord(
-            images=root,
-            num_training=progress.num_images,
-            num_calibration=len(calibrating.pixels),
-            data_digest=listing.digest(inputs.listed),
-            options=recorded(settings),
-            versions=versions(*VERSIONED),
-            metrics=measured,
-        ),
+        calibrated_on=record.images,
+        training=record,
         weights_sha256=detector.sha256(weights),
     )
     trained, bundle_uri = Detector(spec, weights), storage.normalize(settings.bundle)
@@ -93,6 +85,20 @@ def finish(
     if settings.mlflow:
         report.to_mlflow(settings.mlflow, bundle_uri, trained, progress.history)
     return trained
+
+
+def _record(
+    settings: TrainSettings, inputs: Inputs, num_training: int, num_calibration: int, measured: dict[str, float]
+) -> TrainingRecord:
+    return TrainingRecord(
+        images=storage.normalize(settings.images),
+        num_training=num_training,
+        num_calibration=num_calibration,
+        data_digest=listing.digest(inputs.listed),
+        options=recorded(settings),
+        versions=versions(*VERSIONED),
+        metrics=measured,
+    )
 
 
 def _calibration(

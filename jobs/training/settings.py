@@ -105,7 +105,7 @@ class TrainSettings(JobSettings):
     full_scale: float | None = Field(
         None,
         gt=0,
-        description="value that is white in files of more than 8 bits, such as 4095, or 1.0 of floating-point ones; "
+        description="value that is white in files of 16 bits, such as 4095, or 1.0 of floating-point ones; "
         "default: that of 10, 12, 14 or 16 bits, by the largest values of the images",
     )
     pretrained: bool = Field(True, description="start trunks, vgg and vgg_f from their ImageNet weights")

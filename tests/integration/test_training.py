@@ -86,6 +86,14 @@ def make(location: str, checkpoints: str, name: str = "cnn32_s", **changes: Any)
     return dataclasses.replace(loop, **changes)
 
 
+def test_of_large_images_fewer_are_read_at_once(few: str, tmp_path: Path) -> None:
+    loop = make(few, f"file://{tmp_path}")
+    assert train_loop._sample_images(loop) == train_loop.SAMPLE_IMAGES
+    count = train_loop._sample_images(dataclasses.replace(loop, view=View((2048, 2048), 3)))
+    assert train_loop.FEWEST_IMAGES < count < train_loop.SAMPLE_IMAGES
+    assert count * 2048 * 2048 * 3 <= train_loop.SAMPLE_BYTES
+
+
 def result(loop: LoopConfig) -> tuple[dict[str, torch.Tensor], Progress, bytes]:
     found = Checkpoints(loop.checkpoints, 2).latest()
     assert found is not None

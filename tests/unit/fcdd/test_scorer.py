@@ -5,15 +5,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fcdd import openvino_network, scorer
+from fcdd import openvino_network, scorer, strips
 from fcdd.bundle import BundleSpec
 from fcdd.detector import Detector
 from fcdd.errors import BundleError
+from fcdd.inference import Runner
 from fcdd.io import network_cache
 from fcdd.openvino_network import OpenvinoNetwork
 from fcdd.runtime import Runtime
@@ -195,3 +197,42 @@ def test_weights_that_do_not_fit_are_refused_whatever_the_library(detector: Dete
     for backend in ("torch", "openvino"):
         with pytest.raises(BundleError, match="the weights do not fit"):
             scorer.load(detector.spec, b"none", Runtime.model_validate({"backend": backend}))
+
+
+def test_large_inputs_are_computed_by_torch_two_at_a_time(
+    detector: Detector, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strips, "LARGEST", 1)
+    at_once, most = [0], [0]
+    original = Runner.__call__
+
+    def counted(self: Runner, pixels: np.ndarray) -> np.ndarray:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        time.sleep(0.05)
+        at_once[0] -= 1
+        return original(self, pixels)
+
+    monkeypatch.setattr(Runner, "__call__", counted)
+    found, pixels = load(detector), pictures(detector.spec, 8)
+    assert not cache.exists()  # nothing was converted
+    with ThreadPoolExecutor(6) as pool:
+        scored = list(pool.map(lambda index: found(pixels[index : index + 1]), range(8)))
+    assert most == [2]
+    expected = detector.score(pixels)
+    np.testing.assert_allclose(np.concatenate([each.maps for each in scored]), expected.maps, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_ignored_cells_are_zero_and_do_not_count(detector: Detector, backend: str) -> None:
+    rows, columns = np.shape(detector.spec.calibration.pooled.map_mean)
+    half = tuple("1" * (columns // 2) + "0" * (columns - columns // 2) for _ in range(rows))
+    spec, pixels = detector.spec.model_copy(update={"ignored": half}), pictures(detector.spec, 4)
+    found = scorer.load(spec, detector.weights, Runtime.model_validate({"backend": backend}))(pixels)
+    maps = detector.score(pixels).maps
+    kept = maps[:, :, columns // 2 :].reshape(4, -1)
+    assert not found.maps[:, :, : columns // 2].any()
+    np.testing.assert_allclose(found.maximum, kept.max(1), rtol=1e-3)
+    np.testing.assert_allclose(found.mean, kept.mean(1), rtol=1e-3)
+    top = np.sort(kept, 1)[:, -max(1, round(kept.shape[1] * 0.01)) :].mean(1)
+    np.testing.assert_allclose(found.top1pct, top, rtol=1e-3)

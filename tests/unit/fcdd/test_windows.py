@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -24,9 +26,11 @@ def test_images_up_to_the_limit_are_trained_on_whole() -> None:
 
 
 @pytest.mark.parametrize("size", [(640, 800), (208, 2048), (1504, 608)])
-@pytest.mark.parametrize("name", [NAME, "cnn224"])
-def test_parts_lie_in_the_image_and_their_cells_are_those_of_the_image(size: tuple[int, int], name: str) -> None:
-    windows, field = windows_of(size, name), networks.geometry(name, size)
+@pytest.mark.parametrize(("name", "margin"), [(NAME, True), ("cnn224", True), ("cnn224", False)])
+def test_parts_lie_in_the_image_and_their_cells_are_those_of_the_image(
+    size: tuple[int, int], name: str, margin: bool
+) -> None:
+    windows, field = windows_of(size, name, margin=margin), networks.geometry(name, size)
     generator, counted = np.random.default_rng(0), np.zeros((field.height, field.width))
     for _ in range(2000):
         part = windows.draw(generator)
@@ -35,6 +39,7 @@ def test_parts_lie_in_the_image_and_their_cells_are_those_of_the_image(size: tup
         assert 0 <= columns.start < columns.stop <= size[1]
         assert (rows.stop - rows.start, columns.stop - columns.start) == windows.part_size
         assert rows.start % 16 == columns.start % 16 == 0
+        assert all(inner.stop <= side for inner, side in zip(part.inner, windows.part_size, strict=True))
         for first, offset, begin in zip((row, column), part.window.offset, (rows.start, columns.start), strict=True):
             assert begin // field.stride + offset == first
         assert row + cells[0] <= field.height
@@ -57,8 +62,9 @@ def test_parts_begin_where_the_coarsest_cells_of_a_trunk_do() -> None:
 
 
 def test_a_part_can_be_asked_for_that_holds_a_pixel() -> None:
-    windows, generator = windows_of((640, 800)), np.random.default_rng(0)
-    for place in ((0, 0), (639, 799), (300, 420)):
+    generator = np.random.default_rng(0)
+    found = [windows_of((640, 800)), windows_of((640, 800), "cnn224", margin=False)]
+    for windows, place in itertools.product(found, ((0, 0), (639, 799), (300, 420), (301, 8))):
         part = windows.draw(generator, place)
         for axis, pixel in enumerate(place):
             begin = part.pixels[axis].start + part.inner[axis].start
@@ -87,7 +93,7 @@ def test_the_cells_of_a_part_are_nearly_those_of_the_whole_image() -> None:
 
 
 @pytest.mark.parametrize("name", [NAME, "cnn224"])
-def test_a_training_on_parts_draws_anomalies_where_it_counts_and_learns(name: str) -> None:
+def test_a_training_on_parts_draws_anomalies_where_they_count(name: str) -> None:
     size, is_whitened = (528, 528), networks.needs_statistics(name)
     torch.manual_seed(0)
     network = networks.build(name, in_channels=3, image_size=size)
