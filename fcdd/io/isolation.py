@@ -38,6 +38,8 @@ from fcdd.io import decoder_process
 # One image is decoded while the next waits in the pipe.
 _SLOTS = 2
 MAX_CRASHES = 2
+# A system that is short of memory ends a process while it starts, too.
+MAX_STARTS = 3
 _START_TIMEOUT_S = 60.0
 TIMEOUT_S = 30.0
 # Of the decoders that a process shares. The largest images take gigabytes: not sixteen at once.
@@ -279,9 +281,9 @@ class IsolatedDecoder:
         return _Died("timeout", f"decoding took more than {self._timeout_s:g} s")
 
     def _dead(self) -> _Died:
-        code = self._running().wait()
-        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return _Died("decoder_crash", f"the decoder died of {cause}")
+        process = self._running()
+        process.wait()
+        return _Died("decoder_crash", f"the decoder {_cause(process)}")
 
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
@@ -291,9 +293,38 @@ class IsolatedDecoder:
 
     def _started(self) -> "subprocess.Popen[bytes]":
         """A decoder that is ready: its start is not the image's fault. Raises FCDDError when there is none."""
+        for _ in range(MAX_STARTS):
+            process = self._launched()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            ready = select.select([process.stdout], [], [], _START_TIMEOUT_S)[0]
+            said = os.read(process.stdout.fileno(), 1) if ready else b""
+            if said in (decoder_process.READY, decoder_process.READY_WITH_RIGHTS):
+                break
+            # What closed its output is about to end, and then says itself how.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1 if ready else 0)
+            why = f"did not begin within {_START_TIMEOUT_S:g} s" if process.poll() is None else _cause(process)
+            process.kill()
+            process.communicate()
+        else:
+            raise FCDDError(
+                f"the decoder process does not start: the last of {MAX_STARTS} {why}; is this installation complete, "
+                "is there memory?"
+            )
+        if said == decoder_process.READY_WITH_RIGHTS:
+            _warn_of_rights()
+        os.set_blocking(process.stdin.fileno(), False)
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):  # the system may allow less
+                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        return process
+
+    def _launched(self) -> "subprocess.Popen[bytes]":
         memory_fd = self._memory.fileno()
         form = (memory_fd, _SLOTS, self._view, self._limits, self._limits.memory_bytes)
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, *self._command, *decoder_process.arguments(*form)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -303,22 +334,6 @@ class IsolatedDecoder:
             # Ray adds to the path of its workers; the threads of a BLAS would only count as memory.
             | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"},
         )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        os.set_blocking(process.stdin.fileno(), False)
-        ready = select.select([process.stdout], [], [], _START_TIMEOUT_S)[0]
-        said = os.read(process.stdout.fileno(), 1) if ready else b""
-        if said not in (decoder_process.READY, decoder_process.READY_WITH_RIGHTS):
-            process.kill()
-            process.communicate()
-            raise FCDDError("the decoder process does not start; is this installation complete, is there memory?")
-        if said == decoder_process.READY_WITH_RIGHTS:
-            _warn_of_rights()
-        if hasattr(fcntl, "F_SETPIPE_SZ"):
-            for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):  # the system may allow less
-                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        return process
 
     def _kill(self) -> None:
         if self._process is not None:
@@ -395,6 +410,11 @@ def picture(
 ) -> Image.Image:
     """A picture (`fcdd.images.decode_full`), decoded apart from this process. Raises ImageError."""
     return shared_pool(View(full_scale=full_scale)).picture(data, mode=mode, within=within, part=part)
+
+
+def _cause(ended: "subprocess.Popen[bytes]") -> str:
+    code = ended.returncode
+    return f"died of {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
 
 
 @functools.cache

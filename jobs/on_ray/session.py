@@ -25,6 +25,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 # An error in the text of a traceback: its class, and all lines of what it says.
 _RAISED = re.compile(r"^([A-Za-z_][\w.]*): (.*?)\s*(?=\n\n(?:The above|During)|\Z)", re.MULTILINE | re.DOTALL)
+# What Ray Data adds to the words of an error that a generator raises: advice for its own callers.
+_ADDED = re.compile(r"\nFailed to [^\n]* after \d+/\d+ attempts \(total backoff .*\Z", re.DOTALL)
 
 
 @contextmanager
@@ -121,8 +123,9 @@ def _ours(error: RayError) -> FCDDError:
     """What a worker raised. Ray joins the class of a task's error with its own; an actor's is in the text only."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, FCDDError):
+        cause.args = tuple(_ADDED.sub("", each) if isinstance(each, str) else each for each in cause.args)
         return cause
-    raised = [(name, said) for name, said in _RAISED.findall(str(error)) if not name.startswith("ray.")]
+    raised = [(name, _ADDED.sub("", said)) for name, said in _RAISED.findall(str(error)) if not name.startswith("ray.")]
     for name, said in reversed(raised):
         if name.startswith(("fcdd.", "jobs.")):
             kind = next((each for each in _kinds(FCDDError) if _full_name(each) == name), FCDDError)

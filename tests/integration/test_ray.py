@@ -118,7 +118,16 @@ def raising_at_work(error: Exception) -> type:
     return Stage
 
 
-@pytest.mark.parametrize("stage", [raising_when_made, raising_at_work])
+def raising_between_blocks(error: Exception) -> type:
+    class Stage:
+        def __call__(self, rows: object) -> Iterator[object]:
+            yield rows
+            raise error
+
+    return Stage
+
+
+@pytest.mark.parametrize("stage", [raising_when_made, raising_at_work, raising_between_blocks])
 @pytest.mark.parametrize(
     ("error", "said"),
     [

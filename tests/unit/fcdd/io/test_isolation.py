@@ -154,9 +154,21 @@ def test_waiting_for_the_store_is_not_the_fault_of_an_image(sabotaged: IsolatedD
 def test_a_decoder_that_does_not_start_is_an_error_and_not_a_thousand_bad_images() -> None:
     with (
         IsolatedDecoder(View(SIZE, 3), command=("-c", "raise SystemExit(1)")) as decoder,
-        pytest.raises(FCDDError, match="the decoder process does not start"),
+        pytest.raises(FCDDError, match=r"the decoder process does not start: the last of 3 died of exit code 1"),
     ):
         list(decoder.decode_each([picture(0)]))
+
+
+def test_a_decoder_that_is_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
+    """As a system does that is short of memory: neither an image nor the job is lost for it."""
+    ended = tmp_path / "ended"
+    killed_once = f"import os, pathlib\nended = pathlib.Path({str(ended)!r})\n"
+    killed_once += "if not ended.exists():\n    ended.touch()\n    os.kill(os.getpid(), 9)\n"
+    command = ("-c", f"{killed_once}import sys\nfrom fcdd.io import decoder_process\n{SERVE}")
+    with IsolatedDecoder(View(SIZE, 3), command=command) as decoder:
+        assert outcomes(list(decoder.decode_each([picture(0), picture(1)]))) == ["decoded"] * 2
+    assert ended.exists()
+    assert decoder.crashes == 0
 
 
 def test_an_image_that_wants_too_much_memory_is_too_large(sabotaged: IsolatedDecoder) -> None:
