@@ -30,7 +30,7 @@ CASES = {
     "cnn32": 32,
     "cnn224": 224,
     "backbone:efficientnet_lite0:stage4": 160,
-    "whitened:efficientnet_lite0:stage4+stage3+stage5": 224,
+    "whitened:efficientnet_lite0:stage3+stage4+stage5:1:32+32+32": 224,
 }
 RUNTIMES = [
     Runtime(backend="torch"),

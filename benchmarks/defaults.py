@@ -45,7 +45,7 @@ Pixels = npt.NDArray[np.uint8]
 ALPHA, SQUARE = 0.01, 224
 STATISTICS = ("mean", "maximum", "top1pct")
 DATA = ("elpv", *toys.PRODUCTS, "brick", "grass", "gravel")
-TRUNK = "whitened:efficientnet_lite0:stage4+stage3+stage5"
+TRUNK = "whitened:efficientnet_lite0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,7 @@ VARIATIONS: dict[str, Recipe] = {
     "confetti": Recipe(anomalies="confetti"),
     "one epoch": Recipe(epochs=1),
     "six epochs": Recipe(epochs=6),
-    "without stage 5": Recipe(trunk="whitened:efficientnet_lite0:stage4+stage3"),
-    "before": Recipe(is_square=True, modes=1, anomalies="mixed"),
+    "coarse cells": Recipe(trunk=f"{TRUNK}:stage4+stage3+stage5"),
 }
 
 
@@ -153,7 +152,8 @@ def scored(data: Data, recipe: Recipe, seed: int) -> tuple[Scored, Scored, int]:
 
 def trained(pixels_nhwc: Pixels, recipe: Recipe, modes: int, seed: int) -> tuple[FCDDNetwork, Normalization]:
     """A network of so many variants trained on nominal pictures."""
-    size, name = pixels_nhwc.shape[1:3], f"{recipe.trunk}:{modes}"
+    size = pixels_nhwc.shape[1:3]
+    name = networks.for_size(f"{recipe.trunk}:{modes}", size)
     torch.manual_seed(seed)
     network = networks.build(name, in_channels=3, image_size=size)
     scaling = networks.input_normalization(name)

@@ -49,7 +49,7 @@ from fcdd.paper import datasets
 from jobs.catalog import commit_records
 
 HERE = Path(__file__).parent
-NETWORKS = {"default": "whitened:efficientnet_lite0:stage4+stage3+stage5"}
+NETWORKS = {"default": "whitened:efficientnet_lite0:stage3+stage4+stage5:1:32+32+32"}
 WORKERS = os.cpu_count() or 2
 SIZE, SAMPLE_SECONDS = (224, 224), 0.25
 COLUMNS = ("first", "steady", "whole", "cpu", "memory", "bytes")

@@ -35,7 +35,7 @@ class Case(NamedTuple):
 CASES = (
     Case("cnn32", 32, 32, 1000, 6),
     Case("cnn224", 224, 16, 240, 4),
-    Case("whitened:efficientnet_lite0:stage4+stage3+stage5", 224, 32, 240, 4),
+    Case("whitened:efficientnet_lite0:stage3+stage4+stage5:1:32+32+32", 224, 32, 240, 4),
 )
 
 

@@ -21,6 +21,7 @@ def scaling(channels: int) -> Normalization:
 def save(network: str, pixels_nhwc: npt.NDArray[np.uint8], uri: str) -> None:
     """Calibrated on these pixels, so that one image in a hundred is anomalous."""
     side, channels = pixels_nhwc.shape[1:3], pixels_nhwc.shape[3]
+    network = networks.for_size(network, side)
     torch.manual_seed(0)
     weights = detector.serialize(networks.build(network, in_channels=channels, image_size=side))
     runner = Runner(detector.deserialize(weights, network, channels, side), scaling(channels), side)

@@ -33,14 +33,14 @@ IMAGENET = Normalization(kind="mean_std", shift=(0.485, 0.456, 0.406), scale=(0.
 
 
 class Trunk(NamedTuple):
-    """Features of images (B,3,H,W) as (B, channels, height, width of the field), randomly initialised.
+    """Features of images (B,3,H,W) as (B, all channels, height, width of the field), randomly initialised.
 
-    `coarsest` is the largest stride of its stages.
+    `channels` are those of each stage, one after the other; `coarsest` is the largest stride of the stages.
     """
 
     features: nn.Module
     field: ReceptiveField
-    channels: int
+    channels: tuple[int, ...]
     coarsest: int
 
 
@@ -72,7 +72,7 @@ def build(name: str, stages: Sequence[str], image_size: tuple[int, int]) -> Trun
     field = _joined_field(fields)
     if name == LITE0:
         field = replace(field, centre=_effective_centre(field))
-    return Trunk(_Joined(trunk), field, sum(channels), coarsest)
+    return Trunk(_Joined(trunk), field, tuple(channels), coarsest)
 
 
 # Of the way from the middle of a cell's tile to the centre of its theoretical field: where its features look.
@@ -137,8 +137,9 @@ class _Joined(nn.Module):
 
 
 def _on_grid(features: Tensor, first: Tensor) -> Tensor:
-    # Antialiased: averages where the grid of the first is coarser, interpolates where it is finer.
-    return F.interpolate(features, size=first.shape[2:], mode="bilinear", align_corners=False, antialias=True)
+    # Averages where the grid of the first is coarser. Where it is finer there is nothing to average, and a faster way.
+    is_coarser = first.shape[2] < features.shape[2]
+    return F.interpolate(features, size=first.shape[2:], mode="bilinear", align_corners=False, antialias=is_coarser)
 
 
 def _joined_field(fields: Sequence[ReceptiveField]) -> ReceptiveField:

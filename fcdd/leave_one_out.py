@@ -79,9 +79,9 @@ def maps(
     steps.
     """
     head = _head(network.eval())
-    features = _features(network, scaling, nominal_nhwc, watch)
-    probed = _features(network, scaling, probes_nhwc, watch)
-    assigned = head.assign(lambda: features.split(_BATCH), seed)
+    features, means = _components(network, scaling, nominal_nhwc, watch)
+    probed, _ = _components(network, scaling, probes_nhwc, watch)
+    assigned = head.assign(lambda: [means], seed)
     labels = np.zeros(len(features), np.int64) if assigned is None else assigned.numpy()
     many = multiplicities(nominal_nhwc)
     left = torch.from_numpy(np.concatenate([np.arange(len(features)), sources]))
@@ -101,16 +101,19 @@ def _head(network: FCDDNetwork) -> WhitenedHead:
 
 
 @torch.inference_mode()
-def _features(network: FCDDNetwork, scaling: Normalization, images_nhwc: Pixels | Pictures, watch: Watch) -> Tensor:
-    """(N,D,U,V), in memory."""
+def _components(
+    network: FCDDNetwork, scaling: Normalization, images_nhwc: Pixels | Pictures, watch: Watch
+) -> tuple[Tensor, Tensor]:
+    """Components (N,D,U,V) of images, in memory, and their mean features (N,F,1,1)."""
     device, head = next(network.parameters()).device, _head(network)
     batch = images_at_once((images_nhwc.shape[1], images_nhwc.shape[2]), _BATCH)
     starts = range(0, len(images_nhwc), batch)
-    parts = [
-        head.project(network.compute_features(scaling(torch.from_numpy(images_nhwc[at : at + batch]).to(device)))).cpu()
-        for at in watch(starts, len(starts))
-    ]
-    return torch.cat(parts) if parts else torch.empty(0, head.mean.shape[2], *head.cells)
+    components, means = [torch.empty(0, head.mean.shape[2], *head.cells)], [torch.empty(0, head.features, 1, 1)]
+    for at in watch(starts, len(starts)):
+        features = network.compute_features(scaling(torch.from_numpy(images_nhwc[at : at + batch]).to(device)))
+        components.append(head.project(features).cpu())
+        means.append(features.mean((2, 3), keepdim=True).cpu())
+    return torch.cat(components), torch.cat(means)
 
 
 @torch.no_grad()

@@ -4,11 +4,13 @@ Source: METHOD section 2, whose table this module copies. `build` is the only wa
 lower-case ("cnn224", "cnn32_lw3k"), with "_nobias" appended for the variants without biases. Beyond the paper:
 
     backbone:<trunk>:<stage>    a pretrained trunk cut after a stage, and the published head
-    whitened:<trunk>:<stages>[:<modes>[:<components>]][:anywhere]
+    whitened:<trunk>[:<stages>][:<modes>[:<components>]][:anywhere]
                                 a fixed trunk and the head of `fcdd.whitening`
 
 with the trunks and stages of `fcdd.backbones` ("backbone:resnet18:layer3", "backbone:efficientnet_lite0:stage4",
-"whitened:efficientnet_lite0:stage4+stage3+stage5:2", "...:2:64", "...:1:64:anywhere").
+"whitened:efficientnet_lite0:stage4+stage3+stage5:2", "...:2:64", "...:2:32+32+32", "...:1:64:anywhere"). Stages are
+on the grid of the first. "whitened:efficientnet_lite0" and "whitened:efficientnet_lite0:2" leave stages and components
+to the size of the images (`for_size`).
 """
 
 import re
@@ -25,7 +27,7 @@ from fcdd.errors import ConfigError
 from fcdd.normalization import Normalization
 from fcdd.receptive_field import Layer, ReceptiveField
 from fcdd.strips import Strip
-from fcdd.whitening import Statistics, WhitenedHead, matrix_bytes
+from fcdd.whitening import LARGEST, Statistics, WhitenedHead, matrix_bytes
 from fcdd.windows import Window, cut_out
 
 Tail = Literal["", "L", "p", "Lp", "LP"]
@@ -63,13 +65,16 @@ VGG_FROZEN_MODULES = 15
 MAX_MODES = 16
 BACKBONE, WHITENED, ANYWHERE = "backbone", "whitened", "anywhere"
 _TRUNK_NAME = re.compile(
-    r"(?P<kind>backbone|whitened):(?P<trunk>[^:]+):(?P<stages>[^:]+)"
-    r"(:(?P<modes>[1-9][0-9]?)(:(?P<components>[1-9][0-9]{0,3}))?)?(?P<anywhere>:anywhere)?"
+    r"(?P<kind>backbone|whitened):(?P<trunk>[^:]+)(:(?P<stages>(?!anywhere)[^:0-9][^:]*))?"
+    r"(:(?P<modes>[1-9][0-9]?)(:(?P<components>[1-9][0-9]{0,3}(\+[1-9][0-9]{0,3})*))?)?(?P<anywhere>:anywhere)?"
 )
-# Those of 256 x 320 pixels are 69 MB for each mode. 64 components find as much
-# (benchmarks/results/2026-11-27-large.md).
-LARGEST_OF_FEATURES, COMPONENTS = 75_000_000, 64
-# The mean over 3 x 3 cells makes whitened features less sensitive to small shifts.
+# Where no stages are named: fine cells find small defects, with components of each stage for want of images and memory;
+# large images have too many of them (benchmarks/results/2026-11-27-cells.md and -large.md).
+_FINE = (["stage3", "stage4", "stage5"], (32, 32, 32))
+_COARSE = (["stage4", "stage3", "stage5"], (64,))
+# Covariances of all features of 256 x 320 pixels in coarse cells are 69 MB for each mode: more are those of components.
+_LARGEST_OF_FEATURES = 75_000_000
+# Neighbouring cells are averaged, which makes whitened features less sensitive to small shifts.
 _NEIGHBOURHOOD = 3
 
 
@@ -169,17 +174,27 @@ def names() -> list[str]:
         *sorted(ARCHITECTURES),
         *VGG_NAMES,
         f"{BACKBONE}:<trunk>:<stage>",
-        f"{WHITENED}:<trunk>:<stage>+<stage>...[:<modes>[:<components>]][:{ANYWHERE}]",
+        f"{WHITENED}:<trunk>[:<stage>+<stage>...][:<modes>[:<components>]][:{ANYWHERE}]",
     ]
 
 
 class TrunkName(NamedTuple):
-    """The parts of a "backbone:" or "whitened:" name; the statistics are those of the head of the latter."""
+    """The parts of a "backbone:" or "whitened:" name; the statistics are those of the head of the latter.
+
+    Without stages they are those that fit the images.
+    """
 
     kind: str
     trunk: str
     stages: list[str]
     statistics: Statistics = Statistics()
+
+    def __str__(self) -> str:
+        modes, components, anywhere = self.statistics
+        counts = [str(modes)] if modes > 1 or components else []
+        kept = ["+".join(map(str, components))] if components else []
+        stages = ["+".join(self.stages)] if self.stages else []
+        return ":".join([self.kind, self.trunk, *stages, *counts, *kept, *([ANYWHERE] if anywhere else [])])
 
 
 def parse(name: str) -> TrunkName | None:
@@ -190,44 +205,60 @@ def parse(name: str) -> TrunkName | None:
     parts = found.groupdict() if found else {}
     modes, components = int(parts.get("modes") or 1), parts.get("components")
     extras = parts.get("modes") or parts.get("anywhere")
-    if not parts or modes > MAX_MODES or (extras and parts["kind"] == BACKBONE):
+    is_backbone = parts.get("kind") == BACKBONE
+    if not parts or modes > MAX_MODES or (is_backbone and (extras or not parts["stages"])):
         raise ConfigError(f"expected a network like {' or '.join(names()[-2:])}, got {name!r}")
-    statistics = Statistics(modes, int(components) if components else None, bool(parts["anywhere"]))
-    return TrunkName(parts["kind"], parts["trunk"], parts["stages"].split("+"), statistics)
+    if not parts["stages"] and (parts["trunk"] != backbones.LITE0 or components):
+        raise ConfigError(
+            f"name the stages of {parts['trunk']}, as in {parts['kind']}:{parts['trunk']}:<stage>+<stage>"
+        )
+    stages = parts["stages"].split("+") if parts["stages"] else []
+    kept = tuple(map(int, components.split("+"))) if components else None
+    return TrunkName(parts["kind"], parts["trunk"], stages, Statistics(modes, kept, bool(parts["anywhere"])))
 
 
 def with_statistics(name: str, statistics: Statistics) -> str:
     """The name of a "whitened:" network with other statistics; what is the default is left out."""
-    modes, components, anywhere = statistics
-    counts = [modes, components] if components else [modes] if modes > 1 or names_modes(name) else []
-    return ":".join([*name.split(":")[:3], *map(str, counts), *([ANYWHERE] if anywhere else [])])
+    parts = parse(name)
+    assert parts is not None, "a whitened network"
+    return str(parts._replace(statistics=statistics))
 
 
 def names_modes(name: str) -> bool:
     """Whether the name of a "whitened:" network says how many modes it has."""
-    return len(name.removesuffix(f":{ANYWHERE}").split(":")) > 3
+    return any(part.isdigit() for part in name.split(":")[2:])
 
 
 def geometry(name: str, image_size: tuple[int, int]) -> ReceptiveField:
     """The geometry of a network's map for images of (height, width). Raises ConfigError as `build`."""
     if needs_statistics(name):  # statistics of every cell would take memory for nothing
-        name = with_statistics(name, Statistics(anywhere=True))
+        name = with_statistics(for_size(name, image_size), Statistics(anywhere=True))
     return build(name, in_channels=in_channels(name), image_size=image_size).receptive_field
 
 
 def for_size(name: str, image_size: tuple[int, int]) -> str:
-    """The name of a "whitened:" network whose statistics fit images of (height, width); others are as they are.
+    """The name of a "whitened:" network with what fits images of (height, width); others are as they are.
 
-    Where the covariances of all features would take more than `LARGEST_OF_FEATURES` bytes, they are those of
-    `COMPONENTS` principal components, unless the name says of how many. Raises ConfigError as `build`.
+    Stages that the name leaves open are those of fine cells where a covariance for each of them fits in
+    `whitening.LARGEST`, else those of coarse ones. Covariances of all features of named stages that would take more
+    than 75 MB are those of principal components, unless the name says of how many. Raises ConfigError as `build`.
     """
     parts = parse(name)
-    if parts is None or parts.kind != WHITENED or parts.statistics.components or parts.statistics.anywhere:
+    if parts is None or parts.kind != WHITENED or parts.statistics.components:
         return name
+    modes, _, anywhere = parts.statistics
+    if not parts.stages:
+        stages, components = _FINE
+        _, field, *_ = backbones.build(parts.trunk, stages, image_size)
+        if anywhere or matrix_bytes((field.height, field.width), sum(components)) > LARGEST:
+            stages, components = _COARSE
+        chosen = Statistics(modes, None if anywhere else components, anywhere)
+        return str(parts._replace(stages=stages, statistics=chosen))
     _, field, channels, _ = backbones.build(parts.trunk, parts.stages, image_size)
-    if matrix_bytes((field.height, field.width), channels, 1) <= LARGEST_OF_FEATURES or channels <= COMPONENTS:
+    fits = matrix_bytes((field.height, field.width), sum(channels)) <= _LARGEST_OF_FEATURES
+    if anywhere or fits or sum(channels) <= sum(_COARSE[1]):
         return name
-    return with_statistics(name, parts.statistics._replace(components=COMPONENTS))
+    return str(parts._replace(statistics=Statistics(modes, _COARSE[1])))
 
 
 def check_name(name: str) -> None:
@@ -283,6 +314,8 @@ def build(
     """
     check_name(name)
     trunk = parse(name)
+    if trunk and not trunk.stages:
+        trunk = parse(for_size(name, image_size))
     if (trunk or name in VGG_NAMES) and in_channels != 3:
         raise ConfigError(f"{name} takes images of 3 channels, got {in_channels}")
     if name in VGG_NAMES:
@@ -307,10 +340,9 @@ def _head(channels: int, *, bias: bool = True) -> nn.Conv2d:
 
 def _on_trunk(parts: TrunkName, image_size: tuple[int, int], moving_statistics: bool, frozen: bool) -> FCDDNetwork:
     features, field, channels, coarsest = backbones.build(parts.trunk, parts.stages, image_size)
-    head: nn.Module = _head(channels)
+    head: nn.Module = _head(sum(channels))
     if parts.kind == WHITENED:
-        mean = nn.AvgPool2d(_NEIGHBOURHOOD, 1, _NEIGHBOURHOOD // 2, count_include_pad=False)
-        features = nn.Sequential(features, mean)
+        features = nn.Sequential(features, _neighbourhood(parts.statistics))
         field = replace(field, extent=field.extent + (_NEIGHBOURHOOD - 1) * field.stride)
         head = WhitenedHead(channels, (field.height, field.width), parts.statistics)
         moving_statistics, frozen = False, True
@@ -334,6 +366,14 @@ def _on_trunk(parts: TrunkName, image_size: tuple[int, int], moving_statistics: 
         parts=several,
         coarsest=coarsest,
     )
+
+
+def _neighbourhood(statistics: Statistics) -> nn.Module:
+    """A mean over 3 x 3 cells; with weights 1, 2, 1 where each stage has components of its own: fine cells."""
+    if statistics.components and len(statistics.components) > 1:
+        pair = nn.AvgPool2d(2, 1)
+        return nn.Sequential(nn.ReplicationPad2d(_NEIGHBOURHOOD // 2), pair, pair)
+    return nn.AvgPool2d(_NEIGHBOURHOOD, 1, _NEIGHBOURHOOD // 2, count_include_pad=False)
 
 
 def _vgg_geometry() -> Iterator[Layer]:

@@ -8,9 +8,10 @@ of PaDiM, Defard et al. 2021), fixed; the head then learns by the FCDD objective
 V starts as the identity, so that phi starts as the scaled Mahalanobis distance. With several modes (product variants
 seen by one camera) each has statistics of its own and the nearest one counts: e = min over modes.
 
-A matrix W for each of many cells takes much memory. Two things make it less: P keeps the first principal components
-of the features (it is left out by default), and neighbouring cells share one covariance, each about its own mean.
-For parts that lie anywhere, and for endless material, all cells share the mean, too.
+A matrix W for each of many cells takes much memory, and many images to estimate. Two things make it less: P keeps the
+first principal components of all features or of those of each stage of the trunk (it is left out by default), and
+neighbouring cells share one covariance, each about its own mean. For parts that lie anywhere, and for endless material,
+all cells share the mean, too.
 
 Shapes: B batch, K modes, F features, D components of them (F without P), U x V cells, G groups of cells that share a
 covariance, M their members.
@@ -37,24 +38,48 @@ REGULARIZATION = 0.01
 _SMALLEST_ENERGY, _SMALLEST_RIDGE = 1e-6, 1e-12
 _UNIT_WEIGHT = 0.5413  # softplus of it is 1
 _START_OFFSET = -1.0  # nominal cells have e of about 1
-# Bytes of the covariances from which on neighbouring cells share them.
-LARGEST = 45_000_000
+# Bytes of a mode's covariances from which on neighbouring cells share them.
+LARGEST = 48_000_000
 
 
 class Statistics(NamedTuple):
-    """Which statistics a head has: of so many modes, of so many principal components (None: of the features).
+    """Which statistics a head has: of so many modes, of so many principal components.
 
-    `anywhere`: one mean and covariance for all cells, else each position has its own.
+    The components are those of all features together (one number), of the features of each stage (a number for each),
+    or the features as they are (None). `anywhere`: one mean and covariance for all cells, else each position has its
+    own.
     """
 
     modes: int = 1
-    components: int | None = None
+    components: tuple[int, ...] | None = None
     anywhere: bool = False
 
 
-def matrix_bytes(cells: tuple[int, int], size: int, modes: int) -> int:
-    """Memory of a matrix of `size` x `size` for every cell and mode."""
-    return modes * math.prod(cells) * size**2 * torch.float32.itemsize
+class _Part(NamedTuple):
+    """Features that are taken together, and how many components of them are kept."""
+
+    features: slice
+    components: slice
+
+
+def _parts(stages: Sequence[int], components: Sequence[int]) -> list[_Part]:
+    """None without components. Raises ConfigError for more components than features, or of other stages."""
+    together = list(stages) if len(components) > 1 else [sum(stages)]
+    if len(components) > 1 and len(components) != len(stages):
+        named = "+".join(map(str, components))
+        raise ConfigError(f"{named} components are those of {len(components)} stages, and there are {len(stages)}")
+    parts, feature, component = list[_Part](), 0, 0
+    for available, kept in zip(together, components, strict=False):
+        if kept > available:
+            raise ConfigError(f"there are no {kept} principal components of {available} features")
+        parts.append(_Part(slice(feature, feature + available), slice(component, component + kept)))
+        feature, component = feature + available, component + kept
+    return parts
+
+
+def matrix_bytes(cells: tuple[int, int], size: int) -> int:
+    """Memory of a matrix of `size` x `size` for every cell."""
+    return math.prod(cells) * size**2 * torch.float32.itemsize
 
 
 class WhitenedHead(nn.Module):
@@ -64,12 +89,17 @@ class WhitenedHead(nn.Module):
     whitening: Tensor
     projection: Tensor | None
 
-    def __init__(self, features: int, cells: tuple[int, int], statistics: Statistics = Statistics()) -> None:  # noqa: B008
-        """Raises ConfigError for more components than features."""
+    def __init__(
+        self,
+        stages: Sequence[int],
+        cells: tuple[int, int],
+        statistics: Statistics = Statistics(),  # noqa: B008
+    ) -> None:
+        """For features of `stages`, so many each. Raises ConfigError for components that they do not have."""
         super().__init__()
-        size = statistics.components or features
-        if size > features:
-            raise ConfigError(f"there are no {size} principal components of {features} features")
+        features = sum(stages)
+        self._kept = _parts(stages, statistics.components or ())
+        size = sum(statistics.components) if statistics.components else features
         self.features, self.cells = features, cells
         self.modes, self.anywhere = statistics.modes, statistics.anywhere
         # Cells of a square of this side share a covariance.
@@ -88,7 +118,7 @@ class WhitenedHead(nn.Module):
         self.offset = nn.Parameter(torch.tensor(_START_OFFSET))
 
     def _bytes(self, size: int) -> int:
-        return matrix_bytes(self._grid(), size, self.modes)
+        return matrix_bytes(self._grid(), size)
 
     @property
     def shares_covariances(self) -> bool:
@@ -179,7 +209,7 @@ class WhitenedHead(nn.Module):
 
     @torch.no_grad()
     def fit_projection(self, batches: Iterable[Tensor], *, share: "Share | None" = None) -> None:
-        """Find the principal components of nominal features (B,F,U,V), all cells together; nothing without them.
+        """Find the principal components of nominal features (B,F,U,V) over all cells; nothing where none are kept.
 
         With a `share` these are one process's features of many.
         """
@@ -195,16 +225,19 @@ class WhitenedHead(nn.Module):
         share.add(sums)
         mean = sums[0, 1:] / sums[0, 0]
         covariance = sums[1:, 1:] / sums[0, 0] - torch.outer(mean, mean)
-        _, vectors = torch.linalg.eigh(covariance.cpu())
-        # One process's: others may find the same directions with other signs.
-        self.projection.copy_(vectors.flip(1)[:, : self.projection.shape[1]] * (share.rank == 0))
+        self.projection.zero_()
+        if share.rank == 0:  # others may find the same directions with other signs
+            for part in self._kept:
+                _, vectors = torch.linalg.eigh(covariance[part.features, part.features].cpu())
+                kept = part.components.stop - part.components.start
+                self.projection[part.features, part.components] = vectors.flip(1)[:, :kept].float()
         share.add(self.projection)
 
     @torch.no_grad()
     def fit(self, batches: Callable[[], Iterable[Tensor]], *, seed: int = 0, share: "Share | None" = None) -> None:
         """Estimate the statistics from nominal features; `batches()` yields them (B,F,U,V), the same at each call.
 
-        Modes are k-means clusters of the images' mean components, for which several of them read the features once
+        Modes are k-means clusters of the images' mean features, for which several of them read the features once
         more. With a `share` these are one process's features of many. Components must have been found before. Raises
         ConfigError for fewer than two images in a mode.
         """
@@ -213,7 +246,7 @@ class WhitenedHead(nn.Module):
         def projected() -> Iterator[Tensor]:
             return (self.project(batch) for batch in batches())
 
-        modes = self.assign(projected, seed, share)
+        modes = self.assign(batches, seed, share)
         total, square = torch.zeros_like(self.mean), torch.zeros_like(self.whitening)
         counts = torch.zeros(self.modes, dtype=torch.int64, device=self.mean.device)
         # Taken off first, and of all processes the same: large means would drown the second moments in float32.
@@ -264,22 +297,22 @@ class WhitenedHead(nn.Module):
         return mean_cd[None] if self.anywhere else self.grouped(mean_cd.T.unflatten(1, self.cells)[None])
 
     def assign(self, batches: Callable[[], Iterable[Tensor]], seed: int, share: "Share | None" = None) -> Tensor | None:
-        """The mode of every image, (N,); None if there is one only. `batches()` yields components (B,D,U,V)."""
+        """The mode of every image, (N,); None if there is one only. `batches()` yields features (B,F,U,V)."""
         if self.modes == 1:
             return None
         from sklearn.cluster import KMeans  # half a second to import, and most networks do without
 
         own = [batch.mean((2, 3)) for batch in batches()]
-        images_nd = torch.cat(own) if own else self.mean.new_empty(0, self.mean.shape[2])
+        images_nf = torch.cat(own) if own else self.mean.new_empty(0, self.features)
         if share is not None and share.positions is not None:
-            together = self.mean.new_zeros(share.num_images, self.mean.shape[2])
-            together[share.positions.to(together.device)] = images_nd
+            together = self.mean.new_zeros(share.num_images, self.features)
+            together[share.positions.to(together.device)] = images_nf
             share.add(together)
-            images_nd = together
-        if len(images_nd) < self.modes:
-            labels = torch.zeros(len(images_nd), dtype=torch.int64)
+            images_nf = together
+        if len(images_nf) < self.modes:
+            labels = torch.zeros(len(images_nf), dtype=torch.int64)
         else:
-            scaled = (images_nd - images_nd.mean(0)) / images_nd.std(0).clamp_min(1e-6)
+            scaled = (images_nf - images_nf.mean(0)) / images_nf.std(0).clamp_min(1e-6)
             found = KMeans(self.modes, n_init=5, random_state=seed).fit(scaled.cpu().numpy()).labels_
             labels = torch.from_numpy(found.astype(np.int64))
         return labels if share is None or share.positions is None else labels[share.positions]

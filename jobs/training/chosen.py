@@ -131,16 +131,14 @@ def with_variants(settings: TrainSettings, nominal_nhwc: npt.NDArray[np.uint8]) 
     return settings.model_copy(update={"network": name})
 
 
-def with_components(settings: TrainSettings) -> TrainSettings:
-    """The options with the number of components in the name of a whitened network, if images are large.
+def with_stages(settings: TrainSettings) -> TrainSettings:
+    """The options with the stages and components that fit the size of the images in the name of a whitened network.
 
     The variants are counted before.
     """
     name = networks.for_size(settings.network, size_of(settings))
     if name != settings.network:
-        log.info(
-            "at this size the statistics are those of %d components of the features: %s", networks.COMPONENTS, name
-        )
+        log.info("for this size of images the network is %s", name)
     return settings.model_copy(update={"network": name})
 
 

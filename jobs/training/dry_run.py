@@ -35,7 +35,7 @@ def dry_run(settings: TrainSettings) -> None:
     listed = prepare.list_nominal(settings)
     settings = chosen.with_image_size(settings, listed)
     inputs = prepare.find_inputs(settings, listed)
-    settings = chosen.with_components(settings)
+    settings = chosen.with_stages(settings)
     prepare.check_enough(settings, inputs)
     conditions = checks.conditions(settings, listing.digest(listed))
     checks.check_resumable(settings, store, conditions)

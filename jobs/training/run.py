@@ -48,7 +48,7 @@ def train(settings: TrainSettings) -> Detector:
         checks.check_resumable(settings, store, conditions)
         settings = chosen.with_full_scale(settings, inputs.training)
         calibrating, not_trained_on = _read_calibrating(settings, inputs)
-        settings = chosen.with_components(chosen.with_variants(settings, calibrating.pixels))
+        settings = chosen.with_stages(chosen.with_variants(settings, calibrating.pixels))
         ignored = data_set.ignored_cells(settings, calibrating)
         weights = prepare.initial_weights(settings)
     loop = prepare.loop_config(settings, inputs, not_trained_on, weights, location, conditions)

@@ -77,9 +77,9 @@ class TrainSettings(JobSettings):
     images: str = Field(description="location of nominal images (s3://, gs://, az:// or a folder)")
     bundle: str = Field(description="location to write the bundle to")
     network: str = Field(
-        "whitened:efficientnet_lite0:stage4+stage3+stage5",
+        "whitened:efficientnet_lite0",
         description="architecture; a name that is not known lists them all. Product variants under one camera are "
-        "counted; :1, :2 or :3 behind the default says how many",
+        "counted; :1, :2 or :3 behind the default says how many. It becomes the longer name that fits the images' size",
     )
     image_size: ImageSize | None = Field(
         None,

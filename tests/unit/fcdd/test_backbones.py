@@ -135,8 +135,9 @@ def test_the_receptive_field_is_where_gradients_reach(name: str) -> None:
     assert last - 4 <= int(touched.max()) <= last
 
 
-def test_a_spot_is_found_where_it_is_and_not_half_a_cell_beside_it() -> None:
-    name, size = "whitened:efficientnet_lite0:stage4+stage3+stage5", (224, 224)
+@pytest.mark.parametrize("stages", ["stage4+stage3+stage5", "stage3+stage4+stage5:1:32+32+32"])
+def test_a_spot_is_found_where_it_is_and_not_half_a_cell_beside_it(stages: str) -> None:
+    name, size = f"whitened:efficientnet_lite0:{stages}", (224, 224)
     network = networks.build(name, in_channels=3, image_size=size).eval()
     networks.load_pretrained(network, name)
     field, scaling = network.receptive_field, networks.input_normalization(name)
@@ -167,8 +168,8 @@ def test_stages_joined_lie_on_the_grid_of_the_first() -> None:
         alone, *_ = backbones.build("efficientnet_lite0", ["stage4"], (64, 96))
         alone.load_state_dict({k: v for k, v in features.state_dict().items() if k in alone.state_dict()})
         assert torch.equal(joined[:, :80], alone.eval()(images))
-    assert joined.shape == (2, channels, 4, 6)
-    assert channels == 80 + 24 + 112
+    assert channels == (80, 24, 112)
+    assert joined.shape == (2, 80 + 24 + 112, 4, 6)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_an_earlier_stage_is_not_changed_by_a_later_one() -> None:
     alone.load_state_dict({key: value for key, value in joined.state_dict().items() if key in alone.state_dict()})
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(joined.eval()(images)[:, :channels], alone.eval()(images))
+        assert torch.equal(joined.eval()(images)[:, : channels[0]], alone.eval()(images))
 
 
 def test_a_frozen_backbone_trains_its_head_alone() -> None:

@@ -23,7 +23,7 @@ def features(count: int, shift: float = 0.0) -> torch.Tensor:
 
 
 def fitted(data: torch.Tensor, modes: int = 1) -> WhitenedHead:
-    head = WhitenedHead(5, CELLS, Statistics(modes))
+    head = WhitenedHead([5], CELLS, Statistics(modes))
 
     def batches() -> Iterator[torch.Tensor]:
         yield from data.split(7)
@@ -48,7 +48,7 @@ def test_an_untrained_head_measures_the_mahalanobis_distance_of_every_cell() -> 
 
 def test_statistics_do_not_depend_on_the_batches() -> None:
     data = features(50)
-    one, other = WhitenedHead(5, CELLS), WhitenedHead(5, CELLS)
+    one, other = WhitenedHead([5], CELLS), WhitenedHead([5], CELLS)
     one.fit(lambda: data.split(50))
     other.fit(lambda: data.split(3))
     torch.testing.assert_close(one.whitening, other.whitening, rtol=1e-3, atol=1e-4)
@@ -75,11 +75,11 @@ def covariance(data: torch.Tensor) -> np.ndarray:
 def test_neighbouring_cells_share_a_covariance_about_their_own_means(
     cells: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whitening, "LARGEST", whitening.matrix_bytes(cells, 5, 1) - 1)
+    monkeypatch.setattr(whitening, "LARGEST", whitening.matrix_bytes(cells, 5) - 1)
     mixing = torch.randn(5, 5, generator=GENERATOR)
     means = 10 * torch.randn(5, *cells, generator=GENERATOR)
     data = torch.einsum("df,nduv->nfuv", mixing, torch.randn(300, 5, *cells, generator=GENERATOR)) + means
-    head = WhitenedHead(5, cells, Statistics(components=5))
+    head = WhitenedHead([5], cells, Statistics(components=(5,)))
     assert head.side == 2
     head.fit_projection(data.split(50))
     assert head.projection is not None
@@ -105,19 +105,45 @@ def test_the_components_are_those_with_the_largest_variance() -> None:
     data = torch.einsum("fd,nduv->nfuv", directions, torch.randn(100, 5, 3, 4, generator=GENERATOR))
     spread = torch.tensor([9.0, 4.0, 1.0, 0.1, 0.01])
     data = torch.einsum("fd,d,nduv->nfuv", directions, spread, torch.randn(400, 5, 3, 4, generator=GENERATOR))
-    head = WhitenedHead(5, CELLS, Statistics(components=2))
+    head = WhitenedHead([5], CELLS, Statistics(components=(2,)))
     head.fit_projection(data.split(100))
     assert head.projection is not None
     overlap = (directions[:, :2].T @ head.projection).abs()
     torch.testing.assert_close(overlap, torch.eye(2), atol=0.05, rtol=0)
     assert head.mean.shape == (1, 12, 2)
     with pytest.raises(ConfigError, match="no 6 principal components of 5 features"):
-        WhitenedHead(5, CELLS, Statistics(components=6))
+        WhitenedHead([5], CELLS, Statistics(components=(6,)))
+
+
+def test_each_stage_keeps_components_of_its_own() -> None:
+    """However much more the features of another stage vary."""
+    data = torch.randn(400, 5, 3, 4, generator=GENERATOR)
+    data[:, 1] += 3 * data[:, 0]
+    data[:, 2:] *= 100
+    head = WhitenedHead([2, 3], CELLS, Statistics(components=(1, 2)))
+    head.fit_projection(data.split(100))
+    assert head.projection is not None
+    assert head.projection.shape == (5, 3)
+    assert not head.projection[2:, 0].any()
+    assert not head.projection[:2, 1:].any()
+    torch.testing.assert_close(head.projection.T @ head.projection, torch.eye(3), atol=1e-4, rtol=0)
+    together = data[:, :2].permute(1, 0, 2, 3).flatten(1)
+    direction = np.linalg.eigh(covariance(together.T))[1][:, -1]
+    assert abs(direction @ head.projection[:2, 0].double().numpy()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("components", "said"),
+    [((3, 2), "no 3 principal components of 2 features"), ((1, 1, 1), r"1\+1\+1 components are those of 3 stages")],
+)
+def test_components_that_stages_do_not_have_are_refused(components: tuple[int, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        WhitenedHead([2, 3], CELLS, Statistics(components=components))
 
 
 def test_statistics_of_anywhere_judge_the_same_features_alike_at_every_place() -> None:
     data = torch.randn(200, 5, 3, 4, generator=GENERATOR) * torch.arange(1.0, 6).view(5, 1, 1) + 3
-    head = WhitenedHead(5, CELLS, Statistics(anywhere=True))
+    head = WhitenedHead([5], CELLS, Statistics(anywhere=True))
     head.fit(lambda: data.split(30))
     assert head.mean.shape == (1, 1, 5)
     cells_nd = data.permute(0, 2, 3, 1).reshape(-1, 5)
@@ -130,7 +156,9 @@ def test_statistics_of_anywhere_judge_the_same_features_alike_at_every_place() -
     np.testing.assert_allclose(output.numpy(), np.full((1, 1, 7, 2), expected), rtol=2e-3)
 
 
-@pytest.mark.parametrize("statistics", [Statistics(2), Statistics(1, 3), Statistics(1, 3, True), Statistics(2, 4)])
+@pytest.mark.parametrize(
+    "statistics", [Statistics(2), Statistics(1, (3,)), Statistics(1, (3,), True), Statistics(2, (4,))]
+)
 @pytest.mark.parametrize("side", [1, 2])
 def test_a_window_is_judged_by_the_statistics_of_its_cells(
     statistics: Statistics, side: int, monkeypatch: pytest.MonkeyPatch
@@ -138,7 +166,7 @@ def test_a_window_is_judged_by_the_statistics_of_its_cells(
     if side > 1:
         monkeypatch.setattr(whitening, "LARGEST", 1)  # as few matrices as can be
     data = features(60)
-    head = WhitenedHead(5, CELLS, statistics)
+    head = WhitenedHead([5], CELLS, statistics)
     head.fit_projection([data])
     head.fit(lambda: [data])
     at = [Window((1, 2), (1, 0), (2, 2)), Window((0, 1), (0, 1), (2, 2))]
