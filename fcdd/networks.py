@@ -70,8 +70,9 @@ _TRUNK_NAME = re.compile(
 )
 # Where no stages are named: fine cells find small defects, with components of each stage for want of images and memory;
 # large images have too many of them (benchmarks/results/2026-11-27-cells.md and -large.md).
-_FINE = (["stage3", "stage4", "stage5"], (32, 32, 32))
-_COARSE = (["stage4", "stage3", "stage5"], (64,))
+_Choice = tuple[list[str], tuple[int, ...]]
+_FINE: _Choice = (["stage3", "stage4", "stage5"], (32, 32, 32))
+_COARSE: _Choice = (["stage4", "stage3", "stage5"], (64,))
 # Covariances of all features of 256 x 320 pixels in coarse cells are 69 MB for each mode: more are those of components.
 _LARGEST_OF_FEATURES = 75_000_000
 # Neighbouring cells are averaged, which makes whitened features less sensitive to small shifts.

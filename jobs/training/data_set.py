@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fcdd import augmentation, networks
-from fcdd.calibration import STATISTICS
+from fcdd import augmentation
 from fcdd.cropping import box_of
 from fcdd.errors import ConfigError, ImageError
 from fcdd.images import View
@@ -20,7 +19,6 @@ from fcdd.supervision import HeldOut
 from jobs.sources import fetching
 from jobs.sources.fetching import Failure, ImageSet
 from jobs.timing import progress
-from jobs.training.settings import TrainSettings, crop_of, size_of
 
 log = logging.getLogger(__name__)
 
@@ -188,36 +186,3 @@ def read_grey(info: ObjectInfo) -> npt.NDArray[np.uint8]:
         return np.asarray(isolation.picture(storage.read_checked(info), mode="L"))
     except ImageError as error:
         raise ConfigError(f"cannot read the mask {info.uri}: {error}") from error
-
-
-def ignored_cells(settings: TrainSettings, images: ImageSet) -> npt.NDArray[np.bool_] | None:
-    """Cells of the map (U,V) of which at least half lies under the mask of `--ignore`, if there is one.
-
-    Raises ConfigError for a mask of another size than the images, or one that leaves nothing.
-    """
-    if not settings.ignore:
-        return None
-    from fcdd import evidence  # with scikit-learn, which a training starts without
-
-    try:
-        grey = read_grey(storage.stat(storage.normalize(settings.ignore)))
-    except FileNotFoundError as error:
-        raise ConfigError(f"the mask {error} of --ignore does not exist") from error
-    of_images = {(int(height), int(width)) for width, height in images.statistics[:, _WIDTH_AND_HEIGHT].tolist()}
-    if grey.shape not in of_images:
-        height, width = min(of_images)
-        raise ConfigError(
-            f"the mask {settings.ignore} has {grey.shape[1]}x{grey.shape[0]} pixels, and images have {width}x{height}: "
-            "--ignore needs a mask of their size"
-        )
-    top, left, bottom, right = box_of(crop_of(settings), grey.shape)
-    field = networks.geometry(settings.network, size_of(settings))
-    cells = evidence.to_cells(grey[top:bottom, left:right] > _MASKED, (field.height, field.width))
-    if cells.all():
-        raise ConfigError(f"the mask {settings.ignore} leaves nothing to look at")
-    log.info("%.0f %% of the map do not count: they lie under the mask %s", 100 * cells.mean(), settings.ignore)
-    return cells if cells.any() else None
-
-
-_MASKED = 127
-_WIDTH_AND_HEIGHT = [STATISTICS.index("width"), STATISTICS.index("height")]

@@ -20,7 +20,7 @@ from fcdd.runtime import Runtime
 from jobs.sources import fetching, listing
 from jobs.sources.fetching import ImageSet
 from jobs.timing.stopwatch import Stopwatch
-from jobs.training import checks, chosen, data_set, finish, memory, prepare, train_loop
+from jobs.training import checks, chosen, data_set, finish, ignoring, memory, prepare, train_loop
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.prepare import Inputs
 from jobs.training.settings import TrainSettings, view_of, with_preset
@@ -49,7 +49,7 @@ def train(settings: TrainSettings) -> Detector:
         settings = chosen.with_full_scale(settings, inputs.training)
         calibrating, not_trained_on = _read_calibrating(settings, inputs)
         settings = chosen.with_stages(chosen.with_variants(settings, calibrating.pixels))
-        ignored = data_set.ignored_cells(settings, calibrating)
+        ignored = ignoring.ignored_cells(settings, calibrating)
         weights = prepare.initial_weights(settings)
     loop = prepare.loop_config(settings, inputs, not_trained_on, weights, location, conditions)
     if settings.overwrite and not settings.resume:

@@ -99,8 +99,8 @@ class TrainSettings(JobSettings):
     )
     ignore: str | None = Field(
         None,
-        description="location of a mask of the images' size: what is white in it does not count, in maps, scores and "
-        "regions",
+        description="location of a mask of the images' size, or of JSON of labelme with polygons and rectangles: "
+        "what is white or inside does not count, in maps, scores and regions",
     )
     full_scale: float | None = Field(
         None,

@@ -1,13 +1,18 @@
 """What of an image a network sees, and how: crop, ignored parts and depth belong to the bundle."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fcdd.calibration import STATISTICS
 from fcdd.detector import Detector
 from jobs import results
+from jobs.sources.fetching import ImageSet
+from jobs.training import ignoring
+from jobs.training.settings import TrainSettings
 from tests.line import run_verb
 
 WIDTH, HEIGHT = 200, 160
@@ -48,6 +53,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(mask).save(root / "lamp.png")
     Image.fromarray(mask[:-8]).save(root / "other.png")
     Image.fromarray(np.full_like(mask, 255)).save(root / "everything.png")
+    rows, columns = LAMP
+    left, top, right, bottom = columns.start, rows.start, columns.stop - 1, rows.stop - 1
+    corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
+    for name, shape in {
+        "polygon": {"points": corners, "shape_type": "polygon", "label": "lamp"},
+        "rectangle": {"points": [corners[2], corners[0]], "shape_type": "rectangle"},
+        "circle": {"points": [[0, 0], [5, 5]], "shape_type": "circle"},
+    }.items():
+        file = {"version": "5.4.1", "flags": {}, "shapes": [shape], "imageHeight": HEIGHT, "imageWidth": WIDTH}
+        (root / f"{name}.json").write_text(json.dumps(file))
     return root
 
 
@@ -108,6 +123,20 @@ def test_what_is_cut_off_or_ignored_takes_no_part_and_the_rest_lies_where_it_is(
     run_verb("report", *named, "--output", str(place / "report.html"))
 
 
+@pytest.mark.parametrize("drawn", ["polygon.json", "rectangle.json"])
+def test_shapes_drawn_with_labelme_ignore_the_cells_that_a_mask_ignores(place: Path, drawn: str) -> None:
+    known = np.array([[{"width": WIDTH, "height": HEIGHT}.get(name, 0) for name in STATISTICS]], np.float32)
+    images = ImageSet(np.zeros((1, HEIGHT, WIDTH, 3), np.uint8), np.zeros(1, np.int64), known, ["PNG"])
+    settings = TrainSettings(images="unused", bundle="unused", image_size=f"{HEIGHT}x{WIDTH}", network="cnn224")
+    found = [
+        ignoring.ignored_cells(settings.model_copy(update={"ignore": str(place / name)}), images)
+        for name in ("lamp.png", drawn)
+    ]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert np.array_equal(found[0], found[1])
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
@@ -116,6 +145,7 @@ def test_what_is_cut_off_or_ignored_takes_no_part_and_the_rest_lies_where_it_is(
         (("--ignore", "nothing.png"), "does not exist"),
         (("--ignore", "other.png"), "has 200x152 pixels, and images have 200x160"),
         (("--ignore", "everything.png"), "leaves nothing to look at"),
+        (("--ignore", "circle.json"), "no JSON of labelme with polygons or rectangles: shapes.0.shape_type"),
         (("--full-scale", "0"), "greater than 0"),
     ],
 )
