@@ -24,7 +24,7 @@ class AuditSettings(JobSettings):
     verb: ClassVar[str] = "audit"
 
     results: str = Field(description="location of the results")
-    collection: str = Field(description="name of the image collection")
+    collection: str | None = Field(None, description="image collection; needed where there are several")
     date: Night | None = Field(None, description="night, YYYY-MM-DD; default: all nights")
     labels: str | None = Field(
         None, description="labels: a .csv or .parquet file, or a location of folders such as good/ and defect/"
@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def audit(settings: AuditSettings) -> None:
     """Measure the evidence, print it, and draw it where pictures are wanted."""
-    records = commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
+    records = commit_records.of_one_collection(
+        commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
+    )
     records = commit_records.of_latest_bundle(records)
     locations = Locations.of_records(settings.results, records, settings.images)
     if settings.pictures:

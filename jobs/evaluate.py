@@ -1,6 +1,7 @@
 """`fcdd evaluate`: committed runs and labels -> how well they separate, with the conditions it was measured under."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
@@ -35,7 +36,7 @@ class EvaluateSettings(JobSettings):
     verb: ClassVar[str] = "evaluate"
 
     results: str = Field(description="location of the results")
-    collection: str = Field(description="name of the image collection")
+    collection: str | None = Field(None, description="image collection; needed where there are several")
     date: Night | None = Field(None, description="night, YYYY-MM-DD; default: all nights of the latest bundle")
     labels: str = Field(
         description="labels: a .csv or .parquet file, or a location of folders such as good/ and defect/"
@@ -57,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(settings: EvaluateSettings) -> None:
     """Measure, print the figures with their conditions, and write the page if one is wanted."""
     records = commit_records.of_latest_bundle(
-        commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
+        commit_records.of_one_collection(
+            commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
+        )
     )
     found, joined = evaluation.evaluate(settings.results, records, labels=settings.labels, masks=settings.masks)
     if settings.format == "json":
@@ -85,7 +88,7 @@ def _lines(found: Evaluation) -> list[str]:
         each = found.metrics[column]
         shown = "".join(f"{_interval(value):28}" for value in (each.auroc, each.average_precision, each.detection))
         lines.append(f"  {name:9}{'*' if name == found.score else ' '} {shown}".rstrip())
-    return [*lines, "            * the score of the bundle", _advice(found), *_parts(found)]
+    return [*lines, "            * the score of the bundle", _advice(found), *_rates(found), *_parts(found)]
 
 
 def _interval(value: Estimate) -> str:
@@ -97,15 +100,30 @@ def _advice(found: Evaluation) -> str:
     return f"better      {evaluation.advice(found)}"
 
 
+def _rates(found: Evaluation) -> list[str]:
+    """What other promised rates would find."""
+    if not found.rates:
+        return []
+    return [
+        "rates       promised  found   false alarms   (`fcdd calibrate --alpha` changes the rate without a training)",
+        *(
+            f"            {each.alpha:<8g}  {each.detection_rate:.4f}  {each.false_alarm_rate:.4f}"
+            for each in found.rates
+        ),
+    ]
+
+
 def _parts(found: Evaluation) -> list[str]:
     """Groups, kinds of defects and pixels, where there are any."""
     lines = []
     if len(found.groups) > 1:
-        lines += ["groups      nominal  false alarms  anomalous  found  AUROC"]
+        names = [formatting.printable(each.name) or "(none)" for each in found.groups]
+        width = max(9, *map(len, names))
+        lines += [f"{'groups':{width + 2}} nominal  false alarms  anomalous  found  AUROC"]
         lines += [
-            f"  {formatting.printable(each.name) or '(none)':9} {each.num_nominal:7}  {each.num_false_alarms:12}  "
-            f"{each.num_anomalous:9}  {each.num_detected:5}  {each.auroc:.4f}"
-            for each in found.groups
+            f"  {name:{width}} {each.num_nominal:7}  {each.num_false_alarms:12}  {each.num_anomalous:9}  "
+            f"{each.num_detected:5}  {'-' if math.isnan(each.auroc) else f'{each.auroc:.4f}'}"
+            for name, each in zip(names, found.groups, strict=True)
         ]
     if any(each.name for each in found.kinds):
         lines += ["defects     images  found  share (95 % interval)       AUROC"]

@@ -226,9 +226,7 @@ class Results:
 
     def only_collection(self) -> "Results":
         """Itself. Raises ConfigError when the runs are of several collections."""
-        names = sorted({record.collection for record in self.records})
-        if len(names) > 1:
-            raise ConfigError(f"there are several collections; choose one with --collection: {', '.join(names)}")
+        commit_records.of_one_collection(self.records)
         return self
 
     def of_latest_bundle(self) -> "Results":

@@ -108,6 +108,14 @@ def _parsed(uri: str) -> RunRecord | None:
         return None
 
 
+def of_one_collection(records: Sequence[RunRecord]) -> Sequence[RunRecord]:
+    """The records themselves. Raises ConfigError when they are of several collections."""
+    names = sorted({record.collection for record in records})
+    if len(names) > 1:
+        raise ConfigError(f"there are several collections; choose one with --collection: {', '.join(names)}")
+    return records
+
+
 def of_latest_bundle(records: Sequence[RunRecord]) -> list[RunRecord]:
     """The runs of the bundle of the last of `records`, since scores of different bundles cannot be compared.
 

@@ -21,7 +21,9 @@ from schemas import RunRecord
 
 # The statistics of a map that can be its score, by their columns, as `fcdd train --score` names them.
 SCORES = {"score_mean": "mean", "score_max": "maximum", "score_top1pct": "top1pct"}
-_COLUMNS = ("image_uri", "image_group", "is_anomalous", "anomaly_score", *SCORES)
+_COLUMNS = ("image_uri", "image_group", "is_anomalous", "p_value", "anomaly_score", *SCORES)
+# Promised false-alarm rates that somebody may want instead.
+RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 class ScoreMetrics(NamedTuple):
@@ -40,6 +42,14 @@ class Better(NamedTuple):
     score: str
     auroc: Estimate
     detection: Estimate
+
+
+class Rate(NamedTuple):
+    """What would be found, and what false alarms there would be, at a promised rate `alpha`: shares of the images."""
+
+    alpha: float
+    detection_rate: float
+    false_alarm_rate: float
 
 
 class Group(NamedTuple):
@@ -65,10 +75,14 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The labelled images that have a score, each array (N,): label, alarm, scores by column, group, kind, location."""
+    """The labelled images that have a score, each array (N,).
+
+    Label, alarm, p-value, scores by column, group, kind, location.
+    """
 
     labels: npt.NDArray[np.int64]
     alarms: npt.NDArray[np.bool_]
+    p_values: Floats
     scores: dict[str, Floats]
     groups: npt.NDArray[np.object_]
     kinds: npt.NDArray[np.object_]
@@ -77,7 +91,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Metrics by score column, alarms at the bundle's threshold, and what they were measured on."""
+    """Metrics by score column, alarms at the bundle's threshold and at others, and what they were measured on."""
 
     metrics: dict[str, ScoreMetrics]
     score: str
@@ -86,6 +100,7 @@ class Evaluation:
     false_alarm_rate: float
     detection_rate: float
     alpha: float
+    rates: list[Rate]
     groups: list[Group]
     kinds: list[Kind]
     pixels: PixelMetricsResult | None
@@ -127,6 +142,7 @@ def _joined(found: dict[str, Any]) -> Joined:
     return Joined(
         labels=np.asarray(found["label"], np.int64),
         alarms=np.asarray(found["is_anomalous"], np.bool_),
+        p_values=np.asarray(found["p_value"], np.float64),
         scores={name: np.asarray(found[name], np.float64) for name in ("anomaly_score", *SCORES)},
         groups=np.asarray(found["image_group"], object),
         kinds=np.asarray(found["defect_class"], object),
@@ -149,6 +165,7 @@ def _measured(
         false_alarm_rate=float(alarms[truth == 0].mean()),
         detection_rate=float(alarms[truth == 1].mean()),
         alpha=alpha,
+        rates=rates(joined, max(record.smallest_p_value for record in records)),
         groups=[_group(joined, name) for name in sorted(set(joined.groups))],
         kinds=[_kind(joined, name) for name in sorted(set(joined.kinds[truth == 1]))],
         pixels=pixels,
@@ -177,6 +194,15 @@ def better(separations: dict[str, Separation]) -> Better | None:
         if any(gain.low > 0 for gain in gains) and not any(gain.high < 0 for gain in gains):
             found.append(Better(name, *gains))
     return max(found, key=lambda each: (each.detection.value, each.auroc.value), default=None)
+
+
+def rates(joined: Joined, smallest_p_value: float) -> list[Rate]:
+    """At the rates that a calibration whose smallest p-value this is can promise."""
+    alarms = {alpha: joined.p_values <= alpha for alpha in RATES if alpha >= smallest_p_value}
+    return [
+        Rate(alpha, float(at[joined.labels == 1].mean()), float(at[joined.labels == 0].mean()))
+        for alpha, at in alarms.items()
+    ]
 
 
 def _group(joined: Joined, name: str) -> Group:

@@ -185,7 +185,22 @@ def test_evaluate_counts_what_it_measured(fcdd: Fcdd, night: Night) -> None:
     for label, rate in ((0, "false_alarm_rate"), (1, "detection_rate")):
         expected = np.mean([alarms[uri] for uri in alarms if labels.get(str(uri)) == label])
         assert result[rate] == pytest.approx(expected)
-    text = fcdd(*common).stdout
+    at_alpha = [each for each in result["rates"] if each["alpha"] == result["alpha"]]
+    assert [(each["detection_rate"], each["false_alarm_rate"]) for each in at_alpha] == [
+        (pytest.approx(result["detection_rate"]), pytest.approx(result["false_alarm_rate"]))
+    ]
+    by_label = [
+        sum(row["p_value"] <= 0.2 for row in rows(night, "scores") if labels.get(str(row["image_uri"])) == label)
+        for label in (0, 1)
+    ]  # type: ignore[operator]
+    assert result["rates"][-1] == {
+        "alpha": 0.2,
+        "detection_rate": by_label[1] / 50,
+        "false_alarm_rate": by_label[0] / 100,
+    }
+    assert all(each["alpha"] >= 1 / 101 for each in result["rates"])
+    text = fcdd(*("evaluate", "--results", night.results, "--labels", night.labels)).stdout  # the only collection there
+    assert "rates       promised  found   false alarms" in text
     assert "100 nominal, 50 anomalous; 1 of 151 labelled images have no score" in text
 
 

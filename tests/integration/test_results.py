@@ -900,8 +900,11 @@ def test_results_of_several_collections_are_told_apart(nights: Line, tmp_path: P
     result_tables.generate(str(tmp_path), nights=1, images=50, cells=4)
     assert isinstance(results.open(str(tmp_path)), Results)
     assert len(results.open(str(tmp_path), collection="generated").records) == 1
-    done = run_verb("report", "--results", str(tmp_path), check=False)
-    assert "there are several collections; choose one with --collection: c, generated" in done.stderr
+    storage.write(f"{tmp_path}/labels.csv", b"image_uri,label\nx.png,1\n")
+    for verb in ("report", "audit", "evaluate"):
+        labels = ("--labels", f"{tmp_path}/labels.csv") * (verb != "report")
+        done = run_verb(verb, "--results", str(tmp_path), *labels, check=False)
+        assert "there are several collections; choose one with --collection: c, generated" in done.stderr
 
 
 @pytest.mark.slow
