@@ -138,7 +138,7 @@ class _Joined(nn.Module):
 
 def _on_grid(features: Tensor, first: Tensor) -> Tensor:
     # Averages where the grid of the first is coarser. Where it is finer there is nothing to average, and a faster way.
-    is_coarser = first.shape[2] < features.shape[2]
+    is_coarser = (first.shape[2] < features.shape[2]) | (first.shape[3] < features.shape[3])  # torch.fx knows no "or"
     return F.interpolate(features, size=first.shape[2:], mode="bilinear", align_corners=False, antialias=is_coarser)
 
 

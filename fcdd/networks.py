@@ -27,7 +27,7 @@ from fcdd.errors import ConfigError
 from fcdd.normalization import Normalization
 from fcdd.receptive_field import Layer, ReceptiveField
 from fcdd.strips import Strip
-from fcdd.whitening import LARGEST, Statistics, WhitenedHead, matrix_bytes
+from fcdd.whitening import LARGEST_OF_STAGES, Statistics, WhitenedHead, matrix_bytes
 from fcdd.windows import Window, cut_out
 
 Tail = Literal["", "L", "p", "Lp", "LP"]
@@ -241,8 +241,9 @@ def for_size(name: str, image_size: tuple[int, int]) -> str:
     """The name of a "whitened:" network with what fits images of (height, width); others are as they are.
 
     Stages that the name leaves open are those of fine cells where a covariance for each of them fits in
-    `whitening.LARGEST`, else those of coarse ones. Covariances of all features of named stages that would take more
-    than 75 MB are those of principal components, unless the name says of how many. Raises ConfigError as `build`.
+    `whitening.LARGEST_OF_STAGES`, else those of coarse ones. Covariances of all features of named stages that would
+    take more than 75 MB are those of principal components, unless the name says of how many. Raises ConfigError as
+    `build`.
     """
     parts = parse(name)
     if parts is None or parts.kind != WHITENED or parts.statistics.components:
@@ -251,7 +252,7 @@ def for_size(name: str, image_size: tuple[int, int]) -> str:
     if not parts.stages:
         stages, components = _FINE
         _, field, *_ = backbones.build(parts.trunk, stages, image_size)
-        if anywhere or matrix_bytes((field.height, field.width), sum(components)) > LARGEST:
+        if anywhere or matrix_bytes((field.height, field.width), sum(components)) > LARGEST_OF_STAGES:
             stages, components = _COARSE
         chosen = Statistics(modes, None if anywhere else components, anywhere)
         return str(parts._replace(stages=stages, statistics=chosen))

@@ -38,8 +38,9 @@ REGULARIZATION = 0.01
 _SMALLEST_ENERGY, _SMALLEST_RIDGE = 1e-6, 1e-12
 _UNIT_WEIGHT = 0.5413  # softplus of it is 1
 _START_OFFSET = -1.0  # nominal cells have e of about 1
-# Bytes of a mode's covariances from which on neighbouring cells share them.
-LARGEST = 48_000_000
+# Bytes of covariances from which on neighbouring cells share them: of all modes together, and where each stage has
+# components of its own of each mode, since fine cells that share find much less.
+LARGEST, LARGEST_OF_STAGES = 45_000_000, 48_000_000
 
 
 class Statistics(NamedTuple):
@@ -104,7 +105,9 @@ class WhitenedHead(nn.Module):
         self.modes, self.anywhere = statistics.modes, statistics.anywhere
         # Cells of a square of this side share a covariance.
         self.side = 1
-        while statistics.components and self.side < max(cells) and self._bytes(size) > LARGEST:
+        of_stages = len(self._kept) > 1
+        largest = LARGEST_OF_STAGES if of_stages else LARGEST // self.modes
+        while statistics.components and self.side < max(cells) and matrix_bytes(self._grid(), size) > largest:
             self.side += 1
         groups, means = (1, 1) if self.anywhere else (math.prod(self._grid()), math.prod(cells))
         self.register_buffer("projection", torch.eye(features, size) if statistics.components else None)
@@ -116,9 +119,6 @@ class WhitenedHead(nn.Module):
         self.weights = nn.Parameter(torch.full((size,), _UNIT_WEIGHT))
         self.scale = nn.Parameter(torch.tensor(1.0))
         self.offset = nn.Parameter(torch.tensor(_START_OFFSET))
-
-    def _bytes(self, size: int) -> int:
-        return matrix_bytes(self._grid(), size)
 
     @property
     def shares_covariances(self) -> bool:

@@ -105,7 +105,8 @@ def _rates(found: Evaluation) -> list[str]:
     if not found.rates:
         return []
     return [
-        "rates       promised  found   false alarms   (`fcdd calibrate --alpha` changes the rate without a training)",
+        "rates       promised  found   false alarms   (by the p-values of these runs; `fcdd calibrate",
+        f"{'':45}--alpha` may decide by regions or groups anew)",
         *(
             f"            {each.alpha:<8g}  {each.detection_rate:.4f}  {each.false_alarm_rate:.4f}"
             for each in found.rates

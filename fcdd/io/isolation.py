@@ -293,7 +293,8 @@ class IsolatedDecoder:
 
     def _started(self) -> "subprocess.Popen[bytes]":
         """A decoder that is ready: its start is not the image's fault. Raises FCDDError when there is none."""
-        for _ in range(MAX_STARTS):
+        attempt = 1
+        while True:
             process = self._launched()
             assert process.stdin is not None
             assert process.stdout is not None
@@ -304,14 +305,15 @@ class IsolatedDecoder:
             # What closed its output is about to end, and then says itself how.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(1 if ready else 0)
-            why = f"did not begin within {_START_TIMEOUT_S:g} s" if process.poll() is None else _cause(process)
+            why = f"did not begin within {_START_TIMEOUT_S:g} s" if process.returncode is None else _cause(process)
+            was_killed = (process.returncode or 0) < 0
             process.kill()
             process.communicate()
-        else:
-            raise FCDDError(
-                f"the decoder process does not start: the last of {MAX_STARTS} {why}; is this installation complete, "
-                "is there memory?"
-            )
+            if not was_killed or attempt == MAX_STARTS:
+                raise FCDDError(
+                    f"the decoder process does not start: it {why}; is this installation complete, is there memory?"
+                )
+            attempt += 1
         if said == decoder_process.READY_WITH_RIGHTS:
             _warn_of_rights()
         os.set_blocking(process.stdin.fileno(), False)

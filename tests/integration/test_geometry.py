@@ -59,10 +59,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, shape in {
         "polygon": {"points": corners, "shape_type": "polygon", "label": "lamp"},
         "rectangle": {"points": [corners[2], corners[0]], "shape_type": "rectangle"},
+        "rectangle-of-four": {"points": corners, "shape_type": "rectangle"},
+        "line": {"points": corners[:2], "shape_type": "polygon"},
+        "nowhere": {"points": [[float("nan"), 1], *corners], "shape_type": "polygon"},
         "circle": {"points": [[0, 0], [5, 5]], "shape_type": "circle"},
     }.items():
         file = {"version": "5.4.1", "flags": {}, "shapes": [shape], "imageHeight": HEIGHT, "imageWidth": WIDTH}
         (root / f"{name}.json").write_text(json.dumps(file))
+    huge = json.loads((root / "polygon.json").read_text()) | {"imageHeight": 100_000, "imageWidth": 100_000}
+    (root / "huge.json").write_text(json.dumps(huge))
     return root
 
 
@@ -123,7 +128,7 @@ def test_what_is_cut_off_or_ignored_takes_no_part_and_the_rest_lies_where_it_is(
     run_verb("report", *named, "--output", str(place / "report.html"))
 
 
-@pytest.mark.parametrize("drawn", ["polygon.json", "rectangle.json"])
+@pytest.mark.parametrize("drawn", ["polygon.json", "rectangle.json", "rectangle-of-four.json"])
 def test_shapes_drawn_with_labelme_ignore_the_cells_that_a_mask_ignores(place: Path, drawn: str) -> None:
     known = np.array([[{"width": WIDTH, "height": HEIGHT}.get(name, 0) for name in STATISTICS]], np.float32)
     images = ImageSet(np.zeros((1, HEIGHT, WIDTH, 3), np.uint8), np.zeros(1, np.int64), known, ["PNG"])
@@ -145,6 +150,9 @@ def test_shapes_drawn_with_labelme_ignore_the_cells_that_a_mask_ignores(place: P
         (("--ignore", "nothing.png"), "does not exist"),
         (("--ignore", "other.png"), "has 200x152 pixels, and images have 200x160"),
         (("--ignore", "everything.png"), "leaves nothing to look at"),
+        (("--ignore", "line.json"), "a polygon has at least three points"),
+        (("--ignore", "nowhere.json"), "shapes.0.points.0.0: Input should be a finite number"),
+        (("--ignore", "huge.json"), "has 100000x100000 pixels, and images have 200x160"),
         (("--ignore", "circle.json"), "no JSON of labelme with polygons or rectangles: shapes.0.shape_type"),
         (("--full-scale", "0"), "greater than 0"),
     ],

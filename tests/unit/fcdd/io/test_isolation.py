@@ -154,7 +154,7 @@ def test_waiting_for_the_store_is_not_the_fault_of_an_image(sabotaged: IsolatedD
 def test_a_decoder_that_does_not_start_is_an_error_and_not_a_thousand_bad_images() -> None:
     with (
         IsolatedDecoder(View(SIZE, 3), command=("-c", "raise SystemExit(1)")) as decoder,
-        pytest.raises(FCDDError, match=r"the decoder process does not start: the last of 3 died of exit code 1"),
+        pytest.raises(FCDDError, match=r"the decoder process does not start: it died of exit code 1"),
     ):
         list(decoder.decode_each([picture(0)]))
 
