@@ -69,7 +69,8 @@ _TRUNK_NAME = re.compile(
     r"(:(?P<modes>[1-9][0-9]?)(:(?P<components>[1-9][0-9]{0,3}(\+[1-9][0-9]{0,3})*))?)?(?P<anywhere>:anywhere)?"
 )
 # Where no stages are named: fine cells find small defects, with components of each stage for want of images and memory;
-# large images have too many of them (benchmarks/results/2026-11-27-cells.md and -large.md).
+# large images have too many of them, and with several variants, which vary more, they find less
+# (benchmarks/results/2026-11-27-cells.md and -large.md).
 _Choice = tuple[list[str], tuple[int, ...]]
 _FINE: _Choice = (["stage3", "stage4", "stage5"], (32, 32, 32))
 _COARSE: _Choice = (["stage4", "stage3", "stage5"], (64,))
@@ -240,7 +241,7 @@ def geometry(name: str, image_size: tuple[int, int]) -> ReceptiveField:
 def for_size(name: str, image_size: tuple[int, int]) -> str:
     """The name of a "whitened:" network with what fits images of (height, width); others are as they are.
 
-    Stages that the name leaves open are those of fine cells where a covariance for each of them fits in
+    Stages that the name leaves open are those of fine cells for one variant, where a covariance for each cell fits in
     `whitening.LARGEST_OF_STAGES`, else those of coarse ones. Covariances of all features of named stages that would
     take more than 75 MB are those of principal components, unless the name says of how many. Raises ConfigError as
     `build`.
@@ -252,10 +253,10 @@ def for_size(name: str, image_size: tuple[int, int]) -> str:
     if not parts.stages:
         stages, components = _FINE
         _, field, *_ = backbones.build(parts.trunk, stages, image_size)
-        if anywhere or matrix_bytes((field.height, field.width), sum(components)) > LARGEST_OF_STAGES:
-            stages, components = _COARSE
-        chosen = Statistics(modes, None if anywhere else components, anywhere)
-        return str(parts._replace(stages=stages, statistics=chosen))
+        fits = matrix_bytes((field.height, field.width), sum(components)) <= LARGEST_OF_STAGES
+        if modes == 1 and fits and not anywhere:
+            return str(parts._replace(stages=stages, statistics=Statistics(modes, components)))
+        return for_size(str(parts._replace(stages=_COARSE[0])), image_size)
     _, field, channels, _ = backbones.build(parts.trunk, parts.stages, image_size)
     fits = matrix_bytes((field.height, field.width), sum(channels)) <= _LARGEST_OF_FEATURES
     if anywhere or fits or sum(channels) <= sum(_COARSE[1]):

@@ -16,7 +16,8 @@ FINE, COARSE = f"{OPEN}:stage3+stage4+stage5", f"{OPEN}:stage4+stage3+stage5"
     ("name", "size", "found"),
     [
         (OPEN, (64, 64), f"{FINE}:1:32+32+32"),
-        (f"{OPEN}:2", (224, 224), f"{FINE}:2:32+32+32"),
+        (f"{OPEN}:1", (224, 224), f"{FINE}:1:32+32+32"),
+        (f"{OPEN}:2", (224, 224), f"{COARSE}:2"),
         (OPEN, (256, 320), f"{FINE}:1:32+32+32"),
         (OPEN, (320, 320), f"{COARSE}:1:64"),  # so many fine cells would be 59 MB
         (f"{OPEN}:2", (896, 896), f"{COARSE}:2:64"),
