@@ -46,6 +46,7 @@ ALPHA, SQUARE = 0.01, 224
 STATISTICS = ("mean", "maximum", "top1pct")
 DATA = ("elpv", *toys.PRODUCTS, "brick", "grass", "gravel")
 TRUNK = "whitened:efficientnet_lite0"
+COARSE = f"{TRUNK}:stage4+stage3+stage5"  # the default before 2026-11-27
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,9 @@ VARIATIONS: dict[str, Recipe] = {
     "confetti": Recipe(anomalies="confetti"),
     "one epoch": Recipe(epochs=1),
     "six epochs": Recipe(epochs=6),
-    "coarse cells": Recipe(trunk=f"{TRUNK}:stage4+stage3+stage5"),
+    "coarse cells": Recipe(trunk=COARSE),
+    "without stage 5": Recipe(trunk=f"{TRUNK}:stage4+stage3"),
+    "before": Recipe(is_square=True, modes=1, anomalies="mixed", trunk=COARSE),
 }
 
 

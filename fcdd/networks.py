@@ -373,7 +373,7 @@ def _on_trunk(parts: TrunkName, image_size: tuple[int, int], moving_statistics: 
 
 def _neighbourhood(statistics: Statistics) -> nn.Module:
     """A mean over 3 x 3 cells; with weights 1, 2, 1 where each stage has components of its own: fine cells."""
-    if statistics.components and len(statistics.components) > 1:
+    if statistics.is_by_stage:
         pair = nn.AvgPool2d(2, 1)
         return nn.Sequential(nn.ReplicationPad2d(_NEIGHBOURHOOD // 2), pair, pair)
     return nn.AvgPool2d(_NEIGHBOURHOOD, 1, _NEIGHBOURHOOD // 2, count_include_pad=False)

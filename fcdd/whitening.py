@@ -55,6 +55,11 @@ class Statistics(NamedTuple):
     components: tuple[int, ...] | None = None
     anywhere: bool = False
 
+    @property
+    def is_by_stage(self) -> bool:
+        """Whether each stage has components of its own."""
+        return self.components is not None and len(self.components) > 1
+
 
 class _Part(NamedTuple):
     """Features that are taken together, and how many components of them are kept."""
@@ -105,8 +110,7 @@ class WhitenedHead(nn.Module):
         self.modes, self.anywhere = statistics.modes, statistics.anywhere
         # Cells of a square of this side share a covariance.
         self.side = 1
-        of_stages = len(self._kept) > 1
-        largest = LARGEST_OF_STAGES if of_stages else LARGEST // self.modes
+        largest = LARGEST_OF_STAGES if statistics.is_by_stage else LARGEST // self.modes
         while statistics.components and self.side < max(cells) and matrix_bytes(self._grid(), size) > largest:
             self.side += 1
         groups, means = (1, 1) if self.anywhere else (math.prod(self._grid()), math.prod(cells))

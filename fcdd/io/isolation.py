@@ -39,7 +39,7 @@ from fcdd.io import decoder_process
 _SLOTS = 2
 MAX_CRASHES = 2
 # A system that is short of memory ends a process while it starts, too.
-MAX_STARTS = 3
+_MAX_STARTS = 3
 _START_TIMEOUT_S = 60.0
 TIMEOUT_S = 30.0
 # Of the decoders that a process shares. The largest images take gigabytes: not sixteen at once.
@@ -309,7 +309,7 @@ class IsolatedDecoder:
             was_killed = (process.returncode or 0) < 0
             process.kill()
             process.communicate()
-            if not was_killed or attempt == MAX_STARTS:
+            if not was_killed or attempt == _MAX_STARTS:
                 raise FCDDError(
                     f"the decoder process does not start: it {why}; is this installation complete, is there memory?"
                 )

@@ -132,13 +132,13 @@ def with_variants(settings: TrainSettings, nominal_nhwc: npt.NDArray[np.uint8]) 
 
 
 def with_stages(settings: TrainSettings) -> TrainSettings:
-    """The options with the stages and components that fit the size of the images in the name of a whitened network.
+    """The options with the stages and components that fit the images in the name of a whitened network.
 
     The variants are counted before.
     """
     name = networks.for_size(settings.network, size_of(settings))
     if name != settings.network:
-        log.info("for this size of images the network is %s", name)
+        log.info("for these images the network is %s", name)
     return settings.model_copy(update={"network": name})
 
 

@@ -172,6 +172,14 @@ def test_stages_joined_lie_on_the_grid_of_the_first() -> None:
     assert joined.shape == (2, 80 + 24 + 112, 4, 6)
 
 
+def test_a_grid_that_is_coarser_in_one_direction_alone_averages_too() -> None:
+    alternating = torch.tensor([0.0, 1.0]).repeat(1, 1, 1, 8)
+    joined = backbones._on_grid(alternating, torch.zeros(1, 1, 1, 4))
+    torch.testing.assert_close(joined[..., 1:-1], torch.full((1, 1, 1, 2), 0.5), atol=0.05, rtol=0)
+    sampled = torch.nn.functional.interpolate(alternating.cumsum(3), size=(1, 4), mode="bilinear")
+    assert not torch.allclose(backbones._on_grid(alternating.cumsum(3), torch.zeros(1, 1, 1, 4)), sampled)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

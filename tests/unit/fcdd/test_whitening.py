@@ -141,6 +141,32 @@ def test_components_that_stages_do_not_have_are_refused(components: tuple[int, .
         WhitenedHead([2, 3], CELLS, Statistics(components=components))
 
 
+@pytest.mark.parametrize(
+    ("stages", "cells", "statistics", "side"),
+    [
+        ([232], (40, 40), Statistics(2, (64,)), 2),  # 52 MB of both modes together
+        ([232], (40, 40), Statistics(1, (64,)), 1),
+        ([40, 80, 112], (32, 40), Statistics(1, (32, 32, 32)), 1),  # 47 MB
+        ([40, 80, 112], (40, 40), Statistics(1, (32, 32, 32)), 2),
+    ],
+)
+def test_which_cells_share_is_what_stored_bundles_have(
+    stages: list[int], cells: tuple[int, int], statistics: Statistics, side: int
+) -> None:
+    assert WhitenedHead(stages, cells, statistics).side == side
+
+
+def test_variants_are_told_apart_by_features_that_no_component_keeps() -> None:
+    data = torch.randn(60, 2, 3, 4, generator=GENERATOR) * torch.tensor([100.0, 0.1]).view(2, 1, 1)
+    data[::2, 1] += 1
+    head = WhitenedHead([2], CELLS, Statistics(2, (1,)))
+    head.fit_projection([data])
+    labels = head.assign(lambda: data.split(7), 0)
+    assert labels is not None
+    assert len(set(labels[::2].tolist())) == len(set(labels[1::2].tolist())) == 1
+    assert labels[0] != labels[1]
+
+
 def test_statistics_of_anywhere_judge_the_same_features_alike_at_every_place() -> None:
     data = torch.randn(200, 5, 3, 4, generator=GENERATOR) * torch.arange(1.0, 6).view(5, 1, 1) + 3
     head = WhitenedHead([5], CELLS, Statistics(anywhere=True))

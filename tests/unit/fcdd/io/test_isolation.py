@@ -171,6 +171,14 @@ def test_a_decoder_that_is_killed_while_it_starts_is_started_again(tmp_path: Pat
     assert decoder.crashes == 0
 
 
+def test_a_decoder_that_is_killed_at_every_start_is_an_error() -> None:
+    with (
+        IsolatedDecoder(View(SIZE, 3), command=("-c", "import os; os.kill(os.getpid(), 9)")) as decoder,
+        pytest.raises(FCDDError, match="does not start: it died of SIGKILL"),
+    ):
+        list(decoder.decode_each([picture(0)]))
+
+
 def test_an_image_that_wants_too_much_memory_is_too_large(sabotaged: IsolatedDecoder) -> None:
     assert outcomes(list(sabotaged.decode_each([b"HOARD", picture(0)]))) == ["too_large", "decoded"]
 
