@@ -165,17 +165,21 @@ Steps = Sequence[Callable[[], None]]
 def _by_cells(_: WhitenedHead, given: _Left) -> tuple[Tensor, Steps]:
     """(cells,B,D), and what fills it: for statistics of every cell, in closed form."""
     features_nduv, members, shown_bduv, left, multiplicity = given
-    cells = features_nduv.flatten(2).permute(2, 0, 1)
-    shown = shown_bduv.flatten(2).permute(2, 0, 1)
-    ridge = ridge_of(cells[:, members].double().var(1))
-    result = torch.empty(shown.shape)
+    rows, columns = features_nduv.shape[2:]
+    ridge = ridge_of(features_nduv[members].var(0).flatten(1).T.double())
+    result = torch.empty(rows * columns, len(shown_bduv), shown_bduv.shape[1])
 
-    def fill(cell: int) -> None:
-        own = cells[cell][members].double()
-        gaps = cells[cell][left].double() - own.mean(0)
-        result[cell] = _without(own, gaps, shown[cell].double() - own.mean(0), multiplicity, ridge).float()
+    def fill(row: int) -> None:
+        # A row of cells is brought together at once: each value of one cell alone lies far from the next.
+        cells, shown = (each[:, :, row].permute(2, 0, 1).contiguous() for each in (features_nduv, shown_bduv))
+        for column in range(columns):
+            own = cells[column, members].double()
+            mean = own.mean(0)
+            result[row * columns + column] = _without(
+                own - mean, cells[column, left] - mean, shown[column] - mean, multiplicity, ridge
+            )
 
-    return result, [functools.partial(fill, cell) for cell in range(len(cells))]
+    return result, [functools.partial(fill, row) for row in range(rows)]
 
 
 def _by_groups(head: WhitenedHead, given: _Left) -> tuple[Tensor, Steps]:
@@ -219,27 +223,29 @@ def _by_groups(head: WhitenedHead, given: _Left) -> tuple[Tensor, Steps]:
 
 
 def _without(own_nd: Tensor, gaps_bd: Tensor, shown_bd: Tensor, many_b: Tensor, ridge: Tensor) -> Tensor:
-    """(B,D) in float64: `shown` (less the mean) whitened by the images `own` without those `many` at `gaps`.
+    """(B,D): `shown` whitened by the images `own` without those `many` at `gaps`; all three are less the mean of `own`.
 
-    Where `many` is 0, by all of them.
+    Where `many` is 0, by all of them. Scatter and eigenvectors are float64's; the rest is as exact in float32.
     """
     n = len(own_nd)
-    values, vectors = torch.linalg.eigh((own_nd - own_nd.mean(0)).T @ (own_nd - own_nd.mean(0)))
+    values, vectors = torch.linalg.eigh(own_nd.T @ own_nd)
+    exact = vectors.float()
+    gap_bd, shown_bd = gaps_bd.float() @ exact, shown_bd.float() @ exact
     left = n - many_b
     result = torch.empty_like(shown_bd)
     for count in torch.unique(left).tolist():
         at = left == count
-        share = (n - count) / count
-        gap = gaps_bd[at] @ vectors
-        moved = shown_bd[at] @ vectors + share * gap
+        gap, share = gap_bd[at], (n - count) / count
+        moved = shown_bd[at] + share * gap
         root = _changed_root(values.clamp_min(0) + ridge * (count - 1), gap, moved, (n - count) * n / count)
-        result[at] = math.sqrt(count - 1) * root @ vectors.T
-    return result
+        result[at] = math.sqrt(count - 1) * root
+    whitened: Tensor = result @ exact.T
+    return whitened
 
 
 def _changed_root(values_d: Tensor, gap_bd: Tensor, moved_bd: Tensor, weight: float) -> Tensor:
-    """(diag(values) - weight gap gap')^(-1/2) moved, (B,D)."""
-    result = moved_bd * values_d.rsqrt()
+    """(diag(values) - weight gap gap')^(-1/2) moved, (B,D) float32; `values` are float64."""
+    result = moved_bd * values_d.rsqrt().float()
     if weight == 0:
         return result
     low, high = math.log(float(values_d[0])) - _BELOW, math.log(float(values_d[-1])) + _ABOVE
@@ -247,7 +253,7 @@ def _changed_root(values_d: Tensor, gap_bd: Tensor, moved_bd: Tensor, weight: fl
     weights_t = nodes_t.sqrt() * (_STEP / math.pi)
     # Below the first node the rest of the integrand is constant: a geometric series.
     weights_t[0] += weights_t[0] / math.expm1(_STEP / 2)
-    resolvents_dt = 1 / (values_d[:, None] + nodes_t)
+    resolvents_dt, weights_t = (1 / (values_d[:, None] + nodes_t)).float(), weights_t.float()
     inner_bt = (gap_bd * moved_bd) @ resolvents_dt
     leverage_bt = gap_bd.square() @ resolvents_dt
     factor_bt = weights_t * weight * inner_bt / (1 - weight * leverage_bt)

@@ -56,6 +56,11 @@ class Scorer:
         return summarise(np.empty((0, self.receptive_field.height, self.receptive_field.width), np.float32))
 
 
+def is_by_torch(spec: BundleSpec, runtime: Runtime) -> bool:
+    """Whether torch computes a bundle's images: where it is asked for, and those too large for OpenVINO's memory."""
+    return runtime.backend == "torch" or math.prod(spec.input_size) > strips.LARGEST
+
+
 def load(spec: BundleSpec, weights: bytes, runtime: Runtime, *, threads: int = 1, gpu: bool = True) -> Scorer:
     """The scorer of a bundle, for so many `threads` of the caller on CPUs; `gpu`: torch may use one.
 
@@ -63,7 +68,7 @@ def load(spec: BundleSpec, weights: bytes, runtime: Runtime, *, threads: int = 1
     the weights do not fit the network or are not finite, ConfigError for a runtime that is not to be had.
     """
     runtime.check(spec.network)
-    if runtime.backend == "openvino" and math.prod(spec.input_size) > strips.LARGEST:
+    if runtime.backend == "openvino" and is_by_torch(spec, runtime):
         log.info(
             "torch computes images of more than %d pixels, in strips: OpenVINO would take too much", strips.LARGEST
         )

@@ -11,8 +11,9 @@ from ray.util.queue import Queue
 from torch import nn
 
 from fcdd.errors import FCDDError
+from fcdd.io import memory
 from jobs.on_ray import machines, session
-from jobs.training import memory, train_loop
+from jobs.training import train_loop
 from jobs.training.train_loop import LoopConfig
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,6 @@ def train_worker(config: dict[str, Job]) -> None:
     job = config["job"]
     if not job.failures.empty():
         return
-    memory.keep()
     workers = RayWorkers()
     if workers.rank == 0:
         session.send_logs_to(job.logs)
@@ -100,6 +100,7 @@ def fit(
             run_config=ray.train.RunConfig(
                 storage_path=storage_path,
                 failure_config=ray.train.FailureConfig(max_failures=max_failures),
+                worker_runtime_env={"env_vars": memory.ENVIRONMENT},  # type: ignore[call-arg]  # has it at run time
             ),
         )
         failed: Exception | None = None

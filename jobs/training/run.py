@@ -20,7 +20,7 @@ from fcdd.runtime import Runtime
 from jobs.sources import fetching, listing
 from jobs.sources.fetching import ImageSet
 from jobs.timing.stopwatch import Stopwatch
-from jobs.training import checks, chosen, data_set, finish, ignoring, memory, prepare, train_loop
+from jobs.training import checks, chosen, data_set, finish, ignoring, prepare, train_loop
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.prepare import Inputs
 from jobs.training.settings import TrainSettings, view_of, with_preset
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 def train(settings: TrainSettings) -> Detector:
     """Train, calibrate and write the bundle. Raises ConfigError for whatever can be found before the first step."""
-    memory.keep()
     given, settings = settings.model_fields_set, with_preset(settings)
     location = storage.normalize(settings.checkpoints or storage.join(settings.bundle, "_checkpoints"))
     store = Checkpoints(location, settings.keep_checkpoints)

@@ -17,7 +17,7 @@ import pytest
 
 from cluster.local_s3 import LocalS3
 from fcdd.detector import Detector
-from fcdd.io import storage
+from fcdd.io import memory, storage
 from jobs.training.checkpoints import Checkpoints
 from tests.conftest import Fcdd
 from tests.integration.conftest import Trained
@@ -65,6 +65,7 @@ def test_a_killed_worker_costs_one_checkpoint_interval(trained: Trained, prefix:
     _wait_for_checkpoint(process, f"{prefix}/b")
     workers = _children(process, "RayTrainWorker")
     assert len(workers) == 2
+    assert memory.ENVIRONMENT.items() <= workers[0].environ().items()
     workers[1].send_signal(signal.SIGKILL)
     _, log = process.communicate(timeout=200)
     assert process.returncode == 0, log

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fcdd import strips
+from fcdd.detector import Detector
+from fcdd.io import memory
 from fcdd.runtime import Runtime
-from jobs.engines import choice
+from jobs.engines import choice, over_ray
 from jobs.engines.choice import SMALL_NIGHT, Wishes, is_for_this_process
 from jobs.engines.in_process import InProcess
 from jobs.engines.work import Engine, Work
@@ -77,24 +80,34 @@ def test_openvino_computes_where_it_is_installed(
     assert choice.backend(None, compiles=True) == "torch"
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert choice.backend(None, compiles=False) == "torch"
-    detector = make()
-    work = Work(
+    with caplog.at_level(logging.INFO):
+        InProcess(1, 1, gpu=False)._new_score(work_of(make(), Runtime()))
+    assert "pip install 'fcdd-at-scale[cpu]'" in caplog.text
+
+
+def work_of(detector: Detector, runtime: Runtime) -> Work:
+    return Work(
         results="",
         run_id="",
         attempt="",
         collection="",
         spec=detector.spec,
         weights=detector.weights,
-        runtime=Runtime(),
+        runtime=runtime,
         alpha=0.05,
         limits=None,
         timeout_s=1.0,
         roots=(),
         allowed=None,  # type: ignore[arg-type]
     )
-    with caplog.at_level(logging.INFO):
-        InProcess(1, 1, gpu=False)._new_score(work)
-    assert "pip install 'fcdd-at-scale[cpu]'" in caplog.text
+
+
+def test_actors_in_which_torch_computes_keep_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, kept = make(), {"runtime_env": {"env_vars": memory.ENVIRONMENT}}
+    assert over_ray._memory(work_of(small, Runtime(backend="openvino"))) == {}
+    assert over_ray._memory(work_of(small, Runtime(backend="torch"))) == kept
+    monkeypatch.setattr(strips, "LARGEST", 10)  # more than that torch computes, whatever is asked for
+    assert over_ray._memory(work_of(small, Runtime(backend="openvino"))) == kept
 
 
 def test_gpus_and_cpus_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
