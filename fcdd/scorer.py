@@ -34,7 +34,6 @@ Maps = npt.NDArray[np.float32]
 TOLERANCE, TOLERANCE_OF_THRESHOLD = 5e-4, 1e-2
 # Raised whenever a network is converted otherwise.
 _CONVERSION = 1
-_LARGE_AT_ONCE = 2
 _MODEL, _GEOMETRY = "network.xml", "receptive_field.json"
 
 log = logging.getLogger(__name__)
@@ -64,6 +63,9 @@ def is_by_torch(spec: BundleSpec, runtime: Runtime) -> bool:
 def load(spec: BundleSpec, weights: bytes, runtime: Runtime, *, threads: int = 1, gpu: bool = True) -> Scorer:
     """The scorer of a bundle, for so many `threads` of the caller on CPUs; `gpu`: torch may use one.
 
+    From then on torch computes each call on one CPU in this process, and one large image after the other on all of
+    them.
+
     Where OpenVINO cannot compute the network within the tolerance, torch does, with a warning. Raises BundleError when
     the weights do not fit the network or are not finite, ConfigError for a runtime that is not to be had.
     """
@@ -85,22 +87,25 @@ def load(spec: BundleSpec, weights: bytes, runtime: Runtime, *, threads: int = 1
     network = detector.deserialize(weights, spec.network, spec.channels, spec.input_size)
     runner = Runner(network, spec.normalization, spec.input_size, runtime, gpu=gpu)
     is_large = math.prod(spec.input_size) > strips.LARGEST and not runner.is_on_gpu
-    run = _a_few_at_once(runner) if is_large else runner
+    if not runner.is_on_gpu:
+        import torch
+
+        torch.set_num_threads(threads if is_large else 1)
+    run = _one_at_a_time(runner) if is_large else runner
     return Scorer(network.receptive_field, runner.is_on_gpu, run, spec.ignored_cells)
 
 
-def _a_few_at_once(run: Callable[[Pixels], Maps]) -> Callable[[Pixels], Maps]:
-    """Images that take gigabytes each are computed two at a time, whatever the number of threads that ask."""
-    places = queue.SimpleQueue[None]()
-    for _ in range(_LARGE_AT_ONCE):
-        places.put(None)
+def _one_at_a_time(run: Callable[[Pixels], Maps]) -> Callable[[Pixels], Maps]:
+    """Images that take gigabytes each are computed one after the other, whatever the number of threads that ask."""
+    free = queue.SimpleQueue[None]()
+    free.put(None)
 
     def waiting(pixels_nhwc: Pixels) -> Maps:
-        place = places.get()
+        turn = free.get()
         try:
             return run(pixels_nhwc)
         finally:
-            places.put(place)
+            free.put(turn)
 
     return waiting
 

@@ -20,7 +20,7 @@ ENVIRONMENT = {
 
 
 def keep() -> None:
-    """For this process, on Linux, before it has threads; whatever is freed by then stays as it was."""
+    """For this process, on Linux. To be called before it has threads: one that has an arena of its own keeps it."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # not with musl

@@ -7,7 +7,6 @@ processes, a network) for the length of its process, and is for several threads 
 """
 
 import functools
-import sys
 import threading
 import time
 import uuid
@@ -172,8 +171,6 @@ class Score:
         if starts:
             starts.add()
         self.spec, self.scorer = spec, scorer.load(spec, weights, runtime, threads=threads, gpu=gpu)
-        if (torch := sys.modules.get("torch")) and not self.scorer.is_on_gpu:
-            torch.set_num_threads(1)  # threads and workers share the cores by being several
         self.decide = Decider(spec.calibration, alpha)
         self.then = then
         self._clock = BusyClock()

@@ -11,13 +11,11 @@ from types import FrameType
 from typing import NoReturn
 
 from fcdd.errors import FCDDError
-from fcdd.io import memory
 from jobs.shell import errors, formatting
 
 
 def run(job: Callable[[], int | None]) -> int:
     """Run a job and return its exit code (None: done); every error a user can cause becomes one sentence on stderr."""
-    memory.keep()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
