@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fcdd import openvino_network, scorer, strips
 from fcdd.bundle import BundleSpec
@@ -199,11 +200,11 @@ def test_weights_that_do_not_fit_are_refused_whatever_the_library(detector: Dete
             scorer.load(detector.spec, b"none", Runtime.model_validate({"backend": backend}))
 
 
-def test_large_inputs_are_computed_by_torch_two_at_a_time(
+def test_large_inputs_are_computed_by_torch_one_after_the_other(
     detector: Detector, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(strips, "LARGEST", 1)
-    at_once, most = [0], [0]
+    at_once, most, threads = [0], [0], list[int]()
     original = Runner.__call__
 
     def counted(self: Runner, pixels: np.ndarray) -> np.ndarray:
@@ -214,11 +215,13 @@ def test_large_inputs_are_computed_by_torch_two_at_a_time(
         return original(self, pixels)
 
     monkeypatch.setattr(Runner, "__call__", counted)
-    found, pixels = load(detector), pictures(detector.spec, 8)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    found, pixels = load(detector, threads=6), pictures(detector.spec, 8)
     assert not cache.exists()  # nothing was converted
+    assert threads == [6]
     with ThreadPoolExecutor(6) as pool:
         scored = list(pool.map(lambda index: found(pixels[index : index + 1]), range(8)))
-    assert most == [2]
+    assert most == [1]
     expected = detector.score(pixels)
     np.testing.assert_allclose(np.concatenate([each.maps for each in scored]), expected.maps, rtol=1e-4, atol=1e-5)
 
