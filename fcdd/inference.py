@@ -45,8 +45,12 @@ class Runner:
         runtime: Runtime = Runtime(),  # noqa: B008
         *,
         gpu: bool = True,
+        openvino_threads: int = 0,
     ) -> None:
-        """`input_size` is (height, width); `network` is put into evaluation mode. `gpu`: take one, if there is one."""
+        """`input_size` is (height, width); `network` is put into evaluation mode. `gpu`: take one, if there is one.
+
+        With torch on CPUs, features may be computed by so many threads of OpenVINO: `FCDDNetwork.for_inference`.
+        """
         self._cells = (network.receptive_field.height, network.receptive_field.width)
         self.is_on_gpu = gpu and torch.cuda.is_available() and runtime.backend == "torch"
         self.batch_size = images_at_once(input_size, GPU_BATCH if self.is_on_gpu else CPU_BATCH)
@@ -57,7 +61,7 @@ class Runner:
         if runtime.backend == "openvino":
             self._run = _openvino(folding.folded(network), scaling, runtime, input_size)
         else:
-            self._run = _torch(network, scaling, runtime, self._card.device)
+            self._run = _torch(network, scaling, runtime, self._card.device, openvino_threads)
         # A compiled network is compiled again for every size of a batch.
         self._fills_up = self.is_on_gpu and runtime.compile
 
@@ -98,10 +102,10 @@ def _compute_as_ieee() -> None:
 
 
 def _torch(
-    network: FCDDNetwork, scaling: Normalization, runtime: Runtime, device: torch.device
+    network: FCDDNetwork, scaling: Normalization, runtime: Runtime, device: torch.device, openvino_threads: int
 ) -> Callable[[Tensor], Tensor]:
     """Of a copy. Channels-last memory is 1.8 times as fast on a CPU (docs/facts.md)."""
-    network = copy.deepcopy(network).to(device).for_inference()
+    network = copy.deepcopy(network).to(device).for_inference(openvino_threads=openvino_threads)
     call: Callable[[Tensor], Tensor] = torch.compile(network) if runtime.compile else network
     scaled = scaling.on(device)
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from fcdd import backbones, folding, receptive_field, strips
 from fcdd.errors import ConfigError
 from fcdd.normalization import Normalization
+from fcdd.openvino_features import OpenvinoFeatures
 from fcdd.receptive_field import Layer, ReceptiveField
 from fcdd.strips import Strip
 from fcdd.whitening import LARGEST_OF_STAGES, Statistics, WhitenedHead, matrix_bytes
@@ -140,9 +141,15 @@ class FCDDNetwork(nn.Module):
         if self._fixed and not _trainable(self.features):
             self._fold()
 
-    def for_inference(self) -> Self:
-        """This network in evaluation mode, with a folded copy of its features; fill and move it before."""
+    def for_inference(self, *, openvino_threads: int = 0) -> Self:
+        """This network in evaluation mode, with a folded copy of its features; fill and move it before.
+
+        So many threads of OpenVINO compute them, if that is not 0. Raises then as `openvino_features` does.
+        """
         self.eval()._fold()
+        if openvino_threads:
+            channels = next(self.features.parameters()).shape[1]  # of the first convolution
+            self._folded = (OpenvinoFeatures(self._folded[0], channels, threads=openvino_threads),)
         return self
 
     def _fold(self) -> None:

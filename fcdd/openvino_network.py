@@ -1,7 +1,11 @@
-"""A network as OpenVINO's model: pixels in, anomaly maps out. Once it is converted, nothing of it needs torch."""
+"""A network as OpenVINO's model: pixels in, anomaly maps out. Once it is converted, nothing of it needs torch.
+
+Features alone, of the strips of large images, are in `fcdd.openvino_features`.
+"""
 
 import functools
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +18,7 @@ from fcdd.sizing import images_at_once
 from fcdd.spares import Spares
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 # Images of one call, large ones fewer: two threads computed 125 images/s in batches of 4 and 135 in batches of 16;
 # memory grows with it.
@@ -30,13 +34,7 @@ class OpenvinoNetwork:
         There is a stream of one thread for each of so many `threads`. They are not pinned: each process would pin its
         own to the same first core.
         """
-        options = {
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": threads,
-            "ENABLE_CPU_PINNING": False,
-        }
-        compiled = _core().compile_model(model, "CPU", options)
+        compiled = _compile(model, precision, threads=threads, streams=threads)
         self._requests = Spares(compiled.create_infer_request)
         # Its bindings set themselves up in the first call; two threads in it may wait for each other for ever.
         _, height, width, channels = compiled.input(0).get_partial_shape()
@@ -66,8 +64,6 @@ def convert(network: "nn.Module", scaling: Normalization, input_size: tuple[int,
 
     from fcdd import objective
 
-    openvino = _openvino()
-
     class Whole(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -78,12 +74,39 @@ def convert(network: "nn.Module", scaling: Normalization, input_size: tuple[int,
             return objective.anomaly_map(output)[:, 0]
 
     shape = (*input_size, len(scaling.shift))
+    return convert_module(Whole(), torch.zeros(2, *shape, dtype=torch.uint8), [-1, *shape])
+
+
+def convert_module(module: "nn.Module", example: "Tensor", shape: Sequence[int]) -> Any:
+    """The model of any module, put into evaluation mode, for inputs of a shape, of which -1 is any length.
+
+    Raises ConfigError when OpenVINO is not installed, and whatever tracing and conversion raise.
+    """
+    import torch
+
+    openvino = _openvino()
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # openvino traces with torch.jit, which torch wants to drop
         # Traced here without torch's own check of it, which takes longer than all the rest.
-        example = torch.zeros(2, *shape, dtype=torch.uint8)
-        traced = torch.jit.trace(Whole().eval(), example, check_trace=False)
-        return openvino.convert_model(traced, example_input=example, input=[-1, *shape])
+        traced = torch.jit.trace(module.eval(), example, check_trace=False)
+        return openvino.convert_model(traced, example_input=example, input=list(shape))
+
+
+def request(model: Any, shape: Sequence[int], *, threads: int) -> Any:
+    """What computes a model in float32 for inputs of one shape, by so many threads together."""
+    fitting = model.clone()
+    fitting.reshape(list(shape))
+    return _compile(fitting, "float32", threads=threads, streams=1).create_infer_request()
+
+
+def _compile(model: Any, precision: Literal["float32", "bfloat16"], *, threads: int, streams: int) -> Any:
+    options = {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": streams,
+        "ENABLE_CPU_PINNING": False,
+    }
+    return _core().compile_model(model, "CPU", options)
 
 
 def read(path: Path) -> Any:

@@ -71,10 +71,7 @@ def load(spec: BundleSpec, weights: bytes, runtime: Runtime, *, threads: int = 1
     """
     runtime.check(spec.network)
     if runtime.backend == "openvino" and is_by_torch(spec, runtime):
-        log.info(
-            "torch computes images of more than %d pixels, in strips: OpenVINO would take too much", strips.LARGEST
-        )
-        runtime, gpu = runtime.model_copy(update={"backend": "torch"}), False
+        return _in_strips(spec, weights, threads)
     if runtime.backend == "openvino":
         try:
             return _by_openvino(spec, weights, runtime, threads)
@@ -93,6 +90,23 @@ def load(spec: BundleSpec, weights: bytes, runtime: Runtime, *, threads: int = 1
         torch.set_num_threads(threads if is_large else 1)
     run = _one_at_a_time(runner) if is_large else runner
     return Scorer(network.receptive_field, runner.is_on_gpu, run, spec.ignored_cells)
+
+
+def _in_strips(spec: BundleSpec, weights: bytes, threads: int) -> Scorer:
+    """Features of large images by OpenVINO, strip by strip, and the head by torch, which computes all if that fails."""
+    import torch
+
+    from fcdd import detector
+    from fcdd.inference import Runner
+
+    network, given = detector.deserialize(weights, spec.network, spec.channels, spec.input_size), spec.normalization
+    torch.set_num_threads(threads)
+    try:
+        runner = Runner(network, given, spec.input_size, gpu=False, openvino_threads=threads)
+    except Exception as error:  # whatever tracing, conversion and compilation may raise
+        log.warning("torch computes the network on CPUs: OpenVINO cannot compute %s: %s", spec.network, error)
+        runner = Runner(network, given, spec.input_size, gpu=False)
+    return Scorer(network.receptive_field, False, _one_at_a_time(runner), spec.ignored_cells)
 
 
 def _one_at_a_time(run: Callable[[Pixels], Maps]) -> Callable[[Pixels], Maps]:

@@ -30,14 +30,16 @@ def plan(image_size: tuple[int, int], field: ReceptiveField, coarsest: int) -> l
         return []
     # A cell may look from its tile in one direction only.
     margin = math.ceil((field.extent / 2 + field.stride) / coarsest) * coarsest
-    core = max(1, (LARGEST // width - 2 * margin) // coarsest) * coarsest
-    strips = []
-    for top in range(0, height, core):
-        first, last = max(0, top - margin), min(height, top + core + margin)
-        is_last = top + core >= height
-        begin = (top - first) // field.stride
-        kept = slice(begin, None if is_last else begin + core // field.stride)
-        strips.append(Strip(slice(first, height if is_last else last), kept))
-        if is_last:
-            break
+    most = max(LARGEST // width // coarsest * coarsest, 2 * margin + coarsest)
+    number = max(1, math.ceil((height - 2 * margin) / (most - 2 * margin)))
+    # All of one height: what is compiled for a shape is compiled once, and none takes more memory than it must.
+    rows = math.ceil((height + 2 * margin * (number - 1)) / number / coarsest) * coarsest
+    last = max(0, height - rows) // coarsest * coarsest
+    tops = sorted({min(index * (rows - 2 * margin), last) for index in range(number)})
+    ends = [*(top + margin for top in tops[1:]), None]
+    strips, begin = list[Strip](), 0
+    for top, end in zip(tops, ends, strict=True):
+        kept = slice((begin - top) // field.stride, None if end is None else (end - top) // field.stride)
+        strips.append(Strip(slice(top, height if end is None else top + rows), kept))
+        begin = end or height
     return strips
