@@ -1,6 +1,7 @@
 """What can be wrong with the options of `fcdd train`, found before anything is listed, read or decoded."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from fcdd import bundle, checkpoint, networks
@@ -113,6 +114,19 @@ def check_resumable(settings: TrainSettings, store: Checkpoints, now: dict[str, 
     before = checkpoint.read_progress(found[0]).conditions
     if other := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
         raise ConfigError(
-            f"the checkpoints at {store.location} are of another training: {', '.join(other)} differ; give the same "
+            f"the checkpoints at {store.location} are of another training: {_told(other, before, now)}; give the same "
             "options and images, or --overwrite without --resume"
         )
+
+
+def _told(other: Sequence[str], before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """What differs, with its values where that is little."""
+    if len(other) > _FEW:
+        return f"{', '.join(other)} differ"
+    return ", ".join(
+        "the images differ" if name == "data" else f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in other
+    )
+
+
+_FEW = 3

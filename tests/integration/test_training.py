@@ -443,7 +443,7 @@ def test_checkpoints_of_another_training_are_not_continued(few: str, tmp_path: P
     assert run(few, tmp_path / "b") == 2
     assert "checkpoints of an unfinished training" in capsys.readouterr().err
     assert run(few, tmp_path / "b", "--resume", "--seed", "5") == 2
-    assert "are of another training: data, seed differ" in capsys.readouterr().err
+    assert "are of another training: the images differ, seed was 0, now 5; give" in capsys.readouterr().err
     assert run(few, tmp_path / "b", "--overwrite") == 0
 
 
