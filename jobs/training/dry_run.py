@@ -35,6 +35,7 @@ def dry_run(settings: TrainSettings) -> None:
     listed = prepare.list_nominal(settings)
     settings = chosen.with_image_size(settings, listed)
     inputs = prepare.find_inputs(settings, listed)
+    counts_variants = networks.needs_statistics(settings.network) and not networks.names_modes(settings.network)
     settings = chosen.with_stages(settings)
     prepare.check_enough(settings, inputs)
     conditions = checks.conditions(settings, listing.digest(listed))
@@ -43,10 +44,12 @@ def dry_run(settings: TrainSettings) -> None:
     weights = prepare.initial_weights(settings, writes=False)
     _check_folder(storage.normalize(settings.bundle))
     loop = prepare.loop_config(settings, inputs, frozenset(), weights, location, conditions)
-    print("\n".join(f"{name:12} {text}" for name, text in _lines(settings, inputs, loop)))
+    print("\n".join(f"{name:12} {text}" for name, text in _lines(settings, inputs, loop, counts_variants)))
 
 
-def _lines(settings: TrainSettings, inputs: Inputs, loop: LoopConfig) -> Iterator[tuple[str, str]]:
+def _lines(
+    settings: TrainSettings, inputs: Inputs, loop: LoopConfig, counts_variants: bool
+) -> Iterator[tuple[str, str]]:
     height, width = loop.input_size
     field = networks.geometry(settings.network, loop.input_size)
     size = (
@@ -73,6 +76,11 @@ def _lines(settings: TrainSettings, inputs: Inputs, loop: LoopConfig) -> Iterato
     start = "from ImageNet weights, which are at hand"
     has_weights = settings.pretrained and networks.is_pretrained(settings.network)
     yield "network", f"{settings.network}, input of {size}, {start if has_weights else 'from random weights'}"
+    if counts_variants:
+        yield (
+            "",
+            "if the images show one variant of the product: the training counts them, and may take another network",
+        )
     yield "memory", _memory(settings, loop)
     where = f"{settings.num_workers} of Ray Train" if settings.num_workers else "none: this process, without Ray"
     yield "workers", where + (", a GPU each" if settings.num_workers and settings.gpu else "")

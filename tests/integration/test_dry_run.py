@@ -37,6 +37,16 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(good: Path) -> 
     assert sorted([*good.parent.rglob("*"), good / "notes.png"]) == before
 
 
+@pytest.mark.parametrize(("network", "is_open"), [("", True), (":1", False)])
+def test_a_dry_run_says_that_variants_are_counted_later(network: str, is_open: bool, good: Path) -> None:
+    options = ("--network", f"whitened:efficientnet_lite0{network}", "--image-size", "64", "--alpha", "0.1")
+    said = run_verb(
+        "train", "--images", str(good), "--bundle", f"{good}-b", *options, "--batch-size", "16", "--dry-run"
+    ).stdout
+    assert ("the training counts them" in said) == is_open
+    assert "whitened:efficientnet_lite0:stage3+stage4+stage5:1:32+32+32, input of 64x64" in said
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
