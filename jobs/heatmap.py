@@ -37,8 +37,8 @@ class HeatmapSettings(JobSettings):
         default_factory=list, description="an image, by its location or the end of it; again for more"
     )
     uris: str | None = Field(None, description="file of images: .csv or .parquet with a column image_uri")
-    top: int = Field(10, ge=1, le=10_000, description="otherwise the most anomalous ones, near-duplicates left out")
-    alarms: bool = Field(False, description="of these only the alarms")
+    top: int = Field(10, ge=1, le=10_000, description="otherwise the most anomalous ones, of near-duplicates the worst")
+    alarms: bool = Field(False, description="of these only the alarms, near-duplicates too")
     style: Style = Field(
         "side-by-side",
         description="side-by-side: original and overlay; overlay: alone; outline: of what is above the threshold; "
@@ -89,6 +89,10 @@ def draw(settings: HeatmapSettings) -> None:
         index.append({"file": path.name, **{name: row[name] for name in ("image_uri", "anomaly_score", "p_value")}})
     if not index:
         raise ConfigError("not one picture could be made; the images are not where they were scored")
+    hidden = 0 if settings.alarms else sum(row.get("num_alike", 1) - 1 for row in rows)
+    if hidden:
+        alike = formatting.plural(hidden, "near-duplicate")
+        print(f"not drawn   {alike} of these (`fcdd query --duplicates` lists them)")
     columns = {name: [row[name] for row in index] for name in index[0]}
     tables.write(pa.table(columns).to_reader(), "csv", str(folder / "index.csv"))
 

@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 class QuerySettings(JobSettings):
     """Ask committed runs. The questions:
 
-    top         the most anomalous images by one bundle; near-duplicates are one line, with how many they are
+    top         the most anomalous images by one bundle; near-duplicates are one line, with how many they are, but
+                for --alarms, which lists all
     history     one image, night by night (--uri)
     alarms      images, alarms and unreadable images, per night and camera
     quarantine  why images were not scored
@@ -124,7 +125,7 @@ def _answer(kind: str, settings: QuerySettings, found: Results) -> None:
     if settings.explain:
         print("\n".join(explained.explained(found.explain(*question))))
     elif kind == "top" and not settings.duplicates:
-        top = queries.top_without_duplicates(found, question, settings.top)
+        top = queries.most_anomalous(found, question, settings.top, all_shown=settings.alarms or settings.discoveries)
         table, title = top.rows, _title(settings) + _groups(settings, top)
         if settings.format == "table" and not settings.output:
             table = table.drop_columns(["score_max", "run_id"])
@@ -171,12 +172,12 @@ def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
 
 
 def _groups(settings: QuerySettings, top: Top) -> str:
-    """How many alarms there are, what a line stands for, and how to see the others."""
+    """How many alarms there are, how many look like others, and how to see all."""
     if not settings.alarms:
         return ""
     alarms, shown = formatting.plural(top.num_images, "alarm"), top.rows.num_rows
     alike = f" in {top.num_groups} groups that look alike" if top.num_groups < top.num_images else ""
-    more = f", the worst {shown} are shown (--top {top.num_groups}: all)" if shown < top.num_groups else ""
+    more = f", the worst {shown} are shown (--top {top.num_images}: all)" if shown < top.num_images else ""
     return f"; {alarms}{alike}{more}"
 
 

@@ -1,5 +1,6 @@
 """`fcdd report`: what a night brought, as one HTML file to open, mail or print."""
 
+import logging
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -12,6 +13,8 @@ from jobs.shell.settings import JobSettings, Night
 from jobs.sources.locations import Locations
 from jobs.viewing import html_report
 
+log = logging.getLogger(__name__)
+
 
 class ReportSettings(JobSettings):
     """Write the report of a run: counts, verdict, the worst images with heatmaps, quarantine, drift, model card.
@@ -23,7 +26,7 @@ class ReportSettings(JobSettings):
 
     results: str = Field(description="location of the results")
     collection: str | None = Field(None, description="image collection; needed where there are several")
-    date: Night | None = Field(None, description="night, YYYY-MM-DD; default: the latest")
+    date: Night | None = Field(None, description="night, YYYY-MM-DD; default: the latest with images")
     run: str | None = Field(None, description="id of a run instead, as `fcdd runs` lists them, superseded ones too")
     images: int = Field(50, ge=0, le=1000, description="how many of the most anomalous images")
     locations: list[str] = Field(
@@ -43,7 +46,11 @@ def report(settings: ReportSettings) -> None:
         found = results.open_run(settings.results, settings.run)
     else:
         found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
-    record = found.only_collection().records[-1]
+    records = found.only_collection().records
+    # A night without images, or a mistyped date, would hide the last one that has some.
+    record = next((each for each in reversed(records) if each.num_listed), records[-1])
+    if record is not records[-1]:
+        log.info("the nights after %s are empty; --date shows them", record.day)
     locations = Locations.of_records(found.location, (record,), settings.locations)
     page = html_report.build(found.location, record, images=settings.images, locations=locations)
     storage.write(storage.normalize(settings.output), page)

@@ -7,6 +7,7 @@ image as it was looked at: where the file has an image_etag, one that was replac
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -151,7 +152,11 @@ def _select(uri: str, table: pa.Table, wanted: Mapping[str, str | int]) -> pa.Ta
         raise ConfigError(f"expected an image_uri in every row of {uri}, got none in row {empty[0]}")
     uris = [each if "://" in each else storage.normalize(each) for each in named]
     if len(set(uris)) != len(uris):
-        raise ConfigError(f"expected each image once in {uri}, got some twice")
+        twice = next(each for each, count in Counter(uris).items() if count > 1)
+        raise ConfigError(
+            f"expected each image once in {uri}, got {twice} more than once; of images with one name "
+            "give the folder, too"
+        )
     return pa.table(columns | {"image_uri": pa.array(uris, pa.string())})
 
 

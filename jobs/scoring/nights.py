@@ -10,8 +10,10 @@ import datetime as dt
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+from fcdd import bundle
 from fcdd.errors import BundleError, ConfigError, FCDDError
 from fcdd.io import storage
 from jobs.catalog import commit_records
@@ -71,6 +73,8 @@ def verdict(options: NightlyOptions, record: RunRecord) -> tuple[int, str]:
     """The exit code of a committed run, and why; drift comes first, since alarms of a drifted run mean little."""
     limit = options.alarm_limit(record.num_scored)
     if record.drift.verdict == "drifted":
+        if all("alarms: " in reason for reason in record.drift.reasons):
+            return errors.DRIFTED, "far more alarms than nominal images have: many defects, or images that changed"
         return errors.DRIFTED, "the images are not those that the bundle was calibrated for"
     if record.num_anomalous > limit:
         return errors.ALARMS_ABOVE_LIMIT, f"{record.num_anomalous} alarms, the limit is {limit}"
@@ -152,7 +156,20 @@ def _committed(options: NightlyOptions, layout: Layout, night: dt.date) -> RunRe
     if record:
         log.info("run %s of %s was committed at %s", record.run_id, night, record.committed_at)
         runs.warn_of_other_rates(record, options.alpha or record.alpha, options.fdr)
+        _warn_of_another_bundle(record, options.of_night(night).bundle)
     return record
+
+
+def _warn_of_another_bundle(record: RunRecord, location: str) -> None:
+    """A committed night is left alone, also by a command that names another bundle."""
+    with suppress(FCDDError):  # a bundle that is gone or damaged matters to nights that are still to be scored
+        digest = bundle.load(location)[0].digest
+        if digest != record.bundle_digest:
+            log.warning(
+                "run %s was scored by the bundle %s, not by %s, which is %s: what follows is of that run; `fcdd score` "
+                "with that bundle scores the night again, and the new run takes its place",
+                *(record.run_id, record.bundle_digest[:12], location, digest[:12]),
+            )
 
 
 def _not_notified(options: NightlyOptions, layout: Layout, done: list[dt.date]) -> list[RunRecord]:

@@ -25,6 +25,8 @@ _BATCH = 16
 # Whole cells take away a little.
 _TOO_FEW = 0.9
 _PUBLISHED = "224"
+# Coarse cells have twice the pixels of fine ones.
+_FINER = 2
 
 
 def with_image_size(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> TrainSettings:
@@ -139,7 +141,32 @@ def with_stages(settings: TrainSettings) -> TrainSettings:
     name = networks.for_size(settings.network, size_of(settings))
     if name != settings.network:
         log.info("for these images the network is %s", name)
+        _tell_of_finer_cells(settings.network, name, size_of(settings))
     return settings.model_copy(update={"network": name})
+
+
+def _tell_of_finer_cells(given: str, name: str, size: tuple[int, int]) -> None:
+    """Say at what size the cells are smaller on the image, where the size made them coarse."""
+    asked, found = networks.parse(given), networks.parse(name)
+    if asked is None or found is None or asked.stages or asked.statistics.anywhere or found.statistics.modes > 1:
+        return
+    if found.statistics.is_by_stage:
+        return
+    sides = sizing.whole_cells(size)
+    while not _has_fine_cells(given, sides):
+        sides = (sides[0] - sizing.MULTIPLE, round((sides[0] - sizing.MULTIPLE) * size[1] / size[0]))
+        sides = sizing.whole_cells(sides)
+    if sides[0] * _FINER > size[0]:  # else cells of half the pixels are larger on the image
+        log.info(
+            "at %s the map has cells of 16 pixels, at %s of 8, which are smaller on the image: --image-size %s may "
+            "find more small defects",
+            *map(_by, (size, sides, sides)),
+        )
+
+
+def _has_fine_cells(network: str, size: tuple[int, int]) -> bool:
+    parts = networks.parse(networks.for_size(network, size))
+    return parts is not None and parts.statistics.is_by_stage
 
 
 @torch.inference_mode()

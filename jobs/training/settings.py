@@ -34,8 +34,8 @@ _WORKERS_ON_RAY = 2
 class TrainSettings(JobSettings):
     """Train a detector from nominal images; synthetic anomalies are the anomalous class.
 
-    A share of the images is held out of training to calibrate the threshold. The bundle needs nothing
-    else for scoring.
+    A share of the images is held out of training to calibrate the threshold, or, of few images, each is left out in
+    turn. The bundle needs nothing else for scoring.
     """
 
     verb: ClassVar[str] = "train"

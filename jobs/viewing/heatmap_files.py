@@ -26,7 +26,7 @@ _COLUMNS += ", width, height, model_digest, image_group, date"
 def chosen(found: Results, names: Sequence[str], top: int, *, alarms: bool = False) -> list[dict[str, Any]]:
     """The rows of these images, named by their locations or by the ends of them, else the `top` most anomalous.
 
-    With `alarms` only alarms are among the most anomalous.
+    With `alarms` these are the alarms, all of them; else of near-duplicates the worst, with `num_alike`.
 
     Raises ConfigError for an image that was not scored, and for an end that several have.
     """
@@ -34,7 +34,7 @@ def chosen(found: Results, names: Sequence[str], top: int, *, alarms: bool = Fal
         question = queries.top(count=max(MAX_COMPARED, top), columns=_COLUMNS, alarms=alarms)
         with views.readable():
             rows = found.of_latest_bundle().sql(*question).to_arrow_table()
-        return list(queries.without_duplicates(rows, top).to_pylist())
+        return list(queries.with_duplicates_counted(rows, top, all_shown=alarms).rows.to_pylist())
     by_uri = _rows_of(found, names)
     ends = {name: queries.by_its_end(found, name) for name in names if name not in by_uri and "://" not in name}
     by_uri |= _rows_of(found, list(ends.values())) if ends else {}

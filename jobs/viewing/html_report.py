@@ -38,7 +38,7 @@ _LARGE, _LEAST_AROUND = 2, 32
 # Pictures that are read at once.
 _READS_IN_FLIGHT = 4
 _COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "score_mean", "score_max", "p_value", "is_anomalous", "regions"))
-_COLUMNS += ", image_group, width, height, image_hash, heatmap, model_digest"
+_COLUMNS += ", image_group, width, height, image_hash, heatmap, model_digest, date"
 
 
 log = logging.getLogger(__name__)
@@ -115,17 +115,15 @@ def _expected(record: RunRecord) -> str:
 def _worst(
     run: Results, record: RunRecord, count: int, loaded: tuple[BundleSpec, bytes] | None, locations: Locations
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The worst images with thumbnails, one of each group of near-duplicates; why some cannot be shown."""
+    """The worst images with thumbnails; why some cannot be shown. Of near-duplicates that are no alarms, one."""
     question = queries.top(count=max(MAX_COMPARED, count), columns=_COLUMNS)
     rows = run.sql(*question).to_arrow_table()
-    first = queries.alike(rows)
-    leaders = np.unique(first)[:count]
-    uris = rows["image_uri"].to_pylist()
+    first, uris = queries.alike(rows), rows["image_uri"].to_pylist()
+    is_shown = np.array(rows["is_anomalous"].to_pylist(), np.bool_) | (first == np.arange(rows.num_rows))
+    shown = np.flatnonzero(is_shown)[:count]
     found = [
-        row | {"rank": rank, "alike": [uris[i] for i in np.flatnonzero(first == leader).tolist() if i != leader]}
-        for rank, (leader, row) in enumerate(
-            zip(leaders.tolist(), rows.take(leaders).to_pylist(), strict=True), start=1
-        )
+        row | {"rank": rank, "alike": [uris[i] for i in np.flatnonzero((first == at) & ~is_shown).tolist()]}
+        for rank, (at, row) in enumerate(zip(shown.tolist(), rows.take(shown).to_pylist(), strict=True), start=1)
     ]
     heatmaps = rendering.Heatmaps([loaded]) if loaded and found else None
     thumbnail = partial(_thumbnail, locations, record.full_scale)

@@ -52,16 +52,35 @@ def top(
 
 
 def alike(rows: pa.Table) -> npt.NDArray[np.int64]:
-    """For each row the index of the first that it is a near-duplicate of; needs `image_hash` and `heatmap`."""
-    maps = [heatmap.decode(each) for each in rows["heatmap"].to_pylist()]
-    return duplicates.group(rows["image_hash"].to_pylist(), maps)
+    """For each row the index of the first that it is a near-duplicate of.
+
+    Images of different nights are none of each other. Needs `image_hash`, `heatmap` and `date`.
+    """
+    maps, hashes = [heatmap.decode(each) for each in rows["heatmap"].to_pylist()], rows["image_hash"].to_pylist()
+    nights, first = np.array(rows["date"].to_pylist(), dtype=object), np.arange(rows.num_rows)
+    for night in dict.fromkeys(nights):
+        own = np.flatnonzero(nights == night)
+        first[own] = own[duplicates.group([hashes[i] for i in own], [maps[i] for i in own])]
+    return first
 
 
-def without_duplicates(rows: pa.Table, count: int) -> pa.Table:
-    """The first `count` rows that are near-duplicates of none before them, with `num_alike`, how many are like each."""
-    first = alike(rows)
-    leaders, sizes = np.unique(first, return_counts=True)
-    return rows.take(leaders[:count]).append_column("num_alike", pa.array(sizes[:count], pa.int64()))
+class Top(NamedTuple):
+    """Rows, with `num_alike`, how many look like each, itself included; how many groups and images there are."""
+
+    rows: pa.Table
+    num_groups: int
+    num_images: int
+
+
+def with_duplicates_counted(rows: pa.Table, count: int, *, all_shown: bool) -> Top:
+    """The first `count` rows that are near-duplicates of none before them, or, if all are shown, of all rows.
+
+    Alarms are all shown: two products with a defect at the same place may look alike, and both are bad.
+    """
+    leaders, which, sizes = np.unique(alike(rows), return_inverse=True, return_counts=True)
+    chosen = np.arange(rows.num_rows) if all_shown else leaders
+    alike_each = pa.array(sizes[which][chosen][:count], pa.int64())
+    return Top(rows.take(chosen[:count]).append_column("num_alike", alike_each), len(leaders), rows.num_rows)
 
 
 def history(uri: str) -> Question:
@@ -147,16 +166,8 @@ def run_totals(results: Results) -> pa.Table:
     return results.runs().select(names).slice(max(0, len(results.records) - 2))
 
 
-class Top(NamedTuple):
-    """The rows that are shown, each the worst of a group of near-duplicates; how many groups and images there are."""
-
-    rows: pa.Table
-    num_groups: int
-    num_images: int
-
-
-def top_without_duplicates(found: Results, question: Question, count: int) -> Top:
-    """The worst of each group of near-duplicates; a warning where not all could be compared.
+def most_anomalous(found: Results, question: Question, count: int, *, all_shown: bool) -> Top:
+    """`with_duplicates_counted` of the answer; a warning where not all could be compared.
 
     `question` is `top` with `image_hash` and `heatmap` among its columns, of max(MAX_COMPARED, count) images.
     """
@@ -164,8 +175,8 @@ def top_without_duplicates(found: Results, question: Question, count: int) -> To
         rows = found.sql(*question).to_arrow_table()
     if rows.num_rows == max(MAX_COMPARED, count):
         log.warning("near-duplicates were looked for among the %d most anomalous images", rows.num_rows)
-    groups = without_duplicates(rows, rows.num_rows)
-    return Top(groups.slice(0, count).drop_columns(["image_hash", "heatmap"]), groups.num_rows, rows.num_rows)
+    found_rows = with_duplicates_counted(rows, count, all_shown=all_shown)
+    return found_rows._replace(rows=found_rows.rows.drop_columns(["image_hash", "heatmap"]))
 
 
 def check_group(found: Results, group: str) -> None:
@@ -189,7 +200,10 @@ def by_its_end(found: Results, end: str) -> str:
     matching = f"SELECT image_uri FROM ({tables}) WHERE ends_with(image_uri, '/' || $end) ORDER BY 1"
     uris = [str(name) for (name,) in found.sql(matching, {"end": end.removeprefix("./")}).fetchall()]
     if len(uris) > 1:
-        raise ConfigError(f"{len(uris)} images end in {end!r}, among them {uris[0]} and {uris[1]}; name one of them")
+        raise ConfigError(
+            f"{len(uris)} images end in {end!r}, among them {uris[0]} and {uris[1]}; name more of one, or its night by "
+            "--date"
+        )
     if not uris:
         raise ConfigError(
             f"these runs know no image {end!r}; an image is named by its location, or the end of it, as `fcdd query` "

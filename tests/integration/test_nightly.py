@@ -199,6 +199,9 @@ def test_a_night_without_images_is_a_committed_empty_run(line: Line) -> None:
         in nothing.stderr
     )
     assert number(nothing.stdout, "listed") == 0
+    page = line.around("report", "--output", f"{line.root}/report.html")  # not of the empty night
+    assert "(c, 2026-11-01;" in page.stdout
+    assert "the nights after 2026-11-01 are empty; --date shows them" in page.stderr
     assert (line.records()[1].num_listed, line.records()[1].drift.reasons) == (0, ("nothing was scored",))
     again = line.nightly("--images", f"{line.root}/nights", day=3, check=True)
     assert number(again.stdout, "listed") == 0
@@ -367,6 +370,19 @@ def test_a_new_calibration_is_no_reason_to_score_everything_again(line: Line) ->
     assert [record.num_scored for record in line.records()][-2:] == [5, 1]
 
 
+def test_a_committed_night_is_not_taken_for_that_of_another_bundle(line: Line) -> None:
+    line.upload("nights/2026-11-01", 5, seed=1)
+    line.nightly(check=True)
+    assert "was scored by the bundle" not in line.nightly(check=True).stderr
+    line.upload("fresh", 120, seed=5)
+    where = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/fresh", "--output", f"{line.root}/other")
+    run_verb("calibrate", *where)
+    again = line.nightly("--bundle", f"{line.root}/other", check=True)
+    [record] = line.records()
+    assert f"was scored by the bundle {record.bundle_digest[:12]}, not by file://{line.root}/other" in again.stderr
+    assert line.nightly("--bundle", f"{line.root}/gone").returncode == 0  # there is nothing to do with it
+
+
 def test_a_dry_run_says_what_each_night_would_do(line: Line) -> None:
     line.upload("nights/2026-11-01", 3, seed=1)
     line.nightly(day=1, check=True)
@@ -474,6 +490,8 @@ def test_the_same_part_photographed_again_and_again_is_one_line(line: Line) -> N
     assert shots["num_alike"] == 10
     assert sum(row["num_alike"] for row in rows) == 16
     assert line.around("query", "--duplicates", "--top", "50").stdout.count("shot-") == 10
+    # All ten are bad, so all ten are among the alarms.
+    assert line.around("query", "--alarms", "--format", "json").stdout.count("shot-") == 10
 
 
 def test_a_calibration_anew_keeps_the_weights_and_sets_the_threshold(line: Line) -> None:
