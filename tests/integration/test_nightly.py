@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -29,7 +31,7 @@ from fcdd import bundle, calibration, heatmap
 from fcdd.detector import Detector
 from fcdd.io import storage
 from jobs.catalog import part_files
-from jobs.scoring import notifications
+from jobs.scoring import nights, notifications
 from schemas import DRIFT, Layout, RunRecord
 from tests.detectors import make
 from tests.line import NUM_CALIBRATION, NUM_IMAGES, SIZE, Line, picture, run_verb
@@ -160,6 +162,12 @@ def test_alarms_above_the_limit_end_with_code_5_and_drift_comes_first(line: Line
     line.upload("nights/2026-11-02", seed=2, defects=30)
     both = line.nightly("--max-alarms", "3", day=2)
     assert both.returncode == 4
+    # More alarms alone are no sign of another camera.
+    record = line.records()[-1]
+    alone = record.drift.model_copy(update={"reasons": ("alarms: 11 of 150 images, 0 to 6 expected",)})
+    options: Any = SimpleNamespace(alarm_limit=lambda _: 3)
+    code, why = nights.verdict(options, record.model_copy(update={"drift": alone}))
+    assert (code, why.split(":")[0]) == (4, "far more alarms than nominal images have")
     # For a scheduler that would only repeat it; what is told, and the metrics, say the same.
     quiet = line.nightly("--max-alarms", "3", "--no-verdict-codes", day=2)
     assert (quiet.returncode, "exit code 4: the images are not" in quiet.stdout) == (0, True)
