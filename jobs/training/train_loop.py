@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -211,6 +212,8 @@ class _Run:
             world_size=self.workers.size,
             processes=self.loop.loader_processes,
         )
+        if not self.loop.loader_processes:
+            batches = drawn_ahead(batches)
         for number in range(epoch, options.epochs):
             self._epoch(batches, number, step)
             step = 0
@@ -306,6 +309,15 @@ class _Run:
         )
         data = checkpoint.pack(self.network, self.trainer.optimizer, self.trainer.schedule, progress)
         self.store.save(data, progress, loss)
+
+
+def drawn_ahead(batches: Iterator[training.Batch]) -> Iterator[training.Batch]:
+    """The same batches, each drawn by a thread while the one before it is trained on. Raises what drawing raises."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = pool.submit(next, batches, None)
+            yield batch
 
 
 def _shared(value: Any, workers: Workers) -> Any:

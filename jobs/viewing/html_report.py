@@ -122,7 +122,7 @@ def _worst(
     is_shown = np.array(rows["is_anomalous"].to_pylist(), np.bool_) | (first == np.arange(rows.num_rows))
     shown = np.flatnonzero(is_shown)[:count]
     found = [
-        row | {"rank": rank, "alike": [uris[i] for i in np.flatnonzero((first == at) & ~is_shown).tolist()]}
+        row | {"rank": rank, "alike": [uris[i] for i in np.flatnonzero(first == at).tolist() if i != at]}
         for rank, (at, row) in enumerate(zip(shown.tolist(), rows.take(shown).to_pylist(), strict=True), start=1)
     ]
     heatmaps = rendering.Heatmaps([loaded]) if loaded and found else None
