@@ -45,7 +45,7 @@ WRONG = {
     "bad images only": ("image_uri,label\ns3://b/a.png,-1\n", "all 1 labels in .* are -1"),
     "no label": ("image_uri,label\ns3://b/a.png,\n", "expected labels 0"),
     "no name": ("image_uri,label\n,1\n", "row 1"),
-    "the same image twice": ("image_uri,label\ns3://b/a.png,1\ns3://b/a.png,0\n", "some twice"),
+    "the same image twice": ("image_uri,label\ns3://b/a.png,1\ns3://b/a.png,0\n", "got s3://b/a.png more than once"),
     "a word that is none": (
         "image_uri,label\ns3://b/a.png,good\ns3://b/b.png,scratch\n",
         "got 'scratch'. .* defect_class",
