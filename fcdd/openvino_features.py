@@ -1,7 +1,6 @@
 """Features of the strips of large images by OpenVINO, where a whole network would take too much memory.
 
-It takes three quarters of torch's time on CPUs, and less memory: what one layer frees is the next one's, by plan
-(benchmarks/results/2026-11-27-training.md).
+It takes three quarters of torch's time on CPUs (benchmarks/results/2026-11-27-training.md).
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from fcdd import openvino_network
 
-# What features may differ from torch's, relative to the largest; 3e-7 was the most that was measured.
+# What features may differ from torch's, relative to the largest; 1.4e-7 was measured.
 TOLERANCE = 1e-5
 _TRIED = 256
 

@@ -64,49 +64,39 @@ def load(spec: BundleSpec, weights: bytes, runtime: Runtime, *, threads: int = 1
     """The scorer of a bundle, for so many `threads` of the caller on CPUs; `gpu`: torch may use one.
 
     From then on torch computes each call on one CPU in this process, and one large image after the other on all of
-    them.
+    them; its features OpenVINO computes, where it may and can.
 
     Where OpenVINO cannot compute the network within the tolerance, torch does, with a warning. Raises BundleError when
     the weights do not fit the network or are not finite, ConfigError for a runtime that is not to be had.
     """
     runtime.check(spec.network)
-    if runtime.backend == "openvino" and is_by_torch(spec, runtime):
-        return _in_strips(spec, weights, threads)
+    is_large = math.prod(spec.input_size) > strips.LARGEST
+    in_strips = is_large and runtime.backend == "openvino" and runtime.precision == "float32"
     if runtime.backend == "openvino":
         try:
-            return _by_openvino(spec, weights, runtime, threads)
+            if not is_large:
+                return _by_openvino(spec, weights, runtime, threads)
         except _NotComputed as error:
             log.warning("torch computes the network on CPUs: %s", error)
-            runtime, gpu = runtime.model_copy(update={"backend": "torch"}), False
-    from fcdd import detector
-    from fcdd.inference import Runner
-
-    network = detector.deserialize(weights, spec.network, spec.channels, spec.input_size)
-    runner = Runner(network, spec.normalization, spec.input_size, runtime, gpu=gpu)
-    is_large = math.prod(spec.input_size) > strips.LARGEST and not runner.is_on_gpu
-    if not runner.is_on_gpu:
-        import torch
-
-        torch.set_num_threads(threads if is_large else 1)
-    run = _one_at_a_time(runner) if is_large else runner
-    return Scorer(network.receptive_field, runner.is_on_gpu, run, spec.ignored_cells)
-
-
-def _in_strips(spec: BundleSpec, weights: bytes, threads: int) -> Scorer:
-    """Features of large images by OpenVINO, strip by strip, and the head by torch, which computes all if that fails."""
+        runtime, gpu = runtime.model_copy(update={"backend": "torch"}), False
     import torch
 
     from fcdd import detector
     from fcdd.inference import Runner
 
-    network, given = detector.deserialize(weights, spec.network, spec.channels, spec.input_size), spec.normalization
-    torch.set_num_threads(threads)
+    network = detector.deserialize(weights, spec.network, spec.channels, spec.input_size)
+    given = (network, spec.normalization, spec.input_size, runtime)
     try:
-        runner = Runner(network, given, spec.input_size, gpu=False, openvino_threads=threads)
+        runner = Runner(*given, gpu=gpu, openvino_threads=threads if in_strips else 0)
     except Exception as error:  # whatever tracing, conversion and compilation may raise
+        if not in_strips:
+            raise
         log.warning("torch computes the network on CPUs: OpenVINO cannot compute %s: %s", spec.network, error)
-        runner = Runner(network, given, spec.input_size, gpu=False)
-    return Scorer(network.receptive_field, False, _one_at_a_time(runner), spec.ignored_cells)
+        runner = Runner(*given, gpu=gpu)
+    if runner.is_on_gpu:
+        return Scorer(network.receptive_field, True, runner, spec.ignored_cells)
+    torch.set_num_threads(threads if is_large else 1)
+    return Scorer(network.receptive_field, False, _one_at_a_time(runner) if is_large else runner, spec.ignored_cells)
 
 
 def _one_at_a_time(run: Callable[[Pixels], Maps]) -> Callable[[Pixels], Maps]:

@@ -1,9 +1,8 @@
 """Memory that a process keeps: what one batch frees the next one uses, and nothing is given back in between.
 
 By default glibc maps every large tensor anew and gives it back, and a thread that is not the first does so whatever it
-was told, unless all share one arena. The kernel then has to clear the pages again: 24,000 page faults for an image of
-256x320 pixels in batches of 32, and half of the time that torch takes for one of 2,048x2,048
-(benchmarks/results/2026-11-27-training.md).
+was told, unless all share one arena. The kernel then has to clear the pages again, which is half of the time that torch
+takes for a picture of 2,048x2,048 (benchmarks/results/2026-11-27-training.md).
 """
 
 import ctypes

@@ -500,6 +500,11 @@ def test_the_same_part_photographed_again_and_again_is_one_line(line: Line) -> N
     assert line.around("query", "--duplicates", "--top", "50").stdout.count("shot-") == 10
     # All ten are bad, so all ten are among the alarms.
     assert line.around("query", "--alarms", "--format", "json").stdout.count("shot-") == 10
+    worst = line.around("heatmap", "--output", f"{line.root}/worst").stdout
+    assert f"not drawn   {16 - len(rows)} near-duplicates of these" in worst
+    assert len(list(Path(line.root, "worst").glob("*shot-*.png"))) == 1
+    line.around("heatmap", "--alarms", "--output", f"{line.root}/alarms")
+    assert len(list(Path(line.root, "alarms").glob("*shot-*.png"))) == 10
 
 
 def test_a_calibration_anew_keeps_the_weights_and_sets_the_threshold(line: Line) -> None:

@@ -22,6 +22,7 @@ def test_features_of_strips_are_those_of_the_whole_image(
     images = torch.randn(1, 3, *size)
     planned = strips.plan(size, whole.receptive_field, 16)
     assert len(planned) > 1
+    assert len({strip.rows.stop - strip.rows.start for strip in planned}) == 1
     assert [strip.rows.start for strip in planned] == sorted(strip.rows.start for strip in planned)
     sizes = []
     for part in cut.features.modules():

@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from fcdd import networks, upsampling
+from fcdd.receptive_field import ReceptiveField
 
 
 @pytest.mark.parametrize(("name", "size"), [("cnn28", (28, 28)), ("cnn224", (224, 224)), ("cnn224", (224, 160))])
@@ -50,3 +51,10 @@ def test_another_extent_of_the_gaussian_keeps_the_centres_and_cuts_the_reach() -
     assert (narrow > 0).sum() == 33 * 33
     assert (wide > 0).sum() > (narrow > 0).sum()
     assert upsampling.with_extent(field, None) == field
+
+
+def test_no_factor_is_so_small_that_processors_compute_slowly_with_it() -> None:
+    field = ReceptiveField(height=32, width=40, stride=8, extent=387, centre=4.375)
+    matrix = upsampling._axis_matrix(32, 256, field, 12.0, False)
+    assert matrix[matrix > 0].min() > 1e-21
+    assert (matrix > 0).any(1).all()
