@@ -156,9 +156,8 @@ def _tell_of_finer_cells(given: str, name: str, size: tuple[int, int]) -> None:
     while not _has_fine_cells(given, sides):
         sides = (sides[0] - sizing.MULTIPLE, round((sides[0] - sizing.MULTIPLE) * size[1] / size[0]))
         sides = sizing.whole_cells(sides)
-    if (
-        sides[0] * _FINER > size[0] and sides[1] * _FINER > size[1]
-    ):  # else cells of half the pixels are larger on the image
+    # Else cells of half the pixels are larger on the image.
+    if sides[0] * _FINER > size[0] and sides[1] * _FINER > size[1]:
         log.info(
             "at %s the map has cells of 16 pixels, at %s of 8, which are smaller on the image: --image-size %s may "
             "find more small defects",

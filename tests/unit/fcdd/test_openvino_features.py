@@ -64,3 +64,11 @@ def test_torch_computes_what_openvino_does_otherwise(
         found = scorer.load(detector.spec, detector.weights, Runtime(backend="openvino"))
     assert "its features differ by" in caplog.text
     np.testing.assert_allclose(found(pixels).maps, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_strips_in_bfloat16_are_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, pixels, expected = large(monkeypatch)
+    monkeypatch.setattr(OpenvinoFeatures, "__init__", lambda *_, **__: pytest.fail("its features are float32"))
+    found = scorer.load(detector.spec, detector.weights, Runtime(backend="openvino", precision="bfloat16"))
+    maps = found(pixels).maps
+    assert 0 < np.abs(maps - expected).max() < 0.05 * expected.max()
