@@ -117,6 +117,14 @@ def shell() -> int:
     if not DATA.exists():
         print("error: there is nothing of a demo here; run `make demo` first", file=sys.stderr)
         return 2
+    try:
+        return _shell()
+    except local_s3.NoServer as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _shell() -> int:
     with local_s3.serve("demo", DATA) as server:
         found = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         found |= {"FCDD_CONFIG": str(CONFIG.absolute()), **server.environment()}
@@ -148,7 +156,12 @@ def demonstrate() -> int:
                 shutil.copy(page, OUTPUT)
     except subprocess.CalledProcessError as error:
         print(f"\nthe step ended with exit code {error.returncode}, which it should not", file=sys.stderr)
+        if reason := local_s3.why_too_full(DATA):
+            print(f"error: {reason}", file=sys.stderr)
         return error.returncode or 1
+    except local_s3.NoServer as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted; stopping everything the demo started", file=sys.stderr)
         return 130

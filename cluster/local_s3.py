@@ -6,6 +6,7 @@ python -m cluster.local_s3        prints the environment to export, serves until
 import argparse
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,12 @@ from obstore.store import S3Store
 START_TIMEOUT_S = 60.0
 # Open connections can hold its shutdown up.
 STOP_TIMEOUT_S = 5.0
+# SeaweedFS refuses every write while less of the disk is free, which `weed mini` has no option for.
+MIN_FREE_SHARE = 0.01
+
+
+class NoServer(RuntimeError):
+    """The server cannot run here, or did not come up; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,7 @@ class LocalS3:
     access_key: str
     secret_key: str
     bucket: str
+    log: Path
 
     def environment(self) -> dict[str, str]:
         """Variables by which every S3 client finds the server."""
@@ -52,19 +60,13 @@ class LocalS3:
 def serve(bucket: str, folder: Path | None = None) -> Iterator[LocalS3]:
     """Start a server with `bucket`, wait until it answers, and stop it on leaving, also by Ctrl-C.
 
-    What it holds is kept in `folder` for the next server, or thrown away. Raises RuntimeError with the server's last
-    lines when it does not come up.
+    What it holds is kept in `folder` for the next server, or thrown away. Raises NoServer where the disk is too full
+    for it, and with the server's last lines when it does not come up.
     """
     names = ("master", "volume", "filer", "s3", "admin")
     ports = free_ports(2 * len(names))
     flags = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(names)]
     flags += [f"-{name}.port.grpc={ports[2 * i + 1]}" for i, name in enumerate(names)]
-    server = LocalS3(
-        endpoint=f"http://127.0.0.1:{ports[2 * names.index('s3')]}",
-        access_key=secrets.token_hex(8),
-        secret_key=secrets.token_hex(16),
-        bucket=bucket,
-    )
     with ExitStack() as stack:
         # Sockets have short names only, so they are never in a folder of the caller's.
         temporary = Path(
@@ -72,7 +74,16 @@ def serve(bucket: str, folder: Path | None = None) -> Iterator[LocalS3]:
         )
         data = temporary / "data" if folder is None else folder.absolute()
         data.mkdir(parents=True, exist_ok=True)
-        log = stack.enter_context((temporary / "server.log").open("w+b"))
+        if reason := why_too_full(data):
+            raise NoServer(reason)
+        server = LocalS3(
+            endpoint=f"http://127.0.0.1:{ports[2 * names.index('s3')]}",
+            access_key=secrets.token_hex(8),
+            secret_key=secrets.token_hex(16),
+            bucket=bucket,
+            log=temporary / "server.log",
+        )
+        log = stack.enter_context(server.log.open("wb"))
         process = subprocess.Popen(
             [
                 str(Path(sysconfig.get_path("scripts"), "weed")),
@@ -91,18 +102,29 @@ def serve(bucket: str, folder: Path | None = None) -> Iterator[LocalS3]:
             start_new_session=True,
         )
         stack.callback(_stop, process)
-        _wait_until_healthy(server, process, Path(log.name))
+        _wait_until_healthy(server, process)
         yield server
 
 
-def _wait_until_healthy(server: LocalS3, process: subprocess.Popen[bytes], log: Path) -> None:
+def why_too_full(folder: Path) -> str | None:
+    """One sentence if the disk that holds `folder` has too little space for a server to take a write."""
+    disk = shutil.disk_usage(folder)
+    if disk.free >= MIN_FREE_SHARE * disk.total:
+        return None
+    return (
+        f"the S3 server takes no writes on a disk of which less than {MIN_FREE_SHARE:.0%} is free: "
+        f"{disk.free / 1e9:.1f} of {disk.total / 1e9:.1f} GB are at {folder}; make room"
+    )
+
+
+def _wait_until_healthy(server: LocalS3, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         if _bucket_answers(server):
             return
         time.sleep(0.1)
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    raise RuntimeError(f"the S3 server did not come up within {START_TIMEOUT_S:.0f} s:\n{tail}")
+    tail = "\n".join(server.log.read_text(errors="replace").splitlines()[-15:])
+    raise NoServer(f"the S3 server did not come up within {START_TIMEOUT_S:.0f} s:\n{tail}")
 
 
 def _bucket_answers(server: LocalS3) -> bool:
@@ -157,6 +179,8 @@ def main() -> None:
             print("\n".join(f"export {name}={value}" for name, value in server.environment().items()))
             print(f"# bucket: s3://{server.bucket}   (Ctrl-C stops the server)", flush=True)
             signal.pause()
+    except NoServer as error:
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
 

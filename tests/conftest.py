@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 import torch
@@ -60,6 +60,19 @@ def s3(_clean_environment: None) -> Iterator[LocalS3]:
         for name, value in server.environment().items():
             patch.setenv(name, value)
         yield server
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test that used the S3 server shows what the server complained of, and how full the disk was."""
+    report = yield
+    server = getattr(item, "funcargs", {}).get("s3")
+    if report.failed and isinstance(server, LocalS3):
+        lines = [line for line in server.log.read_text(errors="replace").splitlines() if line[:1] in ("W", "E", "F")]
+        disk = shutil.disk_usage(server.log.parent)
+        lines.append(f"{disk.free / 1e9:.1f} of {disk.total / 1e9:.1f} GB of its disk are free")
+        report.sections.append(("S3 server", "\n".join(lines[-20:])))
+    return report
 
 
 @pytest.fixture

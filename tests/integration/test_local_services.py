@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks import result_tables
 from cluster import demo, local_s3
+from tests import sandbox
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -48,6 +49,23 @@ def test_the_server_prints_what_to_export_and_stops_when_interrupted(
 def test_two_servers_live_side_by_side() -> None:
     with local_s3.serve("one") as first, local_s3.serve("two") as second:
         assert first.endpoint != second.endpoint
+
+
+@pytest.mark.skipif(bool(sandbox.forbidden()), reason=sandbox.forbidden())
+def test_on_a_full_disk_the_server_says_that_it_would_take_no_writes(tmp_path: Path) -> None:
+    full = "mount -t tmpfs -o size=20m full $1; head -c 20400k /dev/zero > $1/filler"
+    serve = f"TMPDIR=$1 {sys.executable} -m cluster.local_s3"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f"{full}; {serve}", "sh", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: the S3 server takes no writes on a disk of which less than 1% is free: 0.0 of"
+    )
+    assert done.stderr.endswith("; make room\n")
 
 
 @pytest.mark.slow
