@@ -57,7 +57,9 @@ def main() -> None:
             region_name="us-east-1",
         )
         config = daft.io.IOConfig(s3=s3)
-    height, width = 224, 224
+    from fcdd import bundle
+
+    height, width = bundle.load(uri)[0].input_size
     frame = daft.from_glob_path(f"{images}/**/*.*", io_config=config)
     encoded = col("path").download(on_error="null", io_config=config)
     image = encoded.decode_image(on_error="null", mode="RGB").resize(width, height)

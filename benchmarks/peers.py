@@ -51,7 +51,9 @@ from jobs.catalog import commit_records
 HERE = Path(__file__).parent
 NETWORKS = {"default": "whitened:efficientnet_lite0:stage3+stage4+stage5:1:32+32+32"}
 WORKERS = os.cpu_count() or 2
-SIZE, SAMPLE_SECONDS = (224, 224), 0.25
+# Pixels along each side of the network's input.
+SIDES = {"cnn28": 28, "cnn32": 32}
+SAMPLE_SECONDS = 0.25
 COLUMNS = ("first", "steady", "whole", "cpu", "memory", "bytes")
 
 
@@ -79,7 +81,9 @@ def make_bundle(network: str, kind: str, uri: str) -> None:
     """Random weights, or a trunk's own; fitted to and calibrated on a few pictures of the same kind."""
     source = pictures(kind)
     encoded = [next(source)[1] for _ in range(240)]
-    pixels = np.stack([decoding.decode(each, decoding.View(SIZE, 3)).pixels for each in encoded])
+    side = SIDES.get(network, 224)
+    view = decoding.View((side, side), networks.in_channels(network))
+    pixels = np.stack([decoding.decode(each, view).pixels for each in encoded])
     untrained.save(NETWORKS.get(network, network), pixels, uri)
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from tests.awkward_s3 import AwkwardS3
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fcdd-cache-")
     atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+_MEMORY, _S3_BYTES = "/dev/shm", 2 * 1024**3
 
 Fcdd = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -55,8 +58,16 @@ def _no_power_cuts() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3(_clean_environment: None) -> Iterator[LocalS3]:
-    """A server for the whole session; the environment of this process and its children points to it."""
-    with local_s3.serve("test") as server, pytest.MonkeyPatch.context() as patch:
+    """A server for the whole session; the environment of this process and its children points to it.
+
+    What it holds lies in memory where there is room: it takes no writes on a disk that is nearly full.
+    """
+    in_memory = os.path.isdir(_MEMORY) and shutil.disk_usage(_MEMORY).free >= _S3_BYTES
+    with (
+        tempfile.TemporaryDirectory(prefix="s3-", dir=_MEMORY if in_memory else None) as folder,
+        local_s3.serve("test", Path(folder)) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         for name, value in server.environment().items():
             patch.setenv(name, value)
         yield server
