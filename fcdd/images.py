@@ -221,13 +221,14 @@ def _format_of(data: bytes) -> str:
 def _decode(data: bytes, view: View, limits: Limits) -> DecodedImage:
     (height, width), channels = view.size, view.channels
     mode: Mode = "L" if channels == 1 else "RGB"
-    loaded = _load(data, mode, limits, view.decoded_size, view.full_scale)
+    # Grey pictures get their equal colours last: three times as many values would be resized and counted.
+    loaded = _load(data, mode, limits, view.decoded_size, view.full_scale, grey_stays=True)
     seen, box = (loaded.image, None) if view.crop is None else _cropped(loaded, view.crop)
     resized = seen.resize((width, height), Image.Resampling.BILINEAR, box)
     brightness, contrast = _mean_and_deviation(resized)
     grey = resized.convert("L")
     return DecodedImage(
-        pixels=np.asarray(resized, np.uint8).reshape(height, width, channels),
+        pixels=np.asarray(resized.convert(mode), np.uint8).reshape(height, width, channels),
         width=loaded.size[0],
         height=loaded.size[1],
         frames=loaded.frames,
@@ -311,9 +312,9 @@ class _Opened:
     peak: float
     full_scale: float | None
 
-    def eight_bit(self, mode: str) -> Image.Image:
-        """The whole, in mode "L" or "RGB"."""
-        return self._each(mode, lambda rows: to_eight_bit(rows, mode, self.full_scale))
+    def eight_bit(self, mode: str, *, grey_stays: bool) -> Image.Image:
+        """The whole, in mode "L" or "RGB"; also in "L" where it is grey and may stay so."""
+        return self._each(mode, lambda rows: to_eight_bit(rows, mode, self.full_scale, grey_stays=grey_stays))
 
     def opacity(self) -> Image.Image:
         """Mode "L": 255 where nothing shines through."""
@@ -330,10 +331,18 @@ class _Opened:
         return whole
 
 
-def _load(data: bytes, mode: str, limits: Limits, at_least: AtLeast | None, full_scale: float | None) -> _Loaded:
-    """Decoded; of a JPEG at a reduced scale of `at_least`."""
+def _load(
+    data: bytes,
+    mode: str,
+    limits: Limits,
+    at_least: AtLeast | None,
+    full_scale: float | None,
+    *,
+    grey_stays: bool = False,
+) -> _Loaded:
+    """Decoded; of a JPEG at a reduced scale of `at_least`. What is grey may stay in mode "L"."""
     opened = _opened(data, limits, mode, at_least, full_scale)
-    upright, turn = opened.eight_bit(mode), _TURNS.get(opened.orientation)
+    upright, turn = opened.eight_bit(mode, grey_stays=grey_stays), _TURNS.get(opened.orientation)
     if turn is None:
         return _Loaded(upright, opened.full_size, opened.frames, opened.format, opened.peak)
     quarter = turn not in (Transpose.FLIP_LEFT_RIGHT, Transpose.FLIP_TOP_BOTTOM, Transpose.ROTATE_180)
@@ -424,18 +433,23 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def to_eight_bit(image: Image.Image, mode: str, full_scale: float | None = None) -> Image.Image:
+def to_eight_bit(
+    image: Image.Image, mode: str, full_scale: float | None = None, *, grey_stays: bool = False
+) -> Image.Image:
     """Convert to mode "L" or "RGB" by the rules of this module; ImageError if there is no rule.
 
-    `full_scale` as in `View`.
+    `full_scale` as in `View`. Grey pictures without transparency may stay in mode "L".
     """
+    is_plain = "transparency" not in image.info
+    if grey_stays and (image.mode.startswith("I;16") or (image.mode == "L" and is_plain)):
+        mode = "L"
     if image.mode.startswith("I;16"):
         grey = np.asarray(image)
         scaled = depth.levels(2**16, full_scale or depth.DEEPEST)[grey]
         if (transparent := image.info.get("transparency")) is not None:
             scaled[grey == transparent] = 0
         return Image.fromarray(scaled).convert(mode)
-    if image.mode in ("1", "L", "RGB", "CMYK", "YCbCr") and "transparency" not in image.info:
+    if image.mode in ("1", "L", "RGB", "CMYK", "YCbCr") and is_plain:
         return image if image.mode == mode else image.convert(mode)
     if image.mode in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa"):
         colours = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")

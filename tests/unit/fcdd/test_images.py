@@ -44,6 +44,26 @@ def test_every_allowed_format_decodes_to_the_same_picture(kind: str) -> None:
     assert decoded.hash == b"\xff" * 32
 
 
+@pytest.mark.parametrize("level", [None, 7])
+def test_a_grey_picture_is_the_one_of_equal_colours(level: int | None) -> None:
+    """It is resized and measured in one channel, to the same; also what is of 16 bits, turned or transparent."""
+    grey = np.random.default_rng(0).integers(0, 256, (90, 130), np.uint8)
+    options = {"exif": upside_down()} | ({} if level is None else {"transparency": level})
+    found = [decode(encoded(Image.fromarray(values), **options)) for values in (grey, grey.astype(np.uint16) * 257)]
+    coloured = grey if level is None else np.where(grey == level, 0, grey)
+    wanted = decode(encoded(Image.fromarray(coloured).convert("RGB"), exif=upside_down()))
+    for each in found[:1] if level is not None else found:
+        np.testing.assert_array_equal(each.pixels, wanted.pixels)
+        assert (each.brightness, each.sharpness, each.hash) == (wanted.brightness, wanted.sharpness, wanted.hash)
+        assert each.contrast == pytest.approx(wanted.contrast, rel=1e-12)
+
+
+def upside_down() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return exif
+
+
 def test_sixteen_bit_grey_is_scaled_not_saturated() -> None:
     decoded = decode(encoded(Image.fromarray(GRADIENT.astype(np.uint16) * 257)), channels=1)
     np.testing.assert_array_equal(decoded.pixels[:, :, 0], GRADIENT)
