@@ -71,7 +71,7 @@ class Sampling:
     """How images become samples: each is replaced by an anomaly with `probability`; `augment` takes it to size.
 
     In a training set with labels, what replaces an image gets the other label. With `windows` samples are parts of
-    images.
+    images. `leaves_as_they_are`: `augment` does so with images that have the network's size, see `fcdd.remembering`.
     """
 
     anomalies: AnomalySource
@@ -79,6 +79,7 @@ class Sampling:
     seed: int
     probability: float = 0.5
     windows: Windows | None = None
+    leaves_as_they_are: bool = False
 
 
 # Of more images so many are whitened by, and so many tell which components their features have.
@@ -92,6 +93,7 @@ class Sample(NamedTuple):
 
     `source` is the index of the image it was drawn for. `left_out` says which images before it could not be read and
     why, `copies` which ones must not be trained on. The mask of a part of an image is that of the cells of `window`.
+    `unchanged` is `source` if the pixels are those of the image.
     """
 
     pixels: Unit
@@ -101,13 +103,15 @@ class Sample(NamedTuple):
     left_out: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
     window: Window | None = None
+    unchanged: int | None = None
 
 
 class Batch(NamedTuple):
     """A worker's samples of a global batch: pixels (B,H,W,C) float32 in [0,1], labels (B,), masks (B,1,H,W) bool.
 
     `weight` times the mean over the worker's samples, averaged over the workers, is the mean over the global batch.
-    With `windows` (B) these are parts of images.
+    With `windows` (B) these are parts of images. `unchanged` (B): see `fcdd.remembering`; None where nothing is left
+    as it is.
     """
 
     pixels: Tensor
@@ -118,6 +122,7 @@ class Batch(NamedTuple):
     copies: list[str]
     weight: float = 1.0
     windows: list[Window] | None = None
+    unchanged: list[int | None] | None = None
 
 
 class Losses(NamedTuple):
@@ -163,7 +168,9 @@ def draw_sample(data: TrainingSet, number: int, *, epoch: int, sampling: Samplin
     label = 0 if data.labels is None else int(data.labels[index])
     mask = np.full(image.shape[:2], bool(label)) if data.masks is None else data.masks[index]
     part = sampling.windows.draw(generator) if sampling.windows else None
+    unchanged = index if sampling.leaves_as_they_are else None
     if generator.random() < sampling.probability:
+        unchanged = None
         image, mask, part = _anomalous(image, part, sampling, generator)
         label = 1 - label
         mask = mask & bool(label)
@@ -172,7 +179,7 @@ def draw_sample(data: TrainingSet, number: int, *, epoch: int, sampling: Samplin
     pixels, mask = sampling.augment(image, mask, generator)
     if part is not None:
         mask = mask[part.inner]
-    return Sample(pixels, label, mask, index, read.left_out, read.copies, part and part.window)
+    return Sample(pixels, label, mask, index, read.left_out, read.copies, part and part.window, unchanged)
 
 
 def _anomalous(
@@ -236,7 +243,7 @@ def _read(data: TrainingSet, first: int) -> _Read:
 _READ_ATTEMPTS = 10
 
 
-def collate(samples: Sequence[Sample], weight: float = 1.0) -> Batch:
+def collate(samples: Sequence[Sample], weight: float = 1.0, *, leaves_as_they_are: bool = False) -> Batch:
     """Samples stacked."""
     return Batch(
         torch.from_numpy(np.stack([sample.pixels for sample in samples])),
@@ -247,6 +254,7 @@ def collate(samples: Sequence[Sample], weight: float = 1.0) -> Batch:
         [text for sample in samples for text in sample.copies],
         weight,
         [sample.window for sample in samples if sample.window] or None,
+        [sample.unchanged for sample in samples] if leaves_as_they_are else None,
     )
 
 
@@ -269,7 +277,8 @@ class _Shares(Dataset[Batch]):
         whole = _order(len(self.data.images), self.options, epoch)[step]
         numbers = whole[self.rank :: self.world_size]
         samples = [draw_sample(self.data, int(n), epoch=epoch, sampling=self.sampling) for n in numbers]
-        return collate(samples, len(numbers) * self.world_size / len(whole))
+        weight = len(numbers) * self.world_size / len(whole)
+        return collate(samples, weight, leaves_as_they_are=self.sampling.leaves_as_they_are)
 
 
 @functools.lru_cache(maxsize=2)
@@ -306,12 +315,14 @@ def fit_statistics(
     rank: int = 0,
     world_size: int = 1,
     add: Callable[[Tensor], object] = lambda _: None,
+    remember: Callable[[int, Tensor], object] = lambda _, __: None,
 ) -> None:
     """Whiten a network's features by nominal images (N,H,W,C) of its input size; nothing for other networks.
 
     Of more than 4,096 images, as many spread evenly are read: covariances do not change with more. `watch` is given
     the batches as they are worked through, and their number. Of several processes each computes the features of its
-    share of the images, which all of them have; `add` makes a tensor the sum over the processes, in place.
+    share of the images, which all of them have; `add` makes a tensor the sum over the processes, in place. `remember`
+    is given the position of every image that is read and its components (D,U,V), once or more.
     """
     if not isinstance(network.head, WhitenedHead):
         return
@@ -334,7 +345,11 @@ def fit_statistics(
         head.fit_projection((features(few[part]) for part in _parts(len(few), size)[rank::world_size]), share=share)
 
     def watched() -> Iterator[Tensor]:
-        return (features(parts[step]) for step in watch(range(len(parts)), len(parts)))
+        for step in watch(range(len(parts)), len(parts)):
+            found = features(parts[step])
+            for position, components in zip(chosen[parts[step]].tolist(), head.project(found), strict=True):
+                remember(position, components)
+            yield found
 
     if head.modes > 1 and len(chosen) * math.prod(head.cells) * head.features * 4 <= _KEPT_BYTES:
         # Variants are told apart in a first pass: what fits in memory is not computed for each of the two.
@@ -370,7 +385,10 @@ class Trainer:
         num_images: int,
         input_size: tuple[int, int],
     ) -> None:
-        """`input_size` is that of the masks; of parts of images `network` is `networks.OfWindows`."""
+        """`input_size` is that of the masks; of parts of images `network` is `networks.OfWindows`.
+
+        Of samples that say which are `unchanged` it is `remembering.Remembering`.
+        """
         self.network = network.train()
         self.normalization = normalization
         self.options = options
@@ -390,7 +408,8 @@ class Trainer:
         device = next(self.network.parameters()).device
         images = self.normalization(batch.pixels.to(device, non_blocking=True))
         with torch.autocast(device.type, torch.bfloat16, enabled=self._half and device.type == "cuda"):
-            output = self.network(images, batch.windows) if batch.windows else self.network(images)
+            given = (each for each in (batch.windows, batch.unchanged) if each is not None)
+            output = self.network(images, *given)
         map_b1uv = objective.anomaly_map(output)
         labels = batch.labels.to(device)
         if self.options.loss == "image":

@@ -135,8 +135,11 @@ class WhitenedHead(nn.Module):
 
     def forward(self, features_bfuv: Tensor) -> Tensor:
         """The output before the anomaly map."""
-        components = self.project(features_bfuv)
-        return self._nearest([self.whiten(components, mode) for mode in range(self.modes)])
+        return self.of_components(self.project(features_bfuv))
+
+    def of_components(self, components_bduv: Tensor) -> Tensor:
+        """The output (B,1,U,V) for the components of whole images."""
+        return self._nearest([self.whiten(components_bduv, mode) for mode in range(self.modes)])
 
     def of_windows(self, features_bfuv: Tensor, windows: Sequence[Window]) -> Tensor:
         """The output (B,1,rows,columns) of windows (B) of one size, from features of their surroundings."""

@@ -119,6 +119,11 @@ class LoadedImages:
         pixels: npt.NDArray[np.uint8] = self._pixels.numpy()[: self._usable]
         return pixels
 
+    @property
+    def usable(self) -> list[int]:
+        """The indices of the images that `sample` returns."""
+        return np.flatnonzero(self._rows >= 0).tolist()
+
 
 _ALL_COPIES = "every training image is also held out under another name; give more images"
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from fcdd import augmentation, checkpoint, detector, networks, normalization, supervision, sync_batch_norm, training
 from fcdd.checkpoint import Progress
@@ -24,6 +24,7 @@ from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
 from fcdd.networks import FCDDNetwork, OfWindows
 from fcdd.normalization import Kind, Normalization
+from fcdd.remembering import Remembering
 from fcdd.supervision import AnomalySource, TrainingSet
 from fcdd.training import Losses, Sampling, TrainOptions
 from fcdd.windows import Windows
@@ -132,21 +133,22 @@ def train(loop: LoopConfig, workers: Workers) -> None:
     scaling = _shared(_constants(loop, reader) if workers.rank == 0 else None, workers)
     network.to(workers.device)
     network.fold_features()
-    if found is None and networks.needs_statistics(loop.network):
-        _fit_statistics(loop, network, scaling, reader, workers)
-    if workers.device.type == "cuda":  # tensor cores want it; on CPUs the images alone suffice
-        network.to(memory_format=torch.channels_last)
-    if workers.size > 1:
-        sync_batch_norm.synchronize(network)
-        for value in network.state_dict().values():  # statistics too, which data parallel would not exchange
-            dist.broadcast(value, src=0)
     windows = Windows.for_images(
         loop.input_size,
         network.receptive_field,
         margin=networks.needs_statistics(loop.network),
         coarsest=network.coarsest,
     )
-    wrapped = workers.wrap(OfWindows(network) if windows else network)
+    remembering = Remembering(network) if _remembers(loop, windows) else None
+    if found is None and networks.needs_statistics(loop.network):
+        _fit_statistics(loop, network, scaling, reader, workers, remembering)
+    if workers.device.type == "cuda":  # tensor cores want it; on CPUs the images alone suffice
+        network.to(memory_format=torch.channels_last)
+    if workers.size > 1:
+        sync_batch_norm.synchronize(network)
+        for value in network.state_dict().values():  # statistics too, which data parallel would not exchange
+            dist.broadcast(value, src=0)
+    wrapped = workers.wrap(OfWindows(network) if windows else remembering or network)
     trainer = training.Trainer(
         torch.compile(wrapped) if loop.compile else wrapped,  # type: ignore[arg-type]
         windows.inner_field if windows else network.receptive_field,
@@ -205,6 +207,7 @@ class _Run:
                 ),
                 seed=options.seed,
                 windows=self.windows,
+                leaves_as_they_are=_remembers(self.loop, self.windows),
             ),
             options,
             start=epoch * self.steps + step,
@@ -311,6 +314,12 @@ class _Run:
         self.store.save(data, progress, loss)
 
 
+def _remembers(loop: LoopConfig, windows: Windows | None) -> bool:
+    """Whether features of nominal images are computed once: where they are fixed, and so are the images."""
+    is_fixed = networks.needs_statistics(loop.network) and loop.augmentation == "none"
+    return is_fixed and windows is None and not loop.compile  # what was compiled would be so for every number of images
+
+
 def drawn_ahead(batches: Iterator[training.Batch]) -> Iterator[training.Batch]:
     """The same batches, each drawn by a thread while the one before it is trained on. Raises what drawing raises."""
     with ThreadPoolExecutor(1) as pool:
@@ -368,8 +377,15 @@ def _fit_statistics(
     scaling: Normalization,
     reader: data_set.StoredImages | data_set.LoadedImages,
     workers: Workers,
+    remembering: Remembering | None,
 ) -> None:
     """Statistics of whitened features, each worker those of its share of the images, on its device."""
+    usable = reader.usable if isinstance(reader, data_set.LoadedImages) else None
+
+    def remember(position: int, components: Tensor) -> None:
+        if remembering and usable:
+            remembering.remember(usable[position], components)
+
     training.fit_statistics(
         network,
         scaling,
@@ -379,4 +395,5 @@ def _fit_statistics(
         rank=workers.rank,
         world_size=workers.size,
         add=dist.all_reduce if workers.size > 1 else lambda _: None,
+        remember=remember,
     )

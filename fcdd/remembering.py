@@ -1,0 +1,54 @@
+"""Features that a training computes once: those of images that it sees as they are, in every epoch.
+
+The trunk of a network with a whitened head is fixed, and half of the samples are nominal images that nothing was done
+to. What the head is given of them is the same in every epoch.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fcdd.networks import FCDDNetwork
+from fcdd.whitening import WhitenedHead
+
+# Of all images together: 1,000 at 224x224 pixels take 0.2 GB. Of more, the first ones are remembered.
+CAPACITY_BYTES = 10**9
+
+
+class Remembering(nn.Module):
+    """A network with a whitened head, for as long as its trunk stays as it is."""
+
+    def __init__(self, network: FCDDNetwork, *, capacity: int = CAPACITY_BYTES) -> None:
+        super().__init__()
+        self.network, self._left = network, capacity
+        self._components = dict[int, Tensor]()
+
+    def forward(self, images_bchw: Tensor, unchanged: Sequence[int | None]) -> Tensor:
+        """Output (B,1,U,V). `unchanged` (B) are the numbers of images that are as they are, None of other samples."""
+        head = self.network.head
+        assert isinstance(head, WhitenedHead), "the features of other networks are trained"
+        new = [at for at, number in enumerate(unchanged) if number is None or number not in self._components]
+        with torch.no_grad():
+            computed = head.project(self.network.compute_features(images_bchw[new])) if new else ()
+        found = dict[int, Tensor](zip(new, computed, strict=True))
+        for at, components in found.items():
+            if (number := unchanged[at]) is not None:
+                self.remember(number, components)
+        each = [
+            found[at] if number is None or at in found else self._components[number]
+            for at, number in enumerate(unchanged)
+        ]
+        return head.of_components(torch.stack(each))
+
+    @property
+    def num_known(self) -> int:
+        """How many images are remembered."""
+        return len(self._components)
+
+    def remember(self, number: int, components: Tensor) -> None:
+        """Keep the components (D,U,V) of an image, if there is room."""
+        size = components.numel() * components.element_size()
+        if size <= self._left and number not in self._components:
+            self._components[number] = components.clone()  # not the whole batch
+            self._left -= size
