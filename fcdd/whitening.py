@@ -161,7 +161,8 @@ class WhitenedHead(nn.Module):
                 torch.bmm(self.grouped(gaps), self.whitening[mode]), gaps.shape[2], gaps.shape[3]
             )
             return whitened
-        gaps = components_bduv.flatten(2).permute(2, 0, 1) - self.mean[mode][:, None]
+        # In one piece: else the product copies the matrix of each cell by itself, which takes longer than all of it.
+        gaps = (components_bduv.flatten(2).permute(2, 0, 1) - self.mean[mode][:, None]).contiguous()
         each: Tensor = torch.bmm(gaps, self.whitening[mode]).permute(1, 2, 0).unflatten(2, self.cells)
         return each
 
