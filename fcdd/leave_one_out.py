@@ -26,7 +26,8 @@ import functools
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -71,15 +72,19 @@ def maps(
     *,
     seed: int,
     watch: Watch = lambda steps, _: steps,
+    known: Mapping[int, Tensor] = MappingProxyType({}),
 ) -> tuple[Maps, Maps]:
     """Maps of nominal images (N,U,V) and of probes (M,U,V), each by statistics that did not see its image.
 
     `network` was fitted to these nominal images with this `seed`, trained, and has a whitened head; probe m was made
     from nominal image `sources[m]`, (M,). `watch` is given what is worked through step by step, and the number of
-    steps.
+    steps. `known` are components (D,U,V) of nominal images that need not be computed, by their positions.
     """
     head = _head(network.eval())
-    features, means = _components(network, scaling, nominal_nhwc, watch)
+    if head.modes == 1 and len(known) == len(nominal_nhwc):  # several are told apart by all features
+        features, means = torch.stack([known[at].cpu() for at in range(len(known))]), torch.empty(0)
+    else:
+        features, means = _components(network, scaling, nominal_nhwc, watch)
     probed, _ = _components(network, scaling, probes_nhwc, watch)
     assigned = head.assign(lambda: [means], seed)
     labels = np.zeros(len(features), np.int64) if assigned is None else assigned.numpy()

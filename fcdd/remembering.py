@@ -22,13 +22,14 @@ class Remembering(nn.Module):
     def __init__(self, network: FCDDNetwork, *, capacity: int = CAPACITY_BYTES) -> None:
         super().__init__()
         self.network, self._left = network, capacity
-        self._components = dict[int, Tensor]()
+        # (D,U,V) each, by the number of the image.
+        self.components = dict[int, Tensor]()
 
     def forward(self, images_bchw: Tensor, unchanged: Sequence[int | None]) -> Tensor:
         """Output (B,1,U,V). `unchanged` (B) are the numbers of images that are as they are, None of other samples."""
         head = self.network.head
         assert isinstance(head, WhitenedHead), "the features of other networks are trained"
-        new = [at for at, number in enumerate(unchanged) if number is None or number not in self._components]
+        new = [at for at, number in enumerate(unchanged) if number is None or number not in self.components]
         with torch.no_grad():
             computed = head.project(self.network.compute_features(images_bchw[new])) if new else ()
         found = dict[int, Tensor](zip(new, computed, strict=True))
@@ -36,19 +37,14 @@ class Remembering(nn.Module):
             if (number := unchanged[at]) is not None:
                 self.remember(number, components)
         each = [
-            found[at] if number is None or at in found else self._components[number]
+            found[at] if number is None or at in found else self.components[number]
             for at, number in enumerate(unchanged)
         ]
         return head.of_components(torch.stack(each))
 
-    @property
-    def num_known(self) -> int:
-        """How many images are remembered."""
-        return len(self._components)
-
     def remember(self, number: int, components: Tensor) -> None:
         """Keep the components (D,U,V) of an image, if there is room."""
         size = components.numel() * components.element_size()
-        if size <= self._left and number not in self._components:
-            self._components[number] = components.clone()  # not the whole batch
+        if size <= self._left and number not in self.components:
+            self.components[number] = components.clone()  # not the whole batch
             self._left -= size

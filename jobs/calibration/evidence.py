@@ -4,8 +4,9 @@ trained network + calibration images -> probes (drawn) -> maps of both -> the sc
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -71,10 +72,11 @@ def measure(
     is_leave_one_out: bool,
     seed: int,
     ignored: npt.NDArray[np.bool_] | None = None,
+    known: Mapping[int, torch.Tensor] = MappingProxyType({}),
 ) -> Evidence:
     """Score images and probes made from them, by the network or by statistics that did not see them.
 
-    `ignored` (U,V) are cells that do not count.
+    `ignored` (U,V) are cells that do not count; `known` as in `leave_one_out.maps`.
     """
     kinds = {**probes.PROBES, TRAINED_ON: trained_on}
     random, size = np.random.default_rng(seed), images_nhwc.shape[1:3]
@@ -95,7 +97,10 @@ def measure(
         on = network.to("cuda" if torch.cuda.is_available() else "cpu")
         on.fold_features()
         maps = leave_one_out.maps(
-            on, scaling, images_nhwc, drawn.pictures, drawn.sources, seed=seed, watch=progress.watch("calibration", log)
+            *(on, scaling, images_nhwc, drawn.pictures, drawn.sources),
+            seed=seed,
+            watch=progress.watch("calibration", log),
+            known=known,
         )
     else:
         runner = Runner(network, scaling, images_nhwc.shape[1:3])

@@ -1,7 +1,10 @@
 """The bundle of a finished training: its weights calibrated on the held-out images, measured, and written."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fcdd import checkpoint, detector, networks, supervision
 from fcdd.bundle import BundleSpec, TrainingRecord
@@ -31,10 +34,12 @@ def finish(
     state: bytes,
     watch: Stopwatch,
     ignored: Mask | None,
+    known: Mapping[int, torch.Tensor],
 ) -> Detector:
     """The bundle, calibrated on the images that were held out (or left out), and what belongs beside it.
 
-    `ignored` are cells of the map (U,V) that do not count.
+    `ignored` are cells of the map (U,V) that do not count, `known` the components of training images by their numbers,
+    where this process has them.
     """
     from jobs.training import report
 
@@ -49,6 +54,7 @@ def finish(
             is_leave_one_out=inputs.is_leave_one_out,
             seed=settings.seed,
             ignored=ignored,
+            known=_of_calibration(known, inputs, calibrating),
         )
     choice = found.choose(settings.alpha)
     score = settings.score or choice.score
@@ -85,6 +91,16 @@ def finish(
     if settings.mlflow:
         report.to_mlflow(settings.mlflow, bundle_uri, trained, progress.history)
     return trained
+
+
+def _of_calibration(
+    known: Mapping[int, torch.Tensor], inputs: Inputs, calibrating: ImageSet
+) -> dict[int, torch.Tensor]:
+    """By positions among the calibration images, where these are what was trained on."""
+    if not inputs.is_leave_one_out:
+        return {}
+    numbers = enumerate(calibrating.positions.tolist())
+    return {position: known[number] for position, number in numbers if number in known}
 
 
 def _record(

@@ -6,7 +6,7 @@ list -> split (training / calibration) -> train, with checkpoints -> calibrate -
 import importlib.util
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -55,11 +55,11 @@ def train(settings: TrainSettings) -> Detector:
         store.clear()
     with _stoppable(settings, store):
         with watch.measure("training, statistics of nominal images included"):
-            _run(settings, loop)
+            known = _run(settings, loop)
         found = store.latest()
         if found is None:
             raise ConfigError(f"the checkpoints at {loop.checkpoints} are gone or damaged; train again")
-        trained = finish.finish(settings, inputs, calibrating, found[0], watch, ignored)
+        trained = finish.finish(settings, inputs, calibrating, found[0], watch, ignored, known)
         bundle_uri = storage.normalize(settings.bundle)
         if Detector.load(bundle_uri).spec.digest != trained.spec.digest:
             raise ConfigError(f"{bundle_uri} was overwritten while it was being written; train again")
@@ -122,11 +122,11 @@ def _left(settings: TrainSettings, store: Checkpoints) -> str:
     return f"stopped; the last checkpoint is {stored[-1].uri}: {again} goes on"
 
 
-def _run(settings: TrainSettings, loop: LoopConfig) -> None:
-    """Train in this process, or on the workers of Ray Train."""
+def _run(settings: TrainSettings, loop: LoopConfig) -> Mapping[int, torch.Tensor]:
+    """Train in this process, or on the workers of Ray Train; the components that this process remembers."""
     if settings.num_workers == 0:
-        train_loop.train(loop, train_loop.Alone())
-        return
+        remembering = train_loop.train(loop, train_loop.Alone())
+        return remembering.components if remembering else {}
     # Imported late: a wrong option is answered in a second, not after five of Ray's import.
     from jobs.training import ray_train
 
@@ -140,3 +140,4 @@ def _run(settings: TrainSettings, loop: LoopConfig) -> None:
             max_failures=settings.max_failures,
             storage_path=folder,
         )
+    return {}

@@ -114,8 +114,11 @@ class TrainingDiverged(FCDDError):
     """The loss is not finite: the message names the images of the batch."""
 
 
-def train(loop: LoopConfig, workers: Workers) -> None:
-    """Train from the latest checkpoint, or from the start, to the end; the last checkpoint is the result."""
+def train(loop: LoopConfig, workers: Workers) -> Remembering | None:
+    """Train from the latest checkpoint, or from the start, to the end; the last checkpoint is the result.
+
+    Returns what this process knows of the images, if they are shown as they are.
+    """
     store = Checkpoints(loop.checkpoints, loop.keep_checkpoints)
     found = store.latest() if workers.rank == 0 else None
     uri = _shared(found[1] if found else None, workers)
@@ -171,6 +174,7 @@ def train(loop: LoopConfig, workers: Workers) -> None:
         if workers.rank == 0:
             log.info("resuming after epoch %d, step %d, from %s", epoch, step, found[1])
     run.go(TrainingSet(reader), epoch, step)
+    return remembering
 
 
 class _Run:

@@ -75,6 +75,23 @@ def test_the_closed_form_is_what_a_fit_without_the_image_gives(count: int) -> No
     np.testing.assert_allclose(probe_maps[1], expected, rtol=5e-3, atol=5e-3 * expected.max())
 
 
+@pytest.mark.parametrize("name", [NAME, f"{NAME}:2"])
+def test_components_that_are_known_give_the_same_maps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pictures(30, variants=2)
+    network, scaling, known = network_for(images, name), networks.input_normalization(name), dict[int, torch.Tensor]()
+    assert scaling is not None
+    training.fit_statistics(network, scaling, images, seed=0, remember=known.__setitem__)
+    sources, computed, compute = np.array([3], np.int64), list[int](), FCDDNetwork.compute_features
+    expected = leave_one_out.maps(network, scaling, images, images[:1], sources, seed=0)
+    monkeypatch.setattr(
+        FCDDNetwork, "compute_features", lambda self, images: [computed.append(len(images)), compute(self, images)][1]
+    )
+    found = leave_one_out.maps(network, scaling, images, images[:1], sources, seed=0, known=known)
+    assert sum(computed) == (1 if name == NAME else 31)  # variants are told apart by all features
+    for each, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(each, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_the_same_picture_under_two_names_is_left_out_with_both() -> None:
     images = pictures(60)
     images[11] = images[4]

@@ -78,14 +78,14 @@ def test_no_more_is_remembered_than_there_is_room_for(images: npt.NDArray[np.uin
         one = network.compute_features(pixels[:1])
     remembering = Remembering(network, capacity=2 * one.numel() * one.element_size())
     remembering(pixels, list(range(8)))
-    assert remembering.num_known == 2
+    assert len(remembering.components) == 2
 
 
 def test_images_that_statistics_were_fitted_to_are_known_from_then_on(images: npt.NDArray[np.uint8]) -> None:
     network = fitted(images)
     remembering = Remembering(network)
     training.fit_statistics(network, scaled, images, seed=0, remember=remembering.remember)
-    assert remembering.num_known == 8
+    assert len(remembering.components) == 8
     pixels = scaled(torch.from_numpy(images))
     torch.testing.assert_close(remembering(pixels, list(range(8))), network(pixels), rtol=1e-4, atol=1e-4)
 
