@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shell wheel browser test test-slow test-images test-all chaos lint format docs lock audit clean
+.PHONY: help demo demo-large demo-shell wheel browser test test-slow test-images test-all chaos lint format docs lock audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -13,6 +13,9 @@ help:  ## list the targets
 demo:  ## set everything up and run the whole job on real images (about 5 minutes)
 	@started=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/demo.installed && \
 	DEMO_STARTED=$$started $(BIN)/python -m cluster.demo
+
+demo-large: $(VENV)/demo.installed  ## small defects in large images: solar modules of 1,200 pixels (about 5 minutes)
+	@$(BIN)/python -m cluster.large_demo
 
 demo-shell:  ## a shell beside what the demo left, with its S3 server: ask, look, review
 	@$(BIN)/python -m cluster.demo --shell

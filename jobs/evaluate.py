@@ -68,7 +68,8 @@ def evaluate(settings: EvaluateSettings) -> None:
     else:
         print("\n".join(_lines(found)))
     if settings.output:
-        storage.write(storage.normalize(settings.output), evaluation_page.build(found, joined, records))
+        page = evaluation_page.build(found, joined, storage.normalize(settings.results), records)
+        storage.write(storage.normalize(settings.output), page)
         print(f"page        {settings.output}", file=sys.stderr if settings.format == "json" else sys.stdout)
 
 

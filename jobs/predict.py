@@ -1,18 +1,22 @@
 """`fcdd predict`: a few images, now: score, p-value and regions of each, without a run, and pictures of them."""
 
 import json
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
+from fcdd import images
 from fcdd.errors import ConfigError, ImageError
 from fcdd.io import storage
 from jobs.shell import formatting, process
 from jobs.shell.settings import JobSettings
 from jobs.viewing import predictions
 from jobs.viewing.rendering import Style
+
+MAX_IN_FOLDER = 200
 
 
 class PredictSettings(JobSettings):
@@ -23,7 +27,7 @@ class PredictSettings(JobSettings):
 
     verb: ClassVar[str] = "predict"
 
-    image: CliPositionalArg[list[str]] = Field(description="locations of images")
+    image: CliPositionalArg[list[str]] = Field(description="locations of images, or of folders with a few")
     bundle: str = Field(description="location of the bundle that `fcdd train` wrote")
     alpha: float | None = Field(
         None, gt=0, lt=1, description="false-alarm rate; default: the one the bundle was calibrated for"
@@ -48,14 +52,18 @@ def predict(settings: PredictSettings) -> None:
 
     detector = Detector.load(settings.bundle)
     found: list[dict[str, Any]] = []
-    for place in settings.image:
+    waiting = deque(settings.image)
+    while waiting:
+        place = waiting.popleft()
         try:
             data = storage.read(storage.normalize(place))
             prediction = detector.predict(data, alpha=settings.alpha, location=place)
         except FileNotFoundError:
-            is_folder = any(storage.pages(storage.normalize(place)))
-            reason = "it is a folder: `fcdd score` is for those" if is_folder else "it does not exist"
-            found.append({"image": place, "reason": reason})
+            inside = _in_folder(place)
+            waiting.extendleft(reversed(inside or ()))
+            if not inside:
+                reason = "it does not exist" if inside is None else "there is no image in this folder"
+                found.append({"image": place, "reason": reason})
         except ImageError as error:
             found.append({"image": place, "reason": str(error)})
         else:
@@ -70,6 +78,20 @@ def predict(settings: PredictSettings) -> None:
         print("\n".join(predictions.line(row) for row in found))
     if all("reason" in row for row in found):
         raise ConfigError("not one of these images could be scored")
+
+
+def _in_folder(place: str) -> list[str] | None:
+    """The images of a folder and of those in it; None where there is no folder. Raises ConfigError for many."""
+    found, is_folder = list[str](), False
+    for page in storage.pages(storage.normalize(place)):
+        is_folder = True
+        found += [info.uri for info in page if info.uri.lower().endswith(images.EXTENSIONS)]
+        if len(found) > MAX_IN_FOLDER:
+            raise ConfigError(
+                f"there are more than {MAX_IN_FOLDER} images in {place}: `fcdd score` scores them faster, and keeps "
+                "what it finds"
+            )
+    return found if is_folder else None
 
 
 if __name__ == "__main__":

@@ -97,6 +97,15 @@ class Drift(_Record):
         unjudged = any(reason.startswith(UNJUDGED) for reason in self.reasons)
         return "not judged" if self.verdict == "ok" and unjudged else self.verdict
 
+    @property
+    def explained(self) -> str:
+        """What "drifted" may mean, for people; empty for the other verdicts."""
+        if self.verdict != "drifted":
+            return ""
+        if all("alarms: " in reason for reason in self.reasons):
+            return "far more alarms than nominal images have: many defects, or images that changed"
+        return "the images are not those that the bundle was calibrated for"
+
 
 class RunRecord(_Record):
     """A committed run. num_listed = num_scored + num_quarantined, proved before this was written."""

@@ -73,9 +73,7 @@ def verdict(options: NightlyOptions, record: RunRecord) -> tuple[int, str]:
     """The exit code of a committed run, and why; drift comes first, since alarms of a drifted run mean little."""
     limit = options.alarm_limit(record.num_scored)
     if record.drift.verdict == "drifted":
-        if all("alarms: " in reason for reason in record.drift.reasons):
-            return errors.DRIFTED, "far more alarms than nominal images have: many defects, or images that changed"
-        return errors.DRIFTED, "the images are not those that the bundle was calibrated for"
+        return errors.DRIFTED, record.drift.explained
     if record.num_anomalous > limit:
         return errors.ALARMS_ABOVE_LIMIT, f"{record.num_anomalous} alarms, the limit is {limit}"
     return errors.DONE, ""

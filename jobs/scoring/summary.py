@@ -16,20 +16,21 @@ def print_summary(record: RunRecord) -> None:
     """Counts, rates, drift and bytes of a run, as a table."""
     table = Table(box=box.SIMPLE_HEAD, show_header=False, title=f"run {record.run_id}", title_justify="left")
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(record.quarantine_reasons.items()))
-    expected = "by group"
+    expected, more = "by group", ""
     if not record.group_thresholds:
         low, high = drift.alarm_interval([AlarmLaw.at(record.num_scored, record.num_calibration, record.alpha)])
         expected = f"{low} to {high} expected of nominal images"
-    alarms = f"{record.num_anomalous}  (false-alarm rate {record.alpha:g}: {expected}; smallest possible p-value "
+        more = ", more than nominal images raise" if record.num_anomalous > high else ""
+    alarms = f"{record.num_anomalous}{more}  (false-alarm rate {record.alpha:g}: {expected}; smallest possible p-value "
     alarms += f"{record.smallest_p_value:.4g})"
-    listed = f"p <= {record.fdr_p_value:.4g}, " if record.num_discoveries else ""
+    listed = f"p <= {record.fdr_p_value:.4g}; " if record.num_discoveries else ""
     why = [(record.drift.in_words, "")] + [("", reason) for reason in record.drift.reasons]
     rows = [
         ("collection", f"{record.collection}, {record.day}"),
         ("listed", f"{record.num_listed}"),
         ("scored", f"{record.num_scored}"),
         ("alarms", alarms),
-        ("listed anomalies", f"{record.num_discoveries}  ({listed}false-discovery rate {record.fdr:g})"),
+        ("list to review", f"{record.num_discoveries}  ({listed}{record.fdr:.0%} of such a list may be nominal)"),
         ("quarantined", f"{record.num_quarantined}" + (f"  ({reasons})" if reasons else "")),
         ("rate", f"{record.images_per_second:.1f} images/s"),
     ]

@@ -6,39 +6,27 @@ Only counts, the worst images and a sample of the quarantine are ever in memory,
 """
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fcdd import bundle, contours, drift, heatmap
+from fcdd import bundle, drift, heatmap
 from fcdd.bundle import BundleSpec
-from fcdd.cropping import Box
 from fcdd.drift import AlarmLaw
-from fcdd.errors import FCDDError, ImageError
-from fcdd.io import isolation
+from fcdd.errors import FCDDError
 from jobs.catalog import bundles, commit_records
 from jobs.results import Results
 from jobs.sources.locations import Locations
-from jobs.viewing import colour_scale, pages, queries, rendering, report_charts
+from jobs.viewing import colour_scale, pages, queries, rendering, report_charts, shown_images
 from jobs.viewing.queries import MAX_COMPARED
-from schemas import IDENTITY, Layout, RunRecord
+from schemas import Layout, RunRecord
 
 NIGHTS = 30
 _EXAMPLES, _GROUPS = 20, 50
-# Long sides; and the bytes of one picture, so that 200 of them stay below 10 MB in base64.
-_THUMBNAIL, _LAYER, _PICTURE_BYTES = 320, 120, 30_000
-_QUALITIES = (80, 60, 40, 20)
-# Of images that are so many times as large as their thumbnail the hottest region is shown as it is, and so much beside.
-_LARGE, _LEAST_AROUND = 2, 32
-# Pictures that are read at once.
-_READS_IN_FLIGHT = 4
-_COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "score_mean", "score_max", "p_value", "is_anomalous", "regions"))
-_COLUMNS += ", image_group, width, height, image_hash, heatmap, model_digest, date"
+_COLUMNS = f"{shown_images.COLUMNS}, score_mean, score_max, p_value, is_anomalous, image_group, image_hash"
+_COLUMNS += ", model_digest, date"
 
 
 log = logging.getLogger(__name__)
@@ -126,61 +114,7 @@ def _worst(
         for rank, (at, row) in enumerate(zip(shown.tolist(), rows.take(shown).to_pylist(), strict=True), start=1)
     ]
     heatmaps = rendering.Heatmaps([loaded]) if loaded and found else None
-    thumbnail = partial(_thumbnail, locations, record.full_scale)
-    with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
-        pictures = list(pool.map(thumbnail, found[:_READS_IN_FLIGHT]))
-        if any(not isinstance(each, ImageError) or each.reason != "forbidden" for each in pictures):
-            pictures += pool.map(thumbnail, found[_READS_IN_FLIGHT:])
-    pictures += pictures[-1:] * (len(found) - len(pictures))  # no credentials: to ask for all would take minutes
-    for row, picture in zip(found, pictures, strict=True):
-        row["picture"], row["detail"] = ("", "") if isinstance(picture, ImageError) else picture
-        row["layer"] = ""
-        row["outline"] = contours.box_path(row["regions"])
-        if heatmaps and row["picture"]:
-            row["layer"] = _layer(
-                heatmaps(row["heatmap"], record, (row["width"], row["height"])), row, record.map_threshold
-            )
-            row["outline"] = contours.path(heatmaps.outline(row["heatmap"], record, (row["width"], row["height"])))
-    return found, [str(each) for each in pictures if isinstance(each, ImageError)]
-
-
-def _thumbnail(locations: Locations, full_scale: float | None, row: dict[str, Any]) -> tuple[str, str] | ImageError:
-    """A small WebP of the original as a data URI, and one of its hottest region as it is, or why there is none.
-
-    The region is left out, "", where the small picture shows enough of it.
-    """
-    try:
-        data, size = rendering.encoded(row, locations), (_THUMBNAIL, _THUMBNAIL)
-        picture = isolation.picture(data, within=size, full_scale=full_scale)
-    except ImageError as error:
-        return error
-    detail = ""
-    if row["regions"] and max(row["width"], row["height"]) > _LARGE * _THUMBNAIL:
-        with suppress(ImageError):  # all of a picture may be too large where a smaller one was not
-            part = _around(row["regions"][0])
-            detail = _data_uri(isolation.picture(data, within=size, full_scale=full_scale, part=part))
-    return _data_uri(picture), detail
-
-
-def _around(region: dict[str, Any]) -> Box:
-    """The region and as much beside it as shows what it is a region of."""
-    more = max(_LEAST_AROUND, (region["x1"] - region["x0"]) // 4, (region["y1"] - region["y0"]) // 4)
-    top, left = max(0, region["y0"] - more), max(0, region["x0"] - more)
-    return Box(top, left, region["y1"] + more, region["x1"] + more)
-
-
-def _data_uri(picture: Image.Image) -> str:
-    for quality in _QUALITIES:
-        uri = rendering.data_uri(picture, "WEBP", quality=quality)
-        if len(uri) < _PICTURE_BYTES * 4 / 3:
-            break
-    return uri
-
-
-def _layer(values: npt.NDArray[np.float32], row: dict[str, Any], threshold: float) -> str:
-    """The heatmap of the image's shape, to lie over the thumbnail."""
-    size = (row["width"], row["height"])
-    return rendering.data_uri(heatmap.small_layer(values, threshold, size=size, long_side=_LAYER), "WEBP", quality=60)
+    return found, shown_images.add_pictures(found, lambda _: record, heatmaps, locations)
 
 
 def _scope(row: dict[str, Any]) -> dict[str, Any]:

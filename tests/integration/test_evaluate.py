@@ -160,5 +160,11 @@ def test_the_page_shows_curves_with_axes_and_needs_no_script_and_no_network(
     page.locator(".card summary").first.click()
     assert page.get_by_text("0.5 is guessing, 1 is perfect").is_visible()
     assert page.locator("#kinds ~ table td").first.inner_text() == "block"
+    rows = results.open(nights.results, date="2026-11-02").images()
+    alarms = {row.image_uri.split("/images/")[1]: row.is_anomalous for row in rows}
+    wrong = [name for name, label in truth(nights).items() if alarms[name] != bool(label)]
+    assert wrong
+    assert page.locator("#wrong ~ .grid figure image:not(.over)").count() == len(wrong)
+    assert page.locator("#wrong ~ .grid figure image.over").count() == len(wrong)
     assert complaints == []
     assert set(asked) == {path.as_uri()}

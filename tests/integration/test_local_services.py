@@ -107,3 +107,22 @@ def test_an_interrupted_demo_stops_everything_it_started(tmp_path: object, monke
     assert "interrupted" in output
     _, alive = psutil.wait_procs(started, timeout=20)
     assert alive == []
+
+
+@pytest.mark.slow
+def test_the_large_demo_shows_defects_of_modules_closer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small one: modules of 900 pixels, whose report has a picture of the hottest region of each."""
+    monkeypatch.chdir(tmp_path)
+    few = ("--side", "3", "--nominal", "40", "--test", "2", "--smallest-defect", "24")
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster.large_demo", *few],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": ROOT},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "images of 900x900 pixels are seen at 304x304" in done.stderr
+    page = Path("demo-output/large/report.html").read_text()
+    assert page.count('class="detail"') > 0
+    assert "AUPRO" in Path("demo-output/large/evaluation.html").read_text()
+    assert len(list(Path("demo-output/large/pictures").glob("*.png"))) == 4

@@ -1,6 +1,7 @@
 """`fcdd predict`: single images get what a run of them would get."""
 
 import json
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -9,8 +10,9 @@ import pytest
 from PIL import Image
 
 from fcdd.detector import Detector
+from fcdd.errors import ConfigError
 from fcdd.io import storage
-from jobs import results
+from jobs import predict, results
 from tests.line import Line, run_verb
 
 
@@ -45,6 +47,23 @@ def test_an_image_is_read_once_also_where_a_picture_of_it_is_drawn(nights: Line,
     assert [call.args[0] for call in read.call_args_list if call.args[0].endswith(".png")] == [storage.normalize(first)]
 
 
+def test_the_images_of_a_folder_are_predicted_one_by_one(
+    nights: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, *_ = sorted(Path(f"{nights.root}/images/cam-0").iterdir())
+    (tmp_path / "inner").mkdir()
+    shutil.copy(first, tmp_path / "a.png")
+    shutil.copy(second, tmp_path / "inner" / "b.PNG")
+    (tmp_path / "notes.txt").write_text("no image")
+    asked = ("predict", str(tmp_path), str(first), "--bundle", f"{nights.root}/bundle", "--format", "json")
+    found = json.loads(run_verb(*asked).stdout)
+    assert [Path(row["image"]).name for row in found] == ["a.png", "b.PNG", first.name]
+    assert found[0]["anomaly_score"] == found[2]["anomaly_score"] != found[1]["anomaly_score"]
+    monkeypatch.setattr(predict, "MAX_IN_FOLDER", 1)
+    with pytest.raises(ConfigError, match="there are more than 1 images in "):
+        predict.predict(predict.PredictSettings.parse(list(asked[1:])))
+
+
 def test_images_that_cannot_be_scored_are_named_and_do_not_stop_the_others(nights: Line, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     [first, *_] = [str(path) for path in sorted(Path(f"{nights.root}/images/cam-0").iterdir())]
@@ -53,8 +72,8 @@ def test_images_that_cannot_be_scored_are_named_and_do_not_stop_the_others(night
     said = [line.split("  ")[0] for line in mixed.stdout.splitlines()]
     assert said[0] == said[2] == "not scored"
     assert said[1] in ("alarm", "no alarm")
-    folder = run_verb("predict", f"{nights.root}/images", first, *places).stdout
-    assert "it is a folder: `fcdd score` is for those" in folder
+    only_notes = run_verb("predict", str(tmp_path), first, *places).stdout
+    assert "there is no image in this folder" in only_notes
     none = run_verb("predict", str(tmp_path / "notes.txt"), *places, check=False)
     assert none.returncode == 2
     assert "not one of these images could be scored" in none.stderr

@@ -19,7 +19,7 @@ from fcdd.supervision import HeldOut
 from jobs.sources import fetching, listing
 from jobs.sources.locations import Locations
 from jobs.training import data_set
-from jobs.viewing import html_report, rendering
+from jobs.viewing import rendering, shown_images
 from schemas import IDENTITY
 from tests.saboteur import SABOTEUR
 
@@ -113,7 +113,7 @@ def test_a_picture_that_the_decoder_does_not_survive_costs_its_place_and_not_the
     row = storage.stat_checked(f"file://{tmp_path}/a.png")
     named = dict(zip(IDENTITY, row, strict=True))
     locations = Locations((f"file://{tmp_path}",))
-    thumbnail = html_report._thumbnail(locations, None, named)
+    thumbnail = shown_images._thumbnail(locations, None, named)
     assert isinstance(thumbnail, ImageError)
     assert thumbnail.reason == reason
     assert rendering.original_or_warn(named, locations, None) is None
@@ -128,7 +128,7 @@ def test_a_report_shows_the_hottest_region_of_a_large_image_as_it_is(tmp_path: P
     named = dict(zip(IDENTITY, storage.stat_checked(f"file://{tmp_path}/a.png"), strict=True))
     row = named | {"width": 1000, "height": 800, "regions": [region]}
     locations = Locations((f"file://{tmp_path}",))
-    shown = html_report._thumbnail(locations, None, row)
+    shown = shown_images._thumbnail(locations, None, row)
     assert not isinstance(shown, ImageError)
     overview, detail = (Image.open(io.BytesIO(base64.b64decode(each.partition(",")[2]))) for each in shown)
     assert overview.size == (320, 256)
@@ -136,8 +136,8 @@ def test_a_report_shows_the_hottest_region_of_a_large_image_as_it_is(tmp_path: P
     off = np.abs(np.asarray(detail.convert("RGB"), np.int16) - pixels[268:372, 568:692])
     assert off.mean() < 15  # WebP
     small = row | {"width": 500, "height": 400}
-    assert html_report._thumbnail(locations, None, small)[1] == ""
-    assert html_report._thumbnail(locations, None, row | {"regions": []})[1] == ""
+    assert shown_images._thumbnail(locations, None, small)[1] == ""
+    assert shown_images._thumbnail(locations, None, row | {"regions": []})[1] == ""
 
 
 def test_images_of_twelve_bits_in_sixteen_are_said_in_training(
