@@ -14,7 +14,7 @@ from fcdd.io.storage import ObjectInfo
 from jobs.shell import machine
 from jobs.sources import fetching, listing
 from jobs.sources.fetching import Failure
-from jobs.training import checks, chosen, prepare
+from jobs.training import checks, chosen, ignoring, prepare
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.prepare import Inputs
 from jobs.training.settings import TrainSettings, with_preset
@@ -60,7 +60,10 @@ def _lines(
     held_out, steps = len(inputs.calibration), -(-len(inputs.training) // settings.batch_size)
     listed = sum(info.size for info in inputs.listed) / 1e9
     yield "images", f"{len(inputs.listed)} under {storage.normalize(settings.images)}, {listed:.3f} GB"
-    yield "looked at", _looked_at(inputs.training, loop)
+    looked_at, sizes = _looked_at(inputs.training, loop)
+    yield "looked at", looked_at
+    if (ignored := ignoring.ignored_cells(settings, sizes)) is not None:
+        yield "ignored", f"{ignored.mean():.0%} of the map, under the mask {settings.ignore}"
     yield (
         "training on",
         f"{len(inputs.training)}: {loop.options.epochs} epochs of {steps} steps of {settings.batch_size}",
@@ -88,8 +91,8 @@ def _lines(
     yield "", "dry run: nothing is missing, and nothing was written"
 
 
-def _looked_at(infos: Sequence[ObjectInfo], loop: LoopConfig) -> str:
-    """Sizes of a few images. Raises ConfigError when not one of them can be decoded."""
+def _looked_at(infos: Sequence[ObjectInfo], loop: LoopConfig) -> tuple[str, set[tuple[int, int]]]:
+    """A few images in words, and their sizes (height, width). Raises ConfigError when none of them can be decoded."""
     some = infos[:: -(-len(infos) // LOOKED_AT)]
     found = list(zip(some, fetching.fetch_all(some, loop.view), strict=True))
     broken = [f"{info.uri}: {each.error}" for info, each in found if isinstance(each, Failure)]
@@ -98,9 +101,8 @@ def _looked_at(infos: Sequence[ObjectInfo], loop: LoopConfig) -> str:
         raise ConfigError(f"not one of {len(some)} images that were looked at can be decoded; the first is {broken[0]}")
     low, high = min(sizes), max(sizes)
     span = f"{low[0]}x{low[1]}" + (f" to {high[0]}x{high[1]}" if len(sizes) > 1 else "")
-    return f"{len(some)}: {span} pixels" + (
-        f"; {len(broken)} cannot be decoded, the first is {broken[0]}" if broken else ""
-    )
+    also = f"; {len(broken)} cannot be decoded, the first is {broken[0]}" if broken else ""
+    return f"{len(some)}: {span} pixels{also}", {(height, width) for width, height in sizes}
 
 
 def _memory(settings: TrainSettings, loop: LoopConfig) -> str:

@@ -51,10 +51,11 @@ class _Labelme(BaseModel):
     height: Annotated[int, Field(alias="imageHeight", gt=0)]
 
 
-def ignored_cells(settings: TrainSettings, images: ImageSet) -> Mask | None:
+def ignored_cells(settings: TrainSettings, of_images: set[tuple[int, int]]) -> Mask | None:
     """Cells of the map (U,V) of which at least half lies under the mask of `--ignore`, if there is one.
 
-    Raises ConfigError for a mask of another size than the images, or one that leaves nothing.
+    `of_images` are the sizes (height, width) that images have. Raises ConfigError for a mask of another size, or one
+    that leaves nothing.
     """
     if not settings.ignore:
         return None
@@ -64,7 +65,6 @@ def ignored_cells(settings: TrainSettings, images: ImageSet) -> Mask | None:
         info = storage.stat(storage.normalize(settings.ignore))
     except FileNotFoundError as error:
         raise ConfigError(f"the mask {error} of --ignore does not exist") from error
-    of_images = {(int(height), int(width)) for width, height in images.statistics[:, _WIDTH_AND_HEIGHT].tolist()}
     if info.uri.lower().endswith(".json"):
         shapes = _read_shapes(info)
         _check_size(settings.ignore, (shapes.height, shapes.width), of_images)
@@ -79,6 +79,11 @@ def ignored_cells(settings: TrainSettings, images: ImageSet) -> Mask | None:
         raise ConfigError(f"the mask {settings.ignore} leaves nothing to look at")
     log.info("%.0f %% of the map do not count: they lie under the mask %s", 100 * cells.mean(), settings.ignore)
     return cells if cells.any() else None
+
+
+def sizes_of(images: ImageSet) -> set[tuple[int, int]]:
+    """The sizes (height, width) that loaded images have in their files."""
+    return {(int(height), int(width)) for width, height in images.statistics[:, _WIDTH_AND_HEIGHT].tolist()}
 
 
 def _check_size(mask: str, shape: tuple[int, ...], of_images: set[tuple[int, int]]) -> None:

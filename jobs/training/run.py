@@ -48,7 +48,7 @@ def train(settings: TrainSettings) -> Detector:
         settings = chosen.with_full_scale(settings, inputs.training)
         calibrating, not_trained_on = _read_calibrating(settings, inputs)
         settings = chosen.with_stages(chosen.with_variants(settings, calibrating.pixels))
-        ignored = ignoring.ignored_cells(settings, calibrating)
+        ignored = ignoring.ignored_cells(settings, ignoring.sizes_of(calibrating))
         weights = prepare.initial_weights(settings)
     loop = prepare.loop_config(settings, inputs, not_trained_on, weights, location, conditions)
     if settings.overwrite and not settings.resume:

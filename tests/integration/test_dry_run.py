@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fcdd.io import storage
 from tests.line import picture, run_verb
@@ -55,14 +56,25 @@ def test_a_dry_run_says_that_variants_are_counted_later(network: str, is_open: b
         (["--bundle", "{good}"], "--bundle is the location of the images"),
         (["--bundle", "{good}/000.png/bundle"], "is no folder that this user can write to; give another --bundle"),
         (["--outliers", "/no/outliers"], "no images under"),
+        (["--ignore", "/no/mask.png"], "of --ignore does not exist"),
+        (["--ignore", "{good}/../small.png"], "has 20x20 pixels, and images have 56x40"),
     ],
 )
 def test_what_would_stop_a_training_stops_its_dry_run(good: Path, options: list[str], said: str) -> None:
     given = [option.format(good=good) for option in options]
+    Image.new("L", (20, 20), 255).save(good.parent / "small.png")
     where = () if "--bundle" in options else ("--bundle", str(good.parent / "bundle"))
     done = run_verb("train", "--images", str(good), *where, *SMALL, *given, check=False)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_a_dry_run_says_how_much_of_the_map_is_ignored(good: Path) -> None:
+    mask = Image.new("L", (56, 40))
+    mask.paste(255, (0, 0, 28, 40))
+    mask.save(good.parent / "half.png")
+    where = ("--images", str(good), "--bundle", str(good.parent / "bundle"), "--ignore", str(good.parent / "half.png"))
+    assert re.search(r"^ignored      5\d% of the map", run_verb("train", *where, *SMALL).stdout, re.MULTILINE)
 
 
 def test_files_that_are_no_images_are_found_by_a_few(tmp_path: Path) -> None:

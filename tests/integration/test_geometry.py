@@ -134,7 +134,7 @@ def test_shapes_drawn_with_labelme_ignore_the_cells_that_a_mask_ignores(place: P
     images = ImageSet(np.zeros((1, HEIGHT, WIDTH, 3), np.uint8), np.zeros(1, np.int64), known, ["PNG"])
     settings = TrainSettings(images="unused", bundle="unused", image_size=f"{HEIGHT}x{WIDTH}", network="cnn224")
     found = [
-        ignoring.ignored_cells(settings.model_copy(update={"ignore": str(place / name)}), images)
+        ignoring.ignored_cells(settings.model_copy(update={"ignore": str(place / name)}), ignoring.sizes_of(images))
         for name in ("lamp.png", drawn)
     ]
     assert found[0] is not None
