@@ -1,10 +1,11 @@
 """How large must a defect be, in pixels of the network's input, to be found?
 
-    python -m benchmarks.defect_size --bundle BUNDLE --images FOLDER [--per-size 100]
+    python -m benchmarks.defect_size --bundle BUNDLE --images FOLDER [--per-size 100] [--length 32]
 
 Draws one round spot into each of some nominal images, at a random place and `depth` of the way to black or white
 (whichever is further), by its diameter at the network's input, and prints one JSON line for each diameter and depth:
-the share of the images that are alarms at the bundle's rate. "0" pixels are the images as they are.
+the share of the images that are alarms at the bundle's rate. "0" pixels are the images as they are. With a `length`
+it is a straight crack with round ends, so long, as wide as a spot would be, in a random direction.
 """
 
 import argparse
@@ -22,15 +23,19 @@ DIAMETERS, DEPTHS = (2, 3, 4, 6, 8, 12, 16, 24), (0.25, 0.5, 1.0)
 _SOFT = 4  # how many times finer the rim is drawn
 
 
-def spotted(
-    image_hwc: npt.NDArray[np.uint8], diameter: float, depth: float, generator: np.random.Generator
+def damaged(
+    image_hwc: npt.NDArray[np.uint8], diameter: float, length: float, depth: float, generator: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
-    """The image with a spot, whose rim is as soft as a pixel."""
+    """The image with a spot, or a crack of some length, whose rim is as soft as a pixel."""
     height, width = image_hwc.shape[:2]
-    y, x = generator.uniform((diameter, diameter), (height - diameter, width - diameter))
+    margin = diameter + length / 2
+    y, x = generator.uniform((margin, margin), (height - margin, width - margin))
+    angle = generator.uniform(0, np.pi) if length else 0.0
     fine = (np.arange(_SOFT) + 0.5) / _SOFT
     rows, columns = (np.add.outer(np.arange(side), fine).ravel() for side in (height, width))
-    inside = (rows[:, None] - y) ** 2 + (columns[None, :] - x) ** 2 < (diameter / 2) ** 2
+    down, across = rows[:, None] - y, columns[None, :] - x
+    along = (down * np.sin(angle) + across * np.cos(angle)).clip(-length / 2, length / 2)
+    inside = (down - along * np.sin(angle)) ** 2 + (across - along * np.cos(angle)) ** 2 < (diameter / 2) ** 2
     alpha = inside.reshape(height, _SOFT, width, _SOFT).mean((1, 3))[:, :, None]
     ground = float((image_hwc * alpha).sum() / (alpha.sum() * image_hwc.shape[2]))
     tone = 0 if ground > 127 else 255
@@ -44,6 +49,7 @@ def main() -> None:
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--images", required=True, type=Path, help="nominal images that were not trained on")
     parser.add_argument("--per-size", type=int, default=100)
+    parser.add_argument("--length", type=float, default=0, help="of a crack; default: round spots")
     arguments = parser.parse_args()
     detector, generator = Detector.load(arguments.bundle), np.random.default_rng(0)
     spec = detector.spec
@@ -51,7 +57,7 @@ def main() -> None:
     paths = sorted(path for path in arguments.images.rglob("*") if path.is_file())[: arguments.per_size]
     pictures = [images.decode(path.read_bytes(), spec.view).pixels for path in paths]
     for diameter, depth in [(0, 0.0), *((d, depth) for depth in DEPTHS for d in DIAMETERS)]:
-        shown = [spotted(each, diameter, depth, generator) if diameter else each for each in pictures]
+        shown = [damaged(each, diameter, arguments.length, depth, generator) if diameter else each for each in pictures]
         scored = detector.score(np.stack(shown))
         _, alarms = decide(getattr(scored, spec.score), scored.maximum, [""] * len(shown))
         line = {"pixels": diameter, "depth": depth, "images": len(shown), "found": round(float(alarms.mean()), 3)}

@@ -113,7 +113,7 @@ def why_too_full(folder: Path) -> str | None:
         return None
     return (
         f"the S3 server takes no writes on a disk of which less than {MIN_FREE_SHARE:.0%} is free: "
-        f"{disk.free / 1e9:.1f} of {disk.total / 1e9:.1f} GB are at {folder}; make room"
+        f"{disk.free / 1e9:.1f} of the {disk.total / 1e9:.1f} GB of the disk of {folder} are; make room"
     )
 
 

@@ -1,7 +1,8 @@
 """Features that a training computes once: those of images that it sees as they are, in every epoch.
 
 The trunk of a network with a whitened head is fixed, and half of the samples are nominal images that nothing was done
-to. What the head is given of them is the same in every epoch.
+to. What the head is given of them is the same in every epoch, and the statistics have seen it already. Nothing is added
+while training: an image would be computed in other company where a training is resumed, and its last bits be others.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from fcdd.networks import FCDDNetwork
 from fcdd.whitening import WhitenedHead
 
-# Of all images together: 1,000 at 224x224 pixels take 0.2 GB. Of more, the first ones are remembered.
+# Of all images together: 1,000 at 224x224 pixels take 0.2 to 0.3 GB. Of more, the first ones are remembered.
 CAPACITY_BYTES = 10**9
 
 
@@ -33,9 +34,6 @@ class Remembering(nn.Module):
         with torch.no_grad():
             computed = head.project(self.network.compute_features(images_bchw[new])) if new else ()
         found = dict[int, Tensor](zip(new, computed, strict=True))
-        for at, components in found.items():
-            if (number := unchanged[at]) is not None:
-                self.remember(number, components)
         each = [
             found[at] if number is None or at in found else self.components[number]
             for at, number in enumerate(unchanged)

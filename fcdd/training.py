@@ -327,22 +327,18 @@ def fit_statistics(
     if not isinstance(network.head, WhitenedHead):
         return
     network.eval()
-    device = next(network.parameters()).device
-    chosen, size = _spread(len(images_nhwc), STATISTICS_IMAGES), images_at_once(images_nhwc.shape[1:3], _BATCH)
-    parts = _parts(len(chosen), size)[rank::world_size]
+    chosen, parts = _shared_out(images_nhwc, rank, world_size)
     positions = np.concatenate(parts) if parts else np.empty(0, np.int64)
     share = Share(rank, world_size, torch.from_numpy(positions) if world_size > 1 else None, len(chosen), add)
 
-    @torch.inference_mode()
     def features(part: npt.NDArray[np.int64]) -> Tensor:
-        pixels = torch.from_numpy(images_nhwc[chosen[part]]).to(device)
-        found: Tensor = network.compute_features(normalization(pixels))
-        return found
+        return _features(network, normalization, images_nhwc[chosen[part]])
 
     head = network.head
     if head.projection is not None:
         few = _spread(len(chosen), COMPONENTS_IMAGES)
-        head.fit_projection((features(few[part]) for part in _parts(len(few), size)[rank::world_size]), share=share)
+        batches = _parts(len(few), images_at_once(images_nhwc.shape[1:3], _BATCH))[rank::world_size]
+        head.fit_projection((features(few[part]) for part in batches), share=share)
 
     def watched() -> Iterator[Tensor]:
         for step in watch(range(len(parts)), len(parts)):
@@ -357,6 +353,40 @@ def fit_statistics(
         head.fit(lambda: kept, seed=seed, share=share)
     else:
         head.fit(watched, seed=seed, share=share)
+
+
+def remember_components(
+    network: FCDDNetwork,
+    normalization: Normalization,
+    images_nhwc: npt.NDArray[np.uint8],
+    remember: Callable[[int, Tensor], object],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> None:
+    """Give `remember` what `fit_statistics` gave it, bit for bit, without fitting: of a training that goes on."""
+    head = network.head
+    assert isinstance(head, WhitenedHead), "the features of other networks are trained"
+    chosen, parts = _shared_out(images_nhwc, rank, world_size)
+    for part in parts:
+        found = head.project(_features(network, normalization, images_nhwc[chosen[part]]))
+        for position, components in zip(chosen[part].tolist(), found, strict=True):
+            remember(position, components)
+
+
+@torch.inference_mode()
+def _features(network: FCDDNetwork, normalization: Normalization, images_nhwc: npt.NDArray[np.uint8]) -> Tensor:
+    pixels = torch.from_numpy(images_nhwc).to(next(network.parameters()).device)
+    found: Tensor = network.compute_features(normalization(pixels))
+    return found
+
+
+def _shared_out(
+    images_nhwc: npt.NDArray[np.uint8], rank: int, world_size: int
+) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
+    """The images that count, and one process's batches of them."""
+    chosen, size = _spread(len(images_nhwc), STATISTICS_IMAGES), images_at_once(images_nhwc.shape[1:3], _BATCH)
+    return chosen, _parts(len(chosen), size)[rank::world_size]
 
 
 _BATCH, _KEPT_BYTES = 32, 10**9

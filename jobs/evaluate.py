@@ -13,8 +13,10 @@ from fcdd.metrics import Estimate
 from jobs.catalog import commit_records
 from jobs.measuring import evaluation, evaluation_page
 from jobs.measuring.evaluation import Evaluation
+from jobs.results import Results
 from jobs.shell import formatting, process
 from jobs.shell.settings import JobSettings, Night
+from jobs.sources.locations import Locations
 
 
 def _page(location: str) -> str:
@@ -45,6 +47,9 @@ class EvaluateSettings(JobSettings):
         None, description="location of masks of the anomalous images, named like them (or NAME_mask): 255 is anomalous"
     )
     format: Literal["text", "json"] = Field("text", description="text for people, json for programs")
+    locations: list[str] = Field(
+        default_factory=list, description="further location whose images the page may show; the runs' own always may"
+    )
     output: Annotated[str, AfterValidator(_page)] | None = Field(
         None, description="page to write (.html): curves, shares by group and kind of defect, what was missed"
     )
@@ -68,7 +73,9 @@ def evaluate(settings: EvaluateSettings) -> None:
     else:
         print("\n".join(_lines(found)))
     if settings.output:
-        page = evaluation_page.build(found, joined, storage.normalize(settings.results), records)
+        place = storage.normalize(settings.results)
+        locations = Locations.of_records(place, records, settings.locations)
+        page = evaluation_page.build(found, joined, Results(place, tuple(records)), locations)
         storage.write(storage.normalize(settings.output), page)
         print(f"page        {settings.output}", file=sys.stderr if settings.format == "json" else sys.stdout)
 

@@ -1,20 +1,24 @@
 """`fcdd predict`: a few images, now: score, p-value and regions of each, without a run, and pictures of them."""
 
 import json
-from collections import deque
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from fcdd import images
 from fcdd.errors import ConfigError, ImageError
 from fcdd.io import storage
 from jobs.shell import formatting, process
 from jobs.shell.settings import JobSettings
-from jobs.viewing import predictions
+from jobs.sources import listing
+from jobs.sources.locations import Locations
+from jobs.viewing import predictions, rendering
 from jobs.viewing.rendering import Style
+
+if TYPE_CHECKING:
+    from fcdd.detector import Detector
 
 MAX_IN_FOLDER = 200
 
@@ -52,26 +56,12 @@ def predict(settings: PredictSettings) -> None:
 
     detector = Detector.load(settings.bundle)
     found: list[dict[str, Any]] = []
-    waiting = deque(settings.image)
-    while waiting:
-        place = waiting.popleft()
+    for given in settings.image:
+        uri = storage.normalize(given)
         try:
-            data = storage.read(storage.normalize(place))
-            prediction = detector.predict(data, alpha=settings.alpha, location=place)
+            found.append(_predicted(given, partial(storage.read, uri), detector, settings))
         except FileNotFoundError:
-            inside = _in_folder(place)
-            waiting.extendleft(reversed(inside or ()))
-            if not inside:
-                reason = "it does not exist" if inside is None else "there is no image in this folder"
-                found.append({"image": place, "reason": reason})
-        except ImageError as error:
-            found.append({"image": place, "reason": str(error)})
-        else:
-            row = {"image": place, **formatting.json_values(prediction), "map": prediction.map.shape}
-            if settings.pictures:
-                path = predictions.draw(settings.pictures, place, data, prediction, detector, settings.style)
-                row["picture"] = str(path)
-            found.append(row)
+            found += _in_folder(given, uri, detector, settings)
     if settings.format == "json":
         print(json.dumps(found, indent=1, default=str))
     else:
@@ -80,18 +70,39 @@ def predict(settings: PredictSettings) -> None:
         raise ConfigError("not one of these images could be scored")
 
 
-def _in_folder(place: str) -> list[str] | None:
-    """The images of a folder and of those in it; None where there is no folder. Raises ConfigError for many."""
-    found, is_folder = list[str](), False
-    for page in storage.pages(storage.normalize(place)):
-        is_folder = True
-        found += [info.uri for info in page if info.uri.lower().endswith(images.EXTENSIONS)]
-        if len(found) > MAX_IN_FOLDER:
-            raise ConfigError(
-                f"there are more than {MAX_IN_FOLDER} images in {place}: `fcdd score` scores them faster, and keeps "
-                "what it finds"
-            )
-    return found if is_folder else None
+def _predicted(name: str, read: Callable[[], bytes], detector: "Detector", settings: PredictSettings) -> dict[str, Any]:
+    """What the bundle says of one image, or why nothing. Raises what `read` raises, but for ImageError."""
+    try:
+        data = read()
+        prediction = detector.predict(data, alpha=settings.alpha, location=name)
+    except ImageError as error:
+        return {"image": name, "reason": str(error)}
+    row = {"image": name, **formatting.json_values(prediction), "map": prediction.map.shape}
+    if settings.pictures:
+        path = predictions.draw(settings.pictures, name, data, prediction, detector, settings.style)
+        row["picture"] = str(path)
+    return row
+
+
+def _in_folder(place: str, root: str, detector: "Detector", settings: PredictSettings) -> list[dict[str, Any]]:
+    """The images of a folder, as a run would find them. Raises ConfigError for many, and for pictures among them."""
+    if not any(storage.pages(root)):
+        return [{"image": place, "reason": "it does not exist"}]
+    if settings.pictures:
+        rendering.check_apart(settings.pictures, Locations((root,)))
+    infos = listing.list_images(root)
+    if len(infos) > MAX_IN_FOLDER:
+        raise ConfigError(
+            f"there are {len(infos)} images in {place}, more than {MAX_IN_FOLDER}: `fcdd score` scores them faster, "
+            "and keeps what it finds"
+        )
+    found = list[dict[str, Any]]()
+    for info in infos:
+        try:
+            found.append(_predicted(info.uri, partial(storage.read_checked, info), detector, settings))
+        except ConfigError as error:  # one that this user may not read costs itself
+            found.append({"image": info.uri, "reason": str(error)})
+    return found
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The page of an evaluation: curves, shares by group and kind of defect, what was missed and why; one file of HTML."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,22 +23,23 @@ _SIZE = 300
 _EXAMPLES = 20
 
 
-def build(found: Evaluation, joined: Joined, results: str, records: Sequence[RunRecord]) -> bytes:
+def build(found: Evaluation, joined: Joined, run: Results, locations: Locations) -> bytes:
     """The page, with pictures and heatmaps of what was missed and of false alarms, as far as they are still there.
 
-    Raises ConfigError when the parts of the runs cannot be read.
+    `run` has the runs that were evaluated; images are opened below `locations` only. Raises ConfigError when the parts
+    of the runs cannot be read.
     """
     own = found.metrics["anomaly_score"]
     missed = _some(joined, (joined.labels == 1) & ~joined.alarms, lowest=True)
     alarmed = _some(joined, (joined.labels == 0) & joined.alarms, lowest=False)
-    _add_pictures([*missed, *alarmed], Results(results, tuple(records)))
+    _add_pictures([*missed, *alarmed], run, locations)
     context = {
         "found": found,
         "own": own,
         "scores": [(name, found.metrics[column], name == found.score) for column, name in SCORES.items()],
         "advice": evaluation.advice(found),
-        "records": records,
-        "collection": records[-1].collection,
+        "records": run.records,
+        "collection": run.records[-1].collection,
         "size": _SIZE,
         "ticks": charts.ticks(0, 1, _SIZE),
         "up": [charts.Tick(_SIZE - at, text) for at, text in charts.ticks(0, 1, _SIZE)],
@@ -79,7 +79,7 @@ def _some(joined: Joined, chosen: npt.NDArray[np.bool_], *, lowest: bool) -> lis
     return [{"image_uri": joined.uris[i], "kind": joined.kinds[i]} for i in order.tolist()]
 
 
-def _add_pictures(images: list[dict[str, Any]], run: Results) -> None:
+def _add_pictures(images: list[dict[str, Any]], run: Results, locations: Locations) -> None:
     """Give images what the runs have of them, their latest row, and pictures."""
     question = f"SELECT {shown_images.COLUMNS}, date FROM scores WHERE list_contains($uris, image_uri) ORDER BY date"
     rows = {row["image_uri"]: row for row in run.rows(question, {"uris": [each["image_uri"] for each in images]})}
@@ -90,7 +90,7 @@ def _add_pictures(images: list[dict[str, Any]], run: Results) -> None:
         images,
         lambda image: by_day[str(image["date"])],
         _heatmaps(run.records[-1]),
-        Locations.of_records(run.location, run.records),
+        locations,
     )
     if missing:
         log.warning("%d of %d images cannot be shown, the first since %s", len(missing), len(images), missing[0])

@@ -30,7 +30,7 @@ def print_summary(record: RunRecord) -> None:
         ("listed", f"{record.num_listed}"),
         ("scored", f"{record.num_scored}"),
         ("alarms", alarms),
-        ("list to review", f"{record.num_discoveries}  ({listed}{record.fdr:.0%} of such a list may be nominal)"),
+        ("list to review", f"{record.num_discoveries}  ({listed}{100 * record.fdr:g} % of such a list may be nominal)"),
         ("quarantined", f"{record.num_quarantined}" + (f"  ({reasons})" if reasons else "")),
         ("rate", f"{record.images_per_second:.1f} images/s"),
     ]

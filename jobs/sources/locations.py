@@ -47,7 +47,8 @@ class Locations:
         known = ", ".join(self.places) or "none that may be opened"
         raise ImageError(
             "forbidden",
-            f"it lies outside the locations of its run ({known}); to have it opened, add its location as --images",
+            f"it lies outside the locations of its run ({known}); to have it opened, add its location "
+            "(--locations of report, review and evaluate, else --images)",
         )
 
 

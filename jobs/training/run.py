@@ -55,7 +55,7 @@ def train(settings: TrainSettings) -> Detector:
         store.clear()
     with _stoppable(settings, store):
         with watch.measure("training, statistics of nominal images included"):
-            known = _run(settings, loop)
+            known = _run(settings, loop, keeps=inputs.is_leave_one_out)
         found = store.latest()
         if found is None:
             raise ConfigError(f"the checkpoints at {loop.checkpoints} are gone or damaged; train again")
@@ -122,11 +122,14 @@ def _left(settings: TrainSettings, store: Checkpoints) -> str:
     return f"stopped; the last checkpoint is {stored[-1].uri}: {again} goes on"
 
 
-def _run(settings: TrainSettings, loop: LoopConfig) -> Mapping[int, torch.Tensor]:
-    """Train in this process, or on the workers of Ray Train; the components that this process remembers."""
+def _run(settings: TrainSettings, loop: LoopConfig, *, keeps: bool) -> Mapping[int, torch.Tensor]:
+    """Train in this process, or on the workers of Ray Train.
+
+    Returns the components that this process remembers, if it `keeps` them.
+    """
     if settings.num_workers == 0:
         remembering = train_loop.train(loop, train_loop.Alone())
-        return remembering.components if remembering else {}
+        return remembering.components if remembering and keeps else {}
     # Imported late: a wrong option is answered in a second, not after five of Ray's import.
     from jobs.training import ray_train
 

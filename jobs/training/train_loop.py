@@ -6,7 +6,7 @@ The same function runs in all cases: it sees the other processes through `Worker
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -160,19 +160,12 @@ def train(loop: LoopConfig, workers: Workers) -> Remembering | None:
         num_images=len(loop.images),
         input_size=windows.inner_size if windows else loop.input_size,
     )
-    epoch, step = 0, 0
     run = _Run(loop, workers, store, trainer, network, scaling, reader, windows)
-    if found is not None:
-        restored = checkpoint.restore(found[0], network, trainer.optimizer, trainer.schedule)
-        epoch, step, run.history, run.at_most = (
-            restored.epoch,
-            restored.step,
-            list(restored.history),
-            restored.num_images,
-        )
-        network.fold_features()  # those of the checkpoint
-        if workers.rank == 0:
-            log.info("resuming after epoch %d, step %d, from %s", epoch, step, found[1])
+    epoch, step = run.restore(*found) if found else (0, 0)
+    if found and remembering:
+        share = {"rank": workers.rank, "world_size": workers.size}
+        known = _rememberer(remembering, reader)
+        training.remember_components(network, scaling, reader.sample(_sample_images(loop)), known, **share)
     run.go(TrainingSet(reader), epoch, step)
     return remembering
 
@@ -198,6 +191,15 @@ class _Run:
         self.steps = training.num_steps(len(loop.images), loop.options)
         self.left_out, self.copies = set(reader.failures), set(reader.copies)
         self.waited = 0.0
+
+    def restore(self, state: bytes, uri: str) -> tuple[int, int]:
+        """Go on from a checkpoint; the epoch and step that it reached."""
+        restored = checkpoint.restore(state, self.network, self.trainer.optimizer, self.trainer.schedule)
+        self.history, self.at_most = list(restored.history), restored.num_images
+        self.network.fold_features()  # those of the checkpoint
+        if self.workers.rank == 0:
+            log.info("resuming after epoch %d, step %d, from %s", restored.epoch, restored.step, uri)
+        return restored.epoch, restored.step
 
     def go(self, data: TrainingSet, epoch: int, step: int) -> None:
         """Train all steps from the one that was reached."""
@@ -321,7 +323,8 @@ class _Run:
 def _remembers(loop: LoopConfig, windows: Windows | None) -> bool:
     """Whether features of nominal images are computed once: where they are fixed, and so are the images."""
     is_fixed = networks.needs_statistics(loop.network) and loop.augmentation == "none"
-    return is_fixed and windows is None and not loop.compile  # what was compiled would be so for every number of images
+    # What is compiled would be so for every number of images that are not known.
+    return is_fixed and windows is None and not loop.stream and not loop.compile
 
 
 def drawn_ahead(batches: Iterator[training.Batch]) -> Iterator[training.Batch]:
@@ -384,12 +387,6 @@ def _fit_statistics(
     remembering: Remembering | None,
 ) -> None:
     """Statistics of whitened features, each worker those of its share of the images, on its device."""
-    usable = reader.usable if isinstance(reader, data_set.LoadedImages) else None
-
-    def remember(position: int, components: Tensor) -> None:
-        if remembering and usable:
-            remembering.remember(usable[position], components)
-
     training.fit_statistics(
         network,
         scaling,
@@ -399,5 +396,18 @@ def _fit_statistics(
         rank=workers.rank,
         world_size=workers.size,
         add=dist.all_reduce if workers.size > 1 else lambda _: None,
-        remember=remember,
+        remember=_rememberer(remembering, reader),
     )
+
+
+def _rememberer(
+    remembering: Remembering | None, reader: data_set.StoredImages | data_set.LoadedImages
+) -> Callable[[int, Tensor], None]:
+    """What remembers the image at a position of `reader.sample`."""
+    usable = reader.usable if isinstance(reader, data_set.LoadedImages) else None
+
+    def remember(position: int, components: Tensor) -> None:
+        if remembering and usable:
+            remembering.remember(usable[position], components)
+
+    return remember

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "jobs.calibration": GROUND - {"jobs.on_ray"},
     "jobs.training": {*GROUND, "fcdd.paper", "jobs.calibration", "jobs.viewing"},
     "jobs.viewing": {*GROUND - {"jobs.on_ray"}, "jobs.results"},
-    "jobs.measuring": {*GROUND - {"jobs.on_ray"}, "jobs.viewing"},
+    "jobs.measuring": {*GROUND - {"jobs.on_ray"}, "jobs.results", "jobs.viewing"},
     "verbs": {
         *GROUND,
         *(

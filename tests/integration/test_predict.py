@@ -54,13 +54,19 @@ def test_the_images_of_a_folder_are_predicted_one_by_one(
     (tmp_path / "inner").mkdir()
     shutil.copy(first, tmp_path / "a.png")
     shutil.copy(second, tmp_path / "inner" / "b.PNG")
-    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "broken.png").write_text("no image")
+    for name in ("notes.txt", "._a.png", "_thumbs/a.png"):  # what no run takes for an image
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(first, tmp_path / name)
     asked = ("predict", str(tmp_path), str(first), "--bundle", f"{nights.root}/bundle", "--format", "json")
     found = json.loads(run_verb(*asked).stdout)
-    assert [Path(row["image"]).name for row in found] == ["a.png", "b.PNG", first.name]
-    assert found[0]["anomaly_score"] == found[2]["anomaly_score"] != found[1]["anomaly_score"]
+    assert [Path(row["image"]).name for row in found] == ["a.png", "broken.png", "b.PNG", first.name]
+    assert found[0]["anomaly_score"] == found[3]["anomaly_score"] != found[2]["anomaly_score"]
+    assert "not_an_image" in found[1]["reason"]
+    among = run_verb(*asked, "--pictures", str(tmp_path / "pictures"), check=False)
+    assert "lies below the images" in among.stderr
     monkeypatch.setattr(predict, "MAX_IN_FOLDER", 1)
-    with pytest.raises(ConfigError, match="there are more than 1 images in "):
+    with pytest.raises(ConfigError, match=r"there are 3 images in .*, more than 1"):
         predict.predict(predict.PredictSettings.parse(list(asked[1:])))
 
 
@@ -72,8 +78,8 @@ def test_images_that_cannot_be_scored_are_named_and_do_not_stop_the_others(night
     said = [line.split("  ")[0] for line in mixed.stdout.splitlines()]
     assert said[0] == said[2] == "not scored"
     assert said[1] in ("alarm", "no alarm")
-    only_notes = run_verb("predict", str(tmp_path), first, *places).stdout
-    assert "there is no image in this folder" in only_notes
+    only_notes = run_verb("predict", str(tmp_path), first, *places, check=False)
+    assert "no images under" in only_notes.stderr
     none = run_verb("predict", str(tmp_path / "notes.txt"), *places, check=False)
     assert none.returncode == 2
     assert "not one of these images could be scored" in none.stderr

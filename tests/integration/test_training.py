@@ -31,17 +31,22 @@ from fcdd.paper.datasets import LabelledImage
 from fcdd.scores import summarise
 from fcdd.splits import is_held_out
 from fcdd.training import TrainOptions
+from fcdd.whitening import WhitenedHead
+from fcdd.windows import Windows
 from jobs import train
 from jobs.sources import fetching, listing
-from jobs.training import data_set, train_loop
+from jobs.sources.fetching import ImageSet
+from jobs.training import data_set, finish, train_loop
 from jobs.training import settings as train_settings
 from jobs.training.checkpoints import Checkpoints
+from jobs.training.prepare import Inputs
 from jobs.training.train_loop import Alone, LoopConfig
 
 OPTIONS = TrainOptions(
     epochs=3, batch_size=8, learning_rate=1e-3, weight_decay=1e-4, loss="pixel", gaussian_std=2.0, seed=1
 )
 SIZE = (32, 32)
+WHITENED = "whitened:efficientnet_lite0:stage3+stage4+stage5:1:32+32+32"
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +152,12 @@ def test_the_result_does_not_depend_on_the_number_of_workers(
     batch-norm), which moves scores by up to 2e-3.
     """
     options = dataclasses.replace(OPTIONS, optimizer="sgd") if name == "cnn32_s" else OPTIONS
+    light = "all" if name == "cnn32_s" else "none"  # unchanged images, which each worker remembers its share of
     curves, scores = [], []
     pixels = fetching.load_set(listing.list_images(few)[32:], View(size, 3)).pixels
     for count in (1, 2, 3, 4) if name == "cnn32_s" else (1, 2):
-        loop = make(few, f"file://{tmp_path}/{count}", name, input_size=size, options=options)
+        changes = {"input_size": size, "options": options, "augmentation": light}
+        loop = make(few, f"file://{tmp_path}/{count}", name, **changes)
         if count == 1:
             train_loop.train(loop, Alone())
         else:
@@ -186,18 +193,66 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("network", "changes", "optimizer"),
+    [
+        ("cnn32_s", {}, "adamw"),
+        ("cnn32_s", {}, "sgd"),
+        (WHITENED, {"input_size": (64, 64), "augmentation": "none"}, "adamw"),  # which remembers features
+    ],
+)
 def test_a_resumed_training_is_bit_equal_to_one_that_was_not_interrupted(
-    optimizer: str, few: str, tmp_path: Path
+    network: str, changes: dict[str, Any], optimizer: str, few: str, tmp_path: Path
 ) -> None:
     options = dataclasses.replace(OPTIONS, optimizer=optimizer)  # type: ignore[arg-type]
-    whole, parts = (make(few, f"file://{tmp_path}/{name}", options=options) for name in ("whole", "parts"))
+    whole, parts = (
+        make(few, f"file://{tmp_path}/{name}", network, options=options, **changes) for name in ("whole", "parts")
+    )
     train_loop.train(whole, Alone())
     interrupt(parts, 2)
     train_loop.train(parts, Alone())
     (expected, progress, _), (actual, resumed, _) = result(whole), result(parts)
     assert equal(expected, actual)
     assert [e["loss"] for e in resumed.history] == [e["loss"] for e in progress.history]
+
+
+def test_what_is_remembered_is_of_the_image_with_that_number(few: str, tmp_path: Path) -> None:
+    """Also behind images that cannot be read or are held out."""
+    infos = listing.list_images(few)[:32]
+    broken = [infos[0], infos[1]._replace(uri=f"{few}/gone.png"), *infos[2:]]
+    held_out = frozenset([data_set.pixel_digest(fetching.load_set(infos[3:4], View((64, 64), 3)).pixels[0])])
+    changes = {"images": broken, "held_out": held_out, "input_size": (64, 64), "augmentation": "none"}
+    loop = make(few, f"file://{tmp_path}", WHITENED, **changes)
+    known = train_loop.train(loop, Alone())
+    assert known is not None
+    assert sorted(known.components) == sorted(set(range(32)) - {1, 3})
+    network = detector.deserialize(result(loop)[2], WHITENED, 3, (64, 64)).eval()
+    head, scaling = network.head, networks.input_normalization(WHITENED)
+    assert isinstance(head, WhitenedHead)
+    assert scaling is not None
+    for number in (0, 2, 4, 31):
+        pixels = torch.from_numpy(fetching.load_set([infos[number]], View((64, 64), 3)).pixels)
+        with torch.inference_mode():
+            expected = head.project(network.compute_features(scaling(pixels)))[0]
+        torch.testing.assert_close(known.components[number], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"augmentation": "all"}, {"stream": True}, {"compile": True}, {"input_size": (544, 544)}]
+)
+def test_nothing_is_remembered_where_images_change_or_are_not_kept(changes: dict[str, Any], few: str) -> None:
+    loop = make(few, "file:///unused", WHITENED, **{"input_size": (64, 64), "augmentation": "none", **changes})
+    field = networks.geometry(WHITENED, loop.input_size)
+    assert not train_loop._remembers(loop, Windows.for_images(loop.input_size, field, margin=True))
+
+
+def test_components_are_those_of_the_calibration_images_that_could_be_read() -> None:
+    known = {number: torch.full((1, 1, 1), float(number)) for number in (0, 2, 3)}
+    images = ImageSet(np.zeros((3, 1, 1, 3), np.uint8), np.array([0, 2, 3]), np.zeros((3, 1), np.float32), ["PNG"] * 3)
+    inputs = Inputs([], [], [], True, [], [], [])
+    found = finish._of_calibration(known, inputs, images)
+    assert {position: int(each) for position, each in found.items()} == {0: 0, 1: 2, 2: 3}
+    assert finish._of_calibration(known, inputs._replace(is_leave_one_out=False), images) == {}
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(

@@ -29,6 +29,12 @@ def fitted(images: npt.NDArray[np.uint8]) -> FCDDNetwork:
     return network
 
 
+def filled(network: FCDDNetwork, images: npt.NDArray[np.uint8], **options: int) -> Remembering:
+    remembering = Remembering(network, **options)
+    training.remember_components(network, scaled, images, remembering.remember)
+    return remembering
+
+
 def scaled(pixels: Tensor) -> Tensor:
     return pixels.float().permute(0, 3, 1, 2) / (1 if pixels.is_floating_point() else 255)
 
@@ -49,45 +55,50 @@ def trained(network: FCDDNetwork, images: npt.NDArray[np.uint8], *, remembering:
 def test_a_training_that_remembers_is_the_one_that_does_not(images: npt.NDArray[np.uint8]) -> None:
     forgetful, mindful = fitted(images), fitted(images)
     expected = trained(forgetful, images, remembering=None)
-    assert trained(mindful, images, remembering=Remembering(mindful)) == pytest.approx(expected, rel=1e-4)
+    assert trained(mindful, images, remembering=filled(mindful, images)) == pytest.approx(expected, rel=1e-4)
     for name, value in mindful.state_dict().items():
         torch.testing.assert_close(value, forgetful.state_dict()[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_features_of_unchanged_images_are_computed_once(
+def test_features_of_images_that_are_known_are_not_computed(
     images: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, computed, compute = fitted(images), list[int](), FCDDNetwork.compute_features
+    remembering, pixels = filled(network, images), scaled(torch.from_numpy(images))
+    expected = network(pixels[:4])
     monkeypatch.setattr(
         FCDDNetwork, "compute_features", lambda self, images: [computed.append(len(images)), compute(self, images)][1]
     )
-    remembering, pixels = Remembering(network), scaled(torch.from_numpy(images))
-    first = remembering(pixels[:4], [0, None, 2, 3])
-    again = remembering(pixels[:4], [0, None, 2, 3])
+    found = remembering(pixels[:4], [0, None, 2, 3])
     remembering(pixels[2:4], [2, 3])
-    assert computed == [4, 1]
-    torch.testing.assert_close(again, first)
-    torch.testing.assert_close(first, network(pixels[:4]))
-    again.sum().backward()
+    assert computed == [1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    found.sum().backward()
     assert network.head.mixing.weight.grad is not None  # type: ignore[union-attr]
 
 
 def test_no_more_is_remembered_than_there_is_room_for(images: npt.NDArray[np.uint8]) -> None:
-    network, pixels = fitted(images), scaled(torch.from_numpy(images))
-    with torch.no_grad():
-        one = network.compute_features(pixels[:1])
-    remembering = Remembering(network, capacity=2 * one.numel() * one.element_size())
-    remembering(pixels, list(range(8)))
-    assert len(remembering.components) == 2
-
-
-def test_images_that_statistics_were_fitted_to_are_known_from_then_on(images: npt.NDArray[np.uint8]) -> None:
     network = fitted(images)
-    remembering = Remembering(network)
-    training.fit_statistics(network, scaled, images, seed=0, remember=remembering.remember)
-    assert len(remembering.components) == 8
+    one = filled(network, images).components[0]
+    few = filled(network, images, capacity=2 * one.numel() * one.element_size())
+    assert sorted(few.components) == [0, 1]
     pixels = scaled(torch.from_numpy(images))
-    torch.testing.assert_close(remembering(pixels, list(range(8))), network(pixels), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(few(pixels, list(range(8))), network(pixels), rtol=1e-4, atol=1e-4)
+    assert sorted(few.components) == [0, 1]  # nothing is added while training
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_training_that_goes_on_knows_bit_for_bit_what_the_fit_knew(
+    rank: int, images: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_BATCH", 3)
+    network, share = fitted(images), {"rank": rank, "world_size": 2}
+    fit, again = Remembering(network), Remembering(network)
+    training.fit_statistics(network, scaled, images, seed=0, remember=fit.remember)
+    training.remember_components(network, scaled, images, again.remember, **share)
+    assert sorted(again.components) == ([0, 1, 2, 6, 7] if rank == 0 else [3, 4, 5])
+    for number, components in again.components.items():
+        assert torch.equal(components, fit.components[number])
 
 
 @pytest.mark.parametrize("leaves", [True, False])
