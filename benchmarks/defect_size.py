@@ -49,6 +49,9 @@ def main() -> None:
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--images", required=True, type=Path, help="nominal images that were not trained on")
     parser.add_argument("--per-size", type=int, default=100)
+    parser.add_argument(
+        "--diameters", type=float, nargs="+", default=DIAMETERS, help="pixels; also the width of cracks"
+    )
     parser.add_argument("--length", type=float, default=0, help="of a crack; default: round spots")
     arguments = parser.parse_args()
     detector, generator = Detector.load(arguments.bundle), np.random.default_rng(0)
@@ -56,7 +59,7 @@ def main() -> None:
     decide = Decider(spec.calibration, spec.calibration.alpha)
     paths = sorted(path for path in arguments.images.rglob("*") if path.is_file())[: arguments.per_size]
     pictures = [images.decode(path.read_bytes(), spec.view).pixels for path in paths]
-    for diameter, depth in [(0, 0.0), *((d, depth) for depth in DEPTHS for d in DIAMETERS)]:
+    for diameter, depth in [(0, 0.0), *((d, depth) for depth in DEPTHS for d in arguments.diameters)]:
         shown = [damaged(each, diameter, arguments.length, depth, generator) if diameter else each for each in pictures]
         scored = detector.score(np.stack(shown))
         _, alarms = decide(getattr(scored, spec.score), scored.maximum, [""] * len(shown))
