@@ -113,7 +113,7 @@ def test_an_interrupted_demo_stops_everything_it_started(tmp_path: object, monke
 def test_the_large_demo_shows_defects_of_modules_closer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small one: modules of 900 pixels, whose report has a picture of the hottest region of each."""
     monkeypatch.chdir(tmp_path)
-    few = ("--side", "3", "--nominal", "40", "--test", "2", "--smallest-defect", "24")
+    few = ("--side", "3", "--nominal", "100", "--test", "2", "--smallest-defect", "24")
     done = subprocess.run(
         [sys.executable, "-m", "cluster.large_demo", *few],
         capture_output=True,
