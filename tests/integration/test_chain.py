@@ -205,6 +205,7 @@ def test_evaluate_counts_what_it_measured(fcdd: Fcdd, night: Night) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine that is busy with other things
 def test_a_killed_run_leaves_nothing_to_readers_and_the_same_command_finishes_it(
     fcdd: Fcdd, night: Night, tmp_path: Path
 ) -> None:
