@@ -41,6 +41,7 @@ TRUNK = "whitened:efficientnet_lite0"
 NETWORKS = (f"{TRUNK}:anywhere", f"{TRUNK}:stage3+stage4+stage5:anywhere")
 PADIM = "padim"
 _BLOCK, _OVERLAP, _CANDIDATES = 128, 32, 24
+_LEFT, _ABOVE = np.s_[:, :, :_OVERLAP], np.s_[:, :_OVERLAP, :]
 _TILE, _PADIM_FEATURES, _PADIM_RIDGE, _PADIM_BLUR = 256, 100, 0.01, 4.0
 
 
@@ -80,18 +81,15 @@ def quilted(photograph: Pixels, side: int, generator: np.random.Generator) -> Pi
     for row, column in np.ndindex(count, count):
         top, left = row * step, column * step
         here = canvas[top : top + _BLOCK, left : left + _BLOCK]
-        known = np.zeros((_BLOCK, _BLOCK), np.bool_)
-        known[: _OVERLAP if row else 0] = True
-        known[:, : _OVERLAP if column else 0] = True
         corners = generator.integers(0, np.array(photograph.shape) - _BLOCK + 1, (_CANDIDATES, 2))
         blocks = np.stack([photograph[r : r + _BLOCK, c : c + _BLOCK] for r, c in corners]).astype(np.float32)
-        differences = np.square(blocks - here) * known
-        best = int(differences.sum((1, 2)).argmin())
+        left_of, above = (np.square(blocks[at] - here[at[1:]]) for at in (_LEFT, _ABOVE))
+        best = int((left_of.sum((1, 2)) * bool(column) + above.sum((1, 2)) * bool(row)).argmin())
         new = np.ones((_BLOCK, _BLOCK), np.bool_)
         if column:
-            new[:, :_OVERLAP] &= _beyond_cut(differences[best, :, :_OVERLAP])
+            new[:, :_OVERLAP] &= _beyond_cut(left_of[best])
         if row:
-            new[:_OVERLAP] &= _beyond_cut(differences[best, :_OVERLAP].T).T
+            new[:_OVERLAP] &= _beyond_cut(above[best].T).T
         here[new] = blocks[best][new]
     return canvas[:side, :side].astype(np.uint8)
 
