@@ -14,7 +14,7 @@ demo:  ## set everything up and run the whole job on real images (about 5 minute
 	@started=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/demo.installed && \
 	DEMO_STARTED=$$started $(BIN)/python -m cluster.demo
 
-demo-large: $(VENV)/demo.installed  ## small defects in large images: solar modules of 1,200 pixels (about 5 minutes)
+demo-large: $(VENV)/demo.installed  ## small defects in large images: solar modules of 1,200 pixels
 	@$(BIN)/python -m cluster.large_demo
 
 demo-shell:  ## a shell beside what the demo left, with its S3 server: ask, look, review

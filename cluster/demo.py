@@ -11,7 +11,6 @@ the server stops; what it held stays there too, and `make demo-shell` opens a sh
 import argparse
 import ctypes
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -25,7 +24,7 @@ from types import FrameType
 
 import psutil
 
-from cluster import local_s3
+from cluster import commands, local_s3
 from fcdd import splits
 from fcdd.io import storage
 from fcdd.paper import datasets
@@ -190,11 +189,7 @@ def _run_steps(watch: Stopwatch) -> None:
 
 def _fcdd(verb: str, *arguments: str, expected: int = FINE) -> None:
     """Run a command. Raises CalledProcessError for another exit code than the expected one."""
-    command = ["fcdd", verb, "--config", os.path.relpath(CONFIG), *arguments]
-    print(f"\n$ {shlex.join(command)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "jobs.cli", *command[1:]])
-    if done.returncode != expected:
-        raise subprocess.CalledProcessError(done.returncode, command)
+    commands.run("fcdd", verb, "--config", os.path.relpath(CONFIG), *arguments, expected=(expected,))
 
 
 def upload(root: str) -> None:

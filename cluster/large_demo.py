@@ -8,16 +8,17 @@ Everything lies in `demo-output/large`, which is replaced.
 """
 
 import argparse
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from cluster import commands
+
 OUTPUT = Path("demo-output", "large")
 NIGHT = "2026-11-01"
-# `fcdd nightly`: fine; drifted, since so many modules are defective.
-_EXPECTED = {"nightly": (0, 4)}
+# Of `fcdd nightly`: fine; drifted, since so many modules are defective.
+_FINE_OR_DRIFTED = (0, 4)
 
 
 def demonstrate(*, side: int, nominal: int, test: int, smallest_defect: float) -> None:
@@ -25,27 +26,18 @@ def demonstrate(*, side: int, nominal: int, test: int, smallest_defect: float) -
     shutil.rmtree(OUTPUT, ignore_errors=True)
     drawn, night = OUTPUT / "drawn", OUTPUT / "modules" / NIGHT
     numbers = ("--side", str(side), "--nominal", str(nominal), "--test", str(test))
-    _run("python", "-m", "fcdd.paper.mosaics", str(drawn), *numbers)
+    commands.run("python", "-m", "fcdd.paper.mosaics", str(drawn), *numbers)
     night.parent.mkdir()
     (drawn / "test").rename(night)
     bundle, results = str(OUTPUT / "bundle"), str(OUTPUT / "results")
     size = ("--smallest-defect", f"{smallest_defect:g}")
-    _run("fcdd", "train", "--images", str(drawn / "nominal"), "--bundle", bundle, *size)
+    commands.run("fcdd", "train", "--images", str(drawn / "nominal"), "--bundle", bundle, *size)
     images = ("--images", f"{night.parent}/{{date}}", "--date", NIGHT, "--collection", "modules")
-    _run("fcdd", "nightly", "--bundle", bundle, *images, "--results", results)
-    _run("fcdd", "report", "--results", results, "--output", str(OUTPUT / "report.html"))
-    _run("fcdd", "heatmap", "--results", results, "--top", "4", "--output", str(OUTPUT / "pictures"))
+    commands.run("fcdd", "nightly", "--bundle", bundle, *images, "--results", results, expected=_FINE_OR_DRIFTED)
+    commands.run("fcdd", "report", "--results", results, "--output", str(OUTPUT / "report.html"))
+    commands.run("fcdd", "heatmap", "--results", results, "--top", "4", "--output", str(OUTPUT / "pictures"))
     labels = ("--labels", str(night), "--masks", str(drawn / "ground_truth"))
-    _run("fcdd", "evaluate", "--results", results, *labels, "--output", str(OUTPUT / "evaluation.html"))
-
-
-def _run(program: str, *arguments: str) -> None:
-    """Run a command of this environment, printed before."""
-    print(f"\n$ {shlex.join([program, *arguments])}", flush=True)
-    named = [sys.executable, "-m", "jobs.cli"] if program == "fcdd" else [sys.executable]
-    done = subprocess.run([*named, *arguments])
-    if done.returncode not in _EXPECTED.get(arguments[0], (0,)):
-        raise subprocess.CalledProcessError(done.returncode, [program, *arguments])
+    commands.run("fcdd", "evaluate", "--results", results, *labels, "--output", str(OUTPUT / "evaluation.html"))
 
 
 def main() -> int:

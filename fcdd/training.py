@@ -315,7 +315,7 @@ def fit_statistics(
     rank: int = 0,
     world_size: int = 1,
     add: Callable[[Tensor], object] = lambda _: None,
-    remember: Callable[[int, Tensor], object] = lambda _, __: None,
+    remember: Callable[[int, Tensor], object] | None = None,
 ) -> None:
     """Whiten a network's features by nominal images (N,H,W,C) of its input size; nothing for other networks.
 
@@ -343,8 +343,8 @@ def fit_statistics(
     def watched() -> Iterator[Tensor]:
         for step in watch(range(len(parts)), len(parts)):
             found = features(parts[step])
-            for position, components in zip(chosen[parts[step]].tolist(), head.project(found), strict=True):
-                remember(position, components)
+            if remember:
+                _pass_on(head.project(found), chosen[parts[step]], remember)
             yield found
 
     if head.modes > 1 and len(chosen) * math.prod(head.cells) * head.features * 4 <= _KEPT_BYTES:
@@ -369,9 +369,15 @@ def remember_components(
     assert isinstance(head, WhitenedHead), "the features of other networks are trained"
     chosen, parts = _shared_out(images_nhwc, rank, world_size)
     for part in parts:
-        found = head.project(_features(network, normalization, images_nhwc[chosen[part]]))
-        for position, components in zip(chosen[part].tolist(), found, strict=True):
-            remember(position, components)
+        found = _features(network, normalization, images_nhwc[chosen[part]])
+        _pass_on(head.project(found), chosen[part], remember)
+
+
+def _pass_on(
+    components_bduv: Tensor, positions: npt.NDArray[np.int64], remember: Callable[[int, Tensor], object]
+) -> None:
+    for position, components in zip(positions.tolist(), components_bduv, strict=True):
+        remember(position, components)
 
 
 @torch.inference_mode()

@@ -13,8 +13,11 @@ from fcdd.detector import Detector
 from fcdd.inference import Runner
 from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
+from fcdd.networks import FCDDNetwork
+from fcdd.normalization import Normalization
 from fcdd.scores import Scored, summarise
 from jobs.calibration import evidence, measurement, threshold
+from jobs.calibration.evidence import Evidence
 from jobs.shell.versions import versions
 from jobs.sources import fetching, listing
 from jobs.sources.fetching import ImageSet
@@ -46,16 +49,8 @@ def finish(
     progress, weights = checkpoint.read_progress(state), checkpoint.network_weights(state)
     size, channels = size_of(settings), networks.in_channels(settings.network)
     with watch.measure("calibration"):
-        found = evidence.measure(
-            detector.deserialize(weights, settings.network, channels, size),
-            progress.normalization,
-            calibrating.pixels,
-            supervision.SYNTHETIC[settings.anomalies],
-            is_leave_one_out=inputs.is_leave_one_out,
-            seed=settings.seed,
-            ignored=ignored,
-            known=_of_calibration(known, inputs, calibrating),
-        )
+        trained_network = detector.deserialize(weights, settings.network, channels, size)
+        found = _evidence(settings, inputs, calibrating, trained_network, progress.normalization, ignored, known)
     choice = found.choose(settings.alpha)
     score = settings.score or choice.score
     uris = [inputs.calibration[position].uri for position in calibrating.positions]
@@ -91,6 +86,24 @@ def finish(
     if settings.mlflow:
         report.to_mlflow(settings.mlflow, bundle_uri, trained, progress.history)
     return trained
+
+
+def _evidence(
+    settings: TrainSettings,
+    inputs: Inputs,
+    calibrating: ImageSet,
+    network: FCDDNetwork,
+    scaling: Normalization,
+    ignored: Mask | None,
+    known: Mapping[int, torch.Tensor],
+) -> Evidence:
+    return evidence.measure(
+        *(network, scaling, calibrating.pixels, supervision.SYNTHETIC[settings.anomalies]),
+        is_leave_one_out=inputs.is_leave_one_out,
+        seed=settings.seed,
+        ignored=ignored,
+        known=_of_calibration(known, inputs, calibrating),
+    )
 
 
 def _of_calibration(

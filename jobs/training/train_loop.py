@@ -396,18 +396,14 @@ def _fit_statistics(
         rank=workers.rank,
         world_size=workers.size,
         add=dist.all_reduce if workers.size > 1 else lambda _: None,
-        remember=_rememberer(remembering, reader),
+        remember=_rememberer(remembering, reader) if remembering else None,
     )
 
 
 def _rememberer(
-    remembering: Remembering | None, reader: data_set.StoredImages | data_set.LoadedImages
+    remembering: Remembering, reader: data_set.StoredImages | data_set.LoadedImages
 ) -> Callable[[int, Tensor], None]:
     """What remembers the image at a position of `reader.sample`."""
-    usable = reader.usable if isinstance(reader, data_set.LoadedImages) else None
-
-    def remember(position: int, components: Tensor) -> None:
-        if remembering and usable:
-            remembering.remember(usable[position], components)
-
-    return remember
+    assert isinstance(reader, data_set.LoadedImages), "a streamed training remembers nothing"
+    usable = reader.usable
+    return lambda position, components: remembering.remember(usable[position], components)
