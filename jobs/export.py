@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -43,7 +44,9 @@ class ExportSettings(JobSettings):
         default_factory=list,
         description="fiftyone: further location whose images may be opened; the run's own always may",
     )
-    output: str = Field(description="file to write (coco, onnx), or folder (fiftyone)")
+    output: str = Field(
+        description="file to write (coco, onnx: a name without an ending gets .json, .onnx), or folder (fiftyone)"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,12 +67,17 @@ def export(settings: ExportSettings) -> None:
     only_alarms = not settings.all
     if settings.format == "coco":
         with views.readable():
-            exports.coco(found, settings.output, only_alarms=only_alarms)
+            exports.coco(found, _with_ending(settings.output, ".json"), only_alarms=only_alarms)
         return
     rendering.check_apart(settings.output, Locations.of_records(found.location, found.records))
     locations = Locations.of_records(found.location, found.records, settings.images)
     with views.readable():
         exports.fiftyone(found, settings.output, only_alarms=only_alarms, locations=locations)
+
+
+def _with_ending(output: str, ending: str) -> str:
+    """The name of a file that other tools recognise."""
+    return output if PurePosixPath(output).suffix else output + ending
 
 
 def _onnx(settings: ExportSettings) -> None:
@@ -81,8 +89,9 @@ def _onnx(settings: ExportSettings) -> None:
     for name in ("onnxscript", "onnx_ir"):  # they log every initializer
         logging.getLogger(name).setLevel(logging.WARNING)
     found = onnx_export.export(Detector.load(settings.bundle), with_resize=settings.with_resize)
-    storage.write(storage.normalize(settings.output), found.model)
-    print(f"onnx        {settings.output}  ({len(found.model) / 1e6:.1f} MB)")
+    output = _with_ending(settings.output, ".onnx")
+    storage.write(storage.normalize(output), found.model)
+    print(f"onnx        {output}  ({len(found.model) / 1e6:.1f} MB)")
     print(f"input       {found.input}")
     print(f"checked     outputs differ by at most {found.largest_difference:.1e} of the largest map value")
 

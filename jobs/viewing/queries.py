@@ -1,6 +1,7 @@
 """The ready questions about results, as SQL over the views of `jobs.results`, and the answer about near-duplicates."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,16 +84,23 @@ def with_duplicates_counted(rows: pa.Table, count: int, *, all_shown: bool) -> T
     return Top(rows.take(chosen[:count]).append_column("num_alike", alike_each), len(leaders), rows.num_rows)
 
 
-def history(uri: str) -> Question:
-    """One image, night by night: its scores, or why it had none, or that it was gone."""
+def history(uris: Sequence[str]) -> Question:
+    """One image, night by night: its scores, or why it had none, or that it was gone.
+
+    It has several locations where every night has a folder of its own; these are shown then.
+    """
+    params = {f"uri{number}": uri for number, uri in enumerate(uris)}
+    where = f"WHERE image_uri IN ({', '.join(f'${name}' for name in params)})"
+    located = ", image_uri" if len(uris) > 1 else ""
+    rest = f"image_etag, collection{located}"
     return Question(
-        "SELECT date, run_id, 'scored' AS state, anomaly_score, p_value, is_anomalous, '' AS reason, image_etag, "
-        "collection FROM scores WHERE image_uri = $uri "
-        "UNION ALL SELECT date, run_id, 'quarantined', NULL, NULL, NULL, reason || ': ' || detail, image_etag, "
-        "collection FROM quarantine WHERE image_uri = $uri "
-        "UNION ALL SELECT date, run_id, 'deleted', NULL, NULL, NULL, '', image_etag, collection FROM deleted "
-        "WHERE image_uri = $uri ORDER BY collection, date, state DESC",
-        {"uri": uri},
+        f"SELECT date, run_id, 'scored' AS state, anomaly_score, p_value, is_anomalous, '' AS reason, {rest} "
+        f"FROM scores {where} "
+        f"UNION ALL SELECT date, run_id, 'quarantined', NULL, NULL, NULL, reason || ': ' || detail, {rest} "
+        f"FROM quarantine {where} "
+        f"UNION ALL SELECT date, run_id, 'deleted', NULL, NULL, NULL, '', {rest} FROM deleted {where} "
+        "ORDER BY collection, date, state DESC",
+        params,
     )
 
 
@@ -189,24 +197,53 @@ def check_group(found: Results, group: str) -> None:
 
 
 def history_of_known(found: Results, image: str) -> Question:
-    """`history` of an image, named by its location or by the end of it. Raises ConfigError unless that is one image."""
-    question = history(image)
-    return question if found.sql(*question).fetchall() else history(by_its_end(found, image))
+    """`history` of an image, named by its location or by the end of it.
+
+    Where every night has a folder of its own, the end may name an image of each. Raises ConfigError when it names
+    several of one night, or none.
+    """
+    question = history([image])
+    if found.sql(*question).fetchall():
+        return question
+    matching = _ending(found, image)
+    nights = [night for _, nights in matching for night in nights]
+    if len(set(nights)) < len(nights):
+        raise _several(image, [uri for uri, _ in matching])
+    if len(matching) > 1:
+        log.warning("%d images of different folders end in %r; they may show different objects", len(matching), image)
+    return history([uri for uri, _ in matching])
 
 
 def by_its_end(found: Results, end: str) -> str:
     """The one image whose location ends in these path parts. Raises ConfigError unless it is one."""
-    tables = " UNION ".join(f"SELECT image_uri FROM {table}" for table in ("scores", "quarantine", "deleted"))
-    matching = f"SELECT image_uri FROM ({tables}) WHERE ends_with(image_uri, '/' || $end) ORDER BY 1"
-    uris = [str(name) for (name,) in found.sql(matching, {"end": end.removeprefix("./")}).fetchall()]
+    uris = [uri for uri, _ in _ending(found, end)]
     if len(uris) > 1:
-        raise ConfigError(
-            f"{len(uris)} images end in {end!r}, among them {uris[0]} and {uris[1]}; name more of one, or its night by "
-            "--date"
-        )
-    if not uris:
+        raise _several(end, uris)
+    return uris[0]
+
+
+def _ending(found: Results, end: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Images whose locations end in these path parts, with collection and date of their nights.
+
+    Raises ConfigError when there is none.
+    """
+    columns = "image_uri, collection, date::VARCHAR AS date"
+    tables = " UNION ".join(f"SELECT {columns} FROM {table}" for table in ("scores", "quarantine", "deleted"))
+    matching = (
+        f"SELECT image_uri, list((collection, date)) FROM ({tables}) WHERE ends_with(image_uri, '/' || $end) "
+        "GROUP BY image_uri ORDER BY 1"
+    )
+    rows = found.sql(matching, {"end": end.removeprefix("./")}).fetchall()
+    if not rows:
         raise ConfigError(
             f"these runs know no image {end!r}; an image is named by its location, or the end of it, as `fcdd query` "
             "shows it"
         )
-    return uris[0]
+    return [(str(uri), nights) for uri, nights in rows]
+
+
+def _several(end: str, uris: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"{len(uris)} images end in {end!r}, among them {uris[0]} and {uris[1]}; name more of one, or its night by "
+        "--date"
+    )

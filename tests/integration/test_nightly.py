@@ -173,6 +173,25 @@ def test_alarms_above_the_limit_end_with_code_5_and_drift_comes_first(line: Line
     assert (quiet.returncode, "exit code 4: the images are not" in quiet.stdout) == (0, True)
 
 
+def test_the_history_of_a_name_goes_through_the_folders_of_the_nights(line: Line) -> None:
+    for day in (1, 2):
+        line.upload(f"nights/2026-11-0{day}", 4, seed=day)
+        line.nightly(day=day, check=True)
+    asked = line.around("query", "history", "--uri", "cam-0/002.png", "--format", "json")
+    assert [(row["date"], row["image_uri"]) for row in json.loads(asked.stdout)] == [
+        (f"2026-11-0{day}", f"file://{line.root}/nights/2026-11-0{day}/cam-0/002.png") for day in (1, 2)
+    ]
+    assert "2 images of different folders end in 'cam-0/002.png'; they may show different objects" in asked.stderr
+    one_night = line.around("query", "history", "--uri", "cam-0/002.png", "--date", "2026-11-02", "--format", "json")
+    assert [row["date"] for row in json.loads(one_night.stdout)] == ["2026-11-02"]
+    # Of a night that has it twice there is no history of one image.
+    for folder in ("left", "right"):
+        line.upload(f"nights/2026-11-03/{folder}", 4, seed=3)
+    line.nightly(day=3, check=True)
+    several = line.around("query", "history", "--uri", "cam-0/002.png", check=False)
+    assert (several.returncode, "4 images end in 'cam-0/002.png', among them" in several.stderr) == (2, True)
+
+
 def test_images_that_come_after_an_empty_night_are_added_with_the_options_of_the_night(line: Line) -> None:
     line.upload("nights/2026-11-01", 5, seed=1)
     line.nightly(day=1, check=True)

@@ -670,6 +670,9 @@ def test_regions_are_coco_annotations(nights: Line, tmp_path: Path) -> None:
     assert boxes == [[r.x0, r.y0, r.x1 - r.x0, r.y1 - r.y0] for r in worst.regions]
     run_verb("export", "coco", "--results", nights.results, "--all", "--output", str(path))
     assert len(json.loads(path.read_text())["images"]) == sum(record.num_scored for record in nights.records())
+    named = run_verb("export", "coco", "--results", nights.results, "--output", str(tmp_path / "alarms"))
+    assert f"coco        {tmp_path}/alarms.json  (" in named.stdout
+    assert [each.suffix for each in tmp_path.iterdir()] == [".json"] * 2
 
 
 def test_an_export_for_fiftyone_is_whole(nights: Line, tmp_path: Path) -> None:
