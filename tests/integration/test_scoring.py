@@ -479,27 +479,35 @@ def test_the_number_of_workers_does_not_change_a_score(place: Place) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
-def test_twenty_kills_at_random_end_with_every_image_once(place: Place) -> None:
-    """SIGKILL of the whole job at random moments, twenty times in a row, then once to the end (issue: Done when)."""
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.ray)])
+def test_twenty_kills_at_random_end_with_every_image_once(place: Place, workers: str) -> None:
+    """SIGKILL of the whole job at random moments of its length, twenty times in a row, then once to the end."""
     for index in range(600):
         storage.write(f"{place.images}/more/{index:04d}.png", picture(index % 5))
+    options = ("--rescore", "--workers", workers)
     command = [sys.executable, "-m", "jobs.cli", "score", "--bundle", f"{place.root}/bundle", "--images", place.images]
-    command += ["--results", place.results, "--collection", "c", "--date", "2026-11-01", "--rescore"]
-    generator, committed = np.random.default_rng(0), 0
+    command += ["--results", place.results, "--collection", "c", "--date", "2026-11-01", *options]
+    started = time.monotonic()
+    place.score(*options)
+    length = time.monotonic() - started
+    generator, committed, killed = np.random.default_rng(0), 1, 0
     for attempt in range(20):
         process = subprocess.Popen(
             command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )
         try:
-            process.wait(float(generator.uniform(1, 24)))
+            process.wait(float(generator.uniform(0.1, 1.0)) * length)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
             process.wait()
+            killed += 1
         records = commit_records.history(Layout(place.results))
         for record in records[committed:]:
             assert (record.num_listed, record.num_scored) == (NUM_IMAGES + 600, NUM_IMAGES + 600), attempt
         committed = len(records)
-    place.score("--rescore", "--workers", "2")
+    assert killed >= 10
+    print(f"{killed} of 20 runs of {length:.0f} s were killed, {committed - 1} committed")
+    place.score(*options)
     assert place.record().num_scored == NUM_IMAGES + 600
     assert "each once" in place.around("verify", "--sample", "20").stdout
     assert not any(page for page in storage.pages(f"{place.results}/_staging"))
