@@ -5,7 +5,8 @@
 Endless material is made by quilting (Efros and Freeman, SIGGRAPH 2001) from scikit-image's photographs: 40 nominal
 pictures from the upper half to train, 12 nominal ones and 12 with one defect of each size from the lower half to test.
 Defects are stains, smears, and pieces of another texture; none is made by what a training learns from. Prints one JSON
-line for each texture, seed and method, with pixel AUROC, AUPRO and image AUROC (maximum) by the size of the defect:
+line for each texture and seed, and below it one for each method, with pixel AUROC, AUPRO and image AUROC (maximum) by
+the size of the defect:
 
     a network    by its name, trained as `fcdd train --image-size 2048` does
     padim        PaDiM (Defard et al., 2021) on tiles of 256 pixels as anomalib's Tiler cuts them: the same trunk and
@@ -13,11 +14,14 @@ line for each texture, seed and method, with pixel AUROC, AUPRO and image AUROC 
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,14 +58,16 @@ class Textures(NamedTuple):
     sizes: npt.NDArray[np.int64]
 
 
-def load(texture: str, *, seed: int, side: int = SIDE, num_training: int = 40, num_test: int = 12) -> Textures:
+def made(texture: str, *, seed: int, side: int = SIDE, num_training: int = 40, num_test: int = 12) -> Textures:
     """`num_test` nominal pictures, and as many with a defect of each size, to test."""
     generator = np.random.default_rng((TEXTURES.index(texture), seed, side))
     upper, lower = np.split(getattr(skimage.data, texture)(), 2)
     other = getattr(skimage.data, TEXTURES[(TEXTURES.index(texture) + 1) % len(TEXTURES)])()
-    training = np.stack([quilted(upper, side, generator) for _ in range(num_training)])
     sizes = np.repeat((0, *DEFECTS), num_test)
-    test = np.stack([quilted(lower, side, generator) for _ in sizes])
+    photographs = [upper] * num_training + [lower] * len(sizes)
+    with ProcessPoolExecutor() as pool:
+        pictures = pool.map(quilted, photographs, itertools.repeat(side), generator.spawn(len(photographs)))
+        training, test = np.split(np.stack(list(pictures)), [num_training])
     masks = np.zeros(test.shape, np.bool_)
     for index in np.flatnonzero(sizes):
         defect = (_stain, _smear, _piece)[index % 3]
@@ -204,10 +210,8 @@ def heatmaps_of(method: str, data: Textures, *, seed: int) -> Iterator[Maps]:
         yield upsampling.upsample(found, field, size, field.stride / 2, normalized=True)[0, 0].numpy()
 
 
-def measured(texture: str, seed: int, method: str, *, few: bool) -> dict[str, Any]:
+def measured(data: Textures, method: str, *, seed: int) -> dict[str, Any]:
     """One line."""
-    numbers = {"side": 512, "num_training": 32, "num_test": 3} if few else {}
-    data = load(texture, seed=seed, **numbers)
     pixels = {size: metrics.PixelMetrics(resamples=1) for size in DEFECTS}
     maxima, seconds, began = list[float](), list[float](), time.perf_counter()
     for heatmap, mask, size in zip(heatmaps_of(method, data, seed=seed), data.masks, data.sizes, strict=True):
@@ -216,7 +220,7 @@ def measured(texture: str, seed: int, method: str, *, few: bool) -> dict[str, An
         for each in [size] if size else DEFECTS:
             pixels[int(each)].add(heatmap, mask)
         began = time.perf_counter()
-    line: dict[str, Any] = {"texture": texture, "seed": seed, "method": method}
+    line: dict[str, Any] = {"method": method}
     for size in DEFECTS:
         chosen, found = np.isin(data.sizes, (0, size)), pixels[size].result()
         labels = (data.sizes[chosen] > 0).astype(np.int64)
@@ -235,19 +239,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--smoke", action="store_true", help="small pictures, few of them")
-    parser.add_argument("--one", nargs=3, metavar=("TEXTURE", "SEED", "METHOD"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, metavar=("FILE", "SEED", "METHOD"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    smoke = ["--smoke"] if arguments.smoke else []
     if arguments.one:
         torch.set_num_threads(arguments.threads)
-        texture, seed, method = arguments.one
-        print(json.dumps(measured(texture, int(seed), method, few=arguments.smoke)), flush=True)
+        file, seed, method = arguments.one
+        with np.load(file) as stored:
+            data = Textures(**stored)
+        print(json.dumps(measured(data, method, seed=int(seed))), flush=True)
         return
+    few = {"side": 512, "num_training": 32, "num_test": 3} if arguments.smoke else {}
     for texture in arguments.textures:
         for seed in range(1 if arguments.smoke else arguments.seeds):
-            for method in (PADIM, *arguments.networks):
-                one = ["--one", texture, str(seed), method, "--threads", str(arguments.threads)]
-                subprocess.run([sys.executable, "-m", "benchmarks.large_textures", *one, *smoke], check=True)
+            with tempfile.TemporaryDirectory() as folder:
+                file, began = f"{folder}/textures.npz", time.perf_counter()
+                np.savez(file, **made(texture, seed=seed, **few)._asdict())
+                seconds = round(time.perf_counter() - began)
+                print(json.dumps({"texture": texture, "seed": seed, "seconds_to_make": seconds}), flush=True)
+                for method in (PADIM, *arguments.networks):
+                    one = ["--one", file, str(seed), method, "--threads", str(arguments.threads)]
+                    subprocess.run([sys.executable, "-m", "benchmarks.large_textures", *one], check=True)
 
 
 if __name__ == "__main__":
