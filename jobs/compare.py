@@ -50,9 +50,8 @@ def compare(settings: CompareSettings) -> None:
         rendering.check_apart(settings.pictures, locations)
     folder = rendering.folder(settings.pictures) if settings.pictures else None
     found = comparison.compare(layout.results, a, b, settings.top)
-    maps = {
-        id(row): (row.pop("heatmap_a"), row.pop("heatmap_b")) for rows in (found.flips, found.movers) for row in rows
-    }
+    hidden = ("width", "height", "heatmap_a", "heatmap_b")
+    drawn_from = {id(row): [row.pop(name) for name in hidden] for rows in (found.flips, found.movers) for row in rows}
     if settings.format == "json":
         print(json.dumps(formatting.json_values(found), indent=1, default=str))
     else:
@@ -62,8 +61,9 @@ def compare(settings: CompareSettings) -> None:
         drawn = found.movers or found.flips  # another calibration moves nothing, and flips alarms
         for rank, row in enumerate(drawn, start=1):
             if original := rendering.original_or_warn(row, locations, a.full_scale):
-                both = zip("ab", (a, b), maps[id(row)], strict=True)
-                runs = [(letter, run, heatmaps(encoded, run, original.size)) for letter, run, encoded in both]
+                width, height, *encoded = drawn_from[id(row)]
+                both = zip("ab", (a, b), encoded, strict=True)
+                runs = [(letter, run, heatmaps(each, run, (width, height))) for letter, run, each in both]
                 path = folder / rendering.file_name(rank, len(drawn), row["image_uri"], row["image_group"])
                 comparison.picture(original, row, runs).save(path)
                 print(f"picture {rank:2d}  {path}", file=out)

@@ -52,7 +52,8 @@ def compare(results: str, a: RunRecord, b: RunRecord, top: int) -> Comparison:
     ranks = ", ".join(f"rank() OVER (ORDER BY {t}.anomaly_score DESC) AS rank_{t}" for t in "ab")
     identity = ", ".join(f"a.{name}" for name in IDENTITY)
     connection.sql(
-        f"SELECT {identity}, a.image_group, {columns}, {ranks}, a.heatmap AS heatmap_a, b.heatmap AS heatmap_b "
+        f"SELECT {identity}, a.image_group, {columns}, {ranks}, a.width, a.height, a.heatmap AS heatmap_a, "
+        "b.heatmap AS heatmap_b "
         "FROM a JOIN b USING (image_uri, image_etag)"
     ).create_view("common")
     scores = connection.sql("SELECT anomaly_score_a, anomaly_score_b FROM common").fetchnumpy()

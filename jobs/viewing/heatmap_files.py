@@ -64,20 +64,21 @@ def save(
     regions: bool = True,
     caption: bool = True,
 ) -> None:
-    """One picture or array of a row."""
-    threshold, values = record.map_threshold, heatmaps(row["heatmap"], record, picture.size)
+    """One picture or array of a row; arrays and 16-bit pictures are of the original's size."""
+    size = (row["width"], row["height"])
+    threshold, values = record.map_threshold, heatmaps(row["heatmap"], record, size)
     if style == "16-bit" or style == "numpy":
-        full = heatmap.at_size(values, *picture.size)
+        full = heatmap.at_size(values, *size)
         if style == "numpy":
             np.save(path, full)
         else:
             Image.fromarray(heatmap.to_16bit(full, threshold)).save(path, pnginfo=_about(row, threshold))
         return
-    lines = heatmaps.contours(row["heatmap"], record, picture.size)
-    shown = rendering.evidence(picture, values, lines, threshold, style, regions=regions)
+    lines = heatmaps.contours(row["heatmap"], record, size)
+    shown = rendering.evidence(picture, values, lines, threshold, style, size=size, regions=regions)
     if caption:
         alarm = "alarm" if row["is_anomalous"] else "no alarm"
-        found = formatting.plural(len(row["regions"]), "region")
+        found = formatting.plural(len(row["regions"]), "region") + rendering.reduced(picture, size)
         text = f"{rendering.title(row)}\nscore {row['anomaly_score']:.4g}   p {row['p_value']:.4g}   {alarm}   {found}"
         shown = rendering.captioned(shown, text, threshold)
     shown.save(path, pnginfo=_about(row, threshold))

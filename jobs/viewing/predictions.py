@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcdd.io import isolation
 from jobs.shell import formatting
 from jobs.viewing import rendering
 
@@ -31,11 +30,11 @@ def draw(
 ) -> Path:
     """A PNG of the image with its heatmap and the outlines of its regions. Raises ConfigError, ImageError."""
     threshold = detector.spec.calibration.map_threshold
-    original = isolation.picture(data, full_scale=detector.spec.full_scale)  # the whole one, not what was scored
-    size = (original.height, original.width)
-    lines = detector.contours(prediction.map, size)
-    shown = rendering.evidence(original, detector.heatmap(prediction.map, size), lines, threshold, style)
-    verdict = "alarm" if prediction.is_anomalous else "no alarm"
+    original = rendering.to_draw_on(data, detector.spec.full_scale)  # the whole one, not what was scored
+    size = (prediction.width, prediction.height)
+    values, lines = detector.heatmap(prediction.map, size[::-1]), detector.contours(prediction.map, size[::-1])
+    shown = rendering.evidence(original, values, lines, threshold, style, size=size)
+    verdict = ("alarm" if prediction.is_anomalous else "no alarm") + rendering.reduced(original, size)
     shown_name = formatting.printable(name.rpartition("/")[2])
     text = f"{shown_name}\nscore {prediction.anomaly_score:.4g}   p {prediction.p_value:.4g}   {verdict}"
     stem = rendering.plain(rendering.own_name(name))

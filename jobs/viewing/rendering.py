@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Style = Literal["side-by-side", "overlay", "outline", "contours"]
 # Of the parts of a file's name, of which a disk takes 255; characters of a name in a caption.
 _NAME_BYTES, _TITLE = 100, 60
+# Evidence is drawn over pictures of at most so many pixels a side: there are several copies, and a person looks at it.
+_DRAWN = (4096, 4096)
 # What is painted in a review.
 _PAINT = "#ff2d55"
 
@@ -115,9 +117,9 @@ def mask_layer(mask_uri: str) -> bytes:
 
 
 def original_or_warn(row: Mapping[str, Any], locations: Locations, full_scale: float | None) -> Image.Image | None:
-    """`original`; None, and a word in the log, when there is none."""
+    """`original` to draw evidence over; None, and a word in the log, when there is none."""
     try:
-        return original(row, locations, full_scale)
+        return original(row, locations, full_scale, _DRAWN)
     except ImageError as error:
         log.warning("no picture of %s: %s", formatting.printable(row["image_uri"]), error)
         return None
@@ -163,12 +165,16 @@ def evidence(
     threshold: float,
     style: Style,
     *,
+    size: tuple[int, int],
     regions: bool = True,
 ) -> Image.Image:
-    """A picture with its heatmap (`values`, at any size) or contours (`lines`, in its pixels) over it.
+    """A picture with its heatmap (`values`, at any size) or contours (`lines`) over it.
 
-    `regions`: outlines of what is above the threshold over the heatmap, too.
+    Lines are in pixels of the original, of `size` (width, height), which the picture may show smaller. `regions`:
+    outlines of what is above the threshold over the heatmap, too.
     """
+    scale = np.divide(picture.size, size)
+    lines = [(level, [ring * scale for ring in rings]) for level, rings in lines]
     if style == "contours":
         return contours.draw(picture, lines)
     outlines = [each for each in lines if each[0] == 1]
@@ -176,6 +182,18 @@ def evidence(
         return contours.draw(picture, outlines)
     shown = contours.draw(heatmap.overlay(picture, values, threshold), outlines if regions else [])
     return side_by_side([picture, shown]) if style == "side-by-side" else shown
+
+
+def to_draw_on(data: bytes, full_scale: float | None) -> Image.Image:
+    """The picture of a file, of a size to draw evidence over. Raises ImageError."""
+    return isolation.picture(data, within=_DRAWN, full_scale=full_scale)
+
+
+def reduced(picture: Image.Image, size: tuple[int, int]) -> str:
+    """For a caption: how much smaller a picture shows an original of `size` (width, height); else nothing."""
+    if picture.size == size:
+        return ""
+    return f"   shown at {picture.width / size[0]:.0%} of {size[0]} x {size[1]} pixels"
 
 
 def captioned(picture: Image.Image, text: str, threshold: float) -> Image.Image:

@@ -38,6 +38,7 @@ from fcdd.io import storage
 from jobs import results
 from jobs.results import Results
 from jobs.shell import tables
+from jobs.viewing import rendering
 from schemas import LABELS, QUARANTINE, SCORES, Layout
 from tests.hostile import HOSTILE
 from tests.line import NUM_IMAGES, Line, picture, run_verb
@@ -625,6 +626,33 @@ def test_lines_show_the_regions_and_leave_the_picture_as_it_is(nights: Line, tmp
     assert changed["contours"].sum() > changed["outline"].sum()
     over = (shown["overlay"] != shown["overlay---no-regions"]).any(2)
     assert (over == changed["outline"]).mean() > 0.9  # the same lines over the heatmap
+
+
+def test_evidence_is_drawn_over_a_large_image_made_smaller_where_it_was(
+    nights: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendering, "_DRAWN", (28, 28))
+    uri = str(ask(nights, "--top", "1", "--date", "2026-11-02")[0]["image_uri"])
+    [image] = results.open(nights.results, date="2026-11-02").images("image_uri = $uri", {"uri": uri})
+    assert image.regions
+    common = ("heatmap", "--results", nights.results, "--date", "2026-11-02", "--uri", uri, "--no-caption", "--style")
+    run_verb(*common, "outline", "--output", str(tmp_path / "outline"))
+    run_verb(*common, "numpy", "--output", str(tmp_path / "numpy"))
+    places = ("--bundle", f"{nights.root}/bundle", "--pictures", str(tmp_path / "p"), "--style", "outline")
+    [predicted] = json.loads(run_verb("predict", uri, *places, "--format", "json").stdout)
+    original = images.decode_full(storage.read(uri), within=(28, 28))
+    for path in (*(tmp_path / "outline").glob("01-*"), Path(predicted["picture"])):
+        with Image.open(path) as drawn:
+            changed = np.asarray(drawn)[:20, :28] != np.asarray(original)
+        for region in image.regions:
+            top, left = max(0, region.y0 // 2 - 1), max(0, region.x0 // 2 - 1)
+            inside = np.zeros((20, 28), np.bool_)
+            inside[top : region.y1 // 2 + 2, left : region.x1 // 2 + 2] = True
+            assert changed.any(2)[inside].any()
+        assert changed.any(2).mean() < 0.5
+    [values] = (tmp_path / "numpy").glob("01-*")
+    assert np.load(values).shape == (40, 56)
+    assert rendering.reduced(original, (56, 40)) == "   shown at 50% of 56 x 40 pixels"
 
 
 def test_heatmap_takes_a_list_and_refuses_what_was_not_scored(nights: Line, tmp_path: Path) -> None:
