@@ -26,6 +26,8 @@ _BELONGS = {
     "by": ("alarms",),
     "sql": ("sql",),
 }
+# Images that are shown when nobody says how many.
+_SHOWN = 10
 # What a table for people shows of the runs.
 _RUNS = "date, collection, run_id, num_scored, num_anomalous, num_quarantined, drift_verdict FROM runs"
 
@@ -57,7 +59,9 @@ class QuerySettings(JobSettings):
     date: Night | None = Field(None, description="only this night, YYYY-MM-DD")
     since: Night | None = Field(None, description="only from this night on")
     until: Night | None = Field(None, description="only until this night, inclusive")
-    top: int = Field(10, ge=1, le=10_000, description="top: how many images")
+    top: int | None = Field(
+        None, ge=1, le=10_000, description="top: how many images; default: 10, of --alarms and --discoveries all"
+    )
     alarms: bool = Field(False, description="top: only images that are anomalous")
     alpha: float | None = Field(None, gt=0, lt=1, description="top: only images with a p-value of at most this")
     discoveries: bool = Field(False, description="top: only images on their run's list at its false-discovery rate")
@@ -84,6 +88,16 @@ class QuerySettings(JobSettings):
             if name in self.model_fields_set and kind not in questions and getattr(self, name) not in (None, False):
                 raise ValueError(f"--{name} belongs to the question {' or '.join(questions)}, not to {kind}")
         return self
+
+    @property
+    def lists_all(self) -> bool:
+        """Whether near-duplicates are shown and no number ends the list: each of these images is to be looked at."""
+        return self.alarms or self.discoveries
+
+    @property
+    def count(self) -> int:
+        """How many images are shown."""
+        return self.top or (MAX_COMPARED if self.lists_all else _SHOWN)
 
     def kind(self) -> str:
         """The name of the question."""
@@ -125,10 +139,12 @@ def _answer(kind: str, settings: QuerySettings, found: Results) -> None:
     if settings.explain:
         print("\n".join(explained.explained(found.explain(*question))))
     elif kind == "top" and not settings.duplicates:
-        top = queries.most_anomalous(found, question, settings.top, all_shown=settings.alarms or settings.discoveries)
+        top = queries.most_anomalous(found, question, settings.count, all_shown=settings.lists_all)
         table, title = top.rows, _title(settings) + _groups(settings, top)
         if settings.format == "table" and not settings.output:
             table = table.drop_columns(["score_max", "run_id"])
+        elif settings.alarms and table.num_rows < top.num_images:
+            log.warning("of %d alarms these are the worst %d; without --top all", top.num_images, table.num_rows)
         tables.write(table.to_reader(), settings.format, settings.output, title)
     else:
         title = _title(settings) if kind == "top" else ""
@@ -147,7 +163,7 @@ def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
         queries.check_group(found, settings.group)
     if kind == "top":
         return queries.top(
-            count=settings.top if settings.duplicates else max(MAX_COMPARED, settings.top),
+            count=settings.count if settings.duplicates else max(MAX_COMPARED, settings.count),
             columns=TOP_COLUMNS if settings.duplicates else f"{TOP_COLUMNS}, image_hash, heatmap",
             alarms=settings.alarms,
             alpha=settings.alpha,

@@ -207,7 +207,9 @@ class Listing:
 
     def _complete(self, deleted: int) -> Plan:
         sealed, tally = self._sealed, self._tally
-        rows = sum(part.rows for part in sealed.parts)
+        rows, skipped = sum(part.rows for part in sealed.parts), dict(tally.skipped)
+        if self._source.since_last and (before := tally.num_chosen - rows - tally.duplicates) > 0:
+            skipped[listing.SCORED_BEFORE] = before
         plan = Plan(
             intent=self._intent,
             num_images=self._intent.kept_images + rows,
@@ -215,7 +217,7 @@ class Listing:
             num_bytes=sealed.bytes,
             num_duplicates=tally.duplicates,
             num_deleted=deleted,
-            skipped=dict(tally.skipped),
+            skipped=skipped,
             manifest_digest=sealed.sha.hexdigest(),
             parts=tuple(sealed.parts),
         )
@@ -242,6 +244,11 @@ class _Tally:
         """What is left out of all places, by rule."""
         return sum(self._skipped.values(), Counter())
 
+    @property
+    def num_chosen(self) -> int:
+        """How many images are chosen, in all places; those that are listed twice count twice."""
+        return self._chosen.total()
+
     def select(
         self, place: int, prefix: str, page: Iterable[ObjectInfo], selection: Selection, *, named: bool = False
     ) -> list[ObjectInfo]:
@@ -267,7 +274,7 @@ class _Tally:
         for place, prefix in enumerate(source.places()):
             if not self._has_images(place) and prefix not in source.may_be_empty:
                 raise listing.nothing_found([prefix], self._skipped[place], source.selection)
-        if not source.since_last and not self._chosen.total():
+        if not source.since_last and not self.num_chosen:
             raise listing.nothing_found(source.places(), self.skipped, source.selection)
 
     def _has_images(self, place: int) -> bool:

@@ -66,7 +66,7 @@ def dry_run(options: NightlyOptions) -> None:
             print(f"run          {record.run_id}  ({options.collection}, {night}) is committed: nothing to do")
         else:
             _check_parents(options)
-            _warn_of_no_images(night, *runs.dry_run(options.of_night(night)))
+            _warn_of_no_images(options, night, *runs.dry_run(options.of_night(night)))
 
 
 def verdict(options: NightlyOptions, record: RunRecord) -> tuple[int, str]:
@@ -104,7 +104,7 @@ def _do(
         _check_parents(options)
         record = runs.score(options.of_night(night))
     summary.print_summary(record)
-    _warn_of_no_images(record.day, record.num_listed, record.skipped)
+    _warn_of_no_images(options, record.day, record.num_listed, record.skipped)
     code, why = verdict(options, record)
     if why:
         print(f"exit code {code}: {why}" + ("" if options.verdict_codes else " (0 is asked for)"))
@@ -119,20 +119,33 @@ def _do(
             outcome.unwritten.append(record.run_id)
 
 
-def _warn_of_no_images(night: dt.date, images: int, skipped: Mapping[str, int]) -> None:
+def _warn_of_no_images(options: NightlyOptions, night: dt.date, images: int, skipped: Mapping[str, int]) -> None:
     """Cameras may be off, so an empty night is committed; but it may be a wrong date, or a folder that comes late."""
     if images:
         return
-    if later := skipped.get(listing.NEWER, 0):
+    if before := skipped.get(listing.SCORED_BEFORE, 0):
         log.warning(
-            "the night of %s is empty: %d images were written after it; did you mean --date today?", night, later
+            "the night of %s has no new images: %d are there, and all were scored by other runs of the collection "
+            "(`fcdd query history --uri IMAGE` says by which)",
+            *(night, before),
         )
-        return
-    log.warning(
-        "the night of %s has no images; those that come later are added by `fcdd score --since-last --date %s` and the "
-        "other options of this command",
-        *(night, night),
-    )
+    elif later := skipped.get(listing.NEWER, 0):
+        log.warning(
+            "the night of %s is empty: %d images were written after it; %s", night, later, _instead(options, night)
+        )
+    else:
+        log.warning("the night of %s has no images; the same command with --date %s adds those that come", night, night)
+
+
+def _instead(options: NightlyOptions, night: dt.date) -> str:
+    """What was meant where images are there, but of another time."""
+    for place in options.images:
+        folder = f"{place.rstrip('/')}/{night}"
+        if DATE_PLACEHOLDER not in place and any(storage.pages(storage.normalize(folder))):
+            return (
+                f"some lie in a folder of this night: did you mean --images '{place.rstrip('/')}/{DATE_PLACEHOLDER}'?"
+            )
+    return "did you mean --date today?"
 
 
 def _notify(options: NightlyOptions, layout: Layout, record: RunRecord, code: int) -> list[str]:
@@ -149,8 +162,10 @@ def _log_failure(night: dt.date, error: Exception) -> int:
 
 
 def _committed(options: NightlyOptions, layout: Layout, night: dt.date) -> RunRecord | None:
-    """The night's run, whatever command made it."""
+    """The night's run, whatever command made it; an empty one is no reason not to look again."""
     record = commit_records.of_night(layout, options.collection, night)
+    if record and not record.num_listed:
+        return None
     if record:
         log.info("run %s of %s was committed at %s", record.run_id, night, record.committed_at)
         runs.warn_of_other_rates(record, options.alpha or record.alpha, options.fdr)
@@ -181,8 +196,7 @@ def _not_notified(options: NightlyOptions, layout: Layout, done: list[dt.date]) 
 
 def _nights(options: NightlyOptions, layout: Layout) -> list[dt.date]:
     """The nights to do, oldest first."""
-    if options.day > dt.datetime.now(dt.UTC).date() + dt.timedelta(days=1):  # somewhere it is tomorrow already
-        raise ConfigError(f"the night of {options.day} has not begun; correct --date")
+    runs.check_begun(options.day)
     if not options.catch_up:
         return [options.day]
     done = {record.day for record in commit_records.history(layout, options.collection)}

@@ -1,5 +1,6 @@
 """One run of scoring: its name, which attempt it is, the lease it is made under. What `fcdd score` and `nightly` do."""
 
+import datetime as dt
 import hashlib
 import logging
 import re
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 def score(options: ScoreOptions) -> RunRecord:
     """Score and commit, unless that is done: the record of the run."""
+    check_begun(options.day)
+    _warn_of_another_date(options)
     job = waves.prepare(options)
     if record := _nothing_to_do(job, next_attempt(job)):
         return record
@@ -31,6 +34,7 @@ def score(options: ScoreOptions) -> RunRecord:
         attempt = next_attempt(job)  # another process may have committed before it gave the lease back
         if record := _nothing_to_do(job, attempt):
             return record
+        _check_same_images(job, attempt)
         keep = (
             options.source.since_last and attempt.before is not None and attempt.before.bundle_digest == job.spec.digest
         )
@@ -78,17 +82,57 @@ def _next_name(name: str, taken: Sequence[str]) -> str:
     return f"{name}-r{1 + max(int(number[1]) if number else 1 for number in numbers)}" if numbers else name
 
 
+def check_begun(day: dt.date) -> None:
+    """Raises ConfigError for a night that has begun nowhere."""
+    if day > dt.datetime.now(dt.UTC).date() + dt.timedelta(days=1):  # somewhere it is tomorrow already
+        raise ConfigError(f"the night of {day} has not begun; correct --date")
+
+
+def _warn_of_another_date(options: ScoreOptions) -> None:
+    for place in options.source.places():
+        named = set(re.findall(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)", place))
+        if named and options.day.isoformat() not in named:
+            log.warning("the images under %s are scored as the night of %s: is that --date right?", place, options.day)
+
+
+def _check_same_images(job: Job, attempt: Attempt) -> None:
+    """Raises ConfigError where a run of other images would take the place of the night's run."""
+    source, before = job.options.source, attempt.before
+    if before is None or not before.num_listed or job.options.rescore or source.since_last:
+        return
+    if set(before.images) != set(source.places()):
+        raise ConfigError(
+            f"the night of {before.day} has run {before.run_id} already, of the images under "
+            f"{', '.join(before.images)}; give --date for another night, --since-last to add these images to that run, "
+            "or --rescore to put a run of them in its place"
+        )
+
+
 def _nothing_to_do(job: Job, attempt: Attempt) -> RunRecord | None:
-    """The record of a command that is done."""
-    if not attempt.committed or job.options.rescore:
+    """The record of a command that is done: of an incremental one, while no other image is there."""
+    if not attempt.committed or job.options.rescore or _has_new_images(job, attempt):
         return None
     record = attempt.committed[-1]
-    log.info("run %s was committed at %s; nothing to do (--rescore does it again)", record.run_id, record.committed_at)
+    more = "" if job.options.source.since_last else ", --since-last adds images that came later"
+    log.info(
+        "run %s was committed at %s; nothing to do (--rescore does it again%s)",
+        *(record.run_id, record.committed_at, more),
+    )
     warn_of_other_rates(record, job.alpha, job.options.fdr)
     if attempt.before and attempt.before not in attempt.committed:
         log.warning("since then run %s took its place: that is what readers see", attempt.before.run_id)
     publishing.clean_up(job.layout, record.run_id)  # what a crash after the commit may have left
     return record
+
+
+def _has_new_images(job: Job, attempt: Attempt) -> bool:
+    """Whether an incremental command, which was done once, finds images that were not scored."""
+    source = job.options.source
+    if not source.since_last:
+        return False
+    digest = None if source.any_bundle else job.spec.digest
+    found, _ = manifests.survey(job.layout, source, attempt.history, digest)
+    return found.images > found.scored
 
 
 def warn_of_other_rates(record: RunRecord, alpha: float, fdr: float) -> None:
@@ -102,16 +146,19 @@ def warn_of_other_rates(record: RunRecord, alpha: float, fdr: float) -> None:
 
 def dry_run(options: ScoreOptions) -> tuple[int, dict[str, int]]:
     """Print what `score` would do; how many images there are, and what is left out, by rule."""
+    check_begun(options.day)
+    _warn_of_another_date(options)
     job = waves.prepare(options)
     attempt = next_attempt(job)
+    _check_same_images(job, attempt)
     records = attempt.history
     source = options.source
     found, skipped = manifests.survey(job.layout, source, records, None if source.any_bundle else job.spec.digest)
     staged = Coverage.read(job.layout, attempt.run_id).count()
-    if attempt.committed and not options.rescore:
-        to_do, why = 0, f"run {attempt.committed[-1].run_id} is committed; --rescore scores again"
-    elif options.source.since_last:
+    if source.since_last and not options.rescore:
         to_do, why = found.images - found.scored, "those that are not scored"
+    elif attempt.committed and not options.rescore:
+        to_do, why = 0, f"run {attempt.committed[-1].run_id} is committed; --rescore scores again"
     else:
         to_do, why = max(0, found.images - staged), f"{staged} are staged by an interrupted run" if staged else "all"
     timed = [record for record in records[-_RECENT_RUNS:] if record.images_per_second]

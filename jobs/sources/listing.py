@@ -24,6 +24,8 @@ from schemas import Layout
 
 # The rule for images that were written too late for the run.
 NEWER = "newer"
+# Not a rule of names: what an incremental listing found done.
+SCORED_BEFORE = "scored before"
 # What falls under these rules is an image all the same: its place is not empty.
 _BY_TIME = ("older", NEWER)
 # So many names that cannot be read are logged; all are counted.

@@ -23,10 +23,11 @@ _COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "p_value", "is_anomalous", "he
 _COLUMNS += ", width, height, model_digest, image_group, date"
 
 
-def chosen(found: Results, names: Sequence[str], top: int, *, alarms: bool = False) -> list[dict[str, Any]]:
+def chosen(found: Results, names: Sequence[str], top: int, *, alarms: bool = False) -> tuple[list[dict[str, Any]], int]:
     """The rows of these images, named by their locations or by the ends of them, else the `top` most anomalous.
 
-    With `alarms` these are the alarms, all of them; else of near-duplicates the worst, with `num_alike`.
+    With `alarms` these are the worst alarms, near-duplicates too; else of near-duplicates the worst, with `num_alike`.
+    The other value is how many there are to choose from.
 
     Raises ConfigError for an image that was not scored, and for an end that several have.
     """
@@ -34,7 +35,8 @@ def chosen(found: Results, names: Sequence[str], top: int, *, alarms: bool = Fal
         question = queries.top(count=max(MAX_COMPARED, top), columns=_COLUMNS, alarms=alarms)
         with views.readable():
             rows = found.of_latest_bundle().sql(*question).to_arrow_table()
-        return list(queries.with_duplicates_counted(rows, top, all_shown=alarms).rows.to_pylist())
+        of_all = queries.with_duplicates_counted(rows, top, all_shown=alarms)
+        return list(of_all.rows.to_pylist()), of_all.num_images
     by_uri = _rows_of(found, names)
     ends = {name: queries.by_its_end(found, name) for name in names if name not in by_uri and "://" not in name}
     by_uri |= _rows_of(found, list(ends.values())) if ends else {}
@@ -44,7 +46,7 @@ def chosen(found: Results, names: Sequence[str], top: int, *, alarms: bool = Fal
             f"{len(missing)} of {len(uris)} images were not scored in these runs, the first is {missing[0]!r}: "
             "`fcdd query history --uri` says why"
         )
-    return [by_uri[uri] for uri in uris]
+    return [by_uri[uri] for uri in uris], len(uris)
 
 
 def _rows_of(found: Results, uris: Sequence[str]) -> dict[str, dict[str, Any]]:

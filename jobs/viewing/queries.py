@@ -182,7 +182,8 @@ def most_anomalous(found: Results, question: Question, count: int, *, all_shown:
     with views.readable():
         rows = found.sql(*question).to_arrow_table()
     if rows.num_rows == max(MAX_COMPARED, count):
-        log.warning("near-duplicates were looked for among the %d most anomalous images", rows.num_rows)
+        more = "; --top takes up to 10,000 of them, a question of your own (--sql) all" if all_shown else ""
+        log.warning("near-duplicates were looked for among the %d most anomalous images%s", rows.num_rows, more)
     found_rows = with_duplicates_counted(rows, count, all_shown=all_shown)
     return found_rows._replace(rows=found_rows.rows.drop_columns(["image_hash", "heatmap"]))
 

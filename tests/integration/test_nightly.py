@@ -192,16 +192,61 @@ def test_the_history_of_a_name_goes_through_the_folders_of_the_nights(line: Line
     assert (several.returncode, "4 images end in 'cam-0/002.png', among them" in several.stderr) == (2, True)
 
 
-def test_images_that_come_after_an_empty_night_are_added_with_the_options_of_the_night(line: Line) -> None:
+def test_images_that_come_after_an_empty_night_are_added_by_the_same_command(line: Line) -> None:
     line.upload("nights/2026-11-01", 5, seed=1)
     line.nightly(day=1, check=True)
-    line.nightly(day=2, check=True)
+    empty = line.nightly(day=2, check=True)
+    assert "the same command with --date 2026-11-02 adds those that come" in empty.stderr
+    assert line.nightly(day=2, check=True).stdout.split("run ")[1] == empty.stdout.split("run ")[1]
     line.upload("nights/2026-11-02", 4, seed=2)
-    again = line.nightly(day=2, check=True)
-    assert "has no images; those that come later are added by" in again.stderr
-    places = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/nights/{{date}}", "--workers", "0")
-    line.around("score", *places, "--date", "2026-11-02", "--since-last")
+    line.nightly(day=2, check=True)
     assert [record.num_scored for record in line.records()] == [5, 4]
+
+
+def test_an_incremental_command_adds_what_came_since_as_often_as_it_is_given(line: Line) -> None:
+    places = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/images", "--workers", "0")
+    for added, total in ((5, 5), (3, 8), (4, 12)):
+        line.upload(f"images/{total}", added, seed=total)
+        planned = line.around("score", *places, "--date", "2026-11-01", "--since-last", "--dry-run")
+        assert f"to do        {added}  (those that are not scored)" in planned.stdout
+        line.around("score", *places, "--date", "2026-11-01", "--since-last")
+        assert [record.num_scored for record in line.records()] == [total]
+    again = line.around("score", *places, "--date", "2026-11-01", "--since-last")
+    assert "nothing to do (--rescore does it again)" in again.stderr
+    line.around("score", *places, "--date", "2026-11-02")
+    line.upload("images/more", 1, seed=13)
+    plain = line.around("score", *places, "--date", "2026-11-02")
+    assert "nothing to do (--rescore does it again, --since-last adds images that came later)" in plain.stderr
+
+
+def test_a_run_of_other_images_does_not_take_the_place_of_a_night_unless_that_is_asked_for(line: Line) -> None:
+    for day in (1, 2):
+        line.upload(f"nights/2026-11-0{day}", 4 + day, seed=day)
+    places = [("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/nights/2026-11-0{day}") for day in (1, 2)]
+    line.around("score", *places[0], "--date", "2026-11-01", "--workers", "0")
+    wrong = (*places[1], "--date", "2026-11-01", "--workers", "0")
+    for options in ((), ("--dry-run",)):
+        refused = line.around("score", *wrong, *options, check=False)
+        assert refused.returncode == 2
+        assert "the night of 2026-11-01 has run" in refused.stderr
+        assert f"of the images under file://{line.root}/nights/2026-11-01" in refused.stderr
+        assert "nights/2026-11-02 are scored as the night of 2026-11-01: is that --date right?" in refused.stderr
+    assert [record.num_scored for record in line.records()] == [5]
+    line.around("score", *wrong, "--rescore")
+    assert [record.num_scored for record in line.records()] == [6]
+    # The night that these images are of has none left, and says so instead of being empty.
+    theirs = line.nightly(day=2, check=True)
+    assert "has no new images: 6 are there, and all were scored by other runs of the collection" in theirs.stderr
+    assert "listed 0 images (0.0 GB)" in theirs.stderr
+    assert "6 by rule 'scored before'" in theirs.stderr
+
+
+def test_a_forgotten_placeholder_is_named_and_the_corrected_command_scores_the_night(line: Line) -> None:
+    line.upload("nights/2026-11-01", 5, seed=1)
+    forgotten = line.nightly("--images", f"{line.root}/nights", check=True)
+    assert f"did you mean --images '{line.root}/nights/{{date}}'?" in forgotten.stderr
+    line.nightly(check=True)
+    assert [record.num_scored for record in line.records()] == [5]
 
 
 def test_a_night_that_has_not_begun_is_refused(line: Line) -> None:
@@ -209,6 +254,8 @@ def test_a_night_that_has_not_begun_is_refused(line: Line) -> None:
     refused = line.nightly("--date", "2999-01-01")
     assert (refused.returncode, line.records()) == (2, [])
     assert "the night of 2999-01-01 has not begun; correct --date" in refused.stderr
+    places = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/nights", "--date", "2999-01-01")
+    assert "the night of 2999-01-01 has not begun" in line.around("score", *places, check=False).stderr
 
 
 def test_a_first_evening_whose_images_are_of_today_names_the_option(line: Line) -> None:
@@ -221,10 +268,7 @@ def test_a_night_without_images_is_a_committed_empty_run(line: Line) -> None:
     line.upload("nights/2026-11-01", 5, seed=1)
     line.nightly(day=1, check=True)
     nothing = line.nightly(day=2, check=True)
-    assert (
-        "has no images; those that come later are added by `fcdd score --since-last --date 2026-11-02`"
-        in nothing.stderr
-    )
+    assert "has no images; the same command with --date 2026-11-02 adds those that come" in nothing.stderr
     assert number(nothing.stdout, "listed") == 0
     page = line.around("report", "--output", f"{line.root}/report.html")  # not of the empty night
     assert "(c, 2026-11-01;" in page.stdout
@@ -419,7 +463,7 @@ def test_a_dry_run_says_what_each_night_would_do(line: Line) -> None:
     assert "is committed: nothing to do" in line.nightly("--dry-run", day=1, check=True).stdout
     undated = line.nightly("--dry-run", "--images", f"{line.root}/nights", day=2, check=True)
     assert re.search(r"images +0 .*\nleft out +5 by rule 'newer'", undated.stdout)
-    assert "5 images were written after it; did you mean --date today?" in undated.stderr
+    assert "5 images were written after it; some lie in a folder of this night" in undated.stderr
     assert len(line.records()) == 1
 
 
@@ -524,6 +568,25 @@ def test_the_same_part_photographed_again_and_again_is_one_line(line: Line) -> N
     assert len(list(Path(line.root, "worst").glob("*shot-*.png"))) == 1
     line.around("heatmap", "--alarms", "--output", f"{line.root}/alarms")
     assert len(list(Path(line.root, "alarms").glob("*shot-*.png"))) == 10
+
+
+def test_every_alarm_is_listed_unless_a_number_is_given(line: Line, tmp_path: Path) -> None:
+    line.upload("nights/2026-11-01", 40, seed=1, defects=15)
+    line.nightly()
+    [record] = line.records()
+    assert record.num_anomalous >= 15
+    table = tmp_path / "alarms.csv"
+    line.around("query", "--alarms", "--output", str(table))
+    assert len(table.read_text().splitlines()) == 1 + record.num_anomalous
+    assert len(json.loads(line.around("query", "--alarms", "--format", "json").stdout)) == record.num_anomalous
+    assert line.around("query", "--alarms").stdout.count(".png") == record.num_anomalous
+    assert len(json.loads(line.around("query", "--format", "json").stdout)) == 10
+    some = line.around("query", "--alarms", "--top", "3", "--format", "csv")
+    assert len(some.stdout.splitlines()) == 4
+    assert f"of {record.num_anomalous} alarms these are the worst 3; without --top all" in some.stderr
+    drawn = line.around("heatmap", "--alarms", "--output", str(tmp_path / "h")).stdout
+    left = record.num_anomalous - 10
+    assert f"not drawn   {left} of {record.num_anomalous} alarms (--top {record.num_anomalous}: all)" in drawn
 
 
 def test_a_calibration_anew_keeps_the_weights_and_sets_the_threshold(line: Line) -> None:
