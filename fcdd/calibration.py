@@ -30,8 +30,10 @@ SKETCH_VALUES = 1000
 # A group of fewer calibration images has no reference of its own, nor have more groups than these, the largest first.
 MIN_GROUP, MAX_GROUPS = 50, 64
 _DIGITS = 6
-# A largest score of more than so many times the next one is one strange image, and no tail.
+# Scores of more than so many times the next lower one are strange images, and no tail.
 APART = 1.5
+# Strange images are looked for among so many of the largest scores: one of each.
+_LARGEST_OF = 20
 
 
 @dataclass(frozen=True)
@@ -345,6 +347,18 @@ def threshold_image(scores: Floats, threshold: float) -> ThresholdImage:
         below=ordered[rank : rank + 2],
         stands_apart=apart,
     )
+
+
+def standing_apart(scores: Floats) -> npt.NDArray[np.int64]:
+    """Which of (N,) nominal scores stand apart above all others, the largest first: there is a gap below them.
+
+    The lowest of them is more than `APART` times the next one. More than a twentieth of all never do.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ordered = np.maximum(scores[order], 0.0)
+    looked_at = max(1, len(ordered) // _LARGEST_OF)
+    gaps = np.flatnonzero(ordered[:looked_at] > APART * ordered[1 : looked_at + 1])
+    return order[: int(gaps[-1]) + 1 if len(gaps) else 0].astype(np.int64)
 
 
 def conformal_threshold(nominal: Floats | npt.NDArray[np.int64], alpha: float) -> float:

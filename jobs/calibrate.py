@@ -122,7 +122,7 @@ def _fitted(settings: CalibrateSettings, spec: BundleSpec, weights: bytes, score
     fitted = Calibration.fit(
         nominal, alpha=settings.alpha or before.alpha, group_pattern=pattern, decide_by_group=by_group
     )
-    threshold.explain(nominal.scores, uris, fitted.threshold)
+    threshold.explain(nominal.scores, nominal.peaks, uris, fitted.threshold)
     if len(uris) < before.pooled.num_images:
         log.warning(
             "%d images are fewer than the %d that the bundle was calibrated on: the threshold is less firm",

@@ -102,8 +102,11 @@ class Drift(_Record):
         """What "drifted" may mean, for people; empty for the other verdicts."""
         if self.verdict != "drifted":
             return ""
-        if all("alarms: " in reason for reason in self.reasons):
-            return "far more alarms than nominal images have: many defects, or images that changed"
+        if all("alarms: " in reason or "most anomalous images: " in reason for reason in self.reasons):
+            return (
+                "far more alarms than nominal images have, and all else is as before: most likely defects; look at the "
+                "alarms before you calibrate anew"
+            )
         return "the images are not those that the bundle was calibrated for"
 
 

@@ -55,7 +55,7 @@ def finish(
     score = settings.score or choice.score
     uris = [inputs.calibration[position].uri for position in calibrating.positions]
     calibration = _calibration(settings, inputs, calibrating, found.nominal, score)
-    threshold.explain(getattr(found.nominal, score), uris, calibration.threshold)
+    threshold.explain(getattr(found.nominal, score), found.nominal.maximum, uris, calibration.threshold)
     evidence.tell(choice, settings.score, found.found(score, calibration.threshold), settings.alpha)
     measured = {name: progress.history[-1][name] for name in ("loss", "loss_nominal", "loss_anomalous")}
     measured |= evidence.figures(choice, score)

@@ -33,7 +33,17 @@ def build(
     thresholds = {score: calibration.conformal_threshold(getattr(found.nominal, score), alpha) for score in SCORES}
     by_score = {score: found.found(score, threshold) for score, threshold in thresholds.items()}
     kinds = list(dict.fromkeys(found.kinds))
-    useless = evidence.is_useless(by_score[spec.score], alpha)
+    warnings = list[str]()
+    if evidence.is_useless(by_score[spec.score], alpha):
+        warnings.append("It finds next to nothing: this detector has learned nothing of use.")
+    apart = calibration.standing_apart(found.nominal.maximum)
+    if len(apart) and len(apart) >= sets.rank:
+        warnings.append(
+            f"{len(apart)} nominal images stand apart from all others, the first ones below: are they really good? "
+            "Defects among them raise the threshold."
+        )
+    # Those that stand apart come first: by the mean of the map a small defect is not among the most anomalous.
+    ordered = dict.fromkeys([*apart.tolist(), *np.argsort(-nominal, kind="stable").tolist()])
     return training_page.build(
         Training(
             detector=trained,
@@ -43,13 +53,13 @@ def build(
             sets_threshold_name=names[sets.index],
             most_anomalous=[
                 Shown(names[index], images_nhwc[index], found.nominal.maps[index], float(nominal[index]))
-                for index in np.argsort(-nominal, kind="stable")[:_MOST_ANOMALOUS].tolist()
+                for index in list(ordered)[:_MOST_ANOMALOUS]
             ],
             kinds={kind: _examples(found, kind, names, getattr(found.probes, spec.score)) for kind in kinds},
             shares={kind: {score: by_score[score][kind] for score in SCORES} for kind in kinds},
             trained_on=TRAINED_ON,
             seconds=seconds,
-            warnings=["It finds next to nothing: this detector has learned nothing of use."] if useless else [],
+            warnings=warnings,
         )
     )
 

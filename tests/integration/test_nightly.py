@@ -164,10 +164,11 @@ def test_alarms_above_the_limit_end_with_code_5_and_drift_comes_first(line: Line
     assert both.returncode == 4
     # More alarms alone are no sign of another camera.
     record = line.records()[-1]
-    alone = record.drift.model_copy(update={"reasons": ("alarms: 11 of 150 images, 0 to 6 expected",)})
+    defects = ("alarms: 11 of 150 images, 0 to 6 expected", "most anomalous images: 11 are above 0.5")
+    alone = record.drift.model_copy(update={"reasons": defects})
     options: Any = SimpleNamespace(alarm_limit=lambda _: 3)
     code, why = nights.verdict(options, record.model_copy(update={"drift": alone}))
-    assert (code, why.split(":")[0]) == (4, "far more alarms than nominal images have")
+    assert (code, why.split(",")[0]) == (4, "far more alarms than nominal images have")
     # For a scheduler that would only repeat it; what is told, and the metrics, say the same.
     quiet = line.nightly("--max-alarms", "3", "--no-verdict-codes", day=2)
     assert (quiet.returncode, "exit code 4: the images are not" in quiet.stdout) == (0, True)
@@ -270,6 +271,10 @@ def test_a_night_without_images_is_a_committed_empty_run(line: Line) -> None:
     nothing = line.nightly(day=2, check=True)
     assert "has no images; the same command with --date 2026-11-02 adds those that come" in nothing.stderr
     assert number(nothing.stdout, "listed") == 0
+    line.around("report", "--date", "2026-11-02", "--output", f"{line.root}/empty.html")
+    shown = Path(line.root, "empty.html").read_text()
+    assert '<span class="verdict watch">no images</span>' in shown
+    assert "This night has no images: the cameras were off, or its folder or date is another one." in shown
     page = line.around("report", "--output", f"{line.root}/report.html")  # not of the empty night
     assert "(c, 2026-11-01;" in page.stdout
     assert "the nights after 2026-11-01 are empty; --date shows them" in page.stderr

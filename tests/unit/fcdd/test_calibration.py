@@ -80,6 +80,17 @@ def test_the_image_that_sets_the_threshold_is_found_and_one_that_stands_apart_is
     assert not calibration.threshold_image(np.linspace(0, 1, 123), 1.0).stands_apart
 
 
+def test_nominal_scores_above_a_gap_stand_apart() -> None:
+    usual = np.linspace(0.1, 0.9, 296)
+    scores = np.concatenate([[8.2, 1.7], usual, [6.9, 6.7]])
+    assert calibration.standing_apart(scores).tolist() == [0, 298, 299, 1]
+    assert calibration.standing_apart(usual).tolist() == []
+    half = np.concatenate([usual, usual + 10])  # half of all are a second kind of images, not strange ones
+    assert calibration.standing_apart(half).tolist() == []
+    assert calibration.standing_apart(np.array([0.3])).tolist() == []
+    assert calibration.standing_apart(np.zeros(40)).tolist() == []
+
+
 def three_scores() -> Calibration:
     others = {"mean": np.arange(199.0) / 10, "top1pct": np.arange(199.0) * 2}
     return Calibration.fit(dataclasses.replace(nominal(np.arange(199.0)), others=others), alpha=0.01)
