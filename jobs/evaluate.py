@@ -25,6 +25,10 @@ def _page(location: str) -> str:
     return location
 
 
+# Labels of a smaller share of the scored images were chosen by somebody.
+_NEARLY_ALL = 0.9
+
+
 class EvaluateSettings(JobSettings):
     """Compare the scores of committed runs with labels. Published experiments: `fcdd reproduce`.
 
@@ -71,7 +75,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     if settings.format == "json":
         print(json.dumps(formatting.json_values(found), indent=1))
     else:
-        print("\n".join(_lines(found)))
+        print("\n".join(_lines(found, sum(record.num_scored for record in records))))
     if settings.output:
         place = storage.normalize(settings.results)
         locations = Locations.of_records(place, records, settings.locations)
@@ -80,13 +84,14 @@ def evaluate(settings: EvaluateSettings) -> None:
         print(f"page        {settings.output}", file=sys.stderr if settings.format == "json" else sys.stdout)
 
 
-def _lines(found: Evaluation) -> list[str]:
+def _lines(found: Evaluation, num_scored: int) -> list[str]:
     first, alpha = found.metrics["anomaly_score"], f"{100 * found.alpha:g} %"
     lines = [
         f"runs        {', '.join(found.runs)}",
         f"model       {found.model[:12]}",
         f"images      {first.num_nominal} nominal, {first.num_anomalous} anomalous; "
         f"{found.num_without_score} of {found.num_labels} labelled images have no score",
+        *_chosen(first.num_nominal + first.num_anomalous, num_scored),
         f"alarms      {found.detection_rate:.4f} of the anomalous images; false alarms {found.false_alarm_rate:.4f} of "
         f"the nominal ones (promised: {found.alpha:g})",
         *(f"  {name:10}{_interval(each)}" for name, each in found.alarms._asdict().items()),
@@ -97,6 +102,16 @@ def _lines(found: Evaluation) -> list[str]:
         shown = "".join(f"{_interval(value):28}" for value in (each.auroc, each.average_precision, each.detection))
         lines.append(f"  {name:9}{'*' if name == found.score else ' '} {shown}".rstrip())
     return [*lines, "            * the score of the bundle", _advice(found), *_rates(found), *_parts(found)]
+
+
+def _chosen(labelled: int, num_scored: int) -> list[str]:
+    """That somebody may have chosen which images are labelled."""
+    if labelled >= _NEARLY_ALL * num_scored:
+        return []
+    return [
+        f"            {labelled} of the {num_scored} scored images are labelled, and all rates are of those: where the",
+        "            most anomalous ones were looked at, as in a review, more of them are false alarms",
+    ]
 
 
 def _interval(value: Estimate) -> str:
@@ -135,11 +150,13 @@ def _parts(found: Evaluation) -> list[str]:
             for name, each in zip(names, found.groups, strict=True)
         ]
     if any(each.name for each in found.kinds):
-        lines += ["defects     images  found  share (95 % interval)       AUROC"]
+        kinds = [formatting.printable(each.name) or "(not said)" for each in found.kinds]
+        width = max(10, *map(len, kinds))
+        lines += [f"{'defects':{width + 2}} images  found  share (95 % interval)       AUROC"]
         lines += [
-            f"  {formatting.printable(each.name) or '(not said)':11} {each.num_images:4}  {each.num_detected:5}  "
-            f"{_interval(each.detection)}  {each.auroc:.4f}"
-            for each in found.kinds
+            f"  {name:{width}} {each.num_images:6}  {each.num_detected:5}  {_interval(each.detection):26}  "
+            f"{each.auroc:.4f}"
+            for name, each in zip(kinds, found.kinds, strict=True)
         ]
     if found.pixels:
         pixels, without = found.pixels, found.num_without_mask

@@ -24,6 +24,8 @@ _SIZED, _DEEP, _COMPARED = 16, 64, 160
 _BATCH = 16
 # Whole cells take away a little.
 _TOO_FEW = 0.9
+# Ratios of sides that differ by more are another shape.
+_STRETCHED = 1.1
 _PUBLISHED = "224"
 # Coarse cells have twice the pixels of fine ones.
 _FINER = 2
@@ -37,6 +39,7 @@ def with_image_size(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> Tr
     if networks.parse(settings.network) is None:
         return settings.model_copy(update={"image_size": settings.image_size or _PUBLISHED})
     sizes = _sizes(crop_of(settings), _looked_at(settings, listed))
+    _warn_of_shapes(sizes)
     own = sorted(sizes, key=lambda size: (size[0] * size[1], size))[len(sizes) // 2]
     height, width = (
         sizing.input_size(sizes, settings.smallest_defect)
@@ -51,6 +54,17 @@ def with_image_size(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> Tr
         )
     _tell(own, (height, width), is_given=(settings.image_size or settings.smallest_defect) is not None)
     return settings.model_copy(update={"image_size": f"{height}x{width}"})
+
+
+def _warn_of_shapes(sizes: Sequence[tuple[int, int]]) -> None:
+    """Images of several shapes are a few cameras, which a crop or a bundle for each would see as they are."""
+    narrowest, widest = (chosen(sizes, key=lambda size: size[1] / size[0]) for chosen in (min, max))
+    if widest[1] * narrowest[0] > _STRETCHED * narrowest[1] * widest[0]:
+        log.warning(
+            "images of different shapes, %s and %s pixels (height x width), are all stretched to one: a bundle for "
+            "each (--include), or a --crop of one shape, shows them as they are",
+            *(_by(narrowest), _by(widest)),
+        )
 
 
 def _sizes(crop: Crop | None, images: Sequence[DecodedImage]) -> list[tuple[int, int]]:

@@ -66,6 +66,16 @@ def evaluated(nights: Line, *options: str) -> dict[str, Any]:
     return found
 
 
+def test_labels_of_a_few_images_are_said_to_be_chosen(nights: Line, labels: Path, tmp_path: Path) -> None:
+    header, *rows = (labels / "labels.csv").read_text().splitlines()
+    (tmp_path / "few.csv").write_text("\n".join([header, *rows[:20]]))
+    common = ("evaluate", "--results", nights.results, *NIGHT, "--labels")
+    scored = nights.records()[1].num_scored
+    few = run_verb(*common, str(tmp_path / "few.csv")).stdout
+    assert f"20 of the {scored} scored images are labelled, and all rates are of those" in few
+    assert "scored images are labelled" not in run_verb(*common, str(labels / "labels.csv")).stdout
+
+
 def test_figures_are_those_of_scikit_learn_and_counted_by_group_and_kind(nights: Line, labels: Path) -> None:
     found = evaluated(nights, "--labels", str(labels / "labels.csv"), "--masks", str(labels / "masks"))
     known = truth(nights)

@@ -1,9 +1,12 @@
 """What a training says of the size of its cells."""
 
 import logging
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from jobs.sources import listing
 from jobs.training import chosen
 from jobs.training.settings import TrainSettings
 
@@ -39,3 +42,18 @@ def test_nothing_is_said_of_cells_where_another_size_would_not_help(
     network: str, size: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert "has cells of 16 pixels" not in said(network, size, caplog)
+
+
+def test_images_of_different_shapes_are_pointed_out(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    given = TrainSettings.parse(["--images", str(tmp_path), "--bundle", "b"])
+
+    def seen(*sizes: tuple[int, int]) -> str:
+        for number, size in enumerate(sizes):
+            Image.new("RGB", size, "grey").save(tmp_path / f"{number}.png")
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            chosen.with_image_size(given, listing.list_images(f"file://{tmp_path}"))
+        return caplog.text
+
+    assert "images of different shapes, 400x300 and 300x400 pixels (height x width)" in seen((400, 300), (300, 400))
+    assert seen((400, 300), (800, 600)) == ""
