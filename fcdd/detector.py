@@ -5,7 +5,7 @@ The last link of the chain: bundle -> network -> objective -> scores; used by ev
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
 
@@ -40,7 +40,7 @@ class Prediction:
     p_value: float
     is_anomalous: bool
     regions: list[Region]
-    map: npt.NDArray[np.float32]
+    map: npt.NDArray[np.float32] = field(repr=False)
     height: int
     width: int
 

@@ -23,7 +23,7 @@ class ExportSettings(JobSettings):
 
     coco      regions as annotations of a COCO file, with peaks as scores; images by their locations
     fiftyone  a folder for fiftyone.Dataset.from_dir(DIR, fiftyone.types.FiftyOneDataset): images, scores, regions, maps
-    onnx      a bundle as one ONNX model, pixels to anomaly map and scores, checked against the original to 1e-4
+    onnx      a bundle as one ONNX model, pixels to anomaly map and scores, compared with the original first
 
     The ONNX model takes uint8 RGB (N, height, width, 3) of the network's size, resized bilinear WITH antialiasing: with
     another resizer nominal scores can be 3 to 10 times as high. With --with-resize it takes images of any size.

@@ -88,7 +88,10 @@ def draw(settings: HeatmapSettings) -> None:
         print(f"{path}  {row['anomaly_score']:.4g}  {formatting.printable(row['image_uri'])}")
         index.append({"file": path.name, **{name: row[name] for name in ("image_uri", "anomaly_score", "p_value")}})
     if not index:
-        raise ConfigError("not one picture could be made; the images are not where they were scored")
+        raise ConfigError(
+            "not one picture could be made; the images are not where they were scored: put them back, or use "
+            "`fcdd predict --pictures`"
+        )
     if settings.alarms and len(rows) < of:
         print(f"not drawn   {of - len(rows)} of {of} alarms (--top {of}: all)")
     hidden = 0 if settings.alarms else sum(row.get("num_alike", 1) - 1 for row in rows)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from fcdd.bundle import PAGE_FILE, BundleSpec
 from fcdd.io import storage
-from jobs.shell import process
+from jobs.shell import formatting, process
 from jobs.training import dry_run, run
 from jobs.training.settings import TrainSettings
 
@@ -32,8 +32,9 @@ def _lines(spec: BundleSpec, bundle: str) -> Iterator[str]:
     yield f"threshold  {fitted.threshold:.6g} for a false-alarm rate of {fitted.alpha:g}"
     yield f"           from {fitted.pooled.num_images} images, {images}"
     kinds = {name: metrics.pop(name) for name in sorted(metrics) if name.startswith("found_")}
-    found = ", ".join(f"{share:.0%} of {name.removeprefix('found_')}" for name, share in kinds.items())
-    yield f"finds      {metrics.pop('found'):.0%} of synthetic anomalies of kinds not trained on ({found})"
+    found = ", ".join(f"{formatting.share(each)} of {name.removeprefix('found_')}" for name, each in kinds.items())
+    share = formatting.share(metrics.pop("found"))
+    yield f"finds      {share} of synthetic anomalies of kinds not trained on ({found})"
     for name, value in sorted(metrics.items()):
         yield f"{name:10} {value:.4f}"
     yield f"look at    {storage.join(bundle, PAGE_FILE)}: are its most anomalous nominal images really good?"

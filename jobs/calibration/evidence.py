@@ -21,6 +21,7 @@ from fcdd.probes import Pictures
 from fcdd.score_choice import Choice
 from fcdd.scores import Scored, summarise
 from fcdd.supervision import AnomalySource
+from jobs.shell import formatting
 from jobs.timing import progress
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def _maps(runner: Runner, images_nhwc: npt.NDArray[np.uint8] | Pictures) -> npt.
 def tell(choice: Choice, given: Score | None, found: dict[str, float], alpha: float) -> None:
     """Log which score decides and why, and warn of a detector that finds next to nothing."""
     score = given or choice.score
-    shares = ", ".join(f"{name} {choice.found[name].share:.0%}" for name in SCORES)
+    shares = ", ".join(f"{name} {formatting.share(choice.found[name].share)}" for name in SCORES)
     log.info(
         "the score is the %s of the map (%s); of %d synthetic anomalies of kinds not trained on, at %g %% false alarms "
         "each score finds: %s",
@@ -131,7 +132,7 @@ def tell(choice: Choice, given: Score | None, found: dict[str, float], alpha: fl
         log.warning(
             "this detector finds next to nothing: %s of synthetic anomalies at %g %% false alarms; more --epochs, more "
             "images, or the default --network help",
-            ", ".join(f"{share:.0%} of those {kind}" for kind, share in found.items()),
+            ", ".join(f"{formatting.share(share)} of those {kind}" for kind, share in found.items()),
             100 * alpha,
         )
 

@@ -123,7 +123,7 @@ def from_runs(
     if unseen:
         raise ConfigError(
             f"{unseen} alarms have no label in {labels}: an alarm that nobody looked at is neither nominal "
-            "nor anomalous; label all alarms of the night"
+            "nor anomalous; label them all, or give --date for the night that was reviewed"
         )
     columns = ("image_uri", *_COLUMNS.values(), "image_format", "image_group", "heatmap", *STATISTICS)
     table = connection.sql(

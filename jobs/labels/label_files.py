@@ -47,7 +47,10 @@ def read(location: str, *, opened: bool = False) -> pa.Table:
     """
     uri, table = _read(location, "the labels")
     if "label" not in table.column_names:
-        raise ConfigError(f"expected columns image_uri and label (0 or 1) in {uri}, got {table.column_names}")
+        commas = (
+            "; columns are separated by commas" if any(set(name) & set(";\t") for name in table.column_names) else ""
+        )
+        raise ConfigError(f"expected columns image_uri and label (0 or 1) in {uri}, got {table.column_names}{commas}")
     if not table.num_rows:
         raise ConfigError(f"there is not one label in {uri}")
     texts = dict.fromkeys(("image_uri", "image_etag", "defect_class", "mask_uri"), "")

@@ -15,6 +15,11 @@ def plural(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
+def share(value: float) -> str:
+    """A share in whole per cent, of which 100 % is all and 0 % is none."""
+    return f"{100 * value:.0f}%" if value in (0, 1) else f"{min(99, max(1, round(100 * value)))}%"
+
+
 def json_values(value: Any) -> Any:
     """NamedTuples and dataclasses as dictionaries, at any depth, and NaN as None: for JSON."""
     if dataclasses.is_dataclass(value):

@@ -172,6 +172,8 @@ def nothing_found(locations: Iterable[str], skipped: dict[str, int], selection: 
             'hidden is what starts with "." or lies in a folder that starts with "_"; `--include` with a glob that '
             "spells it out takes it"
         )
+    if not skipped and not any(advice):
+        advice.append("nothing at all is there: is the location right?")
     if set(skipped) <= {"extension"}:
         advice.append(f"expected files ending in {', '.join(selection.extensions)}")
     there = f"{sum(skipped.values())} other objects: {describe_counts(skipped)}"

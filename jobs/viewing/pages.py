@@ -21,6 +21,7 @@ _TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     finalize=lambda value: formatting.printable(value) if type(value) is str else value,
 )
+_TEMPLATES.filters["share"] = lambda value: formatting.share(value).replace("%", " %")
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["autolink", "image", "link"])
 
 

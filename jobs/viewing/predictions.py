@@ -11,6 +11,9 @@ from jobs.viewing import rendering
 if TYPE_CHECKING:
     from fcdd.detector import Detector, Prediction
 
+# So many regions of an image are named in its line, the hottest first.
+_BOXES = 3
+
 
 def line(row: Mapping[str, Any]) -> str:
     """One image: whether it is anomalous, score, p-value, regions, name; or why it has none of these."""
@@ -19,7 +22,8 @@ def line(row: Mapping[str, Any]) -> str:
         return f"{'not scored':10}  {name}  ({formatting.printable(row['reason'])})"
     verdict = "alarm" if row["is_anomalous"] else "no alarm"
     found = formatting.plural(len(row["regions"]), "region")
-    where = "".join(f"  x {each['x0']}-{each['x1']} y {each['y0']}-{each['y1']}" for each in row["regions"][:1])
+    where = "".join(f"  x {each['x0']}-{each['x1']} y {each['y0']}-{each['y1']}" for each in row["regions"][:_BOXES])
+    where += "  ..." if len(row["regions"]) > _BOXES else ""
     picture = f"  -> {row['picture']}" if "picture" in row else ""
     score = f"score {row['anomaly_score']:<8.4g}  p {row['p_value']:<8.4g}"
     return f"{verdict:10}  {score}  {found:9}  {name}{where}{picture}"

@@ -46,7 +46,7 @@ CASES = {
     ),
     "empty prefix": (
         ["train", "--images", "{prefix}/nothing", "--bundle", "{prefix}/b"],
-        "no images under {prefix}/nothing (0 other objects: nothing); expected files ending in .jpg",
+        "(0 other objects: nothing); nothing at all is there: is the location right?; expected files ending in .jpg",
     ),
     "unknown network": (
         ["train", "--images", "{images}", "--bundle", "{prefix}/b", "--network", "resnet9000"],

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from jobs import results
 from jobs.measuring import evaluation, evaluation_page
 from jobs.sources.locations import Locations
-from tests.line import Line, picture
+from tests.line import Line, picture, run_verb
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NIGHT = ("--date", "2026-11-02")
