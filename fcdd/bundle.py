@@ -185,7 +185,9 @@ def model_card(spec: BundleSpec) -> str:
     decide = Decider(calibration, calibration.alpha)
     left_out = "of them, each scored by the statistics of all others"
     others = left_out if calibration.is_leave_one_out else "other nominal images"
-    options = "\n".join(f"| {name} | {value} |" for name, value in sorted(training.options.items()))
+    options = "\n".join(
+        f"| {name} | {'left open' if value is None else value} |" for name, value in sorted(training.options.items())
+    )
     return f"""# Anomaly detector `{spec.digest[:12]}`
 
 Fully Convolutional Data Description (Liznerski et al., ICLR 2021): {_SCORES[spec.score]} of its anomaly map is

@@ -142,7 +142,8 @@ def _answer(kind: str, settings: QuerySettings, found: Results) -> None:
         top = queries.most_anomalous(found, question, settings.count, all_shown=settings.lists_all)
         table, title = top.rows, _title(settings) + _groups(settings, top)
         if settings.format == "table" and not settings.output:
-            table = table.drop_columns(["score_max", "run_id"])
+            empty = [] if any(table["image_group"].to_pylist()) else ["image_group"]
+            table = table.drop_columns(["score_max", "run_id", *empty])
         elif settings.alarms and table.num_rows < top.num_images:
             log.warning("of %d alarms these are the worst %d; without --top all", top.num_images, table.num_rows)
         tables.write(table.to_reader(), settings.format, settings.output, title)

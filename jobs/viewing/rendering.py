@@ -200,7 +200,7 @@ def captioned(picture: Image.Image, text: str, threshold: float) -> Image.Image:
     """The picture above a strip with lines of text and the colour scale, whose numbers are below it."""
     lines, size = text.splitlines(), max(12, min(48, picture.width // 45))
     font, pad, row = ImageFont.load_default(size), size // 2, round(1.3 * size)
-    words, bar = max(round(font.getlength(line)) for line in lines), 12 * size
+    words, bar = max(round(font.getlength(line)) for line in lines), 16 * size
     width = max(picture.width, words + bar + 6 * size)
     shown = Image.new("RGB", (width, picture.height + max(2, len(lines)) * row + 2 * pad), "white")
     shown.paste(picture, (0, 0))
