@@ -75,7 +75,9 @@ def evaluate(settings: EvaluateSettings) -> None:
     if settings.format == "json":
         print(json.dumps(formatting.json_values(found), indent=1))
     else:
-        print("\n".join(_lines(found, sum(record.num_scored for record in records))))
+        scores = Results(storage.normalize(settings.results), tuple(records))
+        [(num_scored,)] = scores.sql("SELECT count(DISTINCT image_uri) FROM scores").fetchall()
+        print("\n".join(_lines(found, num_scored)))
     if settings.output:
         place = storage.normalize(settings.results)
         locations = Locations.of_records(place, records, settings.locations)
@@ -110,7 +112,7 @@ def _chosen(labelled: int, num_scored: int) -> list[str]:
         return []
     return [
         f"            {labelled} of the {num_scored} scored images are labelled, and all rates are of those: where the",
-        "            most anomalous ones were looked at, as in a review, more of them are false alarms",
+        "            most anomalous ones were looked at, as in a review, false alarms are rarer than that",
     ]
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from fcdd.errors import ConfigError
-from fcdd.io import storage
+from fcdd.io import local_store, storage
 from jobs import results
 from jobs.catalog import views
 from jobs.shell import process
@@ -77,7 +77,8 @@ def export(settings: ExportSettings) -> None:
 
 def _with_ending(output: str, ending: str) -> str:
     """The name of a file that other tools recognise."""
-    return output if PurePosixPath(output).suffix else output + ending
+    named = output.rstrip("/") or output
+    return output if PurePosixPath(named).suffix[1:].isalpha() or local_store.is_stream(output) else named + ending
 
 
 def _onnx(settings: ExportSettings) -> None:

@@ -38,7 +38,7 @@ class QuerySettings(JobSettings):
     """Ask committed runs. The questions:
 
     top         the most anomalous images by one bundle; near-duplicates are one line, with how many they are, but
-                for --alarms, which lists all
+                for --alarms and --discoveries, which list all
     history     one image, night by night (--uri)
     alarms      images, alarms and unreadable images, per night and camera
     quarantine  why images were not scored
@@ -95,9 +95,16 @@ class QuerySettings(JobSettings):
         return self.alarms or self.discoveries
 
     @property
-    def count(self) -> int:
-        """How many images are shown."""
-        return self.top or (MAX_COMPARED if self.lists_all else _SHOWN)
+    def count(self) -> int | None:
+        """How many images are shown; None: all of them."""
+        return self.top or (None if self.lists_all else _SHOWN)
+
+    @property
+    def asked_for(self) -> int | None:
+        """Of how many images the question is."""
+        if self.duplicates or self.lists_all:
+            return None if self.lists_all else self.count
+        return max(MAX_COMPARED, self.count or 0)
 
     def kind(self) -> str:
         """The name of the question."""
@@ -138,14 +145,14 @@ def _answer(kind: str, settings: QuerySettings, found: Results) -> None:
     question = _question(kind, settings, found)
     if settings.explain:
         print("\n".join(explained.explained(found.explain(*question))))
-    elif kind == "top" and not settings.duplicates:
+    elif kind == "top" and (settings.lists_all or not settings.duplicates):
         top = queries.most_anomalous(found, question, settings.count, all_shown=settings.lists_all)
         table, title = top.rows, _title(settings) + _groups(settings, top)
         if settings.format == "table" and not settings.output:
             empty = [] if any(table["image_group"].to_pylist()) else ["image_group"]
             table = table.drop_columns(["score_max", "run_id", *empty])
-        elif settings.alarms and table.num_rows < top.num_images:
-            log.warning("of %d alarms these are the worst %d; without --top all", top.num_images, table.num_rows)
+        elif settings.lists_all and table.num_rows < top.num_images:
+            log.warning("of %d images these are the worst %d; without --top all", top.num_images, table.num_rows)
         tables.write(table.to_reader(), settings.format, settings.output, title)
     else:
         title = _title(settings) if kind == "top" else ""
@@ -164,8 +171,10 @@ def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
         queries.check_group(found, settings.group)
     if kind == "top":
         return queries.top(
-            count=settings.count if settings.duplicates else max(MAX_COMPARED, settings.count),
-            columns=TOP_COLUMNS if settings.duplicates else f"{TOP_COLUMNS}, image_hash, heatmap",
+            count=settings.asked_for,
+            columns=TOP_COLUMNS
+            if settings.duplicates and not settings.lists_all
+            else f"{TOP_COLUMNS}, image_hash, heatmap",
             alarms=settings.alarms,
             alpha=settings.alpha,
             discoveries=settings.discoveries,

@@ -102,12 +102,17 @@ class Drift(_Record):
         """What "drifted" may mean, for people; empty for the other verdicts."""
         if self.verdict != "drifted":
             return ""
-        if all("alarms: " in reason or "most anomalous images: " in reason for reason in self.reasons):
+        changed = [reason for reason in self.reasons if not any(words in reason for words in _NO_OTHER_IMAGES)]
+        if not changed:
             return (
-                "far more alarms than nominal images have, and all else is as before: most likely defects; look at the "
-                "alarms before you calibrate anew"
+                "more anomalous images, or more extreme ones, than nominal images explain, and all else is as before: "
+                "most likely defects; look at them before you calibrate anew"
             )
         return "the images are not those that the bundle was calibrated for"
+
+
+# Reasons of a drift that are no sign of another camera, lamp or product.
+_NO_OTHER_IMAGES = ("alarms: ", "most anomalous images: ", "calibration images", "groups: not told apart")
 
 
 class RunRecord(_Record):

@@ -36,7 +36,12 @@ def explain(scores: Floats, maxima: Floats, uris: Sequence[str], threshold: floa
     apart = calibration.standing_apart(maxima)
     if len(apart) and len(apart) >= found.rank:
         log.warning(
-            "%d nominal images stand apart from all others, enough to set the threshold: are these really good? %s. "
-            "Defects among them raise the threshold, and others like them are not found: take them out and train again",
-            *(len(apart), ", ".join(formatting.printable(uris[index]) for index in apart[:_NAMED])),
+            "%s from all others, enough to set the threshold: are these really good? %s. "
+            "Defects among them raise the threshold, and others like them are not found: take them out and do it again",
+            *(standing(len(apart)), ", ".join(formatting.printable(uris[index]) for index in apart[:_NAMED])),
         )
+
+
+def standing(count: int) -> str:
+    """So many images stand apart, in words."""
+    return f"{formatting.plural(count, 'nominal image')} {'stands' if count == 1 else 'stand'} apart"

@@ -13,6 +13,7 @@ import logging
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from datetime import date
 from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -185,7 +186,8 @@ class Listing:
             if incremental:
                 database.use_history(self._layout.results, self._history)
             uri, batch, kept = None, [], 0
-            for rows in database.to_do(None if self._source.any_bundle else self._intent.bundle_digest):
+            digest = None if self._source.any_bundle else self._intent.bundle_digest
+            for rows in database.to_do(digest, self._intent.day):
                 tally.raise_if_stopped()
                 for info in rows:
                     if info.uri == uri:
@@ -201,15 +203,15 @@ class Listing:
                 self._seal(batch, -1)
             if not incremental and not resumed:
                 tally.duplicates = spool.rows - kept  # also those that the sealed parts have
+            if incremental:
+                tally.scored_before = database.num_scored_before(digest, self._intent.day)
             if not incremental or self._source.list_uri:
                 return 0
             return database.write_deleted(self._layout, self._intent, tally.with_images(self._source.prefixes))
 
     def _complete(self, deleted: int) -> Plan:
         sealed, tally = self._sealed, self._tally
-        rows, skipped = sum(part.rows for part in sealed.parts), dict(tally.skipped)
-        if self._source.since_last and (before := tally.num_chosen - rows - tally.duplicates) > 0:
-            skipped[listing.SCORED_BEFORE] = before
+        rows = sum(part.rows for part in sealed.parts)
         plan = Plan(
             intent=self._intent,
             num_images=self._intent.kept_images + rows,
@@ -217,7 +219,7 @@ class Listing:
             num_bytes=sealed.bytes,
             num_duplicates=tally.duplicates,
             num_deleted=deleted,
-            skipped=skipped,
+            skipped=dict(tally.skipped) | ({listing.SCORED_BEFORE: tally.scored_before} if tally.scored_before else {}),
             manifest_digest=sealed.sha.hexdigest(),
             parts=tuple(sealed.parts),
         )
@@ -233,7 +235,7 @@ class _Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.stopped = threading.Event()
-        self.duplicates = 0
+        self.duplicates = self.scored_before = 0
         self._own = OwnFiles()
         # Of each place: images that are chosen, and what is left out by rule.
         self._chosen: Counter[int] = Counter()
@@ -243,11 +245,6 @@ class _Tally:
     def skipped(self) -> Counter[str]:
         """What is left out of all places, by rule."""
         return sum(self._skipped.values(), Counter())
-
-    @property
-    def num_chosen(self) -> int:
-        """How many images are chosen, in all places; those that are listed twice count twice."""
-        return self._chosen.total()
 
     def select(
         self, place: int, prefix: str, page: Iterable[ObjectInfo], selection: Selection, *, named: bool = False
@@ -274,7 +271,7 @@ class _Tally:
         for place, prefix in enumerate(source.places()):
             if not self._has_images(place) and prefix not in source.may_be_empty:
                 raise listing.nothing_found([prefix], self._skipped[place], source.selection)
-        if not source.since_last and not self.num_chosen:
+        if not source.since_last and not self._chosen.total():
             raise listing.nothing_found(source.places(), self.skipped, source.selection)
 
     def _has_images(self, place: int) -> bool:
@@ -382,7 +379,7 @@ def spool_all(source: Source, spool: Spool, tally: _Tally) -> None:
 
 
 def survey(
-    layout: Layout, source: Source, history: list[RunRecord], digest: str | None
+    layout: Layout, source: Source, history: list[RunRecord], digest: str | None, night: date
 ) -> tuple[Found, dict[str, int]]:
     """List, write nothing, and count; scored is what these runs have scored with the bundle of this digest (None: any).
 
@@ -394,4 +391,4 @@ def survey(
         tally.check_places(source)
         with spool.database(layout.results) as database:
             database.use_history(layout.results, history)
-            return database.survey(digest), dict(tally.skipped)
+            return database.survey(digest, night), dict(tally.skipped)

@@ -123,28 +123,25 @@ def _warn_of_no_images(options: NightlyOptions, night: dt.date, images: int, ski
     """Cameras may be off, so an empty night is committed; but it may be a wrong date, or a folder that comes late."""
     if images:
         return
-    if before := skipped.get(listing.SCORED_BEFORE, 0):
-        log.warning(
-            "the night of %s has no new images: %d are there, and all were scored by other runs of the collection "
-            "(`fcdd query history --uri IMAGE` says by which)",
-            *(night, before),
-        )
-    elif later := skipped.get(listing.NEWER, 0):
-        log.warning(
-            "the night of %s is empty: %d images were written after it; %s", night, later, _instead(options, night)
-        )
+    before, later = skipped.get(listing.SCORED_BEFORE, 0), skipped.get(listing.NEWER, 0)
+    said = "has no new images" if before else "is empty" if later else "has no images"
+    if before:
+        said += f": {before} are there that other nights have (`fcdd query history --uri IMAGE` says which)"
+    if later:
+        said += f"{', and' if before else ':'} {later} images were written after it; {_instead(options, night)}"
     else:
-        log.warning("the night of %s has no images; the same command with --date %s adds those that come", night, night)
+        said += f"; the same command with --date {night} adds those that come"
+    log.warning("the night of %s %s", night, said)
 
 
 def _instead(options: NightlyOptions, night: dt.date) -> str:
     """What was meant where images are there, but of another time."""
     for place in options.images:
         folder = f"{place.rstrip('/')}/{night}"
-        if DATE_PLACEHOLDER not in place and any(storage.pages(storage.normalize(folder))):
-            return (
-                f"some lie in a folder of this night: did you mean --images '{place.rstrip('/')}/{DATE_PLACEHOLDER}'?"
-            )
+        with suppress(FCDDError):  # a hint is no reason for a night to fail
+            if DATE_PLACEHOLDER not in place and any(storage.pages(storage.normalize(folder))):
+                meant = f"{place.rstrip('/')}/{DATE_PLACEHOLDER}"
+                return f"some lie in a folder of this night: did you mean --images '{meant}'?"
     return "did you mean --date today?"
 
 

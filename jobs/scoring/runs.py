@@ -14,7 +14,7 @@ from jobs.scoring import manifests, progress, publishing, waves
 from jobs.scoring.manifests import Listing
 from jobs.scoring.options import ScoreOptions
 from jobs.scoring.waves import Job
-from jobs.sources.listing import describe_counts
+from jobs.sources import listing
 from schemas import RunRecord
 
 # The rate of the largest of so many recent runs is expected of the next one.
@@ -28,21 +28,20 @@ def score(options: ScoreOptions) -> RunRecord:
     check_begun(options.day)
     _warn_of_another_date(options)
     job = waves.prepare(options)
-    if record := _nothing_to_do(job, next_attempt(job)):
+    # Whether an incremental command is done only a listing says: once, when no other process scores the night.
+    if not options.source.since_last and (record := _nothing_to_do(job, next_attempt(job))):
         return record
     with leases.acquire(job.layout.lease(options.collection, options.day), name_run(job)) as lease:
         attempt = next_attempt(job)  # another process may have committed before it gave the lease back
         if record := _nothing_to_do(job, attempt):
             return record
+        keep = _is_kept(job, attempt)
         _check_same_images(job, attempt)
-        keep = (
-            options.source.since_last and attempt.before is not None and attempt.before.bundle_digest == job.spec.digest
-        )
-        if keep and attempt.before and attempt.before.alpha != job.alpha:
+        if keep and attempt.before and attempt.before.num_listed and attempt.before.alpha != job.alpha:
             raise ConfigError(
                 f"run {attempt.before.run_id}, which this one adds to, has alarms for a false-alarm rate of "
-                f"{attempt.before.alpha:g}, not {job.alpha:g}: give the same --alpha, or score the night again without "
-                "--since-last"
+                f"{attempt.before.alpha:g}, not {job.alpha:g}: give the same --alpha, or score the night again with "
+                "--rescore instead of --since-last"
             )
         commit_records.check_free(job.layout, attempt.run_id)
         intent = intents.create_or_resume(job.layout, job.intent(attempt.run_id, attempt.before, keep=keep))
@@ -89,35 +88,56 @@ def check_begun(day: dt.date) -> None:
 
 
 def _warn_of_another_date(options: ScoreOptions) -> None:
-    for place in options.source.places():
-        named = set(re.findall(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)", place))
-        if named and options.day.isoformat() not in named:
+    """A folder that is named by a night is that night's."""
+    for place in () if options.source.list_uri else options.source.prefixes:
+        name = place.rstrip("/").rpartition("/")[2]
+        if re.fullmatch(r"(\w+=)?\d{4}-\d\d-\d\d", name) and not name.endswith(options.day.isoformat()):
             log.warning("the images under %s are scored as the night of %s: is that --date right?", place, options.day)
+
+
+def _is_kept(job: Job, attempt: Attempt) -> bool:
+    """Whether the run adds to that of the night."""
+    before = attempt.before
+    return job.options.source.since_last and before is not None and before.bundle_digest == job.spec.digest
 
 
 def _check_same_images(job: Job, attempt: Attempt) -> None:
     """Raises ConfigError where a run of other images would take the place of the night's run."""
-    source, before = job.options.source, attempt.before
-    if before is None or not before.num_listed or job.options.rescore or source.since_last:
+    before = attempt.before
+    if before is None or not before.num_listed or job.options.rescore or _is_kept(job, attempt):
         return
+    if (others := _other_images(job, before)) is None:
+        return
+    add = "--since-last to add these images to that run, " if before.bundle_digest == job.spec.digest else ""
+    raise ConfigError(
+        f"the night of {before.day} has run {before.run_id} already, of {others}; give --date for another night, {add}"
+        "or --rescore to put a run of these in its place"
+    )
+
+
+def _other_images(job: Job, before: RunRecord) -> str | None:
+    """Which images a run has in words, where they are not those of the command."""
+    source = job.options.source
+    under = f"the images under {', '.join(before.images)}"
     if set(before.images) != set(source.places()):
-        raise ConfigError(
-            f"the night of {before.day} has run {before.run_id} already, of the images under "
-            f"{', '.join(before.images)}; give --date for another night, --since-last to add these images to that run, "
-            "or --rescore to put a run of them in its place"
-        )
+        return under
+    chosen, now = before.selection, source.selection.model_dump(mode="json")
+    if before.bundle_digest != job.spec.digest:  # by another bundle the night is scored again
+        return None
+    if before.skipped.get(listing.SCORED_BEFORE):
+        return f"those that were new under {', '.join(before.images)}"
+    differing = [name for name in now if chosen.get(name, now[name]) != now[name]]
+    named = ", ".join(f"--{name.replace('_', '-')}" for name in differing)
+    return f"{under} by another {named}" if differing else None
 
 
 def _nothing_to_do(job: Job, attempt: Attempt) -> RunRecord | None:
     """The record of a command that is done: of an incremental one, while no other image is there."""
     if not attempt.committed or job.options.rescore or _has_new_images(job, attempt):
         return None
-    record = attempt.committed[-1]
-    more = "" if job.options.source.since_last else ", --since-last adds images that came later"
-    log.info(
-        "run %s was committed at %s; nothing to do (--rescore does it again%s)",
-        *(record.run_id, record.committed_at, more),
-    )
+    record, since_last = attempt.committed[-1], job.options.source.since_last
+    how = "no image is new" if since_last else "--rescore does it again, --since-last adds images that came later"
+    log.info("run %s was committed at %s; nothing to do (%s)", record.run_id, record.committed_at, how)
     warn_of_other_rates(record, job.alpha, job.options.fdr)
     if attempt.before and attempt.before not in attempt.committed:
         log.warning("since then run %s took its place: that is what readers see", attempt.before.run_id)
@@ -131,7 +151,8 @@ def _has_new_images(job: Job, attempt: Attempt) -> bool:
     if not source.since_last:
         return False
     digest = None if source.any_bundle else job.spec.digest
-    found, _ = manifests.survey(job.layout, source, attempt.history, digest)
+    anywhere = source._replace(may_be_empty=source.places())  # what was scored may have been archived
+    found, _ = manifests.survey(job.layout, anywhere, attempt.history, digest, job.options.day)
     return found.images > found.scored
 
 
@@ -153,9 +174,11 @@ def dry_run(options: ScoreOptions) -> tuple[int, dict[str, int]]:
     _check_same_images(job, attempt)
     records = attempt.history
     source = options.source
-    found, skipped = manifests.survey(job.layout, source, records, None if source.any_bundle else job.spec.digest)
+    found, skipped = manifests.survey(
+        job.layout, source, records, None if source.any_bundle else job.spec.digest, options.day
+    )
     staged = Coverage.read(job.layout, attempt.run_id).count()
-    if source.since_last and not options.rescore:
+    if source.since_last:
         to_do, why = found.images - found.scored, "those that are not scored"
     elif attempt.committed and not options.rescore:
         to_do, why = 0, f"run {attempt.committed[-1].run_id} is committed; --rescore scores again"
@@ -166,7 +189,7 @@ def dry_run(options: ScoreOptions) -> tuple[int, dict[str, int]]:
     print(f"run          {attempt.run_id}  ({options.collection}, {options.day}), not started")
     print(f"images       {found.images}  ({found.bytes / 1e9:.3f} GB)")
     if skipped:
-        print(f"left out     {describe_counts(skipped)}")
+        print(f"left out     {listing.describe_counts(skipped)}")
     print(f"scored       {found.scored}  (by a committed run of the collection, with this bundle)")
     print(f"to do        {to_do}  ({why})")
     if same:

@@ -6,6 +6,7 @@ DuckDB sorts and joins with bounded memory, however many there are.
 import io
 import threading
 from collections.abc import Iterable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -33,7 +34,7 @@ _SPOOLED = pa.schema([*(MANIFEST.field(name) for name in IDENTITY), pa.field("ch
 
 # What an empty view selects, so that questions can be asked of it.
 _NO_IMAGE = "'' image_uri"
-_NO_ROW = "'' image_uri, '' image_etag, '' run_id, '' model_digest, '' stage, '' reason, now() scored_at"
+_NO_ROW = "'' image_uri, '' image_etag, today() date, '' run_id, '' model_digest, '' stage, '' reason, now() scored_at"
 
 
 class Found(NamedTuple):
@@ -139,21 +140,31 @@ class Database:
             else:
                 self._connection.execute(f"CREATE OR REPLACE VIEW {name} AS SELECT {nothing} WHERE false")
 
-    def to_do(self, digest: str | None) -> Iterator[list[ObjectInfo]]:
+    def to_do(self, digest: str | None, night: date) -> Iterator[list[ObjectInfo]]:
         """Chosen images that are neither sealed nor scored by this bundle (None: by any), sorted.
 
-        Listed twice, they come twice.
+        Listed twice, they come twice. Those that the night's own run could not read are none: its rows are kept.
         """
         question = (
             f"SELECT {', '.join(_SPOOLED.names[:-1])} FROM spool WHERE chosen AND image_uri NOT IN (SELECT image_uri "
             f"FROM sealed) AND (image_uri, image_etag) NOT IN ({_SCORED}) ORDER BY image_uri"
         )
         with views.readable(_UNREADABLE):
-            reader = self._connection.sql(question, params=_scored_by(digest)).to_arrow_reader(_BATCH_ROWS)
+            reader = self._connection.sql(question, params=_scored_by(digest, night)).to_arrow_reader(_BATCH_ROWS)
             for batch in reader:
                 yield [ObjectInfo(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
 
-    def survey(self, digest: str | None) -> Found:
+    def num_scored_before(self, digest: str | None, night: date) -> int:
+        """How many chosen images runs of other nights have scored with this bundle (None: with any)."""
+        question = (
+            f"SELECT count(DISTINCT image_uri) FROM spool WHERE chosen AND (image_uri, image_etag) IN ({_SCORED} AND "
+            "known.date != $night)"
+        )
+        with views.readable(_UNREADABLE):
+            [(count,)] = self._connection.execute(question, _scored_by(digest, night)).fetchall()
+        return int(count)
+
+    def survey(self, digest: str | None, night: date) -> Found:
         """Count chosen images, and those that are scored by this bundle (None: by any)."""
         question = (
             "WITH listed AS (SELECT DISTINCT ON (image_uri) * FROM spool WHERE chosen) "
@@ -161,7 +172,7 @@ class Database:
             f"count(*) FILTER ((image_uri, image_etag) IN ({_SCORED})) FROM listed"
         )
         with views.readable(_UNREADABLE):
-            row = self._connection.execute(question, _scored_by(digest)).fetchone()
+            row = self._connection.execute(question, _scored_by(digest, night)).fetchone()
         assert row is not None
         return Found(*map(int, row))
 
@@ -192,13 +203,14 @@ class Database:
         return int(table.num_rows)
 
 
-# Rows of the bundle that count as done: not those that another night may mend, nor of images that went and came back.
+# Rows of the bundle that count as done: not those that another night may mend, nor of images that went and came back. A
+# night keeps its own rows, so an image that it could not read would be in it twice: that is `fcdd retry-quarantine`'s.
 _SCORED = (
     "SELECT image_uri, image_etag FROM known WHERE model_digest = coalesce($digest, model_digest) AND (reason IS NULL "
-    "OR NOT (stage IN ('list', 'fetch') AND list_contains($again, reason))) AND NOT EXISTS (SELECT 1 FROM gone "
-    "WHERE gone.image_uri = known.image_uri AND gone.scored_at > known.scored_at)"
+    "OR known.date = $night OR NOT (stage IN ('list', 'fetch') AND list_contains($again, reason))) AND NOT EXISTS "
+    "(SELECT 1 FROM gone WHERE gone.image_uri = known.image_uri AND gone.scored_at > known.scored_at)"
 )
 
 
-def _scored_by(digest: str | None) -> dict[str, object]:
-    return {"digest": digest, "again": list(WORTH_ANOTHER_NIGHT)}
+def _scored_by(digest: str | None, night: date) -> dict[str, object]:
+    return {"digest": digest, "again": list(WORTH_ANOTHER_NIGHT), "night": night}

@@ -9,6 +9,7 @@ from rich.table import Table
 from fcdd import drift
 from fcdd.drift import AlarmLaw
 from jobs.shell import formatting
+from jobs.sources import listing
 from schemas import RunRecord
 
 
@@ -34,8 +35,11 @@ def print_summary(record: RunRecord) -> None:
         ("quarantined", f"{record.num_quarantined}" + (f"  ({reasons})" if reasons else "")),
         ("rate", f"{record.images_per_second:.1f} images/s"),
     ]
-    if record.skipped:
-        rows.append(("not images", ", ".join(f"{rule} {count}" for rule, count in sorted(record.skipped.items()))))
+    others = {rule: count for rule, count in sorted(record.skipped.items()) if rule != listing.SCORED_BEFORE}
+    if others:
+        rows.append(("not images", ", ".join(f"{rule} {count}" for rule, count in others.items())))
+    if before := record.skipped.get(listing.SCORED_BEFORE):
+        rows.append(("not new", f"{before}  (other nights have them)"))
     if record.num_deleted:
         rows.append(("deleted", f"{record.num_deleted}  (scored before, gone now)"))
     if record.supersedes:

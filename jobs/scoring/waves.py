@@ -64,7 +64,7 @@ class Job(NamedTuple):
             run_id=run_id,
             collection=options.collection,
             day=options.day,
-            images=source.places(),
+            images=tuple(dict.fromkeys((*(before.images if before and keep else ()), *source.places()))),
             selection=source.selection.model_dump(mode="json") | {"since_last": source.since_last},
             bundle=options.bundle,
             bundle_digest=self.spec.digest,

@@ -17,7 +17,7 @@ def plural(count: int, what: str) -> str:
 
 def share(value: float) -> str:
     """A share in whole per cent, of which 100 % is all and 0 % is none."""
-    return f"{100 * value:.0f}%" if value in (0, 1) else f"{min(99, max(1, round(100 * value)))}%"
+    return f"{100 * value:.0f}%" if value in (0, 1) or math.isnan(value) else f"{min(99, max(1, round(100 * value)))}%"
 
 
 def json_values(value: Any) -> Any:

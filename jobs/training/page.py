@@ -8,7 +8,7 @@ import numpy.typing as npt
 from fcdd import calibration
 from fcdd.calibration import SCORES
 from fcdd.detector import Detector
-from jobs.calibration import evidence
+from jobs.calibration import evidence, threshold
 from jobs.calibration.evidence import TRAINED_ON, Evidence
 from jobs.shell import formatting
 from jobs.viewing import training_page
@@ -37,9 +37,11 @@ def build(
     if evidence.is_useless(by_score[spec.score], alpha):
         warnings.append("It finds next to nothing: this detector has learned nothing of use.")
     apart = calibration.standing_apart(found.nominal.maximum)
-    if len(apart) and len(apart) >= sets.rank:
+    if len(apart) < sets.rank:
+        apart = apart[:0]
+    else:
         warnings.append(
-            f"{len(apart)} nominal images stand apart from all others, the first ones below: are they really good? "
+            f"{threshold.standing(len(apart))} from all others, first among those below: really good? "
             "Defects among them raise the threshold."
         )
     # Those that stand apart come first: by the mean of the map a small defect is not among the most anomalous.

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 # Of so many images, the most anomalous first, near-duplicates are found.
 MAX_COMPARED = 2_000
+# Where all images are shown, near-duplicates are found among so many of each night.
+_COMPARED_AT_MOST = 10_000
 TOP_COLUMNS = (
     "image_uri, anomaly_score, score_max, p_value, is_anomalous, len(regions) AS num_regions, image_group, date, run_id"
 )
@@ -31,14 +33,14 @@ class Question(NamedTuple):
 
 def top(
     *,
-    count: int,
+    count: int | None,
     columns: str = TOP_COLUMNS,
     alarms: bool = False,
     alpha: float | None = None,
     discoveries: bool = False,
     group: str | None = None,
 ) -> Question:
-    """The most anomalous images among those that a person wants to see."""
+    """The most anomalous images among those that a person wants to see; all of them without a count."""
     conditions = ["is_anomalous"] * alarms
     conditions += ["p_value <= $alpha"] * (alpha is not None) + ["image_group = $group"] * (group is not None)
     # By the night: rows that a run took over from another one have the other one's id.
@@ -47,7 +49,7 @@ def top(
     given = {"alpha": alpha, "group": group}
     return Question(
         f"SELECT {columns} FROM scores {lists} WHERE {' AND '.join(conditions) or 'true'} "
-        f"ORDER BY anomaly_score DESC, image_uri LIMIT {count}",
+        f"ORDER BY anomaly_score DESC, image_uri{'' if count is None else f' LIMIT {count}'}",
         {name: value for name, value in given.items() if value is not None},
     )
 
@@ -55,12 +57,13 @@ def top(
 def alike(rows: pa.Table) -> npt.NDArray[np.int64]:
     """For each row the index of the first that it is a near-duplicate of.
 
-    Images of different nights are none of each other. Needs `image_hash`, `heatmap` and `date`.
+    Images of different nights are none of each other, and beyond `_COMPARED_AT_MOST` none is looked for. Needs
+    `image_hash`, `heatmap` and `date`.
     """
     maps, hashes = [heatmap.decode(each) for each in rows["heatmap"].to_pylist()], rows["image_hash"].to_pylist()
     nights, first = np.array(rows["date"].to_pylist(), dtype=object), np.arange(rows.num_rows)
     for night in dict.fromkeys(nights):
-        own = np.flatnonzero(nights == night)
+        own = np.flatnonzero(nights == night)[:_COMPARED_AT_MOST]  # the time grows with the square of their number
         first[own] = own[duplicates.group([hashes[i] for i in own], [maps[i] for i in own])]
     return first
 
@@ -73,8 +76,10 @@ class Top(NamedTuple):
     num_images: int
 
 
-def with_duplicates_counted(rows: pa.Table, count: int, *, all_shown: bool) -> Top:
+def with_duplicates_counted(rows: pa.Table, count: int | None, *, all_shown: bool) -> Top:
     """The first `count` rows that are near-duplicates of none before them, or, if all are shown, of all rows.
+
+    Without a count it is no limit.
 
     Alarms are all shown: two products with a defect at the same place may look alike, and both are bad.
     """
@@ -84,15 +89,14 @@ def with_duplicates_counted(rows: pa.Table, count: int, *, all_shown: bool) -> T
     return Top(rows.take(chosen[:count]).append_column("num_alike", alike_each), len(leaders), rows.num_rows)
 
 
-def history(uris: Sequence[str]) -> Question:
+def history(uris: Sequence[str], *, located: bool = False) -> Question:
     """One image, night by night: its scores, or why it had none, or that it was gone.
 
-    It has several locations where every night has a folder of its own; these are shown then.
+    It has several locations where every night has a folder of its own; `located`: they are shown.
     """
     params = {f"uri{number}": uri for number, uri in enumerate(uris)}
     where = f"WHERE image_uri IN ({', '.join(f'${name}' for name in params)})"
-    located = ", image_uri" if len(uris) > 1 else ""
-    rest = f"image_etag, collection{located}"
+    rest = "image_etag, collection" + ", image_uri" * located
     return Question(
         f"SELECT date, run_id, 'scored' AS state, anomaly_score, p_value, is_anomalous, '' AS reason, {rest} "
         f"FROM scores {where} "
@@ -174,16 +178,16 @@ def run_totals(results: Results) -> pa.Table:
     return results.runs().select(names).slice(max(0, len(results.records) - 2))
 
 
-def most_anomalous(found: Results, question: Question, count: int, *, all_shown: bool) -> Top:
+def most_anomalous(found: Results, question: Question, count: int | None, *, all_shown: bool) -> Top:
     """`with_duplicates_counted` of the answer; a warning where not all could be compared.
 
-    `question` is `top` with `image_hash` and `heatmap` among its columns, of max(MAX_COMPARED, count) images.
+    `question` is `top` with `image_hash` and `heatmap` among its columns, of all images if all are shown, else of
+    max(MAX_COMPARED, count).
     """
     with views.readable():
         rows = found.sql(*question).to_arrow_table()
-    if rows.num_rows == max(MAX_COMPARED, count):
-        more = "; --top takes up to 10,000 of them, a question of your own (--sql) all" if all_shown else ""
-        log.warning("near-duplicates were looked for among the %d most anomalous images%s", rows.num_rows, more)
+    if count is not None and not all_shown and rows.num_rows == max(MAX_COMPARED, count):
+        log.warning("near-duplicates were looked for among the %d most anomalous images", rows.num_rows)
     found_rows = with_duplicates_counted(rows, count, all_shown=all_shown)
     return found_rows._replace(rows=found_rows.rows.drop_columns(["image_hash", "heatmap"]))
 
@@ -207,12 +211,12 @@ def history_of_known(found: Results, image: str) -> Question:
     if found.sql(*question).fetchall():
         return question
     matching = _ending(found, image)
-    nights = [night for _, nights in matching for night in nights]
+    nights = [night for _, nights in matching for night in nights if night is not None]
     if len(set(nights)) < len(nights):
         raise _several(image, [uri for uri, _ in matching])
     if len(matching) > 1:
         log.warning("%d images of different folders end in %r; they may show different objects", len(matching), image)
-    return history([uri for uri, _ in matching])
+    return history([uri for uri, _ in matching], located=True)
 
 
 def by_its_end(found: Results, end: str) -> str:
@@ -223,15 +227,21 @@ def by_its_end(found: Results, end: str) -> str:
     return uris[0]
 
 
-def _ending(found: Results, end: str) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Images whose locations end in these path parts, with collection and date of their nights.
+def _ending(found: Results, end: str) -> list[tuple[str, list[str | None]]]:
+    """Images whose locations end in these path parts, with the nights that have them: not those that found them gone.
 
     Raises ConfigError when there is none.
     """
-    columns = "image_uri, collection, date::VARCHAR AS date"
-    tables = " UNION ".join(f"SELECT {columns} FROM {table}" for table in ("scores", "quarantine", "deleted"))
+    tables = " UNION ".join(
+        f"SELECT image_uri, {night} AS night FROM {table}"
+        for table, night in (
+            ("scores", "collection || ' ' || date"),
+            ("quarantine", "collection || ' ' || date"),
+            ("deleted", "NULL"),
+        )
+    )
     matching = (
-        f"SELECT image_uri, list((collection, date)) FROM ({tables}) WHERE ends_with(image_uri, '/' || $end) "
+        f"SELECT image_uri, list(night) FROM ({tables}) WHERE ends_with(image_uri, '/' || $end) "
         "GROUP BY image_uri ORDER BY 1"
     )
     rows = found.sql(matching, {"end": end.removeprefix("./")}).fetchall()

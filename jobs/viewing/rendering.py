@@ -193,7 +193,7 @@ def reduced(picture: Image.Image, size: tuple[int, int]) -> str:
     """For a caption: how much smaller a picture shows an original of `size` (width, height); else nothing."""
     if picture.size == size:
         return ""
-    return f"   shown at {picture.width / size[0]:.0%} of {size[0]} x {size[1]} pixels"
+    return f"   shown at {formatting.share(picture.width / size[0])} of {size[0]} x {size[1]} pixels"
 
 
 def captioned(picture: Image.Image, text: str, threshold: float) -> Image.Image:

@@ -29,6 +29,7 @@ from PIL import Image
 
 from fcdd import bundle, calibration, heatmap
 from fcdd.detector import Detector
+from fcdd.errors import ImageError
 from fcdd.io import storage
 from jobs.catalog import part_files
 from jobs.scoring import nights, notifications
@@ -168,7 +169,7 @@ def test_alarms_above_the_limit_end_with_code_5_and_drift_comes_first(line: Line
     alone = record.drift.model_copy(update={"reasons": defects})
     options: Any = SimpleNamespace(alarm_limit=lambda _: 3)
     code, why = nights.verdict(options, record.model_copy(update={"drift": alone}))
-    assert (code, why.split(",")[0]) == (4, "far more alarms than nominal images have")
+    assert (code, why.split(",")[0]) == (4, "more anomalous images")
     # For a scheduler that would only repeat it; what is told, and the metrics, say the same.
     quiet = line.nightly("--max-alarms", "3", "--no-verdict-codes", day=2)
     assert (quiet.returncode, "exit code 4: the images are not" in quiet.stdout) == (0, True)
@@ -213,7 +214,7 @@ def test_an_incremental_command_adds_what_came_since_as_often_as_it_is_given(lin
         line.around("score", *places, "--date", "2026-11-01", "--since-last")
         assert [record.num_scored for record in line.records()] == [total]
     again = line.around("score", *places, "--date", "2026-11-01", "--since-last")
-    assert "nothing to do (--rescore does it again)" in again.stderr
+    assert "nothing to do (no image is new)" in again.stderr
     line.around("score", *places, "--date", "2026-11-02")
     line.upload("images/more", 1, seed=13)
     plain = line.around("score", *places, "--date", "2026-11-02")
@@ -237,9 +238,70 @@ def test_a_run_of_other_images_does_not_take_the_place_of_a_night_unless_that_is
     assert [record.num_scored for record in line.records()] == [6]
     # The night that these images are of has none left, and says so instead of being empty.
     theirs = line.nightly(day=2, check=True)
-    assert "has no new images: 6 are there, and all were scored by other runs of the collection" in theirs.stderr
+    assert "has no new images: 6 are there that other nights have" in theirs.stderr
+    assert "not new          6  (other nights have them)" in theirs.stdout
     assert "listed 0 images (0.0 GB)" in theirs.stderr
-    assert "6 by rule 'scored before'" in theirs.stderr
+
+
+def test_an_image_that_cannot_be_read_is_in_a_night_once_however_often_it_is_added_to(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.upload("images", 5, seed=1)
+    read = storage.read_checked
+
+    def refusing(info: storage.ObjectInfo) -> bytes:
+        if info.uri.endswith("cam-0/002.png"):
+            raise ImageError("forbidden", "access denied")
+        return read(info)
+
+    places = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/images", "--workers", "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "read_checked", refusing)
+        line.around("score", *places, "--date", "2026-11-01")
+        assert (line.records()[0].num_scored, line.records()[0].num_quarantined) == (4, 1)
+        for _ in range(3):
+            line.around("score", *places, "--date", "2026-11-01", "--since-last")
+            assert line.records()[0].num_listed == 5
+    line.upload("images/more", 1, seed=9)
+    line.around("score", *places, "--date", "2026-11-01", "--since-last")
+    [record] = line.records()
+    assert (record.num_listed, record.num_scored, record.num_quarantined) == (6, 5, 1)
+    line.around("score", *places, "--date", "2026-11-02", "--since-last")  # another night tries it again
+    assert [each.num_scored for each in line.records()] == [5, 1]
+
+
+def test_a_night_of_several_places_is_replaced_by_none_of_them_alone(line: Line, tmp_path: Path) -> None:
+    for folder, count in (("a", 5), ("b", 3)):
+        line.upload(folder, count, seed=count)
+    common = ("--bundle", f"{line.root}/bundle", "--workers", "0", "--date", "2026-11-01")
+    a, b = (("--images", f"{line.root}/{folder}") for folder in "ab")
+    line.around("score", *common, *a)
+    line.around("score", *common, *b, "--since-last")
+    [record] = line.records()
+    assert (record.num_listed, record.images) == (8, (f"file://{line.root}/a", f"file://{line.root}/b"))
+    assert line.around("heatmap", "--top", "8", "--output", str(tmp_path)).stdout.count("/a/") >= 1
+    for options in (b, (*a, "--include", "cam-0/*")):
+        refused = line.around("score", *common, *options, check=False)
+        assert (refused.returncode, "the night of 2026-11-01 has run" in refused.stderr) == (2, True)
+    assert [each.num_listed for each in line.records()] == [8]
+    # By another bundle the same images are scored again; others are not added to what the first one has scored.
+    other = f"{line.root}/other"
+    run_verb("calibrate", "--bundle", f"{line.root}/bundle", "--alpha", "0.05", "--output", other)
+    again = ("--bundle", other, "--workers", "0", "--date", "2026-11-01")
+    refused = line.around("score", *again, *b, "--since-last", check=False)
+    assert (refused.returncode, "--since-last to add" in refused.stderr) == (2, False)
+    line.around("score", *again, *a, *b)
+    assert [(each.num_listed, each.alpha) for each in line.records()] == [(8, 0.05)]
+
+
+def test_another_selection_of_the_same_place_is_another_run(line: Line) -> None:
+    line.upload("images", 6, seed=1)
+    common = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/images", "--workers", "0")
+    line.around("score", *common, "--date", "2026-11-01", "--include", "cam-0/*")
+    refused = line.around("score", *common, "--date", "2026-11-01", "--include", "cam-1/*", check=False)
+    assert refused.returncode == 2
+    assert f"of the images under file://{line.root}/images by another --include" in refused.stderr
+    assert [each.num_listed for each in line.records()] == [3]
 
 
 def test_a_forgotten_placeholder_is_named_and_the_corrected_command_scores_the_night(line: Line) -> None:
@@ -588,7 +650,7 @@ def test_every_alarm_is_listed_unless_a_number_is_given(line: Line, tmp_path: Pa
     assert len(json.loads(line.around("query", "--format", "json").stdout)) == 10
     some = line.around("query", "--alarms", "--top", "3", "--format", "csv")
     assert len(some.stdout.splitlines()) == 4
-    assert f"of {record.num_anomalous} alarms these are the worst 3; without --top all" in some.stderr
+    assert f"of {record.num_anomalous} images these are the worst 3; without --top all" in some.stderr
     drawn = line.around("heatmap", "--alarms", "--output", str(tmp_path / "h")).stdout
     left = record.num_anomalous - 10
     assert f"not drawn   {left} of {record.num_anomalous} alarms (--top {record.num_anomalous}: all)" in drawn

@@ -155,7 +155,7 @@ def test_an_incremental_run_tries_again_what_was_no_fault_of_the_image(place: Pl
 def test_rescoring_takes_the_place_of_a_run_and_deletes_nothing(place: Place) -> None:
     place.score()
     first = place.record()
-    assert "nothing to do (--rescore does it again)" in place.score().stderr
+    assert "nothing to do (--rescore does it again, --since-last adds" in place.score().stderr
     storage.write(f"{place.images}/late.png", picture(50))
     place.score("--rescore")
     second = place.record()
