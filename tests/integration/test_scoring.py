@@ -490,8 +490,9 @@ def test_twenty_kills_at_random_end_with_every_image_once(place: Place, workers:
     started = time.monotonic()
     place.score(*options)
     length = time.monotonic() - started
-    generator, committed, killed = np.random.default_rng(0), 1, 0
-    for attempt in range(20):
+    generator, committed, killed, attempts = np.random.default_rng(0), 1, 0, 0
+    while killed < 20 and attempts < 80:  # what an attempt staged is not scored again: the later ones are shorter
+        attempts += 1
         process = subprocess.Popen(
             command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )
@@ -503,11 +504,13 @@ def test_twenty_kills_at_random_end_with_every_image_once(place: Place, workers:
             killed += 1
         records = commit_records.history(Layout(place.results))
         for record in records[committed:]:
-            assert (record.num_listed, record.num_scored) == (NUM_IMAGES + 600, NUM_IMAGES + 600), attempt
+            assert (record.num_listed, record.num_scored) == (NUM_IMAGES + 600, NUM_IMAGES + 600), attempts
         committed = len(records)
-    assert killed >= 10
-    print(f"{killed} of 20 runs of {length:.0f} s were killed, {committed - 1} committed")
+    assert killed == 20
+    print(f"{killed} of {attempts} runs of at most {length:.0f} s were killed, {committed - 1} committed")
     place.score(*options)
     assert place.record().num_scored == NUM_IMAGES + 600
     assert "each once" in place.around("verify", "--sample", "20").stdout
+    # Who is killed between the commit and the removal of what was staged leaves garbage that gc knows.
+    run_verb("gc", "--results", place.results, "--older-than-days", "0")
     assert not any(page for page in storage.pages(f"{place.results}/_staging"))
