@@ -1,4 +1,4 @@
-"""`fcdd heatmap`: where the evidence lies, over the original at full resolution: one image, a list, or the worst."""
+"""`fcdd heatmap`: where the evidence lies, over the original: one image, a list, or the worst."""
 
 import logging
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
     list what no run has scored -> score -> alarms, list, drift -> committed run -> webhook and command -> exit code
 
-A scheduler may repeat it at will: a committed night is only reported again, an interrupted one is resumed, and a
-notification that was delivered is not sent twice.
+A scheduler may repeat it at will: a committed night is only reported again, an empty one is looked at again, an
+interrupted one is resumed, and a notification of a run that was delivered is not sent twice.
 """
 
 from collections.abc import Sequence

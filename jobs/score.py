@@ -4,7 +4,7 @@
     -> decisions -> commit record
 
 Every listed image ends exactly once in the scores or in the quarantine. The same command again finishes an interrupted
-run, and does nothing for a committed one.
+run, and does nothing for a committed one; with `--since-last` it adds what came since.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
     committed? or score -> verdict -> webhook and command -> report -> exit code
 
-A scheduler may repeat it at will: a committed night is only judged again, an interrupted one is resumed, and a
-notification that was delivered is not sent twice.
+A scheduler may repeat it at will: a committed night is only judged again, an empty one is looked at again, an
+interrupted one is resumed, and a notification of a run that was delivered is not sent twice.
 """
 
 import datetime as dt

@@ -74,6 +74,8 @@ def test_labels_of_a_few_images_are_said_to_be_chosen(nights: Line, labels: Path
     few = run_verb(*common, str(tmp_path / "few.csv")).stdout
     assert f"20 of the {scored} scored images are labelled, and all rates are of those" in few
     assert "scored images are labelled" not in run_verb(*common, str(labels / "labels.csv")).stdout
+    every_night = ("evaluate", "--results", nights.results, "--labels", str(labels / "labels.csv"))
+    assert "scored images are labelled" not in run_verb(*every_night).stdout  # an image of two nights is one
 
 
 def test_figures_are_those_of_scikit_learn_and_counted_by_group_and_kind(nights: Line, labels: Path) -> None:

@@ -651,6 +651,10 @@ def test_every_alarm_is_listed_unless_a_number_is_given(line: Line, tmp_path: Pa
     some = line.around("query", "--alarms", "--top", "3", "--format", "csv")
     assert len(some.stdout.splitlines()) == 4
     assert f"of {record.num_anomalous} images these are the worst 3; without --top all" in some.stderr
+    every = line.around("query", "--discoveries", "--format", "json").stdout
+    assert len(json.loads(every)) == record.num_discoveries > 10
+    both = line.around("query", "--alarms", "--duplicates", "--top", "3", "--format", "csv")
+    assert "these are the worst 3; without --top all" in both.stderr
     drawn = line.around("heatmap", "--alarms", "--output", str(tmp_path / "h")).stdout
     left = record.num_anomalous - 10
     assert f"not drawn   {left} of {record.num_anomalous} alarms (--top {record.num_anomalous}: all)" in drawn
