@@ -240,6 +240,11 @@ def test_a_run_of_other_images_does_not_take_the_place_of_a_night_unless_that_is
     theirs = line.nightly(day=2, check=True)
     assert "has no new images: 6 are there that other nights have" in theirs.stderr
     assert "not new          6  (other nights have them)" in theirs.stdout
+    line.around("report", "--date", "2026-11-02", "--output", f"{line.root}/none.html")
+    assert (
+        "This night has no new images: other nights have the 6 that are there."
+        in Path(line.root, "none.html").read_text()
+    )
     assert "listed 0 images (0.0 GB)" in theirs.stderr
 
 
