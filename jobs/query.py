@@ -95,6 +95,11 @@ class QuerySettings(JobSettings):
         return self.alarms or self.discoveries
 
     @property
+    def is_plain(self) -> bool:
+        """Whether nobody asks which images look alike."""
+        return self.duplicates and not self.lists_all
+
+    @property
     def count(self) -> int | None:
         """How many images are shown; None: all of them."""
         return self.top or (None if self.lists_all else _SHOWN)
@@ -102,9 +107,9 @@ class QuerySettings(JobSettings):
     @property
     def asked_for(self) -> int | None:
         """Of how many images the question is."""
-        if self.duplicates or self.lists_all:
-            return None if self.lists_all else self.count
-        return max(MAX_COMPARED, self.count or 0)
+        if self.lists_all:
+            return None
+        return self.count if self.duplicates else max(MAX_COMPARED, self.count or 0)
 
     def kind(self) -> str:
         """The name of the question."""
@@ -145,7 +150,7 @@ def _answer(kind: str, settings: QuerySettings, found: Results) -> None:
     question = _question(kind, settings, found)
     if settings.explain:
         print("\n".join(explained.explained(found.explain(*question))))
-    elif kind == "top" and (settings.lists_all or not settings.duplicates):
+    elif kind == "top" and not settings.is_plain:
         top = queries.most_anomalous(found, question, settings.count, all_shown=settings.lists_all)
         table, title = top.rows, _title(settings) + _groups(settings, top)
         if settings.format == "table" and not settings.output:
@@ -172,9 +177,7 @@ def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
     if kind == "top":
         return queries.top(
             count=settings.asked_for,
-            columns=TOP_COLUMNS
-            if settings.duplicates and not settings.lists_all
-            else f"{TOP_COLUMNS}, image_hash, heatmap",
+            columns=TOP_COLUMNS if settings.is_plain else f"{TOP_COLUMNS}, image_hash, heatmap",
             alarms=settings.alarms,
             alpha=settings.alpha,
             discoveries=settings.discoveries,
