@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import multiprocessing
+import os
 import resource
 import signal
 from collections.abc import Callable
@@ -121,7 +122,9 @@ def _worker(rank: int, size: int, meeting: str, loop: LoopConfig) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     train_loop.train(loop, Gloo(rank, size))
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # threads of gloo that are still ending abort an interpreter that tidies up, once in many runs
 
 
 def together(size: int, loop: LoopConfig, folder: Path) -> None:
