@@ -68,7 +68,7 @@ def draw(settings: HeatmapSettings) -> None:
     uris = [*settings.uri, *(label_files.read_uris(settings.uris) if settings.uris else [])]
     if uris and settings.alarms:
         raise ConfigError("--alarms chooses among the most anomalous images; leave it out, or --uri and --uris")
-    rows, of = heatmap_files.chosen(found, uris, settings.top, alarms=settings.alarms)
+    rows, num_images = heatmap_files.chosen(found, uris, settings.top, alarms=settings.alarms)
     if not rows and settings.alarms:
         print("no alarms")
         return
@@ -92,8 +92,8 @@ def draw(settings: HeatmapSettings) -> None:
             "not one picture could be made; the images are not where they were scored: put them back, or use "
             "`fcdd predict --pictures`"
         )
-    if settings.alarms and len(rows) < of:
-        print(f"not drawn   {of - len(rows)} of {of} alarms (--top {of}: all)")
+    if settings.alarms and len(rows) < num_images:
+        print(f"not drawn   {num_images - len(rows)} of {num_images} alarms (--top {num_images}: all)")
     hidden = 0 if settings.alarms else sum(row.get("num_alike", 1) - 1 for row in rows)
     if hidden:
         alike = formatting.plural(hidden, "near-duplicate")

@@ -84,6 +84,10 @@ class Plan(_Record):
 UNJUDGED = ("only ", "nothing was scored")
 
 
+# Reasons of a drift that are no sign of another camera, lamp or product.
+_NO_OTHER_IMAGES = ("alarms: ", "most anomalous images: ", "calibration images", "groups: not told apart")
+
+
 class Drift(_Record):
     """How far the images of a run are from the calibration; `part` is its drift table, None if nothing was scored."""
 
@@ -109,10 +113,6 @@ class Drift(_Record):
                 "most likely defects; look at them before you calibrate anew"
             )
         return "the images are not those that the bundle was calibrated for"
-
-
-# Reasons of a drift that are no sign of another camera, lamp or product.
-_NO_OTHER_IMAGES = ("alarms: ", "most anomalous images: ", "calibration images", "groups: not told apart")
 
 
 class RunRecord(_Record):

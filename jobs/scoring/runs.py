@@ -11,8 +11,9 @@ from fcdd.errors import ConfigError
 from jobs.catalog import commit_records, intents, leases
 from jobs.catalog.staging import Coverage
 from jobs.scoring import manifests, progress, publishing, waves
-from jobs.scoring.manifests import Listing
+from jobs.scoring.manifests import Listing, Source
 from jobs.scoring.options import ScoreOptions
+from jobs.scoring.sorting import Found
 from jobs.scoring.waves import Job
 from jobs.sources import listing
 from schemas import RunRecord
@@ -121,11 +122,11 @@ def _other_images(job: Job, before: RunRecord) -> str | None:
     under = f"the images under {', '.join(before.images)}"
     if set(before.images) != set(source.places()):
         return under
-    chosen, now = before.selection, source.selection.model_dump(mode="json")
     if before.bundle_digest != job.spec.digest:  # by another bundle the night is scored again
         return None
     if before.skipped.get(listing.SCORED_BEFORE):
         return f"those that were new under {', '.join(before.images)}"
+    chosen, now = before.selection, source.selection.model_dump(mode="json")
     differing = [name for name in now if chosen.get(name, now[name]) != now[name]]
     named = ", ".join(f"--{name.replace('_', '-')}" for name in differing)
     return f"{under} by another {named}" if differing else None
@@ -150,10 +151,15 @@ def _has_new_images(job: Job, attempt: Attempt) -> bool:
     source = job.options.source
     if not source.since_last:
         return False
-    digest = None if source.any_bundle else job.spec.digest
     anywhere = source._replace(may_be_empty=source.places())  # what was scored may have been archived
-    found, _ = manifests.survey(job.layout, anywhere, attempt.history, digest, job.options.day)
+    found, _ = _survey(job, anywhere, attempt)
     return found.images > found.scored
+
+
+def _survey(job: Job, source: Source, attempt: Attempt) -> tuple[Found, dict[str, int]]:
+    """`manifests.survey` of what the command may list."""
+    digest = None if source.any_bundle else job.spec.digest
+    return manifests.survey(job.layout, source, attempt.history, digest, job.options.day)
 
 
 def warn_of_other_rates(record: RunRecord, alpha: float, fdr: float) -> None:
@@ -174,9 +180,7 @@ def dry_run(options: ScoreOptions) -> tuple[int, dict[str, int]]:
     _check_same_images(job, attempt)
     records = attempt.history
     source = options.source
-    found, skipped = manifests.survey(
-        job.layout, source, records, None if source.any_bundle else job.spec.digest, options.day
-    )
+    found, skipped = _survey(job, source, attempt)
     staged = Coverage.read(job.layout, attempt.run_id).count()
     if source.since_last:
         to_do, why = found.images - found.scored, "those that are not scored"

@@ -58,7 +58,8 @@ def with_image_size(settings: TrainSettings, listed: Sequence[ObjectInfo]) -> Tr
 
 def _warn_of_shapes(sizes: Sequence[tuple[int, int]]) -> None:
     """Images of several shapes are a few cameras, which a crop or a bundle for each would see as they are."""
-    narrowest, widest = (chosen(sizes, key=lambda size: size[1] / size[0]) for chosen in (min, max))
+    by_shape = sorted(sizes, key=lambda size: size[1] / size[0])
+    narrowest, widest = by_shape[0], by_shape[-1]
     if widest[1] * narrowest[0] > _STRETCHED * narrowest[1] * widest[0]:
         log.warning(
             "images of different shapes, %s and %s pixels (height x width), are all stretched to one: a bundle for "

@@ -32,7 +32,7 @@ def chosen(found: Results, names: Sequence[str], top: int, *, alarms: bool = Fal
     Raises ConfigError for an image that was not scored, and for an end that several have.
     """
     if not names:
-        question = queries.top(count=max(MAX_COMPARED, top), columns=_COLUMNS, alarms=alarms)
+        question = queries.top(count=None if alarms else max(MAX_COMPARED, top), columns=_COLUMNS, alarms=alarms)
         with views.readable():
             rows = found.of_latest_bundle().sql(*question).to_arrow_table()
         of_all = queries.with_duplicates_counted(rows, top, all_shown=alarms)

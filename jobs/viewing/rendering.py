@@ -119,7 +119,7 @@ def mask_layer(mask_uri: str) -> bytes:
 def original_or_warn(row: Mapping[str, Any], locations: Locations, full_scale: float | None) -> Image.Image | None:
     """`original` to draw evidence over; None, and a word in the log, when there is none."""
     try:
-        return original(row, locations, full_scale, _DRAWN)
+        return to_draw_on(encoded(row, locations), full_scale)
     except ImageError as error:
         log.warning("no picture of %s: %s", formatting.printable(row["image_uri"]), error)
         return None

@@ -99,9 +99,8 @@ def test_the_same_picture_under_two_names_is_left_out_with_both() -> None:
     maps, _ = left_out(network, images, images[:0], [])
     expected = fitted_without(network, np.delete(images, [4, 11], 0), images[4])
     np.testing.assert_allclose(maps[4], expected, rtol=5e-3, atol=5e-3 * expected.max())
-    np.testing.assert_allclose(
-        maps[4], maps[11], rtol=1e-5
-    )  # on some processors a place in the batch shows in the last bit
+    # On some processors a place in the batch shows in the last bit.
+    np.testing.assert_allclose(maps[4], maps[11], rtol=1e-5)
 
 
 def test_images_of_two_variants_are_left_out_of_the_statistics_of_their_own() -> None:
