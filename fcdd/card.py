@@ -5,6 +5,7 @@ pixels -> pinned memory -> the card, on a stream that no other thread has -> map
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,12 @@ class Card:
         np.copyto(here.numpy(), array)
         return here.to(self.device, non_blocking=True)
 
-    def fetch(self, tensors: Sequence[Tensor]) -> npt.NDArray[np.float32]:
+    def drain(self) -> None:
+        """Wait until the card has done everything that anybody asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def fetch(self, tensors: Sequence[Tensor]) -> npt.NDArray[Any]:
         """All of them, one after the other, as one array; waits until they are computed, without keeping a CPU busy."""
         result = torch.cat(list(tensors))
         if self.device.type == "cuda":
@@ -48,5 +54,5 @@ class Card:
             done.record()
             done.synchronize()
             result = here
-        array: npt.NDArray[np.float32] = result.numpy()
+        array: npt.NDArray[Any] = result.numpy()
         return array

@@ -35,7 +35,7 @@ from fcdd.errors import ImageError, Reason
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 HASH_BYTES = 32
-_HASH_ROWS = 16
+HASH_CELLS = (16, 17)  # rows and columns
 _LEVELS = np.arange(256.0)
 # Larger images are never asked for: `--max-megapixels` goes so far.
 MAX_PIXELS = 500_000_000
@@ -43,7 +43,7 @@ _FAINT = 1 / 8
 # Converted at once: the conversions of a whole line-scan image would take several times its memory.
 _BAND_PIXELS = 2**24
 _METADATA_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, OSError, EOFError, struct.error)
-_ORIENTATION = 0x0112  # EXIF tag; the values and what turns the pixels upright:
+_ORIENTATION, UPRIGHT = 0x0112, 1  # EXIF tag; its values and what turns the pixels upright:
 _TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -278,7 +278,8 @@ def _area(box: tuple[int, int, int, int]) -> int:
 
 def difference_hash(grey: Image.Image) -> bytes:
     """256 bits: whether each of 16x16 coarse cells is brighter than its left neighbour (dHash)."""
-    cells = np.asarray(grey.resize((_HASH_ROWS + 1, _HASH_ROWS), Image.Resampling.BOX))
+    rows, columns = HASH_CELLS
+    cells = np.asarray(grey.resize((columns, rows), Image.Resampling.BOX))
     return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()
 
 
@@ -345,8 +346,7 @@ def _load(
     upright, turn = opened.eight_bit(mode, grey_stays=grey_stays), _TURNS.get(opened.orientation)
     if turn is None:
         return _Loaded(upright, opened.full_size, opened.frames, opened.format, opened.peak)
-    quarter = turn not in (Transpose.FLIP_LEFT_RIGHT, Transpose.FLIP_TOP_BOTTOM, Transpose.ROTATE_180)
-    size = opened.full_size[::-1] if quarter else opened.full_size
+    size = opened.full_size[::-1] if is_quarter_turn(opened.orientation) else opened.full_size
     return _Loaded(upright.transpose(turn), size, opened.frames, opened.format, opened.peak)
 
 
@@ -418,19 +418,32 @@ def _correct_transparency(image: Image.Image, data: bytes) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) when the metadata cannot be read: the pixels still can.
-
-    Pillow's `getexif` would take one of XMP as well.
-    """
-    try:
-        found = image.info.get("exif")
-        if found is None and (text := image.info.get("Raw profile type exif")):  # of ImageMagick, in a PNG
+    """The EXIF orientation. Pillow's `getexif` would take one of XMP as well."""
+    found = image.info.get("exif")
+    if found is None and (text := image.info.get("Raw profile type exif")):  # of ImageMagick, in a PNG
+        try:
             found = bytes.fromhex("".join(text.split("\n")[3:]))
+        except _METADATA_ERRORS:
+            return UPRIGHT
+    return exif_orientation(found or b"")
+
+
+def exif_orientation(metadata: bytes) -> int:
+    """The orientation, 1 (upright) to 8, that EXIF metadata say; 1 when they cannot be read: the pixels still can."""
+    try:
         exif = Image.Exif()
-        exif.load(found or b"")
-        return int(exif.get(_ORIENTATION, 1))
+        exif.load(metadata)
+        return int(exif.get(_ORIENTATION, UPRIGHT))
     except _METADATA_ERRORS:
-        return 1
+        return UPRIGHT
+
+
+def is_quarter_turn(orientation: int) -> bool:
+    """Whether an EXIF orientation exchanges width and height."""
+    return _TURNS.get(orientation) in (
+        *(Transpose.TRANSPOSE, Transpose.ROTATE_270),
+        *(Transpose.TRANSVERSE, Transpose.ROTATE_90),
+    )
 
 
 def to_eight_bit(

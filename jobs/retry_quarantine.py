@@ -20,6 +20,7 @@ _ITS_OWN = {
     "rescore",
     "workers",
     "gpu",
+    "decode",
     "cluster_wait_s",
     "max_quarantine",
     "max_quarantine_share",

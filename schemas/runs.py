@@ -115,6 +115,15 @@ class Drift(_Record):
         return "the images are not those that the bundle was calibrated for"
 
 
+class DecodedOnGpu(_Record):
+    """JPEGs that GPUs decoded, of the attempt that committed the run; some were decoded and scored by CPUs as well."""
+
+    images: _Count
+    checked: _Count
+    largest_difference: float = Field(description="of their scores, as a share of the threshold")
+    refused: str | None = Field(description="why the run went on with CPUs, None if it did not")
+
+
 class RunRecord(_Record):
     """A committed run. num_listed = num_scored + num_quarantined, proved before this was written."""
 
@@ -145,6 +154,9 @@ class RunRecord(_Record):
     map_threshold: float
     full_scale: float | None = Field(
         None, exclude_if=lambda value: value is None, description="what was white in images of 16 bits"
+    )
+    gpu_decoding: DecodedOnGpu | None = Field(
+        None, exclude_if=lambda value: value is None, description="None: CPUs decoded all"
     )
     alpha: float = Field(description="promised false-alarm rate of the alarms")
     num_calibration: _Count

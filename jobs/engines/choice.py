@@ -38,9 +38,10 @@ def choose(wishes: Wishes, images: int | None, cluster: ExitStack) -> Engine:
     cpus = usable_cpus()
     if is_for_this_process(wishes, images, cpus):
         gpu, loaders = wishes.gpu is not False, min(cpus, MOST_THREADS)
-        threads = min(loaders, GPU_THREADS) if gpu and has_gpu() else loaders
+        on_gpu = gpu and has_gpu()
+        threads = min(loaders, GPU_THREADS) if on_gpu else loaders
         log.info("scoring in this process with %d thread%s", threads, "" if threads == 1 else "s")
-        return InProcess(loaders, threads, gpu=gpu)
+        return InProcess(loaders, threads, gpu=gpu, on_gpu=on_gpu)
     # Late: Ray's import costs seconds that a wrong option should not wait for.
     from jobs.engines.over_ray import OverRay
     from jobs.on_ray.machines import Request

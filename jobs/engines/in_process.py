@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 class InProcess:
     """An engine of so many threads that load and score; the network is loaded with the first shard, and kept."""
 
-    def __init__(self, loaders: int, scorers: int, *, gpu: bool) -> None:
-        """`gpu`: the network may run on one."""
-        self.decoders, self.workers, self._gpu = loaders, scorers, gpu
+    def __init__(self, loaders: int, scorers: int, *, gpu: bool, on_gpu: bool = False) -> None:
+        """`gpu`: the network may run on one; `on_gpu`: it is known that there is one."""
+        self.decoders, self.workers, self._gpu, self.on_gpu = loaders, scorers, gpu, on_gpu
         self._score: Future[Score] | None = None
 
     def receipts(self, work: Work, shards: list[Shard]) -> Iterator[Receipt]:
@@ -71,7 +71,8 @@ class InProcess:
                     yield result.result()
 
     def _new_score(self, work: Work) -> Score:
-        score = stages.Score(work.spec, work.weights, work.runtime, work.alpha, threads=self.workers, gpu=self._gpu)
+        given = (work.spec, work.weights, work.runtime, work.alpha)
+        score = stages.Score(*given, threads=self.workers, gpu=self._gpu, gpu_decoding=work.gpu_decoding)
         on_cpu_by_torch = work.runtime.backend == "torch" and not score.scorer.is_on_gpu
         if on_cpu_by_torch and not importlib.util.find_spec("openvino"):
             log.info(

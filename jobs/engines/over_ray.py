@@ -30,7 +30,7 @@ class OverRay:
         """Raises ConfigError for more workers than fit."""
         session.join(cluster, int(cutting.SHARD_PIXEL_BYTES / machines.DECODE_CPUS))
         self._where = machines.wait_for_scoring(request)
-        self.workers, self.decoders = self._where.workers, self._where.decoders
+        self.workers, self.decoders, self.on_gpu = self._where.workers, self._where.decoders, bool(self._where.write)
 
     def receipts(self, work: Work, shards: list[Shard]) -> Iterator[Receipt]:
         """As they come."""
@@ -44,7 +44,7 @@ class OverRay:
             .map_batches(
                 stages.Score,
                 fn_constructor_args=(spec, work.weights, work.runtime, work.alpha, then, starts),
-                fn_constructor_kwargs={"beside_gpu": bool(where.write)},
+                fn_constructor_kwargs={"beside_gpu": self.on_gpu, "gpu_decoding": work.gpu_decoding},
                 # Ray wants a number where there are GPUs: then shards are joined up to it, or cut.
                 batch_size=cutting.largest_shard(spec.input_size, spec.channels) if where.write else None,
                 batch_format="pyarrow",

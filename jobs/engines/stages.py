@@ -10,7 +10,7 @@ import functools
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -25,20 +25,30 @@ from fcdd.calibration import Decider
 from fcdd.errors import FCDDError
 from fcdd.images import DecodedImage, Limits, View
 from fcdd.io import storage
-from fcdd.io.isolation import IsolatedDecoder
+from fcdd.jpeg_files import JpegFile
 from fcdd.runtime import Runtime
-from fcdd.spares import Spares
 from jobs.catalog import manifest_parts, staging
 from jobs.catalog.shards import Shard
+from jobs.engines.decoders import decoders
+from jobs.engines.gpu_decoding import BY_GPU, DIFFERENCE, Decode, GpuDecoding, WatchedDecoder, told
+from jobs.engines.rows import (
+    DECODED,
+    ENCODED,
+    PIXELS,
+    encoded_column,
+    image_columns,
+    pixels_of,
+    source_columns,
+    spread,
+)
 from jobs.sources import fetching
 from jobs.sources.locations import Locations
 from jobs.timing.busy_clock import BusyClock
-from schemas import IDENTITY, MANIFEST, Layout
+from schemas import Layout
 
 # Preempted machines are not a reason to stop; a process that cannot live is.
 MAX_DEATHS, MAX_DEATHS_PER_WORKER = 5, 2
 
-PIXELS = "pixels"
 # Seconds of work per row, by stage: summed up they say where the time goes. Those of a GPU are the time that passes,
 # and what of it nobody asks for scores: then the GPU waits for pixels.
 SECONDS = ("fetch_seconds", "decode_seconds", "score_seconds", "gpu_seconds", "gpu_wait_seconds")
@@ -48,6 +58,9 @@ RECEIPT = pa.schema(
         *((name, pa.int64()) for name in ("rows", "failed", "transient", "alarms", "bytes")),
         ("reasons", pa.list_(pa.string())),
         *((name, pa.float64()) for name in (*SECONDS, "write_seconds")),
+        ("by_gpu", pa.int64()),
+        ("checked", pa.int64()),
+        ("difference", pa.float64()),
     ]
 )
 
@@ -68,6 +81,11 @@ class Receipt(TypedDict):
     gpu_seconds: float
     gpu_wait_seconds: float
     write_seconds: float
+    # Of images that a GPU decoded: how many, how many of them a CPU checked, and the largest difference of their scores
+    # as a share of the threshold.
+    by_gpu: int
+    checked: int
+    difference: float
 
 
 def seconds_of(receipt: Receipt) -> dict[str, float]:
@@ -82,18 +100,12 @@ def seconds_of(receipt: Receipt) -> dict[str, float]:
     }
 
 
-# Column -> attribute of a decoded image.
-_DECODED_COLUMNS = {
-    **{name: name for name in ("width", "height", "brightness", "contrast", "sharpness")},
-    "num_frames": "frames",
-    "image_format": "format",
-    "image_hash": "hash",
-}
-
-
 @dataclass(frozen=True, slots=True)
 class FetchDecode:
-    """Shards -> their manifest rows with uint8 pixels of the network's size, or with a stage and a reason."""
+    """Shards -> their manifest rows with uint8 pixels of the network's size, or with a stage and a reason.
+
+    With `gpu` ordinary JPEGs stay as they are for the GPU's decoder, until one is found that it is not to be trusted.
+    """
 
     results: str
     run_id: str
@@ -104,6 +116,7 @@ class FetchDecode:
     group_pattern: str | None
     attempt: str
     allowed: Locations | None = None
+    gpu: GpuDecoding | None = None
 
     def __call__(self, shards: pa.Table) -> Iterator[pa.Table]:
         """One table per shard."""
@@ -113,21 +126,17 @@ class FetchDecode:
 
     def load(self, rows: pa.Table, shard: Shard) -> pa.Table:
         """Manifest rows of a shard, loaded."""
-        with _decoders(self.view, self.limits, self.timeout_s).one() as decoder:
-            loaded = fetching.load_isolated(manifest_parts.rows_of(rows), decoder, self.limits, self.allowed)
-        columns = _source_columns(rows["row_id"], loaded.infos)
+        leave = self.gpu.chosen if self.gpu and not self.gpu.refused() else None
+        with decoders(self.view, self.limits, self.timeout_s).one() as decoder:
+            loaded = fetching.load_isolated(manifest_parts.rows_of(rows), decoder, self.limits, self.allowed, leave)
+        columns = source_columns(rows["row_id"], loaded.infos) | image_columns(loaded.results)
         columns["position"] = pa.array(range(shard["start"], shard["stop"]), pa.int64())
-        columns |= _failure_columns(loaded.results)
-        good = [image for image in loaded.results if isinstance(image, DecodedImage)]
-        readable = np.array([isinstance(image, DecodedImage) for image in loaded.results], np.bool_)
-        columns[PIXELS] = _binary(np.stack([i.pixels for i in good]) if good else np.empty((0, 1), np.uint8), readable)
         pattern = grouping.compile_pattern(self.group_pattern)
         columns["image_group"] = pa.array([grouping.group_of(info.uri, self.roots, pattern) for info in loaded.infos])
-        for name, attribute in _DECODED_COLUMNS.items():
-            values = [getattr(image, attribute) for image in good]
-            columns[name] = _spread(pa.array(values, staging.ROW.field(name).type), readable)
         for name, seconds in zip(SECONDS, (loaded.fetch_seconds, loaded.decode_seconds), strict=False):
             columns[name] = pa.array(np.full(len(rows), seconds / len(rows), np.float32))
+        if self.gpu:
+            columns[ENCODED] = encoded_column(loaded.results)
         return pa.table(columns)
 
 
@@ -138,12 +147,6 @@ def _manifest_part(results: str, run_id: str, attempt: str, index: int) -> pa.Ta
     A run that begins again has another manifest under the same name.
     """
     return manifest_parts.read(Layout(results), run_id, index)
-
-
-@functools.lru_cache(maxsize=1)
-def _decoders(view: View, limits: Limits, timeout_s: float) -> Spares[IsolatedDecoder]:
-    """One for each thread at work; they end when this process does, since their input ends."""
-    return Spares(functools.partial(IsolatedDecoder, view, limits=limits, timeout_s=timeout_s))
 
 
 class Score:
@@ -166,22 +169,45 @@ class Score:
         threads: int = 1,
         gpu: bool = True,
         beside_gpu: bool = False,
+        gpu_decoding: GpuDecoding | None = None,
     ) -> None:
         """The driver verified the bundle and passes it on, so all rows of a run carry one digest."""
-        if starts:
-            starts.add()
+        died = starts.add() if starts else 0
         self.spec, self.scorer = spec, scorer.load(spec, weights, runtime, threads=threads, gpu=gpu)
         self.decide = Decider(spec.calibration, alpha)
         self.then = then
         self._clock = BusyClock()
         self._waiting = _Waiting(self._clock) if beside_gpu or self.scorer.is_on_gpu else None
+        if gpu_decoding and died:
+            gpu_decoding.refuse(f"{died} scoring process{'es' * (died > 1)} died, perhaps of it")
+        self._watched = gpu_decoding and WatchedDecoder(
+            gpu_decoding, self.decide.threshold, lambda: self._batch_decoder(gpu_decoding.device), self._scored
+        )
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Scores the readable rows; a score that is not finite becomes a reason."""
+        scored = self._watched(rows) if self._watched else told(self._scored(rows))
+        return self.then(scored) if self.then else scored
+
+    def _batch_decoder(self, device: str) -> Decode:
+        """Of a GPU, whose work it counts as."""
+        import torch
+
+        from fcdd.batch_decoding import BatchDecoder
+
+        decoder = BatchDecoder(self.spec.view, torch.device(device))
+
+        def decode(files: Sequence[JpegFile]) -> list[DecodedImage | None]:
+            with self._clock.busy():
+                return decoder(files)
+
+        return decode
+
+    def _scored(self, rows: pa.Table) -> pa.Table:
         started = time.perf_counter()
         spec = self.spec
         readable = pc.is_valid(rows[PIXELS]).to_numpy(zero_copy_only=False)
-        pixels = _pixels(rows[PIXELS], (int(readable.sum()), *spec.input_size, spec.channels))
+        pixels = pixels_of(rows[PIXELS], (int(readable.sum()), *spec.input_size, spec.channels))
         with self._clock.busy():
             scored = self.scorer(pixels)
         finite = np.isfinite(scored.maps).all((1, 2))
@@ -205,14 +231,14 @@ class Score:
         }
         columns = {name: rows[name] for name in rows.column_names if name != PIXELS}
         for name, array in values.items():
-            columns[name] = _spread(pa.array(array, staging.ROW.field(name).type), has_score)
+            columns[name] = spread(pa.array(array, staging.ROW.field(name).type), has_score)
         if not finite.all():
             bad = readable & ~has_score
             for name, value in (("stage", "score"), ("reason", "non_finite_score"), ("attempts", 1)):
                 columns[name] = pc.if_else(pa.array(bad), pa.scalar(value, columns[name].type), columns[name])
             detail = pa.scalar("the anomaly map holds values that are not finite")
             columns["detail"] = pc.if_else(pa.array(bad), detail, columns["detail"])
-            for name in _DECODED_COLUMNS:
+            for name in DECODED:
                 columns[name] = pc.if_else(pa.array(bad), pa.scalar(None, columns[name].type), columns[name])
         columns["score_seconds"] = pa.array(
             np.full(len(rows), (time.perf_counter() - started) / max(1, len(rows))), pa.float32()
@@ -220,8 +246,7 @@ class Score:
         of_gpu = self._waiting.since_last(started) if self._waiting else (0.0, 0.0)
         for name, seconds in zip(SECONDS[-2:], of_gpu, strict=True):
             columns[name] = pa.array(np.full(len(rows), seconds / max(1, len(rows))), pa.float32())
-        scored_rows = pa.table({name: columns[name] for name in (*staging.ROW.names, *SECONDS)})
-        return self.then(scored_rows) if self.then else scored_rows
+        return pa.table({name: columns[name] for name in (*staging.ROW.names, *SECONDS)})
 
     def _regions(self, maps: npt.NDArray[np.float32], rows: pa.Table) -> list[list[dict[str, Any]]]:
         """Hot regions of each map; most maps have none, which their maximum says."""
@@ -271,8 +296,8 @@ class StartLog:
     attempt: str
     workers: int
 
-    def add(self) -> None:
-        """Raises FCDDError when processes died too often to go on."""
+    def add(self) -> int:
+        """How many processes died before this one. Raises FCDDError when they died too often to go on."""
         folder = Layout(self.results).starts(self.run_id, self.attempt)
         storage.write(storage.join(folder, uuid.uuid4().hex), b"")
         starts = sum(len(page) for page in storage.pages(folder))
@@ -281,6 +306,7 @@ class StartLog:
                 f"scoring processes died {starts - self.workers} times, of too little memory or in native code; what "
                 "was scored is kept. Use fewer --workers or a smaller --max-image-mb, and run the same command again"
             )
+        return max(0, starts - self.workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,48 +330,8 @@ class StageParts:
             "bytes": int(pc.sum(pc.max_element_wise(rows["image_bytes"], 0)).as_py() or 0),
             **{name: float(pc.sum(rows[name]).as_py() or 0) for name in SECONDS},
             "write_seconds": time.perf_counter() - started,
+            "by_gpu": int(pc.sum(rows[BY_GPU]).as_py() or 0),
+            "checked": len(rows) - rows[DIFFERENCE].null_count,
+            "difference": float(pc.max(rows[DIFFERENCE]).as_py() or 0),
         }
         return pa.Table.from_pylist([receipt], RECEIPT)
-
-
-def _source_columns(row_ids: pa.ChunkedArray, infos: list[Any]) -> dict[str, Any]:
-    values = zip(*infos, strict=True)
-    return {"row_id": row_ids} | {
-        name: pa.array(column, MANIFEST.field(name).type) for name, column in zip(IDENTITY, values, strict=True)
-    }
-
-
-def _failure_columns(results: list[DecodedImage | fetching.Failure]) -> dict[str, Any]:
-    failures = [result if isinstance(result, fetching.Failure) else None for result in results]
-    return {
-        "stage": pa.array([f and f.stage for f in failures], pa.string()),
-        "reason": pa.array([f and f.error.reason for f in failures], pa.string()),
-        "detail": pa.array([f and f.error.detail for f in failures], pa.string()),
-        "attempts": pa.array([f and 1 for f in failures], pa.int32()),
-    }
-
-
-def _spread(values: pa.Array, where: npt.NDArray[np.bool_]) -> pa.Array:
-    """`values`, in order, at the rows `where` is true; null elsewhere."""
-    if where.all():
-        return values
-    indices = pa.array(np.cumsum(where) - 1, mask=~where)
-    return values.take(indices)
-
-
-def _binary(values: npt.NDArray[np.uint8], where: npt.NDArray[np.bool_]) -> pa.Array:
-    """Each (N, ...) entry of `values` as bytes, at the rows `where` is true, null elsewhere; nothing is copied."""
-    size = int(np.prod(values.shape[1:]))
-    offsets = np.concatenate(([0], np.cumsum(where))).astype(np.int64) * size
-    validity = pa.py_buffer(np.packbits(where, bitorder="little").tobytes())
-    buffers = [validity, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))]
-    return pa.Array.from_buffers(pa.large_binary(), len(where), buffers)
-
-
-def _pixels(column: pa.ChunkedArray, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """The bytes of all entries that are not null, as one array; they lie one after the other."""
-    if not shape[0]:
-        return np.empty(shape, np.uint8)
-    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies even a single one
-    first = np.frombuffer(array.buffers()[1], np.int64)[array.offset]
-    return np.frombuffer(array.buffers()[2], np.uint8, count=int(np.prod(shape)), offset=int(first)).reshape(shape)

@@ -9,6 +9,7 @@ from fcdd.images import Limits
 from fcdd.runtime import Runtime
 from jobs.catalog.shards import Shard
 from jobs.engines import stages
+from jobs.engines.gpu_decoding import GpuDecoding
 from jobs.engines.stages import FetchDecode, Receipt, StageParts
 from jobs.sources.locations import Locations
 
@@ -32,12 +33,24 @@ class Work:
     timeout_s: float
     roots: tuple[str, ...]
     allowed: Locations | None
+    # What GPUs decode; None: nothing.
+    gpu_decoding: GpuDecoding | None = None
 
     def fetch_decode(self) -> FetchDecode:
         """The first stage."""
         spec, pattern = self.spec, self.spec.calibration.group_pattern
-        limits, where = (self.limits, self.timeout_s), (self.results, self.run_id)
-        return stages.FetchDecode(*where, spec.view, *limits, self.roots, pattern, self.attempt, self.allowed)
+        return stages.FetchDecode(
+            self.results,
+            self.run_id,
+            spec.view,
+            self.limits,
+            self.timeout_s,
+            self.roots,
+            pattern,
+            self.attempt,
+            self.allowed,
+            self.gpu_decoding,
+        )
 
     def stage_parts(self) -> StageParts:
         """The last stage."""
@@ -49,6 +62,8 @@ class Engine(Protocol):
 
     workers: int
     decoders: int
+    # Whether the network is on GPUs.
+    on_gpu: bool
 
     def receipts(self, work: Work, shards: list[Shard]) -> Iterator[Receipt]:
         """A receipt for each shard as it is staged; shards that were lost have none."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any
+from typing import Any, Literal
 
 from fcdd.images import Limits
 from fcdd.runtime import Runtime
@@ -46,6 +46,8 @@ class ScoreOptions:
     workers: int | None
     # None: a GPU for each where the cluster has any.
     gpu: bool | None
+    # Who decodes JPEGs; "auto": GPUs where the network is on them.
+    decode: Literal["auto", "cpu", "gpu"]
     cluster_wait_s: float
     # What the commit record says of the options of the command, by their names.
     recorded: Mapping[str, Any]

@@ -30,6 +30,9 @@ class Progress:
         self.done = self.failed = self.total = self.final_failures = 0
         self.listed = False
         self.seconds: Counter[str] = Counter()
+        # Images that GPUs decoded, those that were checked, and the largest difference.
+        self.by_gpu = self.checked = 0
+        self.largest_difference = 0.0
         self.workers = 1
         self._receipts = self._scored_here = 0
         self._last = self._started = time.perf_counter()
@@ -71,6 +74,9 @@ class Progress:
         self.failed += receipt["failed"]
         self.final_failures += receipt["failed"] - receipt["transient"]
         self.seconds.update(seconds_of(receipt))
+        self.by_gpu += receipt["by_gpu"]
+        self.checked += receipt["checked"]
+        self.largest_difference = max(self.largest_difference, receipt["difference"])
         if self._live:
             self._live.update(Text(self.line()), refresh=True)
         elif now >= self._next_log:

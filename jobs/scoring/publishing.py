@@ -30,7 +30,7 @@ from jobs.scoring import decisions
 from jobs.scoring.decisions import Map
 from jobs.shell.errors import TooManyBadImages
 from schemas import DELETED, Layout, Part, RunRecord, conform
-from schemas.runs import Intent, ManifestPart, Plan
+from schemas.runs import DecodedOnGpu, Intent, ManifestPart, Plan
 
 # Manifest rows of one published part, fewer where maps are large: of 28x28 cells about 110 MB.
 PART_ROWS, PART_MAP_BYTES = 200_000, 256 * 1024**2
@@ -87,6 +87,7 @@ class Facts:
     versions: Mapping[str, str]
     # Of the bundle, for those who look at the images.
     full_scale: float | None = None
+    gpu_decoding: DecodedOnGpu | None = None
 
 
 @dataclass(slots=True)
@@ -183,6 +184,7 @@ def _record(
         settings=dict(facts.settings),
         versions=dict(facts.versions),
         full_scale=facts.full_scale,
+        gpu_decoding=facts.gpu_decoding,
         **decided,
     )
     if record.num_scored + record.num_quarantined != record.num_listed:

@@ -34,7 +34,7 @@ class ScoreSettings(JobSettings):
         ),
         "nights": ("catch_up", "report", "verdict_codes", "max_alarm_share", "max_alarms", "webhook", "command"),
         "decisions": ("alpha", "fdr"),
-        "machines": ("workers", "gpu", "cluster_wait_s", "backend", "precision", "compile"),
+        "machines": ("workers", "gpu", "cluster_wait_s", "backend", "precision", "compile", "decode"),
         "what an image may cost": ("max_image_mb", "max_megapixels", "max_frames", "image_timeout_s"),
         "unreadable images": ("max_quarantine_share", "max_quarantine"),
     }
@@ -99,6 +99,11 @@ class ScoreSettings(JobSettings):
     )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
     compile: bool = Field(False, description="torch.compile: slow to start, faster on a GPU")
+    decode: Literal["auto", "cpu", "gpu"] = Field(
+        "cpu",
+        description="who decodes JPEGs: cpu; gpu (NVIDIA's decoder, compared with that of CPUs in every shard, which "
+        "takes over where scores differ); auto: GPUs where the network is on them",
+    )
     max_image_mb: float = Field(256, gt=0, description="larger files are quarantined without being fetched")
     max_megapixels: float = Field(89.5, gt=0, le=500, description="larger images are quarantined without being decoded")
     max_frames: int = Field(
@@ -132,6 +137,7 @@ class ScoreSettings(JobSettings):
             rescore=self.rescore,
             workers=self.workers,
             gpu=self.gpu,
+            decode=self.decode,
             cluster_wait_s=self.cluster_wait_s,
             recorded=self.model_dump(mode="json", exclude={"config", "dry_run"}),
         )

@@ -35,6 +35,11 @@ def print_summary(record: RunRecord) -> None:
         ("quarantined", f"{record.num_quarantined}" + (f"  ({reasons})" if reasons else "")),
         ("rate", f"{record.images_per_second:.1f} images/s"),
     ]
+    if decoding := record.gpu_decoding:
+        checked = f"{decoding.checked} of them compared with a CPU's, scores at most "
+        checked += f"{decoding.largest_difference:.2g} of the threshold apart"
+        rows.append(("decoded by GPU", f"{decoding.images}  ({checked})"))
+        rows += [("", f"then by CPUs: {formatting.printable(decoding.refused)}")] if decoding.refused else []
     others = {rule: count for rule, count in sorted(record.skipped.items()) if rule != listing.SCORED_BEFORE}
     if others:
         rows.append(("not images", ", ".join(f"{rule} {count}" for rule, count in others.items())))

@@ -21,6 +21,8 @@ from jobs.catalog.leases import Lease
 from jobs.catalog.staging import Coverage
 from jobs.engines import choice
 from jobs.engines.choice import Wishes
+from jobs.engines.gpu_decoding import GpuDecoding
+from jobs.engines.stages import Receipt
 from jobs.engines.work import Engine, Work
 from jobs.scoring import publishing
 from jobs.scoring.manifests import Listing
@@ -31,7 +33,7 @@ from jobs.shell.versions import versions
 from jobs.sources.locations import Locations
 from schemas import Layout, RunRecord
 from schemas.layout import is_name
-from schemas.runs import Intent
+from schemas.runs import DecodedOnGpu, Intent
 
 VERSIONED = ("torch", "ray", "pyarrow", "pillow", "numpy", "obstore")
 # Everything is driven once; what got lost, or failed for a reason of the store, at most twice more.
@@ -121,6 +123,7 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
             settings=_resolved(job.options, intent),
             versions=versions(*VERSIONED),
             full_scale=job.spec.full_scale,
+            gpu_decoding=_gpu_decoding(job, intent, progress),
         )
         return publishing.commit(
             job.layout,
@@ -131,6 +134,33 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
             night=Night(job.layout, intent, lease),
             facts=facts,
         )
+
+
+def _gpu_decoding(job: Job, intent: Intent, progress: Progress) -> DecodedOnGpu | None:
+    """What the record says of images that GPUs decoded, or were not let to."""
+    why = _gpu_decoder(job, intent).refused() if job.options.decode != "cpu" else None
+    if not progress.by_gpu and why is None:
+        return None
+    return DecodedOnGpu(
+        images=progress.by_gpu,
+        checked=progress.checked,
+        largest_difference=progress.largest_difference,
+        refused=why,
+    )
+
+
+def _still_by_gpu(work: Work, receipt: Receipt) -> bool:
+    """Whether GPUs go on decoding; if not, the log says why."""
+    if not work.gpu_decoding or receipt["by_gpu"] or (why := work.gpu_decoding.refused()) is None:
+        return True
+    log.warning("from here on CPUs decode the images of this run: %s", why)
+    return False
+
+
+def _gpu_decoder(job: Job, intent: Intent) -> GpuDecoding:
+    options = job.options
+    given = (job.spec.view, options.limits, options.image_timeout_s)
+    return GpuDecoding(job.layout.results, intent.run_id, *given)
 
 
 class Superseded(FCDDError):
@@ -182,7 +212,7 @@ def stage_all(
         return None  # nothing new; and what is wrong with the images is found before anything is started
     engine = _engine(job.options, listing, cluster)
     progress.workers = engine.workers
-    known, passes, may_stop_early = -1, 0, True
+    known, passes, may_stop_early, by_gpu = -1, 0, True, True
     while True:
         parts, listed = listing.wait(known, patience_s=1.0)
         known, rows = len(parts), sum(part.rows for part in parts)
@@ -197,8 +227,10 @@ def stage_all(
             return engine
         progress.set_totals(done=done.count(), failed=done.most_failed(), total=rows, listed=listed)
         to_do = shards.cut(parts, done, job.spec.input_size, job.spec.channels, engine.decoders)
-        for receipt in engine.receipts(_work(job, intent), to_do) if to_do else ():
+        work = _work(job, intent, engine)
+        for receipt in engine.receipts(work, to_do) if to_do else ():
             progress.add(receipt)
+            by_gpu = by_gpu and _still_by_gpu(work, receipt)
             lease.check_flag()
             if limit is not None and may_stop_early and progress.final_failures > limit:
                 break
@@ -208,7 +240,10 @@ def _engine(options: ScoreOptions, listing: Listing, cluster: ExitStack) -> Engi
     """By the number of images, where they are soon known."""
     parts, listed = listing.wait(0, patience_s=0.2)
     images = sum(part.rows for part in parts) if listed else None
-    return choice.choose(Wishes(options.workers, options.gpu, options.cluster_wait_s), images, cluster)
+    engine = choice.choose(Wishes(options.workers, options.gpu, options.cluster_wait_s), images, cluster)
+    if options.decode == "gpu" and not engine.on_gpu:
+        raise ConfigError("--decode gpu: no GPU scores here; leave it out, or say --decode auto")
+    return engine
 
 
 def _runtime(options: ScoreOptions, intent: Intent) -> Runtime:
@@ -222,9 +257,10 @@ def _runtime(options: ScoreOptions, intent: Intent) -> Runtime:
     return begun.model_copy(update={"backend": options.runtime.backend})
 
 
-def _work(job: Job, intent: Intent) -> Work:
+def _work(job: Job, intent: Intent, engine: Engine) -> Work:
     """One attempt at what is to do."""
     options = job.options
+    on_gpu = options.decode != "cpu" and engine.on_gpu
     return Work(
         results=job.layout.results,
         run_id=intent.run_id,
@@ -238,4 +274,5 @@ def _work(job: Job, intent: Intent) -> Work:
         timeout_s=options.image_timeout_s,
         roots=intent.roots,
         allowed=job.allowed,
+        gpu_decoding=_gpu_decoder(job, intent) if on_gpu else None,
     )

@@ -3,7 +3,7 @@
 import functools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from fcdd.images import DecodedImage, Limits, View
 from fcdd.io import isolation, storage
 from fcdd.io.isolation import IsolatedDecoder
 from fcdd.io.storage import ObjectInfo
+from fcdd.jpeg_files import JpegFile
 from jobs.shell.look_ahead import ahead
 from jobs.sources import listing
 from jobs.sources.locations import Locations
@@ -73,18 +74,22 @@ class Loaded:
     """Objects and their images or failures, in the order given; seconds waited for the store and decoder."""
 
     infos: list[ObjectInfo]
-    results: list[DecodedImage | Failure]
+    results: list[DecodedImage | Failure | JpegFile]
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
 
 
 def load_isolated(
-    infos: Sequence[ObjectInfo], decoder: IsolatedDecoder, limits: Limits, allowed: Locations | None = None
+    infos: Sequence[ObjectInfo],
+    decoder: IsolatedDecoder,
+    limits: Limits,
+    allowed: Locations | None = None,
+    leave: Callable[[bytes], JpegFile | None] | None = None,
 ) -> Loaded:
     """Fetch and decode, many requests in flight, decoding apart from this process; never raises for a bad image.
 
-    What lies outside of `allowed` is not opened: manifests and tables are data. None: whatever was listed. Raises
-    StoreUnavailable when the store fails again and again, and never succeeds.
+    What lies outside of `allowed` is not opened: manifests and tables are data. None: whatever was listed. What `leave`
+    returns is not decoded. Raises StoreUnavailable when the store fails again and again, and never succeeds.
     """
     loaded = Loaded(list(infos), [Failure("fetch", ImageError("fetch_failed", "not tried"))] * len(infos))
     order: list[int] = []
@@ -101,6 +106,8 @@ def load_isolated(
                         f"the first {gone} images from {storage.spelled(infos[0].uri)} on cannot be read, for the last "
                         f"one: {fetched.error}; check the store and the credentials, then run the same command again"
                     )
+            elif leave and (file := leave(fetched)):
+                loaded.results[index] = file
             else:
                 order.append(index)
                 yield fetched

@@ -12,7 +12,7 @@ from fcdd.calibration import Calibration
 from fcdd.detector import Detector
 from fcdd.runtime import Runtime
 from jobs.catalog import staging
-from jobs.engines import stages
+from jobs.engines.rows import PIXELS, binary
 from jobs.engines.stages import SECONDS, Score
 from tests.detectors import make
 from tests.nominal import nominal
@@ -35,7 +35,7 @@ def decoded(detector: Detector, count: int, seed: int) -> pa.Table:
     columns["reason"] = pa.array([None if good else "corrupt" for good in readable])
     columns |= {name: pa.array(np.ones(count, np.float32)) for name in SECONDS[:2]}
     pixels = random.integers(0, 256, shape).astype(np.uint8)
-    return pa.table(columns | {stages.PIXELS: stages._binary(pixels, readable)})
+    return pa.table(columns | {PIXELS: binary(pixels, readable)})
 
 
 def rows(table: pa.Table) -> pa.Table:
@@ -56,7 +56,7 @@ def test_shards_that_were_joined_have_the_rows_of_each(detector: Detector) -> No
     score = Score(detector.spec, detector.weights, Runtime(), 0.05)
     small = [decoded(detector, 16, seed) for seed in range(3)]
     joined = pa.concat_tables(small)
-    assert joined[stages.PIXELS].num_chunks == 3
+    assert joined[PIXELS].num_chunks == 3
     found, expected = rows(score(joined)), pa.concat_tables([rows(score(each)) for each in small])
     assert found.select(["position", "reason", "is_anomalous"]) == expected.select(
         ["position", "reason", "is_anomalous"]

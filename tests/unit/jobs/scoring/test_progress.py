@@ -10,7 +10,9 @@ from jobs.scoring.progress import Progress
 
 
 def receipt(**seconds: float) -> Receipt:
-    counts = {"rows": 10, "failed": 1, "transient": 0, "alarms": 0, "bytes": 1, "reasons": ["corrupt"]}
+    counts = {"rows": 10, "failed": 1, "transient": 0, "alarms": 0, "bytes": 1, "reasons": ["corrupt"]} | dict.fromkeys(
+        ("by_gpu", "checked", "difference"), 0
+    )
     zero = dict.fromkeys(("fetch", "decode", "score", "gpu", "gpu_wait", "write"), 0.0)
     return Receipt(**counts, **{f"{stage}_seconds": value for stage, value in (zero | seconds).items()})  # type: ignore[typeddict-item]
 
