@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fcdd import batch_decoding, images
+from fcdd import batch_decoding
 from fcdd.calibration import Calibration
 from fcdd.detector import Detector
 from fcdd.images import DecodedImage, Limits
@@ -32,11 +32,13 @@ from tests.nominal import nominal
 from tests.places import encoded
 
 SHARD, PNG, CUT = 12, 3, 5
+# What a decoder may leave where a picture should be.
+SQUARES = np.kron(np.indices((4, 6)).sum(0) % 2, np.ones((8, 8)))[..., None].repeat(3, 2).astype(np.uint8) * 255
 
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    return make(calibration=Calibration.fit(nominal(np.linspace(0, 0.03, 200)), alpha=0.01))
+    return make(calibration=Calibration.fit(nominal(np.linspace(0, 0.02, 200)), alpha=0.01))
 
 
 class Folder:
@@ -78,7 +80,7 @@ EXACT = [name for name in staging.ROW.names if name not in ("heatmap", "regions"
 
 def assert_same(found: pa.Table, expected: pa.Table) -> None:
     """Which images are computed together decides the last bit of a score."""
-    assert found.select(EXACT) == expected.select(EXACT)
+    assert [name for name in EXACT if found[name].to_pylist() != expected[name].to_pylist()] == []
     scores = [table["anomaly_score"].drop_null().to_numpy() for table in (found, expected)]
     np.testing.assert_allclose(*scores, rtol=1e-5)
 
@@ -127,7 +129,7 @@ def test_a_decoder_that_corrupts_is_caught_and_costs_no_wrong_row(
             for index in range(6, len(found)):
                 image = found[index]
                 assert image
-                found[index] = replace(image, pixels=255 - image.pixels)
+                found[index] = replace(image, pixels=SQUARES)
 
     spoiled(monkeypatch, spoil)
     score, (first, *others) = folder.scorer(folder.gpu), folder.loaded(folder.gpu)
@@ -139,7 +141,7 @@ def test_a_decoder_that_corrupts_is_caught_and_costs_no_wrong_row(
         assert True not in found[BY_GPU].to_pylist()
     why = folder.gpu.refused()
     assert why
-    assert "23 has score" in why  # the last image of the second shard
+    assert "23 has other pixels" in why  # the last image of the second shard
     # No process of the run decodes by a GPU any more, and no file is left to one.
     assert True not in folder.scorer(folder.gpu)(first)[BY_GPU].to_pylist()
     assert not pa.concat_tables(folder.loaded(folder.gpu))[ENCODED].drop_null().to_pylist()
@@ -147,20 +149,32 @@ def test_a_decoder_that_corrupts_is_caught_and_costs_no_wrong_row(
 
 def test_an_alarm_that_differs_is_enough(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     [*_, last] = folder.by_cpu()[0]["anomaly_score"].to_pylist()
-    pixels = images.decode(jpeg(picture(SHARD - 1), orientation=4), folder.detector.spec.view).pixels
-    other = float(getattr(folder.scorer(None).scorer(255 - pixels[None]), folder.detector.spec.score)[0])
+    other = float(getattr(folder.scorer(None).scorer(SQUARES[None]), folder.detector.spec.score)[0])
     between = make(calibration=Calibration.fit(nominal(np.linspace(0, (last + other) / 2, 200)), alpha=0.01))
     assert min(last, other) < between.spec.calibration.threshold < max(last, other)
     monkeypatch.setattr(gpu_decoding, "TOLERANCE", 1e9)
+    monkeypatch.setattr(gpu_decoding, "PIXEL_TOLERANCE", 255.0)
     second = Folder(tmp_path / "second", between)
 
     def spoil(_: int, found: list[DecodedImage | None]) -> None:
         assert found[-1]
-        found[-1] = replace(found[-1], pixels=255 - found[-1].pixels)
+        found[-1] = replace(found[-1], pixels=SQUARES)
 
     spoiled(monkeypatch, spoil)
     assert_same(second.scorer(second.gpu)(second.loaded(second.gpu)[0]), second.by_cpu()[0])
     assert second.gpu.refused()
+
+
+def test_a_score_that_differs_is_enough(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_decoding, "PIXEL_TOLERANCE", 255.0)
+
+    def spoil(_: int, found: list[DecodedImage | None]) -> None:
+        assert found[-1]
+        found[-1] = replace(found[-1], pixels=SQUARES)
+
+    spoiled(monkeypatch, spoil)
+    assert_same(folder.scorer(folder.gpu)(folder.loaded(folder.gpu)[0]), folder.by_cpu()[0])
+    assert "11 has score" in (folder.gpu.refused() or "")
 
 
 def test_a_decoder_that_fails_or_cannot_be_loaded_costs_nothing(
