@@ -6,11 +6,13 @@ JPEGs of 500x375 pixels on the local disk (1,000 distinct ones under many names)
 arithmetic is the same). Measured one after the other, in images/s:
 
     decode     Pillow, resized to the network's size: one process, and as many as there are CPUs
+    card       the same by the card's decoder, from files in memory to pixels in ordinary memory: one thread, and three
     copy       pixels from ordinary memory by way of pinned memory to the card
     forward    the network alone on pixels that are on the card: float32 (IEEE's), bfloat16, and each compiled
     runner     pixels in ordinary memory to maps in ordinary memory, as scoring does it: one thread, and three
-    job        `fcdd score`: images/s from when the small first shards are staged to the last one, seconds to the first
-               image, the share of the time that the card waited; with `nvidia-smi`, how busy the card was
+    job        `fcdd score`, where there is a card also with `--decode gpu`: images/s from when the small first shards
+               are staged to the last one, seconds to the first image, the share of the time that the card waited; with
+               `nvidia-smi`, how busy the card was
     parity     the card's scores against the CPU's, relative to the largest
 
 Without a GPU the CPU takes its place, with fewer images. Prints a table, and writes it with --output.
@@ -48,13 +50,16 @@ THREADS = 3
 VERSIONS = ("torch", "ray", "pillow", "pyarrow", "numpy")
 
 
+JOB, JOB_BY_CARD = "job", "job, JPEGs decoded by the card"
+
+
 class Figure(NamedTuple):
-    """A line of the table; `limit`: the job cannot be faster than this."""
+    """A line of the table; `limits`: jobs that cannot be faster than this."""
 
     name: str
     images_per_second: float
     note: str = ""
-    limit: bool = False
+    limits: tuple[str, ...] = ()
 
 
 class Plan(NamedTuple):
@@ -115,9 +120,34 @@ def decode_limits(files: list[Path], plan: Plan) -> Iterator[Figure]:
             began = time.perf_counter()
             pool.map(decode, chosen, chunksize=1)
             seconds = time.perf_counter() - began
-        yield Figure(
-            f"decode, {processes} process{'es' * (processes > 1)}", processes * each / seconds, limit=processes == cpus
-        )
+        name = f"decode, {processes} process{'es' * (processes > 1)}"
+        yield Figure(name, processes * each / seconds, limits=(JOB,) if processes == cpus else ())
+
+
+def card_decode_limits(files: list[Path], plan: Plan) -> Iterator[Figure]:
+    """The card's decoder with all that scoring wants of a picture, and whole shards of them; on a CPU libjpeg's."""
+    import torch
+
+    from fcdd import jpeg_files
+    from fcdd.batch_decoding import BatchDecoder
+
+    limits, data = images.Limits(), [file.read_bytes() for file in files]
+    chosen = [file for each in data if (file := jpeg_files.examine(each, limits))]
+    shard = [chosen[index % len(chosen)] for index in range(plan.batches[-1])]
+    decoder = BatchDecoder(View((SIDE, SIDE), 3), torch.device(plan.device))
+    for threads in (1, THREADS):
+        with ThreadPoolExecutor(threads) as pool:
+
+            def together(pool: ThreadPoolExecutor = pool, n: int = threads) -> int:
+                return sum(len([image for image in found if image]) for found in pool.map(decoder, [shard] * n))
+
+            name = f"card decodes, {threads} thread{'s' * (threads > 1)}"
+            yield Figure(name, rate(together, plan.seconds), limits=(JOB_BY_CARD,) if threads > 1 else ())
+
+    def walked() -> int:
+        return sum(jpeg_files.examine(each, limits) is not None for each in data)
+
+    yield Figure("files examined, one process", rate(walked, plan.seconds))
 
 
 def forward_limits(pixels: npt.NDArray[np.uint8], plan: Plan) -> Iterator[Figure]:
@@ -138,7 +168,7 @@ def forward_limits(pixels: npt.NDArray[np.uint8], plan: Plan) -> Iterator[Figure
             torch.cuda.synchronize()
         return len(pixels)
 
-    yield Figure("copy", rate(copy, plan.seconds), limit=plan.device == "cuda")
+    yield Figure("copy", rate(copy, plan.seconds), limits=(JOB, JOB_BY_CARD) if plan.device == "cuda" else ())
     here = torch.from_numpy(pixels).to(plan.device)
     for compiled in (False, True) if plan.compiled else (False,):
         for precision in ("float32", "bfloat16"):
@@ -158,7 +188,7 @@ def forward_limits(pixels: npt.NDArray[np.uint8], plan: Plan) -> Iterator[Figure
                 began = time.perf_counter()
                 forward()
                 first = f"the first took {time.perf_counter() - began:.1f} s"
-                yield Figure(name, rate(forward, plan.seconds), first, limit=is_limit)
+                yield Figure(name, rate(forward, plan.seconds), first, limits=(JOB, JOB_BY_CARD) if is_limit else ())
             if compiled or precision != "float32":
                 continue
             for threads in (1, THREADS):
@@ -235,7 +265,7 @@ def job(bundle: str, folder: Path, results: Path, *options: str) -> tuple[dict[s
     return json.loads(record.read_text()) | {"seconds": seconds}, busy
 
 
-def job_figure(record: dict[str, Any], busy: list[float]) -> Figure:
+def job_figure(name: str, record: dict[str, Any], busy: list[float]) -> Figure:
     """A line of the table of a run."""
     stages = record["stage_seconds"]
     notes = [f"{record['seconds']:.0f} s in all", f"first image after {stages['to_first_image']:.1f} s"]
@@ -243,8 +273,13 @@ def job_figure(record: dict[str, Any], busy: list[float]) -> Figure:
         notes.append(f"the card waited {stages['workers_gpu_wait'] / gpu:.0%}")
     if busy:
         notes.append(f"nvidia-smi: busy {statistics.mean(busy):.0f} %, at most {max(busy):.0f} %")
-    workers = [f"{name} {stages[f'workers_{name}']:.0f}" for name in ("fetch", "decode", "score", "write")]
-    return Figure("job", record["images_per_second"], "; ".join([*notes, f"seconds of workers: {', '.join(workers)}"]))
+    workers = [f"{stage} {stages[f'workers_{stage}']:.0f}" for stage in ("fetch", "decode", "score", "write")]
+    notes.append(f"seconds of workers: {', '.join(workers)}")
+    if by_card := record.get("gpu_decoding"):
+        notes.append(f"{by_card['images']} decoded by the card, {by_card['checked']} of them checked")
+        notes.append(f"scores at most {by_card['largest_difference']:.1e} of the threshold apart")
+        notes += [f"then by CPUs: {by_card['refused']}"] if by_card["refused"] else []
+    return Figure(name, record["images_per_second"], "; ".join(notes))
 
 
 def machine(plan: Plan) -> str:
@@ -258,8 +293,12 @@ def machine(plan: Plan) -> str:
 
 def table(figures: list[Figure], plan: Plan, difference: str) -> str:
     """The result as Markdown."""
-    limit = min((figure for figure in figures if figure.limit), key=lambda each: each.images_per_second)
-    jobs = [figure for figure in figures if figure.name.startswith("job")]
+
+    def limit(of: Figure) -> Figure:
+        limits = [figure for figure in figures if of.name in figure.limits]
+        return min(limits, key=lambda each: each.images_per_second)
+
+    jobs = [(figure, limit(figure)) for figure in figures if figure.name in (JOB, JOB_BY_CARD)]
     lines = [
         f"`{plan.network}` at {SIDE} pixels, {plan.images} JPEGs of {WIDTH}x{HEIGHT}. {machine(plan)}.",
         "",
@@ -267,7 +306,7 @@ def table(figures: list[Figure], plan: Plan, difference: str) -> str:
         "|---|---|---|",
         *(f"| {each.name} | {each.images_per_second:,.0f} | {each.note} |" for each in figures),
         "",
-        *(f"{each.name}: {each.images_per_second / limit.images_per_second:.2f} of {limit.name}." for each in jobs),
+        *(f"{each.name}: {each.images_per_second / of.images_per_second:.2f} of {of.name}." for each, of in jobs),
         f"Scores differ from the CPU's by at most {difference} of the largest.",
     ]
     return "\n".join(lines) + "\n"
@@ -285,6 +324,8 @@ def measure(plan: Plan, folder: Path, options: list[str]) -> str:
     files = sorted((folder / "images").glob("*-0.jpg"))
     for figure in decode_limits(files, plan):
         tell(figure)
+    for figure in card_decode_limits(files, plan):
+        tell(figure)
     few = [images.decode(file.read_bytes(), View((SIDE, SIDE), 3)).pixels for file in files[:128]]
     pixels = np.concatenate([np.roll(few, shift, axis=2) for shift in range(0, 8 * len(few), 8)])[: plan.batches[-1]]
     from benchmarks import untrained  # torch: not in the processes that decode
@@ -294,7 +335,9 @@ def measure(plan: Plan, folder: Path, options: list[str]) -> str:
     for figure in forward_limits(pixels, plan):
         tell(figure)
     difference = parity(pixels[:64], plan)
-    tell(job_figure(*job(bundle, folder / "images", folder / "results", *options)))
+    tell(job_figure(JOB, *job(bundle, folder / "images", folder / "results", *options)))
+    if plan.device == "cuda":
+        tell(job_figure(JOB_BY_CARD, *job(bundle, folder / "images", folder / "by-card", *options, "--decode", "gpu")))
     return table(figures, plan, difference)
 
 

@@ -25,6 +25,7 @@ from fcdd.io import storage
 from jobs.catalog import commit_records, leases
 from jobs.training.checkpoints import Checkpoints
 from schemas import Layout
+from tests import jpegs
 from tests.conftest import Fcdd
 from tests.integration.conftest import Trained
 from tests.line import run_verb
@@ -137,14 +138,22 @@ def test_a_machine_lost_while_scoring_costs_nothing(machines: Callable[..., Node
 def test_two_processes_share_a_gpu_and_score_what_one_without_any_does(
     machines: Callable[..., Node], place: Place
 ) -> None:
-    """The GPU is taken on trust; decoding, the threads beside it and the joining of shards are as with a real one."""
+    """The GPU is taken on trust; decoding, the threads beside it and the joining of shards are as with a real one.
+
+    JPEGs are left to it, and come back to the CPUs when its decoder fails.
+    """
     machines(cpus=2, gpus=1)
     upload(place, 600)
+    for index in range(40):
+        storage.write(f"{place.images}/a{index:02d}.jpg", jpegs.jpeg(jpegs.picture(index)))
     command = ["job", "submit", "--submission-id", "shared", "--", "python", "-m", "jobs.score"]
-    submitted = ray(*command, *places(place), "--workers", "2", "--gpu")
+    submitted = ray(*command, *places(place), "--workers", "2", "--gpu", "--decode", "gpu")
     assert submitted.returncode == 0, submitted.stdout
     record = place.record()
-    assert record.num_scored == NUM_IMAGES + 600
+    assert (record.num_scored, record.num_quarantined) == (NUM_IMAGES + 640, 0)
+    assert record.gpu_decoding
+    assert "the decoder failed" in (record.gpu_decoding.refused or "")
+    assert "from here on CPUs decode the images of this run: the decoder failed" in submitted.stdout
     seconds = record.stage_seconds
     assert 0 < seconds["workers_gpu_wait"] < seconds["workers_gpu"]
     place.score("--backend", "torch", day=2)

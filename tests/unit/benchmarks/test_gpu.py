@@ -15,7 +15,8 @@ def test_limits_and_job_are_measured_on_any_machine(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--output", str(file)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     table = file.read_text()
-    for name in ("decode, 1 process", "copy", "forward, float32, batches of 8", "runner, 3 threads", "job"):
+    decoders = ("decode, 1 process", "card decodes, 3 threads", "files examined, one process")
+    for name in (*decoders, "copy", "forward, float32, batches of 8", "runner, 3 threads", "job"):
         assert re.search(rf"^\| {name} \| [\d,]+ \|", table, re.MULTILINE), table
     assert re.search(r"^job: \d+\.\d\d of (decode|forward)", table, re.MULTILINE), table
     assert table in done.stdout
