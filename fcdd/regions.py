@@ -8,12 +8,13 @@ import numpy.typing as npt
 from fcdd.cropping import Crop, box_of
 from fcdd.receptive_field import ReceptiveField
 
-# Two peaks are two regions where the saddle between them is below this share of the lower one.
-SADDLE = 0.5
+# Of the peak: so far down a region reaches, as the width of a peak is measured at half of its height. Two peaks are two
+# regions where the saddle between them is below this share of the lower one.
+HALF = 0.5
 
 
 class Region(NamedTuple):
-    """Box [x0, x1) x [y0, y1) in original pixels, share of the map's cells, largest map value."""
+    """Box [x0, x1) x [y0, y1) in original pixels, share of the map's cells that are in the region, largest map value."""
 
     x0: int
     y0: int
@@ -33,10 +34,11 @@ def find(
     crop: Crop | None = None,
     limit: int = 8,
 ) -> list[Region]:
-    """At most `limit` regions above `threshold`, hottest first; sizes are (height, width) in pixels.
+    """At most `limit` regions, hottest first; sizes are (height, width) in pixels.
 
-    Cells that touch by an edge or a corner belong together, but for two peaks with a saddle of less than `SADDLE` of
-    the lower one between them: those are two regions, which meet there. A cell covers `stride` network-input pixels
+    Cells above `threshold` that touch by an edge or a corner belong together, but for two peaks with a saddle of less
+    than `HALF` of the lower one between them. Of those cells a region has the ones of at least `HALF` of its peak: a
+    map is smooth, and would else be hot far around what is anomalous. A cell covers `stride` network-input pixels
     around its centre, scaled to the original image, or to its `crop`; those at the rim reach the border of that.
     """
     from scipy import ndimage  # late: who reads regions that were found needs none of it
@@ -48,6 +50,8 @@ def find(
     peaks = hot & (map_uv == ndimage.maximum_filter(map_uv, 3, mode="constant", cval=-np.inf))
     if peaks.sum() > count:
         labels, count = _basins(map_uv, hot)
+    tops = np.array([np.inf, *ndimage.maximum(map_uv, labels, range(1, count + 1))])
+    labels = np.where(map_uv >= HALF * tops[labels], labels, 0)
     seen, found = box_of(crop, image_size), []
     for index, box in enumerate(ndimage.find_objects(labels), start=1):
         inside = labels[box] == index
@@ -55,9 +59,8 @@ def find(
             _pixels(axis, cells, receptive_field, pixels / inputs, pixels)
             for axis, cells, inputs, pixels in zip(box, map_uv.shape, input_size, seen.size, strict=True)
         )
-        peak = float(map_uv[box][inside].max())
         x0, y0, x1, y1 = seen.left + x0, seen.top + y0, seen.left + x1, seen.top + y1
-        found.append(Region(x0, y0, x1, y1, float(inside.sum() / map_uv.size), peak))
+        found.append(Region(x0, y0, x1, y1, float(inside.sum() / map_uv.size), float(tops[index])))
     assert len(found) == count
     return sorted(found, key=lambda region: -region.peak)[:limit]
 
@@ -81,7 +84,7 @@ def _basins(map_uv: npt.NDArray[np.float32], hot: npt.NDArray[np.bool_]) -> tupl
             peaks.append(value)
         hottest = max(near, key=peaks.__getitem__)
         for other in near - {hottest}:
-            if value >= SADDLE * peaks[other]:
+            if value >= HALF * peaks[other]:
                 part_of[other] = hottest
         labels[cell] = hottest
     roots = [_root(part_of, label) for label in range(len(peaks))]

@@ -24,7 +24,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from fcdd.errors import ConfigError
 from jobs.shell.help_text import help_text, takes_several
-from jobs.shell.verbs import EXAMPLES
+from jobs.shell.verbs import EXAMPLES, VERBS
 
 
 def strict_date(value: object) -> object:
@@ -140,11 +140,11 @@ class JobSettings(BaseSettings):
             if problem["type"] == "missing":
                 about = f": {field.description}" if field else ""
                 problems.append(f"{flag} is missing{about}")
+            elif problem["type"] == "extra_forbidden":  # of a TOML file; its value may be that of a secret, misspelt
+                problems.append(f"[{cls.verb}] has {names[0]!r}, which is no option; {cls._meant(flag)}")
             else:
-                # The value of a name that is no option may be that of a secret one, misspelt.
-                hidden = problem["type"] == "extra_forbidden" or (names and names[0] in SECRET_OPTIONS)
-                got = "" if hidden else f" (got {problem['input']!r})"
-                problems.append(f"{flag}: {problem['msg'].removeprefix('Value error, ')}{got}")
+                got = "" if names and names[0] in SECRET_OPTIONS else f" (got {problem['input']!r})"
+                problems.append(f"{flag}: {_plain(problem['msg'])}{got}")
         return "; ".join(problems)
 
     @classmethod
@@ -161,10 +161,17 @@ class JobSettings(BaseSettings):
             return text
         # Only the name: the value may be a secret.
         word = words.split()[0].partition("=")[0]
+        return (
+            f"unknown option {word!r}; {cls._meant(word)}"
+            if word.startswith("-")
+            else (f"unexpected argument; {cls._meant('')}")
+        )
+
+    @classmethod
+    def _meant(cls, flag: str) -> str:
         known = [f"--{name.replace('_', '-')}" for name in cls.model_fields]
-        close = difflib.get_close_matches(word, known, 1) if word.startswith("-") else []
-        meant = f"did you mean {close[0]}?" if close else f"`fcdd {cls.verb} --help` lists the options"
-        return f"unknown option {word!r}; {meant}" if word.startswith("-") else f"unexpected argument; {meant}"
+        close = difflib.get_close_matches(flag, known, 1)
+        return f"did you mean {close[0]}?" if close else f"`fcdd {cls.verb} --help` lists the options"
 
     @classmethod
     def settings_customise_sources(
@@ -179,14 +186,29 @@ class JobSettings(BaseSettings):
         return env_settings, init_settings
 
 
+def _plain(message: str) -> str:
+    """A message of pydantic, without its words for programs."""
+    text = message.removeprefix("Value error, ").replace("Input should be", "expected")
+    return text.replace("a valid integer", "an integer").replace("a valid ", "a ").partition(", unable to parse")[0]
+
+
 def _table(path: Path, verb: str) -> dict[str, Any]:
-    """The table of `verb`; values are validated later, so any TOML type may occur."""
+    """The table of `verb`; values are validated later, so any TOML type may occur.
+
+    Raises ConfigError also for what would be read by no command.
+    """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the configuration {path} is not TOML: {error}") from error
+    for name, value in document.items():
+        if name not in VERBS:
+            what = f"a table [{name}]" if isinstance(value, dict) else f"{name!r} outside of a table"
+            close = difflib.get_close_matches(name, VERBS, 1)
+            meant = f"did you mean [{close[0]}]?" if close else f"options of this command belong into [{verb}]"
+            raise ConfigError(f"{path} has {what}, which no command reads; {meant}")
     table = document.get(verb, {})
     if not isinstance(table, dict):
         raise ConfigError(f"expected a table [{verb}] in {path}, got {table!r}")

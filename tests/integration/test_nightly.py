@@ -874,8 +874,8 @@ WRONG = {
         ["nightly", "--alpha", "0.001"],
         "needs at least 999 calibration images, got 200 (smallest possible p-value 0.004975)",
     ),
-    "an alpha out of range": Wrong(["nightly", "--alpha", "1.5"], "--alpha: Input should be less than 1 (got '1.5')"),
-    "a false-discovery rate of zero": Wrong(["nightly", "--fdr", "0"], "--fdr: Input should be greater than 0"),
+    "an alpha out of range": Wrong(["nightly", "--alpha", "1.5"], "--alpha: expected less than 1 (got '1.5')"),
+    "a false-discovery rate of zero": Wrong(["nightly", "--fdr", "0"], "--fdr: expected greater than 0"),
     "a date that is none": Wrong(["nightly", "--date", "tomorrow"], "--date: expected a date like 2026-11-24"),
     "a webhook without a host": Wrong(
         ["nightly"], "expected an address that starts with https", environment={"FCDD_WEBHOOK": "canary-secret"}

@@ -900,7 +900,7 @@ WRONG = {
         ["query", "--group", "cam-9"],
         "no image of the group 'cam-9'; there are: 'cam-0', 'cam-1'",
     ),
-    "another question": (["query", "why"], "QUESTION: Input should be 'top', 'history'"),
+    "another question": (["query", "why"], "QUESTION: expected 'top', 'history'"),
     "pictures into a file": (
         ["heatmap", "--output", "/dev/null/x"],
         "cannot create the folder /dev/null/x for pictures",

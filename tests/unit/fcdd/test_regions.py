@@ -37,14 +37,22 @@ def two_peaks(lower: float, saddle: float) -> np.ndarray:
 def test_two_peaks_are_two_regions_where_the_saddle_between_them_is_low() -> None:
     first, second = find(two_peaks(lower=6, saddle=2))
     assert (first.peak, second.peak) == (9, 6)
-    assert (first.x0, second.x1) == (0, 320)
-    assert first.x1 == second.x0  # they meet, and share no cell
-    assert first.area_fraction + second.area_fraction == 4 / 16
+    assert (first.x0, first.x1, second.x0, second.x1) == (0, 80, 160, 240)
+    assert first.area_fraction + second.area_fraction == 2 / 16
+
+
+def test_a_region_reaches_down_to_half_of_its_peak() -> None:
+    map_uv = np.full((4, 4), 2, np.float32)  # all of it is above the threshold
+    map_uv[1:3, 1:3] = [[10, 5], [4.9, 5]]
+    [region] = find(map_uv)
+    assert region == regions.Region(80, 16, 240, 48, 3 / 16, 10.0)
+    [faint] = find(map_uv / 5)  # and never below the threshold
+    assert (faint.x0, faint.y0, faint.x1, faint.y1, faint.area_fraction) == (80, 16, 160, 32, 1 / 16)
 
 
 def test_a_hot_area_with_a_high_saddle_is_one_region() -> None:
     [region] = find(two_peaks(lower=6, saddle=3))
-    assert (region.x0, region.x1, region.peak, region.area_fraction) == (0, 320, 9, 4 / 16)
+    assert (region.x0, region.x1, region.peak, region.area_fraction) == (0, 240, 9, 2 / 16)
 
 
 def test_a_low_peak_between_two_high_ones_belongs_to_one_of_them() -> None:
@@ -52,7 +60,7 @@ def test_a_low_peak_between_two_high_ones_belongs_to_one_of_them() -> None:
     map_uv[0], map_uv[2] = [9, 2, 0, 0], [0, 0, 2, 8]
     map_uv[1, 1] = 3  # touches both, and stands out from neither
     assert [region.peak for region in find(map_uv)] == [9, 8]
-    assert sum(region.area_fraction for region in find(map_uv)) == 5 / 16
+    assert sum(region.area_fraction for region in find(map_uv)) == 2 / 16
 
 
 def test_only_the_hottest_are_kept() -> None:

@@ -47,7 +47,12 @@ def test_dates_and_numbers_are_checked_in_one_sentence() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[train]\nepoch = 3\n", "--epoch: Extra inputs are not permitted"),
+        ("[train]\nepoch = 3\n", r"\[train\] has 'epoch', which is no option; did you mean --epochs\?"),
+        ("[train]\nzzz = 3\n", r"\[train\] has 'zzz', which is no option; `fcdd train --help` lists the options"),
+        ("[train]\nepochs = 'x'\n", r"^--epochs: expected an integer \(got 'x'\)$"),
+        ("[train]\nnetwork = 3\n", "--network: expected a string"),
+        ("[trian]\nepochs = 3\n", r"has a table \[trian\], which no command reads; did you mean \[train\]\?"),
+        ("epochs = 3\n", r"has 'epochs' outside of a table, .* options of this command belong into \[train\]"),
         ("[train\n", "is not TOML"),
         ("train = 3\n", r"expected a table \[train\]"),
     ],
@@ -132,7 +137,7 @@ def test_a_secret_is_refused_on_a_command_line_whatever_its_letters(option: str)
 
 def test_the_value_of_a_misspelt_option_is_not_shown(tmp_path: Path) -> None:
     (tmp_path / "f.toml").write_text('[nightly]\nweb_hook = "https://hooks/canary-secret"\n')
-    with pytest.raises(ConfigError, match="--web-hook: Extra inputs") as refused:
+    with pytest.raises(ConfigError, match="'web_hook', which is no option; did you mean --webhook") as refused:
         NightlySettings.parse(["--config", str(tmp_path / "f.toml")])
     assert "canary" not in str(refused.value)
 
