@@ -32,6 +32,7 @@ from fcdd.io import storage
 from fcdd.runtime import Runtime
 from jobs.catalog import manifest_parts, staging
 from jobs.engines import stages
+from jobs.engines.gpu_decoding import told
 from jobs.engines.stages import Receipt, StartLog
 from jobs.scoring import publishing, runs
 from jobs.scoring.progress import Progress
@@ -83,7 +84,7 @@ class SimulatedScore:
         for name in stages.SECONDS:
             table = table.append_column(name, pa.array(np.full(count, 1 / self.rate / 3, np.float32)))
         time.sleep(max(0.0, count / self.rate - (time.perf_counter() - started)))
-        return self.then(table)
+        return self.then(told(table))
 
 
 def one(workers: int, rate: float, seconds: float) -> dict[str, Any]:

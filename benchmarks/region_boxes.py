@@ -4,7 +4,7 @@
     python -m benchmarks.region_boxes --bundle BUNDLE --toys FOLDER
 
 Of the pictures with a defect whose map exceeds the map threshold, for each share of the peak (0: all that is above the
-threshold; the product has `fcdd.regions.HALF`), as a table:
+threshold; the product has `fcdd.regions.REACH`), as a table:
 
     IoU          of the hottest region's box and the box around the mask: median and mean
     covered      the part of the mask's pixels that lies in any box, in the mean
@@ -66,7 +66,7 @@ def measured(detector: Detector, folder: Path, shares: tuple[float, ...]) -> dic
         mask = np.asarray(Image.open(marked[0]).convert("L")) > 0
         (map_uv,) = detector.score(images.decode(path.read_bytes(), spec.view).pixels[None]).maps
         for share in shares:
-            regions.HALF = share or 1e-9
+            regions.REACH = share or 1e-9
             found = regions.find(
                 map_uv,
                 spec.calibration.map_threshold,

@@ -5,6 +5,7 @@ The same picture as `fcdd.images.decode`, within what decoders differ by: nvJPEG
 this decoder returns what is damaged as a picture. On a CPU torchvision's libjpeg takes nvJPEG's place.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -37,67 +38,76 @@ _TURNS: dict[int, Callable[[Tensor], Tensor]] = {
 
 
 class BatchDecoder:
-    """JPEGs as a network sees them, decoded on `device`; for several threads at once.
-
-    Raises ImportError where torchvision is built without its decoders, or without that of GPUs.
-    """
+    """JPEGs as a network sees them, decoded on `device`; for several threads at once."""
 
     def __init__(self, view: View, device: torch.device) -> None:
-        from torchvision.io import ImageReadMode, decode_jpeg  # a second of import that others do not need
+        """Raises ImportError where torchvision is built without its decoders."""
+        import torchvision.io.image as decoders  # a second of import that others do not need
 
-        self._view, self._card, self._decode = view, Card(device), decode_jpeg
-        self._mode = ImageReadMode.GRAY if view.channels == 1 else ImageReadMode.RGB
+        if not decoders._has_image_ops():
+            raise ImportError("torchvision is built without its decoders of images")
+        self._view, self._card, self._decode = view, Card(device), decoders.decode_jpeg
+        self._mode = decoders.ImageReadMode.GRAY if view.channels == 1 else decoders.ImageReadMode.RGB
         # Since torchvision 0.29, in favour of TorchCodec's, which the oldest torch that we support has no release for.
         warnings.filterwarnings("ignore", "The image decoding and encoding", DeprecationWarning)
 
     def __call__(self, jpegs: Sequence[JpegFile]) -> list[DecodedImage | None]:
-        """The images, in order; None for what the decoder refuses."""
-        images: list[DecodedImage | None] = []
+        """The images, in order; None for what the decoder refuses. Raises RuntimeError if that is all of several."""
+        images, errors = list[DecodedImage | None](), list[RuntimeError]()
         for some in _pieces(jpegs):
             with self._card.lane():
-                images += self._piece(some)
+                images += self._piece(some, errors)
+        if errors and len(images) > 1 and not any(images):
+            raise errors[0]
         return images
 
-    def _piece(self, jpegs: Sequence[JpegFile]) -> list[DecodedImage | None]:
-        decoded = self._full([torch.frombuffer(bytearray(jpeg.data), dtype=torch.uint8) for jpeg in jpegs])
-        seen: dict[int, Tensor] = {}
-        by_size: dict[torch.Size, list[int]] = {}
-        for index, (jpeg, pixels) in enumerate(zip(jpegs, decoded, strict=True)):
+    def _piece(self, jpegs: Sequence[JpegFile], errors: list[RuntimeError]) -> list[DecodedImage | None]:
+        encoded = [torch.frombuffer(bytearray(jpeg.data), dtype=torch.uint8) for jpeg in jpegs]
+        by_size: dict[torch.Size, list[tuple[int, Tensor]]] = {}
+        for index, (jpeg, pixels) in enumerate(zip(jpegs, self._full(encoded, errors), strict=True)):
             if pixels is not None and (part := self._seen(pixels, jpeg)) is not None:
-                seen[index] = part
-                by_size.setdefault(part.shape, []).append(index)
+                by_size.setdefault(part.shape, []).append((index, part))
+        indices, resizes = list[int](), list[Tensor]()
+        for group in by_size.values():
+            try:
+                resizes.append(resized(torch.stack([part for _, part in group]), self._view.size))
+            except RuntimeError as error:  # there are kernels that cannot scale by as much
+                errors.append(error)
+            else:
+                indices += [index for index, _ in group]
         images: list[DecodedImage | None] = [None] * len(jpegs)
-        for indices in by_size.values():
-            pixels = resized(torch.stack([seen[index] for index in indices]), self._view.size)
-            there = zip(indices, *self._fetched(pixels, statistics(pixels), hashes(pixels)), strict=True)
-            for index, image, (brightness, contrast, sharpness), bits in there:
-                width, height = jpegs[index].upright_size
-                images[index] = DecodedImage(
-                    pixels=image,
-                    width=width,
-                    height=height,
-                    frames=1,
-                    format="JPEG",
-                    is_faint=False,
-                    peak=0.0,
-                    brightness=float(brightness),
-                    contrast=float(contrast),
-                    sharpness=float(sharpness),
-                    hash=bits.tobytes(),
-                )
+        if not indices:
+            return images
+        for index, image, numbers, bits in zip(indices, *self._fetched(torch.cat(resizes)), strict=True):
+            width, height = jpegs[index].upright_size
+            brightness, contrast, sharpness = numbers.tolist()
+            images[index] = DecodedImage(
+                pixels=image,
+                width=width,
+                height=height,
+                frames=1,
+                format="JPEG",
+                is_faint=False,
+                peak=0.0,
+                brightness=brightness,
+                contrast=contrast,
+                sharpness=sharpness,
+                hash=bits.tobytes(),
+            )
         return images
 
-    def _full(self, encoded: list[Tensor]) -> list[Tensor | None]:
+    def _full(self, encoded: list[Tensor], errors: list[RuntimeError]) -> list[Tensor | None]:
         """Pixels (C,H,W) of each. One error is that of all, so a list with a bad file is divided until it is alone."""
         try:
             decoded = self._decode(encoded, self._mode, self._card.device)
             # The decoder of some GPUs writes on after it has returned (torchvision's pull request 9606).
             self._card.drain()
-        except RuntimeError:
+        except RuntimeError as error:
             if len(encoded) == 1:
+                errors.append(error)
                 return [None]
             half = len(encoded) // 2
-            return [*self._full(encoded[:half]), *self._full(encoded[half:])]
+            return [*self._full(encoded[:half], errors), *self._full(encoded[half:], errors)]
         return list(decoded)
 
     def _seen(self, pixels: Tensor, file: JpegFile) -> Tensor | None:
@@ -111,10 +121,10 @@ class BatchDecoder:
             return None
         return upright[:, box.top : box.bottom, box.left : box.right]
 
-    def _fetched(
-        self, pixels: Tensor, numbers: Tensor, bits: Tensor
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    def _fetched(self, pixels: Tensor) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """Pixels (N,H,W,C), statistics (N,3) and hashes (N,32), in ordinary memory."""
         channels_last = pixels.permute(0, 2, 3, 1).contiguous()
+        numbers, bits = statistics(pixels), hashes(pixels)
         return self._card.fetch([channels_last]), self._card.fetch([numbers]), np.packbits(self._card.fetch([bits]), 1)
 
 
@@ -165,6 +175,7 @@ def _grey(pixels: Tensor) -> Tensor:
     return (red + green + blue + _LUMA_HALF) >> _LUMA_SHIFT
 
 
+@functools.cache
 def _box_filter(size: int, cells: int) -> Tensor:
     """(cells, size): the weights of Pillow's BOX filter, which counts pixels whose centre lies in a cell."""
     scale = size / cells

@@ -429,13 +429,14 @@ def _orientation(image: Image.Image) -> int:
 
 
 def exif_orientation(metadata: bytes) -> int:
-    """The orientation, 1 (upright) to 8, that EXIF metadata say; 1 when they cannot be read: the pixels still can."""
+    """The orientation, 1 (upright) to 8, that EXIF metadata say; 1 when they say none: the pixels can still be read."""
     try:
         exif = Image.Exif()
         exif.load(metadata)
-        return int(exif.get(_ORIENTATION, UPRIGHT))
-    except _METADATA_ERRORS:
+        found = int(exif.get(_ORIENTATION, UPRIGHT))
+    except (*_METADATA_ERRORS, OverflowError):  # the latter: of an infinite number
         return UPRIGHT
+    return found if found in _TURNS else UPRIGHT
 
 
 def is_quarter_turn(orientation: int) -> bool:

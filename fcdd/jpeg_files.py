@@ -25,6 +25,10 @@ _FIRST_RESTART, _RESTART_MARKERS = 0xD0, 8
 _MARKER = re.compile(rb"\xff[^\x00]")
 _EXIF_BEGINS, _SEVERAL_PICTURES = b"Exif\0\0", b"MPF\0"
 _YCBCR = (1, 2, 3)
+# Files of more segments are none that cameras write, nor are those whose EXIF metadata come in several.
+_MOST_SEGMENTS = 200
+# How many blocks across and down (a digit each) a component has for one of the colours, which have the first.
+_SAMPLINGS = (0x11, 0x21, 0x12, 0x22, 0x41)
 # Of a scan that holds all coefficients at once.
 _ALL_COEFFICIENTS = bytes((0, 63, 0))
 _LARGEST_DC_CATEGORY = 15
@@ -82,6 +86,8 @@ def _examine(data: bytes, limits: Limits) -> JpegFile:
     _check(bits == 8 and 0 < width * height <= limits.pixels and len(header.frame) == 6 + 3 * components)
     ids, quantised = header.frame[6::3], header.frame[8::3]
     _check(components == 1 or tuple(ids) == _YCBCR)
+    brightness, *colours = header.frame[7::3]
+    _check(brightness in _SAMPLINGS and set(colours) <= {_SAMPLINGS[0]})
     _check(header.quantisation.issuperset(quantised))
     _check(scan[0] == components and scan[1 : 1 + 2 * components : 2] == ids and scan[-3:] == _ALL_COEFFICIENTS)
     _check(len(scan) == 4 + 2 * components)
@@ -98,9 +104,10 @@ def _check(is_usual: bool) -> None:
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
     """Markers from the second on, up to that of the scan: their segments, and where these end."""
-    at, marker = 2, 0
+    at, marker, number = 2, 0, 0
     while marker != _SCAN:
-        _check(data[at] == 0xFF)
+        number += 1
+        _check(data[at] == 0xFF and number <= _MOST_SEGMENTS)
         marker, (length,) = data[at + 1], struct.unpack_from(">H", data, at + 2)
         body = data[at + 4 : at + 2 + length]
         _check(len(body) == length - 2)
@@ -122,7 +129,8 @@ def _take(header: _Header, marker: int, body: bytes) -> None:
     elif marker == _RESTART_INTERVAL:
         (header.restart_interval,) = struct.unpack(">H", body)
     elif marker == _EXIF and body.startswith(_EXIF_BEGINS):
-        header.exif += body[len(_EXIF_BEGINS) :] if header.exif else body
+        _check(not header.exif)
+        header.exif = body
     elif marker == _ADOBE and body.startswith(b"Adobe"):
         _check(body[11] == 1)  # YCbCr
     else:
@@ -130,7 +138,7 @@ def _take(header: _Header, marker: int, body: bytes) -> None:
 
 
 def _take_huffman(header: _Header, body: bytes) -> None:
-    """Tables whose codes exist: not more of each length than are left (T.81, annex C)."""
+    """Tables whose codes exist: of each length fewer than are left (T.81, annex C)."""
     while body:
         kind, number, counts = body[0] >> 4, body[0] & 15, body[1:17]
         symbols = body[17 : 17 + sum(counts)]
@@ -138,7 +146,7 @@ def _take_huffman(header: _Header, body: bytes) -> None:
         left = 1
         for count in counts:
             left = 2 * left - count
-            _check(left >= 0)
+            _check(left > 0)  # no code is all ones
         _check(kind == 1 or max(symbols) <= _LARGEST_DC_CATEGORY)
         header.huffman.add((kind, number))
         body = body[17 + len(symbols) :]

@@ -1,4 +1,4 @@
-"""Where on the product: connected hot regions of an anomaly map, in pixels of the original image."""
+"""Where on the product: the hot regions of an anomaly map, in pixels of the original image."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,14 @@ import numpy.typing as npt
 from fcdd.cropping import Crop, box_of
 from fcdd.receptive_field import ReceptiveField
 
-# Of the peak: so far down a region reaches, as the width of a peak is measured at half of its height. Two peaks are two
-# regions where the saddle between them is below this share of the lower one.
-HALF = 0.5
+# Two peaks are two regions where the saddle between them is below this share of the lower one.
+SADDLE = 0.5
+# So far down from its peak a region reaches, as the width of a peak is measured at half of its height.
+REACH = 0.5
 
 
 class Region(NamedTuple):
-    """Box [x0, x1) x [y0, y1) in original pixels, share of the map's cells that are in the region, largest map value."""
+    """Box [x0, x1) x [y0, y1) in original pixels, the region's share of the map's cells, its largest map value."""
 
     x0: int
     y0: int
@@ -37,7 +38,7 @@ def find(
     """At most `limit` regions, hottest first; sizes are (height, width) in pixels.
 
     Cells above `threshold` that touch by an edge or a corner belong together, but for two peaks with a saddle of less
-    than `HALF` of the lower one between them. Of those cells a region has the ones of at least `HALF` of its peak: a
+    than `SADDLE` of the lower one between them. Of those cells a region has the ones of at least `REACH` of its peak: a
     map is smooth, and would else be hot far around what is anomalous. A cell covers `stride` network-input pixels
     around its centre, scaled to the original image, or to its `crop`; those at the rim reach the border of that.
     """
@@ -51,7 +52,7 @@ def find(
     if peaks.sum() > count:
         labels, count = _basins(map_uv, hot)
     tops = np.array([np.inf, *ndimage.maximum(map_uv, labels, range(1, count + 1))])
-    labels = np.where(map_uv >= HALF * tops[labels], labels, 0)
+    labels = np.where(map_uv >= REACH * tops[labels], labels, 0)
     seen, found = box_of(crop, image_size), []
     for index, box in enumerate(ndimage.find_objects(labels), start=1):
         inside = labels[box] == index
@@ -84,7 +85,7 @@ def _basins(map_uv: npt.NDArray[np.float32], hot: npt.NDArray[np.bool_]) -> tupl
             peaks.append(value)
         hottest = max(near, key=peaks.__getitem__)
         for other in near - {hottest}:
-            if value >= HALF * peaks[other]:
+            if value >= SADDLE * peaks[other]:
                 part_of[other] = hottest
         labels[cell] = hottest
     roots = [_root(part_of, label) for label in range(len(peaks))]

@@ -82,6 +82,10 @@ class Layout:
         """Folder where the scoring processes of an attempt sign in."""
         return f"{self.staging(run_id)}/starts/{attempt}"
 
+    def gpu_decoding_begun(self, run_id: str) -> str:
+        """There once GPUs may have decoded some of the run."""
+        return f"{self.staging(run_id)}/gpu_decoding_begun"
+
     def gpu_decoding_refused(self, run_id: str) -> str:
         """There, with the reason, once a GPU's decoder was found not to be trusted."""
         return f"{self.staging(run_id)}/gpu_decoding_refused.txt"

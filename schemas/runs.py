@@ -116,7 +116,11 @@ class Drift(_Record):
 
 
 class DecodedOnGpu(_Record):
-    """JPEGs that GPUs decoded, of the attempt that committed the run; some were decoded and scored by CPUs as well."""
+    """JPEGs that GPUs decoded; some were decoded and scored by CPUs as well.
+
+    The counts are those of the attempt that committed the run, and of the run whose rows it keeps: attempts before it
+    may have decoded more.
+    """
 
     images: _Count
     checked: _Count
@@ -156,7 +160,7 @@ class RunRecord(_Record):
         None, exclude_if=lambda value: value is None, description="what was white in images of 16 bits"
     )
     gpu_decoding: DecodedOnGpu | None = Field(
-        None, exclude_if=lambda value: value is None, description="None: CPUs decoded all"
+        None, exclude_if=lambda value: value is None, description="None: CPUs decoded all of it"
     )
     alpha: float = Field(description="promised false-alarm rate of the alarms")
     num_calibration: _Count

@@ -74,7 +74,7 @@ SCORES = _schema(
         _field(
             "regions",
             pa.list_(pa.field("element", REGION, nullable=False)),
-            "connected regions above the bundle's map threshold and half of their peak, hottest first",
+            "connected areas above the bundle's map threshold, each as far as half of its peak, hottest first",
         ),
         _field("brightness", pa.float32(), "mean of the resized pixels", "grey level 0..255"),
         _field("contrast", pa.float32(), "standard deviation of the resized pixels", "grey level 0..255"),

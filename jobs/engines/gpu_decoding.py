@@ -7,7 +7,6 @@ decoded again on CPUs, and so is all that follows: the run holds a note of why. 
 check was never staged.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,8 +33,12 @@ TOLERANCE = 0.01
 PIXEL_TOLERANCE = 3.0
 # Of a process, checked in its first shard; after that it is the last image of each.
 FIRST_CHECKS = 4
-# Columns of scored rows: who decoded, and what a check found, as a share of the threshold.
-BY_GPU, DIFFERENCE = "by_gpu", "decoder_difference"
+# A GPU decodes at full scale: no more pixels than that, and not so many times as many a side as the network sees.
+_MOST_PIXELS, _MOST_SCALE = 32_000_000, 32
+_SMALLEST_THRESHOLD = 1e-12
+# Columns of scored rows: whether a GPU decoded; how far a CPU's score is from that, as a share of the threshold, null
+# where it was not compared; whether a CPU decoded what was left to the GPU, because that is not trusted any more.
+BY_GPU, DIFFERENCE, REFUSED = "by_gpu", "decoder_difference", "gpu_refused"
 
 Indices = npt.NDArray[np.int64]
 Decode = Callable[[Sequence[JpegFile]], list[DecodedImage | None]]
@@ -52,26 +55,43 @@ class GpuDecoding:
     timeout_s: float
     device: str = "cuda"
 
+    def begin(self) -> None:
+        """Note that GPUs may have decoded some of the run; a decoder that could not be loaded is tried again."""
+        layout = Layout(self.results)
+        storage.write(layout.gpu_decoding_begun(self.run_id), b"")
+        if (self.refused() or "").startswith(_NOT_LOADED):
+            storage.delete(layout.gpu_decoding_refused(self.run_id))
+
+    def has_begun(self) -> bool:
+        """Whether GPUs may have decoded some of the run, in this attempt or before."""
+        return storage.exists(Layout(self.results).gpu_decoding_begun(self.run_id))
+
     def chosen(self, data: bytes) -> JpegFile | None:
         """A file that a GPU may decode: an ordinary JPEG that takes no more memory than its pixels will.
 
         Shards are cut by their pixels. Large photographs are decoded at a reduced scale on CPUs.
         """
         height, width = self.view.size
-        most = height * width * self.view.channels
-        return jpeg_files.examine(data, self.limits) if len(data) <= most else None
+        if len(data) > height * width * self.view.channels:
+            return None
+        file = jpeg_files.examine(data, self.limits)
+        if file is None or file.width * file.height > _MOST_PIXELS:
+            return None
+        shorter, longer = sorted((height, width)), sorted((file.height, file.width))
+        fits = all(has <= _MOST_SCALE * seen for seen, has in zip(shorter, longer, strict=True))
+        return file if fits else None
 
     def refused(self) -> str | None:
         """Why GPUs decode no more; None while they do."""
-        note = self._note()
+        note = Layout(self.results).gpu_decoding_refused(self.run_id)
         return storage.read(note).decode() if storage.exists(note) else None
 
     def refuse(self, why: str) -> None:
         """From now on all processes of the run decode on CPUs."""
-        storage.write(self._note(), why.encode())
+        storage.write(Layout(self.results).gpu_decoding_refused(self.run_id), why.encode())
 
-    def _note(self) -> str:
-        return Layout(self.results).gpu_decoding_refused(self.run_id)
+
+_NOT_LOADED = "the decoder cannot be loaded: "
 
 
 class WatchedDecoder:
@@ -85,29 +105,42 @@ class WatchedDecoder:
         score: Callable[[pa.Table], pa.Table],
     ) -> None:
         """`score` is what scores rows with pixels; `make` gives the GPU's decoder, or raises where there is none."""
-        self._run, self._threshold, self._score = run, threshold, score
+        self._run, self._threshold, self._score = run, max(threshold, _SMALLEST_THRESHOLD), score
         self._first_checks = FIRST_CHECKS
         self._decode: Decode | None = None
         if not run.refused():
             try:
                 self._decode = make()
             except (ImportError, RuntimeError, FCDDError) as error:
-                run.refuse(f"the decoder cannot be loaded: {error}")
+                run.refuse(f"{_NOT_LOADED}{error}")
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Scored rows, with BY_GPU and DIFFERENCE."""
+        """Scored rows, with BY_GPU, DIFFERENCE and REFUSED."""
         where = np.flatnonzero(pc.is_valid(rows[ENCODED]).to_numpy(zero_copy_only=False))
         files = [JpegFile(**file) for file in rows[ENCODED].take(pa.array(where)).to_pylist()]
-        difference: dict[int, float] = {}
         if files and self._decode and not self._run.refused():
             try:
-                decoded = self._by_gpu(files, self._decode)
-                scored = self._scored(rows, where, decoded)
-                self._check(rows, where, files, decoded, scored, difference)
-                return told(scored, by_gpu=where[decoded.by_gpu].tolist(), difference=difference)
+                return self._watched(rows, where, files, self._decode)
             except _NotToBeTrusted as error:
                 self._run.refuse(str(error))
-        return told(self._scored(rows, where, self._by_cpu(files)), difference=difference)
+        scored, _ = self._scored(rows, where, self._by_cpu(files))
+        return told(scored, refused=where)
+
+    def _watched(self, rows: pa.Table, where: Indices, files: list[JpegFile], decode: Decode) -> pa.Table:
+        """Rows of a shard whose check was good. Raises _NotToBeTrusted."""
+        decoded = self._by_gpu(files, decode)
+        sample = sorted({*decoded.by_gpu[: self._first_checks], *decoded.by_gpu[-1:]})
+        self._first_checks = 0 if sample else self._first_checks
+        trusted = self._by_cpu([files[index] for index in sample])
+        uris = rows["image_uri"].take(pa.array(where[sample])).to_pylist()
+        for uri, index, image in zip(uris, sample, trusted.images, strict=True):
+            _compare_pixels(uri, decoded.images[index], image)
+        both = _Decoded([*decoded.images, *trusted.images], decoded.seconds + trusted.seconds)
+        scored, again = self._scored(rows, np.concatenate([where, where[sample]]), both, checks=len(sample))
+        found = scored.take(pa.array(where[sample])).to_pylist()
+        pairs = zip(where[sample].tolist(), found, again.to_pylist(), strict=True)
+        difference = {index: self._compared(row, expected) for index, row, expected in pairs}
+        return told(scored, by_gpu=where[decoded.by_gpu], difference=difference)
 
     def _by_gpu(self, files: list[JpegFile], decode: Decode) -> "_Decoded":
         """What the GPU refuses a CPU decodes, or gives the reason. Raises _NotToBeTrusted."""
@@ -124,65 +157,45 @@ class WatchedDecoder:
     def _by_cpu(self, files: Sequence[JpegFile]) -> "_Decoded":
         started = time.perf_counter()
         if not files:
-            return _Decoded([], 0.0, [])
+            return _Decoded([], 0.0)
         with decoders(self._run.view, self._run.limits, self._run.timeout_s).one() as decoder:
             found = list(decoder.decode_each(file.data for file in files))
         images = [image if isinstance(image, DecodedImage) else Failure("decode", image) for image in found]
-        return _Decoded(images, time.perf_counter() - started, [])
+        return _Decoded(images, time.perf_counter() - started)
 
-    def _scored(self, rows: pa.Table, where: Indices, decoded: "_Decoded") -> pa.Table:
-        """Rows scored, in their order; those at `where` have the images that were decoded."""
+    def _scored(
+        self, rows: pa.Table, where: Indices, decoded: "_Decoded", *, checks: int = 0
+    ) -> tuple[pa.Table, pa.Table]:
+        """Rows scored, in their order; those at `where` have the images that were decoded.
+
+        The last `checks` of `where` are there before, too: their rows with the other images come apart.
+        """
         images = image_columns(decoded.images)
         plain = rows.drop_columns([ENCODED])
         others = np.setdiff1d(np.arange(len(rows)), where)
         filled = plain.take(pa.array(where))
-        seconds = np.float32(decoded.seconds / max(1, len(where)))
+        seconds = np.float32(decoded.seconds / max(1, len(where) - checks))
         images["decode_seconds"] = pc.add(filled["decode_seconds"], pa.scalar(seconds))
         filled = pa.table({name: images.get(name, filled[name]) for name in filled.column_names})
-        # Pixels are not put in order: that would copy them.
+        # Rows are put in order when they are scored: with their pixels that would be a copy of these.
         table = pa.concat_tables([plain.take(pa.array(others)), filled]) if len(others) else filled
-        return self._score(table).take(pa.array(np.argsort(np.concatenate([others, where]))))
+        scored = self._score(table)
+        order = np.argsort(np.concatenate([others, where])[: len(rows)])
+        return scored.take(pa.array(order)), scored.slice(len(rows))
 
-    def _check(
-        self,
-        rows: pa.Table,
-        where: Indices,
-        files: list[JpegFile],
-        decoded: "_Decoded",
-        scored: pa.Table,
-        difference: dict[int, float],
-    ) -> None:
-        """Compare with a CPU's images, and their scores; note how far scores are apart. Raises _NotToBeTrusted."""
-        sample = sorted({*decoded.by_gpu[: self._first_checks], *decoded.by_gpu[-1:]})
-        self._first_checks = 0
-        if not sample:
-            return
-        trusted, chosen = self._by_cpu([files[index] for index in sample]), pa.array(where[sample])
-        found = scored.select(["image_uri", "anomaly_score", "is_anomalous"]).take(chosen).to_pylist()
-        for row, index, image in zip(found, sample, trusted.images, strict=True):
-            if isinstance(image, Failure):
-                raise _NotToBeTrusted(f"{row['image_uri']} is no picture for a CPU: {image.error}")
-            apart = _apart(decoded.images[index], image)
-            if apart > PIXEL_TOLERANCE:
-                raise _NotToBeTrusted(
-                    f"{row['image_uri']} has other pixels than a CPU decodes, {apart:.2g} of 255 apart in the mean"
-                )
-        again = self._scored(rows.take(chosen), np.arange(len(sample)), trusted)
-        for row, index, expected in zip(found, where[sample], again.to_pylist(), strict=True):
-            self._compare_scores(row, expected, int(index), difference)
-
-    def _compare_scores(
-        self, row: Mapping[str, Any], expected: Mapping[str, Any], index: int, difference: dict[int, float]
-    ) -> None:
+    def _compared(self, row: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
+        """How far the scores of an image are apart, as a share of the threshold. Raises _NotToBeTrusted."""
         score, other = row["anomaly_score"], expected["anomaly_score"]
         if score is None and other is None:  # the network has none for either
-            return
-        difference[index] = math.inf if score is None or other is None else abs(score - other) / self._threshold
-        if difference[index] > TOLERANCE or row["is_anomalous"] != expected["is_anomalous"]:
+            return 0.0
+        has_both = score is not None and other is not None
+        apart = abs(score - other) / self._threshold if has_both else 0.0
+        if not has_both or apart > TOLERANCE or row["is_anomalous"] != expected["is_anomalous"]:
             raise _NotToBeTrusted(
                 f"{row['image_uri']} has score {score} as a GPU decodes it and {other} as a CPU does, with a threshold "
                 f"of {self._threshold:.4g}"
             )
+        return apart
 
 
 class _Decoded(NamedTuple):
@@ -190,23 +203,35 @@ class _Decoded(NamedTuple):
 
     images: Sequence[DecodedImage | Failure]
     seconds: float
-    by_gpu: list[int]
-
-
-def _apart(one: DecodedImage | Failure, other: DecodedImage) -> float:
-    """Mean absolute difference of the pixels."""
-    assert isinstance(one, DecodedImage)
-    return float(np.abs(one.pixels.astype(np.int16) - other.pixels).mean())
+    by_gpu: Sequence[int] = ()
 
 
 class _NotToBeTrusted(Exception):
     """What a check found."""
 
 
-def told(scored: pa.Table, *, by_gpu: Sequence[int] = (), difference: Mapping[int, float] = {}) -> pa.Table:
-    """Scored rows with BY_GPU and DIFFERENCE."""
-    decoded, found = np.zeros(len(scored), np.bool_), np.full(len(scored), np.nan, np.float32)
-    decoded[list(by_gpu)] = True
+def _compare_pixels(uri: str, found: DecodedImage | Failure, trusted: DecodedImage | Failure) -> None:
+    """Raises _NotToBeTrusted."""
+    assert isinstance(found, DecodedImage)
+    if isinstance(trusted, Failure):
+        raise _NotToBeTrusted(f"{uri} is no picture for a CPU: {trusted.error}")
+    apart = float(np.abs(found.pixels.astype(np.int16) - trusted.pixels).mean())
+    if apart > PIXEL_TOLERANCE:
+        raise _NotToBeTrusted(f"{uri} has other pixels than a CPU decodes, {apart:.2g} of 255 apart in the mean")
+
+
+def told(
+    scored: pa.Table,
+    *,
+    by_gpu: Indices | Sequence[int] = (),
+    difference: Mapping[int, float] = {},
+    refused: Indices | Sequence[int] = (),
+) -> pa.Table:
+    """Scored rows with BY_GPU, DIFFERENCE and REFUSED."""
+    found = np.full(len(scored), np.nan, np.float32)
     found[list(difference)] = list(difference.values())
-    checked = pa.array(found, from_pandas=True)  # null where nothing was checked
-    return scored.append_column(BY_GPU, pa.array(decoded)).append_column(DIFFERENCE, checked)
+    for name, indices in ((BY_GPU, by_gpu), (REFUSED, refused)):
+        flags = np.zeros(len(scored), np.bool_)
+        flags[np.asarray(indices, np.int64)] = True
+        scored = scored.append_column(name, pa.array(flags))
+    return scored.append_column(DIFFERENCE, pa.array(found, from_pandas=True))  # null where nothing was compared

@@ -30,7 +30,7 @@ from fcdd.runtime import Runtime
 from jobs.catalog import manifest_parts, staging
 from jobs.catalog.shards import Shard
 from jobs.engines.decoders import decoders
-from jobs.engines.gpu_decoding import BY_GPU, DIFFERENCE, Decode, GpuDecoding, WatchedDecoder, told
+from jobs.engines.gpu_decoding import BY_GPU, DIFFERENCE, REFUSED, Decode, GpuDecoding, WatchedDecoder, told
 from jobs.engines.rows import (
     DECODED,
     ENCODED,
@@ -61,6 +61,7 @@ RECEIPT = pa.schema(
         ("by_gpu", pa.int64()),
         ("checked", pa.int64()),
         ("difference", pa.float64()),
+        ("refused", pa.int64()),
     ]
 )
 
@@ -82,10 +83,11 @@ class Receipt(TypedDict):
     gpu_wait_seconds: float
     write_seconds: float
     # Of images that a GPU decoded: how many, how many of them a CPU checked, and the largest difference of their scores
-    # as a share of the threshold.
+    # as a share of the threshold. Of those that were left to a GPU: how many a CPU decoded, since it is not trusted.
     by_gpu: int
     checked: int
     difference: float
+    refused: int
 
 
 def seconds_of(receipt: Receipt) -> dict[str, float]:
@@ -179,7 +181,7 @@ class Score:
         self._clock = BusyClock()
         self._waiting = _Waiting(self._clock) if beside_gpu or self.scorer.is_on_gpu else None
         if gpu_decoding and died:
-            gpu_decoding.refuse(f"{died} scoring process{'es' * (died > 1)} died, perhaps of it")
+            gpu_decoding.refuse(f"{died} scoring process{'es' * (died > 1)} died, perhaps of the GPU's decoder")
         self._watched = gpu_decoding and WatchedDecoder(
             gpu_decoding, self.decide.threshold, lambda: self._batch_decoder(gpu_decoding.device), self._scored
         )
@@ -333,5 +335,6 @@ class StageParts:
             "by_gpu": int(pc.sum(rows[BY_GPU]).as_py() or 0),
             "checked": len(rows) - rows[DIFFERENCE].null_count,
             "difference": float(pc.max(rows[DIFFERENCE]).as_py() or 0),
+            "refused": int(pc.sum(rows[REFUSED]).as_py() or 0),
         }
         return pa.Table.from_pylist([receipt], RECEIPT)

@@ -101,8 +101,8 @@ class ScoreSettings(JobSettings):
     compile: bool = Field(False, description="torch.compile: slow to start, faster on a GPU")
     decode: Literal["auto", "cpu", "gpu"] = Field(
         "cpu",
-        description="who decodes JPEGs: cpu; gpu (NVIDIA's decoder, compared with that of CPUs in every shard, which "
-        "takes over where scores differ); auto: GPUs where the network is on them",
+        description="who decodes JPEGs: cpu, gpu (NVIDIA's decoder, compared with that of CPUs in every shard, which "
+        "takes over where scores differ), or auto (GPUs where the network is on them)",
     )
     max_image_mb: float = Field(256, gt=0, description="larger files are quarantined without being fetched")
     max_megapixels: float = Field(89.5, gt=0, le=500, description="larger images are quarantined without being decoded")

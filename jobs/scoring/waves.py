@@ -123,7 +123,7 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
             settings=_resolved(job.options, intent),
             versions=versions(*VERSIONED),
             full_scale=job.spec.full_scale,
-            gpu_decoding=_gpu_decoding(job, intent, progress),
+            gpu_decoding=_decoded_on_gpu(job, intent, progress, before),
         )
         return publishing.commit(
             job.layout,
@@ -136,28 +136,28 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
         )
 
 
-def _gpu_decoding(job: Job, intent: Intent, progress: Progress) -> DecodedOnGpu | None:
-    """What the record says of images that GPUs decoded, or were not let to."""
-    why = _gpu_decoder(job, intent).refused() if job.options.decode != "cpu" else None
-    if not progress.by_gpu and why is None:
-        return None
+def _decoded_on_gpu(job: Job, intent: Intent, progress: Progress, before: RunRecord | None) -> DecodedOnGpu | None:
+    """What the record says of images that GPUs decoded, or were not let to; `before`: the run whose rows are kept."""
+    run, kept = _gpu_decoding(job, intent), before.gpu_decoding if before else None
+    if not run.has_begun():
+        return kept
     return DecodedOnGpu(
-        images=progress.by_gpu,
-        checked=progress.checked,
-        largest_difference=progress.largest_difference,
-        refused=why,
+        images=progress.by_gpu + (kept.images if kept else 0),
+        checked=progress.checked + (kept.checked if kept else 0),
+        largest_difference=max(progress.largest_difference, kept.largest_difference if kept else 0.0),
+        refused=run.refused() or (kept.refused if kept else None),
     )
 
 
 def _still_by_gpu(work: Work, receipt: Receipt) -> bool:
     """Whether GPUs go on decoding; if not, the log says why."""
-    if not work.gpu_decoding or receipt["by_gpu"] or (why := work.gpu_decoding.refused()) is None:
+    if not work.gpu_decoding or not receipt["refused"]:
         return True
-    log.warning("from here on CPUs decode the images of this run: %s", why)
+    log.warning("from here on CPUs decode the images of this run: %s", work.gpu_decoding.refused())
     return False
 
 
-def _gpu_decoder(job: Job, intent: Intent) -> GpuDecoding:
+def _gpu_decoding(job: Job, intent: Intent) -> GpuDecoding:
     options = job.options
     given = (job.spec.view, options.limits, options.image_timeout_s)
     return GpuDecoding(job.layout.results, intent.run_id, *given)
@@ -241,7 +241,7 @@ def _engine(options: ScoreOptions, listing: Listing, cluster: ExitStack) -> Engi
     parts, listed = listing.wait(0, patience_s=0.2)
     images = sum(part.rows for part in parts) if listed else None
     engine = choice.choose(Wishes(options.workers, options.gpu, options.cluster_wait_s), images, cluster)
-    if options.decode == "gpu" and not engine.on_gpu:
+    if options.decode == "gpu" and not (engine.on_gpu and options.runtime.backend == "torch"):
         raise ConfigError("--decode gpu: no GPU scores here; leave it out, or say --decode auto")
     return engine
 
@@ -260,7 +260,10 @@ def _runtime(options: ScoreOptions, intent: Intent) -> Runtime:
 def _work(job: Job, intent: Intent, engine: Engine) -> Work:
     """One attempt at what is to do."""
     options = job.options
-    on_gpu = options.decode != "cpu" and engine.on_gpu
+    runtime, gpu_decoding = _runtime(job.options, intent), None
+    if options.decode != "cpu" and engine.on_gpu and runtime.backend == "torch":
+        gpu_decoding = _gpu_decoding(job, intent)
+        gpu_decoding.begin()
     return Work(
         results=job.layout.results,
         run_id=intent.run_id,
@@ -268,11 +271,11 @@ def _work(job: Job, intent: Intent, engine: Engine) -> Work:
         collection=options.collection,
         spec=job.spec,
         weights=job.weights,
-        runtime=_runtime(job.options, intent),
+        runtime=runtime,
         alpha=intent.alpha,
         limits=options.limits,
         timeout_s=options.image_timeout_s,
         roots=intent.roots,
         allowed=job.allowed,
-        gpu_decoding=_gpu_decoder(job, intent) if on_gpu else None,
+        gpu_decoding=gpu_decoding,
     )

@@ -204,7 +204,7 @@ def _table(path: Path, verb: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the configuration {path} is not TOML: {error}") from error
     for name, value in document.items():
-        if name not in VERBS:
+        if name not in VERBS or not (isinstance(value, dict) or name == verb):
             what = f"a table [{name}]" if isinstance(value, dict) else f"{name!r} outside of a table"
             close = difflib.get_close_matches(name, VERBS, 1)
             meant = f"did you mean [{close[0]}]?" if close else f"options of this command belong into [{verb}]"

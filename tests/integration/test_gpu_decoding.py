@@ -16,7 +16,8 @@ from fcdd.images import DecodedImage
 from fcdd.io import storage
 from fcdd.jpeg_files import JpegFile
 from jobs.engines import choice
-from jobs.scoring import waves
+from jobs.scoring import publishing, waves
+from schemas.runs import DecodedOnGpu
 from tests.conftest import Fcdd
 from tests.jpegs import jpeg, picture
 from tests.places import NUM_IMAGES, Place
@@ -93,6 +94,27 @@ def test_a_decoder_that_corrupts_is_caught_and_the_run_has_the_rows_of_cpus(
     for uri, row in found.items():
         assert row["brightness"] == pytest.approx(expected[uri]["brightness"], abs=0.5)
         assert [row[name] for name in MEASURED] == pytest.approx([expected[uri][name] for name in MEASURED], rel=0.05)
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_what_a_gpu_decoded_stays_in_the_record_of_later_attempts_and_runs(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed:
+        killed.setattr(publishing, "commit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert place.score("--decode", "gpu", "--since-last", check=False).returncode == 130
+    place.score("--decode", "cpu", "--since-last")  # all is staged: it has only to be committed
+    decoding = place.record().gpu_decoding
+    assert decoding == DecodedOnGpu(images=0, checked=0, largest_difference=0, refused=None)
+    storage.write(f"{place.images}/more/late.jpg", jpeg(picture(JPEGS)))
+    place.score("--decode", "gpu", "--since-last")
+    first = place.record().gpu_decoding
+    assert first
+    assert first.images == 1
+    storage.write(f"{place.images}/more/later.jpg", jpeg(picture(JPEGS + 1)))
+    place.score("--decode", "cpu", "--since-last")
+    assert place.record().num_scored == JPEGS + NUM_IMAGES + 2
+    assert place.record().gpu_decoding == first
 
 
 def test_decoding_by_a_gpu_that_is_not_there_is_refused_at_once(place: Place) -> None:

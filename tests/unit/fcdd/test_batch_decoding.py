@@ -78,3 +78,24 @@ def test_pieces_fit_into_memory_and_change_nothing(monkeypatch: pytest.MonkeyPat
         assert isinstance(other, DecodedImage)
         assert (one.pixels == other.pixels).all()
     assert decoder([]) == []
+
+
+def test_a_decoder_that_refuses_everything_says_why() -> None:
+    broken = JpegFile(b"\xff\xd8\xff and no picture", 60, 44, 1)
+    decoder = BatchDecoder(View((32, 48), 3), CPU)
+    assert decoder([broken]) == [None]
+    with pytest.raises(RuntimeError):
+        decoder([broken, broken])
+
+
+def test_a_size_that_cannot_be_scaled_is_left_out_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    resize = batch_decoding.resized
+
+    def smaller(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        if pixels.shape[3] == 200:
+            raise RuntimeError("too much shared memory")
+        return resize(pixels, size)
+
+    monkeypatch.setattr(batch_decoding, "resized", smaller)
+    found = BatchDecoder(View((32, 48), 3), CPU)(files(FILES))
+    assert [index for index, image in enumerate(found) if image is None] == [8]

@@ -1,7 +1,9 @@
 """Which files a GPU's decoder is given: it would return damaged ones as pictures."""
 
 import io
+import math
 import random
+import struct
 
 import numpy as np
 import pytest
@@ -29,6 +31,29 @@ ORDINARY = {
 def test_ordinary_files_are_taken_with_their_size(kind: str) -> None:
     file = jpeg_files.examine(ORDINARY[kind], LIMITS)
     assert file == (ORDINARY[kind], 120, 90, 1)
+
+
+# Type of the value in TIFF's numbers, and its bytes.
+ODD = {
+    "infinite": (11, struct.pack("<f", math.inf)),
+    "not a number": (11, struct.pack("<f", math.nan)),
+    "too large": (4, struct.pack("<I", 2**32 - 1)),
+    "zero": (3, struct.pack("<I", 0)),
+    "nine": (3, struct.pack("<I", 9)),
+    "a text": (2, b"x\0\0\0"),
+    "of no type": (99, b"\6\0\0\0"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_orientation_that_is_none_is_upright_for_both(kind: str) -> None:
+    number, value = ODD[kind]
+    metadata = b"Exif\0\0" + struct.pack("<2sHIHHHI4sI", b"II", 42, 8, 1, 0x0112, number, 1, value, 0)
+    data = jpeg(NOISY, exif=metadata)
+    file, trusted = jpeg_files.examine(data, LIMITS), images.decode(data, View((8, 8), 3))
+    assert file
+    assert 1 <= file.orientation <= 8
+    assert file.upright_size == (trusted.width, trusted.height) == (120, 90)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -60,6 +85,8 @@ UNUSUAL = {
     "nothing": b"",
     "12 bits": jpeg(NOISY).replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c"),
     "arithmetic coding": jpeg(NOISY).replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc9\x00\x11\x08"),
+    "EXIF in two segments": jpeg(NOISY, 6).replace(b"\xff\xdb", b"\xff\xe1\x00\x0aExif\0\0ab\xff\xdb", 1),
+    "thousands of comments": jpeg(NOISY).replace(b"\xff\xdb", b"\xff\xfe\x00\x02" * 5000 + b"\xff\xdb", 1),
     "no height": jpeg(NOISY).replace(b"\x08\x00\x5a\x00\x78", b"\x08\x00\x00\x00\x78"),
 }
 
@@ -100,6 +127,21 @@ def test_nothing_is_taken_that_the_trusted_decoder_refuses(kind: str) -> None:
             refused += 1
             assert jpeg_files.examine(data, LIMITS) is None
     assert refused > 50
+
+
+def test_no_header_of_a_frame_or_of_tables_is_taken_that_the_trusted_decoder_refuses() -> None:
+    """Every value of every byte."""
+    data, refused = jpeg(Image.new("RGB", (16, 16), "teal"), optimize=True), 0
+    start, end = data.index(b"\xff\xc0"), data.index(b"\xff\xda") + 14
+    for at in range(start + 2, end):
+        for value in range(0, 256, 1 if at < start + 19 else 5):
+            changed = data[:at] + bytes([value]) + data[at + 1 :]
+            try:
+                images.decode(changed, View((8, 8), 3), limits=Limits(pixels=2**20))
+            except ImageError:
+                refused += 1
+                assert jpeg_files.examine(changed, Limits(pixels=2**20)) is None, (at - start, value)
+    assert refused > 500
 
 
 def test_what_is_cut_off_is_never_taken() -> None:

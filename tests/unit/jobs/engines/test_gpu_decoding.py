@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from fcdd import batch_decoding
 from fcdd.calibration import Calibration
@@ -22,7 +23,7 @@ from fcdd.runtime import Runtime
 from jobs.catalog import manifest_parts, staging
 from jobs.catalog.shards import Shard
 from jobs.engines import gpu_decoding
-from jobs.engines.gpu_decoding import BY_GPU, DIFFERENCE, TOLERANCE, GpuDecoding
+from jobs.engines.gpu_decoding import BY_GPU, DIFFERENCE, REFUSED, TOLERANCE, GpuDecoding, WatchedDecoder
 from jobs.engines.rows import ENCODED, PIXELS
 from jobs.engines.stages import FetchDecode, Score, StartLog
 from schemas import Layout
@@ -133,12 +134,16 @@ def test_a_decoder_that_corrupts_is_caught_and_costs_no_wrong_row(
 
     spoiled(monkeypatch, spoil)
     score, (first, *others) = folder.scorer(folder.gpu), folder.loaded(folder.gpu)
-    assert True in score(first)[BY_GPU].to_pylist()
+    good = score(first)
+    assert True in good[BY_GPU].to_pylist()
+    assert True not in good[REFUSED].to_pylist()
     expected = folder.by_cpu()
     for rows, trusted in zip(others, expected[1:], strict=True):
         found = score(rows)
         assert_same(found, trusted)
         assert True not in found[BY_GPU].to_pylist()
+        assert found[REFUSED].to_pylist() == [index not in (PNG, CUT) for index in range(SHARD)]
+        assert found[DIFFERENCE].null_count == SHARD
     why = folder.gpu.refused()
     assert why
     assert "23 has other pixels" in why  # the last image of the second shard
@@ -190,7 +195,7 @@ def test_a_decoder_that_fails_or_cannot_be_loaded_costs_nothing(
 
 
 def test_a_machine_without_the_gpu_that_it_should_have_decodes_on_cpus(folder: Folder) -> None:
-    gpu = replace(folder.gpu, device="cuda")
+    gpu = replace(folder.gpu, device="cuda:99")
     assert_same(folder.scorer(gpu)(folder.loaded(gpu)[0]), folder.by_cpu()[0])
     assert "the decoder failed" in (gpu.refused() or "")
 
@@ -207,12 +212,45 @@ def test_what_the_gpu_refuses_a_cpu_decodes_or_gives_the_reason(
     assert folder.gpu.refused() is None
 
 
+def test_a_decoder_that_could_not_be_loaded_is_tried_again_by_the_next_attempt(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as without:
+        without.setattr("torchvision.io.image._has_image_ops", lambda: False)
+        folder.scorer(folder.gpu)
+    assert folder.gpu.refused() == "the decoder cannot be loaded: torchvision is built without its decoders of images"
+    folder.gpu.begin()
+    assert folder.gpu.refused() is None
+    folder.gpu.refuse("its pixels differ")
+    folder.gpu.begin()
+    assert folder.gpu.refused() == "its pixels differ"
+
+
+@pytest.mark.parametrize("other", [None, 0.0, 3.0])
+def test_scores_are_compared_also_where_one_is_missing_or_the_threshold_is_zero(
+    folder: Folder, other: float | None
+) -> None:
+    watched = WatchedDecoder(folder.gpu, 0.0, lambda: lambda _: [], lambda rows: rows)
+    row = {"image_uri": "a", "anomaly_score": 0.0, "is_anomalous": False}
+    if other == 0:
+        assert watched._compared(row, row) == 0
+        return
+    with pytest.raises(Exception, match="has score"):
+        watched._compared(row, row | {"anomaly_score": other})
+
+
+def test_large_photographs_and_strips_are_left_to_cpus(folder: Folder) -> None:
+    wide = replace(folder.gpu, view=folder.gpu.view._replace(size=(64, 64)))
+    sizes = {(64 * 32, 64): True, (64 * 32 + 1, 64): False, (64, 64 * 32 + 1): False}
+    assert {size: wide.chosen(jpeg(Image.new("L", size))) is not None for size in sizes} == sizes
+
+
 def test_processes_that_died_end_the_decoding_by_gpus(folder: Folder) -> None:
     starts = StartLog(folder.results, "run", "attempt", workers=1)
     folder.scorer(folder.gpu, starts=starts)
     assert folder.gpu.refused() is None
     folder.scorer(folder.gpu, starts=starts)
-    assert folder.gpu.refused() == "1 scoring process died, perhaps of it"
+    assert folder.gpu.refused() == "1 scoring process died, perhaps of the GPU's decoder"
 
 
 def test_threads_that_share_a_decoder_give_the_rows_of_one(folder: Folder) -> None:

@@ -11,7 +11,7 @@ from jobs.scoring.progress import Progress
 
 def receipt(**seconds: float) -> Receipt:
     counts = {"rows": 10, "failed": 1, "transient": 0, "alarms": 0, "bytes": 1, "reasons": ["corrupt"]} | dict.fromkeys(
-        ("by_gpu", "checked", "difference"), 0
+        ("by_gpu", "checked", "difference", "refused"), 0
     )
     zero = dict.fromkeys(("fetch", "decode", "score", "gpu", "gpu_wait", "write"), 0.0)
     return Receipt(**counts, **{f"{stage}_seconds": value for stage, value in (zero | seconds).items()})  # type: ignore[typeddict-item]

@@ -52,6 +52,7 @@ def test_dates_and_numbers_are_checked_in_one_sentence() -> None:
         ("[train]\nepochs = 'x'\n", r"^--epochs: expected an integer \(got 'x'\)$"),
         ("[train]\nnetwork = 3\n", "--network: expected a string"),
         ("[trian]\nepochs = 3\n", r"has a table \[trian\], which no command reads; did you mean \[train\]\?"),
+        ("report = 'x'\n", "has 'report' outside of a table"),
         ("epochs = 3\n", r"has 'epochs' outside of a table, .* options of this command belong into \[train\]"),
         ("[train\n", "is not TOML"),
         ("train = 3\n", r"expected a table \[train\]"),
