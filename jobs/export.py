@@ -21,7 +21,8 @@ from jobs.viewing import exports, rendering
 class ExportSettings(JobSettings):
     """Write a run, or a bundle, in the format of another tool.
 
-    coco      regions as annotations of a COCO file, with peaks as scores; images by their locations
+    coco      regions as annotations of a COCO file, with peaks as scores; images by their locations, or with
+              --relative-to by their names below one
     fiftyone  a folder for fiftyone.Dataset.from_dir(DIR, fiftyone.types.FiftyOneDataset): images, scores, regions, maps
     onnx      a bundle as one ONNX model, pixels to anomaly map and scores, compared with the original first
 
@@ -39,6 +40,9 @@ class ExportSettings(JobSettings):
     bundle: str | None = Field(None, description="onnx: location of the bundle")
     with_resize: bool = Field(
         False, description="onnx: images of any size are taken, and resized inside the model as our decoder does it"
+    )
+    relative_to: str | None = Field(
+        None, description="coco: location that names of images are relative to, as annotation tools want them"
     )
     images: list[str] = Field(
         default_factory=list,
@@ -61,13 +65,16 @@ def export(settings: ExportSettings) -> None:
         return
     if settings.with_resize:
         raise ConfigError(f"--with-resize is of an ONNX model; {settings.format} has none")
+    if settings.relative_to and settings.format != "coco":
+        raise ConfigError(f"--relative-to is of coco; {settings.format} has no names of files")
     if settings.results is None:
         raise ConfigError("--results is missing: the location of the results")
     found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
     only_alarms = not settings.all
     if settings.format == "coco":
         with views.readable():
-            exports.coco(found, _with_ending(settings.output, ".json"), only_alarms=only_alarms)
+            root = storage.normalize(settings.relative_to) if settings.relative_to else None
+            exports.coco(found, _with_ending(settings.output, ".json"), only_alarms=only_alarms, root=root)
         return
     rendering.check_apart(settings.output, Locations.of_records(found.location, found.records))
     locations = Locations.of_records(found.location, found.records, settings.images)

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from fcdd import heatmap
-from fcdd.errors import ImageError
+from fcdd.errors import ConfigError, ImageError
+from fcdd.io import storage
 from jobs.results import Results
 from jobs.shell import formatting, local_files
 from jobs.shell.look_ahead import ahead
@@ -32,8 +33,11 @@ def _rows(found: Results, only_alarms: bool) -> Iterator[dict[str, Any]]:
     return found.rows(f"SELECT {_COLUMNS} FROM scores {which} ORDER BY collection, date, image_uri")
 
 
-def coco(found: Results, output: str, *, only_alarms: bool) -> None:
-    """Regions as a COCO file; two passes over the rows, so that none has to be kept: images, then their regions."""
+def coco(found: Results, output: str, *, only_alarms: bool, root: str | None = None) -> None:
+    """Regions as a COCO file; two passes over the rows, so that none has to be kept: images, then their regions.
+
+    With a `root` the names of images are relative to it. Raises ConfigError for an image that does not lie below it.
+    """
     images = regions = 0
     with local_files.atomic_path(output) as path, path.open("w", encoding="utf-8") as file:
         info = {"description": "regions of anomaly maps above the map threshold", "version": "1.0"}
@@ -42,7 +46,7 @@ def coco(found: Results, output: str, *, only_alarms: bool) -> None:
         file.write(f'{{"info": {json.dumps(info)},\n"licenses": [],\n"categories": {json.dumps(categories)},\n')
         file.write('"images": [')
         for images, row in enumerate(_rows(found, only_alarms), start=1):
-            _append(file, images, _coco_image(images, row))
+            _append(file, images, _coco_image(images, row, root))
         file.write('],\n"annotations": [')
         for image_id, row in enumerate(_rows(found, only_alarms), start=1):
             for region in row["regions"]:
@@ -56,10 +60,15 @@ def _append(file: TextIO, number: int, item: dict[str, Any]) -> None:
     file.write(("\n" if number == 1 else ",\n") + json.dumps(item))
 
 
-def _coco_image(image_id: int, row: dict[str, Any]) -> dict[str, Any]:
+def _coco_image(image_id: int, row: dict[str, Any], root: str | None) -> dict[str, Any]:
+    uri = row["image_uri"]
+    below = f"{root}/" if root else ""
+    if not uri.startswith(below):
+        raise ConfigError(f"{storage.spelled(uri)} does not lie below --relative-to {root}")
     return {
         "id": image_id,
-        "file_name": row["image_uri"],
+        "file_name": uri.removeprefix(below),
+        "coco_url": uri,
         "width": row["width"],
         "height": row["height"],
         "date_captured": row["date"].isoformat(),

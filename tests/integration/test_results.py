@@ -698,6 +698,15 @@ def test_regions_are_coco_annotations(nights: Line, tmp_path: Path) -> None:
     assert boxes == [[r.x0, r.y0, r.x1 - r.x0, r.y1 - r.y0] for r in worst.regions]
     run_verb("export", "coco", "--results", nights.results, "--all", "--output", str(path))
     assert len(json.loads(path.read_text())["images"]) == sum(record.num_scored for record in nights.records())
+    root = alarms[0].image_uri.rpartition("/")[0].rpartition("/")[0]
+    where = ["--results", nights.results, "--date", "2026-11-02", "--output", str(path)]
+    run_verb("export", "coco", *where, "--relative-to", f"{root}/")
+    images = json.loads(path.read_text())["images"]
+    assert {f"{root}/{image['file_name']}" for image in images} == {image["coco_url"] for image in images}
+    assert not any(image["file_name"].startswith("/") for image in images)
+    elsewhere = run_verb("export", "coco", *where, "--relative-to", f"{root}/nowhere", check=False)
+    assert elsewhere.returncode == 2
+    assert "does not lie below --relative-to" in elsewhere.stderr
     named = run_verb("export", "coco", "--results", nights.results, "--output", str(tmp_path / "alarms"))
     assert f"coco        {tmp_path}/alarms.json  (" in named.stdout
     assert [each.suffix for each in tmp_path.iterdir()] == [".json"] * 2
