@@ -42,12 +42,12 @@ class BatchDecoder:
 
     def __init__(self, view: View, device: torch.device) -> None:
         """Raises ImportError where torchvision is built without its decoders."""
-        import torchvision.io.image as decoders  # a second of import that others do not need
+        from torchvision.io import ImageReadMode, decode_jpeg  # a second of import that others do not need
 
-        if not decoders._has_image_ops():
+        if not _is_built():
             raise ImportError("torchvision is built without its decoders of images")
-        self._view, self._card, self._decode = view, Card(device), decoders.decode_jpeg
-        self._mode = decoders.ImageReadMode.GRAY if view.channels == 1 else decoders.ImageReadMode.RGB
+        self._view, self._card, self._decode = view, Card(device), decode_jpeg
+        self._mode = ImageReadMode.GRAY if view.channels == 1 else ImageReadMode.RGB
         # Since torchvision 0.29, in favour of TorchCodec's, which the oldest torch that we support has no release for.
         warnings.filterwarnings("ignore", "The image decoding and encoding", DeprecationWarning)
 
@@ -126,6 +126,11 @@ class BatchDecoder:
         channels_last = pixels.permute(0, 2, 3, 1).contiguous()
         numbers, bits = statistics(pixels), hashes(pixels)
         return self._card.fetch([channels_last]), self._card.fetch([numbers]), np.packbits(self._card.fetch([bits]), 1)
+
+
+def _is_built() -> bool:
+    """Whether the decoders are part of this build; without them torchvision is imported all the same."""
+    return hasattr(torch.ops.image, "decode_jpeg")
 
 
 def _pieces(jpegs: Sequence[JpegFile]) -> Iterator[Sequence[JpegFile]]:

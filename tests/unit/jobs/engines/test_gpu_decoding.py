@@ -216,7 +216,7 @@ def test_a_decoder_that_could_not_be_loaded_is_tried_again_by_the_next_attempt(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as without:
-        without.setattr("torchvision.io.image._has_image_ops", lambda: False)
+        without.setattr(batch_decoding, "_is_built", lambda: False)
         folder.scorer(folder.gpu)
     assert folder.gpu.refused() == "the decoder cannot be loaded: torchvision is built without its decoders of images"
     folder.gpu.begin()
