@@ -15,8 +15,6 @@ with the start and the end of the command in it.
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -88,13 +86,9 @@ def night(bundle_uri: str, folder: Path, results: Path, day: int, include: str, 
     """`fcdd score` and its processes."""
     where = ["--bundle", bundle_uri, "--images", str(folder), "--results", str(results), "--collection", "c"]
     command = [sys.executable, "-m", "jobs.score", *where, "--date", f"2026-11-{day:02d}", "--include", include]
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run([*command, "--workers", "0"], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - began
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Spent("night", count, cpu, wall)
+    # Decoder processes end with the one that started them, which does not wait for them: so they are watched.
+    found = peers.measured([*command, "--workers", "0"], lambda: None)
+    return Spent("night", count, found["cpu"], found["whole"])
 
 
 def main() -> None:
