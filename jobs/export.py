@@ -60,13 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def export(settings: ExportSettings) -> None:
     """Write the file or folder, and print what it is."""
+    if settings.relative_to and settings.format != "coco":
+        raise ConfigError(f"--relative-to is of coco; {settings.format} has no names of files")
     if settings.format == "onnx":
         _onnx(settings)
         return
     if settings.with_resize:
         raise ConfigError(f"--with-resize is of an ONNX model; {settings.format} has none")
-    if settings.relative_to and settings.format != "coco":
-        raise ConfigError(f"--relative-to is of coco; {settings.format} has no names of files")
     if settings.results is None:
         raise ConfigError("--results is missing: the location of the results")
     found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)

@@ -19,7 +19,7 @@ class GcSettings(JobSettings):
     verb: ClassVar[str] = "gc"
 
     results: str = Field(description="location of the results")
-    older_than_days: float = Field(7, ge=0, description="leave alone what was written within so many days")
+    older_than_days: float = Field(7, ge=0, le=36_500, description="leave alone what was written within so many days")
     dry_run: bool = Field(False, description="say what would be removed; remove nothing")
 
 

@@ -48,10 +48,9 @@ def verify(settings: VerifySettings) -> None:
     print(f"run        {record.run_id}  ({record.collection}, {record.day})")
     print(f"parts      {checked.parts} files are whole, by size and sha256")
     print(f"proof      {checked.rows} of {record.num_listed} images are there, each once")
-    print(
-        f"sample     {checked.compared} scored again: scores within {checked.worst_score:.2g}, maps within "
-        f"{checked.worst_map:.2g} (relative)" + (f"; {checked.gone} are not as they were" if checked.gone else "")
-    )
+    gone = f"; {checked.gone} are not as they were" if checked.gone else ""
+    found = f"scores within {checked.worst_score:.2g}, maps within {checked.worst_map:.2g} (relative)"
+    print(f"sample     {checked.compared} scored again{f': {found}' if checked.compared else ''}{gone}")
 
 
 if __name__ == "__main__":

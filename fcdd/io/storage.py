@@ -310,14 +310,18 @@ def delete_prefix(prefix: str) -> None:
 
 
 def delete_all(uris: list[str]) -> None:
-    """Delete objects of one bucket, many at a time."""
+    """Delete objects of one bucket, many at a time; nothing happens for those that are not there."""
     for start in range(0, len(uris), 1000):
         some = uris[start : start + 1000]
         store, _ = _locate(some[0])
-        with explained(some[0], "delete"):
-            for attempt in _attempts(again=lambda error: not isinstance(error, NOT_THERE)):
-                with attempt:
-                    store.delete([_locate(uri)[1] for uri in some])
+        try:
+            with explained(some[0], "delete"):
+                for attempt in _attempts(again=lambda error: not isinstance(error, NOT_THERE)):
+                    with attempt:
+                        store.delete([_locate(uri)[1] for uri in some])
+        except NOT_THERE:  # one of them, and those behind it may be there still
+            for uri in some:
+                delete(uri)
 
 
 def normalize(uri: str) -> str:

@@ -64,6 +64,11 @@ def backend(gpu: bool | None, *, compiles: bool) -> Literal["torch", "openvino"]
     return "openvino" if on_cpus and not compiles and importlib.util.find_spec("openvino") else "torch"
 
 
+def may_have_gpu(gpu: bool | None) -> bool:
+    """Whether there may be a GPU for a run: what a cluster has is not known here."""
+    return gpu is not False and (_on_cluster() or has_gpu())
+
+
 def _on_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 

@@ -9,7 +9,7 @@ interrupted one is resumed, and a notification of a run that was delivered is no
 import datetime as dt
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -166,8 +166,20 @@ def _committed(options: NightlyOptions, layout: Layout, night: dt.date) -> RunRe
     if record:
         log.info("run %s of %s was committed at %s", record.run_id, night, record.committed_at)
         runs.warn_of_other_rates(record, options.alpha or record.alpha, options.fdr)
+        _warn_of_other_images(record, options.of_night(night).source.places())
         _warn_of_another_bundle(record, options.of_night(night).bundle)
     return record
+
+
+def _warn_of_other_images(record: RunRecord, places: Iterable[str]) -> None:
+    """A committed night is left alone, also by a command that names other images."""
+    others = sorted(set(places) - set(record.images))
+    if others:
+        log.warning(
+            "run %s is of the images under %s: none under %s are scored by this command; `fcdd score --since-last` "
+            "adds them to the night",
+            *(record.run_id, ", ".join(record.images), ", ".join(others)),
+        )
 
 
 def _warn_of_another_bundle(record: RunRecord, location: str) -> None:

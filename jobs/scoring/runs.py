@@ -124,7 +124,7 @@ def _other_images(job: Job, before: RunRecord) -> str | None:
         return under
     if before.bundle_digest != job.spec.digest:  # by another bundle the night is scored again
         return None
-    if before.skipped.get(listing.SCORED_BEFORE):
+    if before.skipped.get(listing.SCORED_BEFORE) or (before.selection.get("since_last") and not source.since_last):
         return f"those that were new under {', '.join(before.images)}"
     chosen, now = before.selection, source.selection.model_dump(mode="json")
     differing = [name for name in now if chosen.get(name, now[name]) != now[name]]

@@ -2,10 +2,11 @@
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 
 from fcdd.errors import ConfigError
 from fcdd.images import EXTENSIONS, Limits
@@ -17,6 +18,19 @@ from jobs.scoring.options import CATCH_UP_DAYS, DATE_PLACEHOLDER, FEW_ALARMS, Ni
 from jobs.shell.settings import FixedNight, JobSettings, Night
 from jobs.sources import listing
 from jobs.sources.listing import Selection
+
+
+def _moment(value: object) -> object:
+    """A text of digits is a date; what else pydantic takes for seconds since 1970 is refused."""
+    if isinstance(value, str) and value.strip().isdigit():
+        with suppress(ValueError):
+            return datetime.fromisoformat(value.strip())
+    if isinstance(value, datetime | dt.date) or (isinstance(value, str) and not value.strip().isdigit()):
+        return value
+    raise ValueError("expected a time like 2026-11-24 or 2026-11-24T06:00Z")
+
+
+Moment = Annotated[datetime, BeforeValidator(_moment)]
 
 
 class ScoreSettings(JobSettings):
@@ -59,10 +73,10 @@ class ScoreSettings(JobSettings):
     )
     exclude: list[str] = Field(default_factory=list, description="leave out paths that match this glob")
     extensions: list[str] = Field(list(EXTENSIONS), description="what the name of an image ends in")
-    modified_since: datetime | None = Field(
+    modified_since: Moment | None = Field(
         None, description="score only objects written at this time or later (ISO 8601)"
     )
-    modified_before: datetime | None = Field(None, description="score only objects written before this time (ISO 8601)")
+    modified_before: Moment | None = Field(None, description="score only objects written before this time (ISO 8601)")
     since_last: bool = Field(
         False, description="score only images that no committed run of the collection has scored with this bundle"
     )

@@ -93,11 +93,20 @@ def prepare(options: ScoreOptions) -> Job:
             raise ConfigError(f"{option} and --images are the same location, {place}; give each one of its own")
     spec, weights = bundle.load(options.bundle)
     options.runtime.check(spec.network)
+    _check_gpu(options)
     grouping.compile_pattern(spec.calibration.group_pattern)
     allowed = None if source.list_uri else Locations(tuple(source.prefixes))
     job = Job(options, layout, spec, weights, allowed)
     Decider(spec.calibration, job.alpha)  # the calibration supports it
     return job
+
+
+def _check_gpu(options: ScoreOptions) -> None:
+    """Raises ConfigError for a GPU that is asked for and cannot be had."""
+    if options.decode == "gpu" and not (choice.may_have_gpu(options.gpu) and options.runtime.backend == "torch"):
+        raise ConfigError("--decode gpu: no GPU scores here; leave it out, or say --decode auto")
+    if options.gpu and options.workers == 0 and not choice.has_gpu():
+        raise ConfigError("--gpu: this machine has none, and --workers 0 scores on it alone; leave one of them out")
 
 
 def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -> RunRecord:

@@ -212,4 +212,11 @@ def _table(path: Path, verb: str) -> dict[str, Any]:
     table = document.get(verb, {})
     if not isinstance(table, dict):
         raise ConfigError(f"expected a table [{verb}] in {path}, got {table!r}")
-    return {name.replace("-", "_"): value for name, value in table.items()}
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        key = name.replace("-", "_")
+        if key in values or key == "config":
+            twice = "is there twice" if key in values else "belongs on the command line"
+            raise ConfigError(f"[{verb}] in {path}: {name!r} {twice}")
+        values[key] = value
+    return values

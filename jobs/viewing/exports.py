@@ -62,7 +62,7 @@ def _append(file: TextIO, number: int, item: dict[str, Any]) -> None:
 
 def _coco_image(image_id: int, row: dict[str, Any], root: str | None) -> dict[str, Any]:
     uri = row["image_uri"]
-    below = f"{root}/" if root else ""
+    below = f"{root.rstrip('/')}/" if root else ""
     if not uri.startswith(below):
         raise ConfigError(f"{storage.spelled(uri)} does not lie below --relative-to {root}")
     return {

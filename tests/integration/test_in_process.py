@@ -14,8 +14,10 @@ import pytest
 from fcdd.io import storage
 from jobs.catalog.staging import Coverage
 from jobs.engines import choice, stages
+from jobs.scoring import publishing
 from schemas import Layout
 from tests.conftest import Fcdd
+from tests.line import run_verb
 from tests.places import NUM_IMAGES, Place, picture
 
 MANY = 400
@@ -75,6 +77,33 @@ def test_threads_load_while_others_score_and_no_more_than_they_can_hold(
     assert both
     assert 2 <= most <= 5  # two being scored, one more begun, and two loaded ahead
     assert len(place.rows("scores")) == MANY
+
+
+def test_what_an_interrupted_run_left_is_removed_with_the_lease_of_its_night(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed:
+        killed.setattr(publishing, "commit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert place.score(check=False).returncode == 130
+    results, old = Path(place.results.removeprefix("file://")), time.time() - 20 * 86_400
+    for path in results.rglob("*"):
+        os.utime(path, (old, old))
+    assert any((results / "_staging").rglob("*.parquet"))
+    assert run_verb("gc", "--results", place.results).returncode == 0
+    assert not any(path.is_file() for path in (results / "_staging").rglob("*"))
+    refused = run_verb("gc", "--results", place.results, "--older-than-days", "1e10", check=False)
+    assert refused.returncode == 2
+
+
+def test_a_gpu_that_this_machine_does_not_have_is_refused_before_anything_begins(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "has_gpu", lambda: False)
+    for options in (("--gpu",), ("--decode", "gpu"), ("--decode", "gpu", "--dry-run")):
+        refused = place.score(*options, check=False)
+        assert refused.returncode == 2
+        assert options[0] in refused.stderr
+    assert not any(page for page in storage.pages(Layout(place.results).all_staging()))
 
 
 def test_a_network_that_fails_ends_the_run_and_the_same_command_finishes_it(

@@ -528,6 +528,23 @@ def test_a_committed_night_is_not_taken_for_that_of_another_bundle(line: Line) -
     assert line.nightly("--bundle", f"{line.root}/gone").returncode == 0  # there is nothing to do with it
 
 
+def test_a_committed_night_is_not_taken_for_one_of_other_images(line: Line) -> None:
+    line.upload("nights/2026-11-01", 5, seed=1)
+    line.upload("elsewhere", 3, seed=2)
+    line.nightly(check=True)
+    assert "none under" not in line.nightly(check=True).stderr
+    again = line.nightly("--images", f"{line.root}/elsewhere", check=True)
+    assert f"none under file://{line.root}/elsewhere are scored by this command" in again.stderr
+    [record] = line.records()
+    assert record.num_scored == 5
+    # A plain command of the same images does not put a run of others in its place: some may be gone by now.
+    where = ("--bundle", f"{line.root}/bundle", "--images", f"{line.root}/nights/{{date}}", "--date", "2026-11-01")
+    refused = line.around("score", *where, "--workers", "0", check=False)
+    assert refused.returncode == 2
+    assert "or --rescore to put a run of these in its place" in refused.stderr
+    assert line.records() == [record]
+
+
 def test_a_dry_run_says_what_each_night_would_do(line: Line) -> None:
     line.upload("nights/2026-11-01", 3, seed=1)
     line.nightly(day=1, check=True)

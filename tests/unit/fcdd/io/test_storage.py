@@ -206,3 +206,11 @@ def test_threads_that_share_a_handle_read_what_they_asked_for(place: str) -> Non
             assert sum(pool.map(wrong, range(40))) == 0
         file.seek(-3, os.SEEK_END)
         assert (file.read(), file.tell()) == (content[-3:], len(content))
+
+
+def test_many_are_deleted_also_where_one_of_them_is_gone(place: str) -> None:
+    uris = [f"{place}/many/{index}.png" for index in range(5)]
+    for uri in uris[1:]:
+        storage.write(uri, b"1")
+    storage.delete_all([uris[1], uris[0], *uris[2:]])
+    assert listed(f"{place}/many") == []

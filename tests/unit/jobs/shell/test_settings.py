@@ -1,3 +1,4 @@
+import datetime as dt
 import re
 import shlex
 from datetime import date
@@ -8,6 +9,7 @@ import pytest
 from fcdd.errors import ConfigError
 from jobs.nightly import NightlySettings
 from jobs.score import ScoreSettings
+from jobs.scoring.settings import in_utc
 from jobs.shell.help_text import is_positional, value_name
 from jobs.shell.settings import height_and_width
 from jobs.shell.verbs import EXAMPLES, VERBS
@@ -16,6 +18,7 @@ from jobs.training.settings import TrainSettings, with_preset
 from tests.option_tables import settings_of
 
 REQUIRED = ["--images", "in", "--bundle", "out"]
+SCORED = ["--bundle", "b", "--images", "i", "--results", "r", "--collection", "c", "--date", "2026-11-25"]
 
 
 def test_flags_win_over_the_environment_over_the_file_over_defaults(
@@ -55,6 +58,8 @@ def test_dates_and_numbers_are_checked_in_one_sentence() -> None:
         ("report = 'x'\n", "has 'report' outside of a table"),
         ("epochs = 3\n", r"has 'epochs' outside of a table, .* options of this command belong into \[train\]"),
         ("[train\n", "is not TOML"),
+        ("[train]\nbatch-size = 8\nbatch_size = 9\n", "'batch_size' is there twice"),
+        ("[train]\nconfig = 'x'\n", "'config' belongs on the command line"),
         ("train = 3\n", r"expected a table \[train\]"),
     ],
 )
@@ -122,6 +127,22 @@ def test_an_option_without_an_effect_is_said(
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warned) == len(said)
     assert all(text.startswith(start) for text, start in zip(warned, said, strict=True))
+
+
+@pytest.mark.parametrize("value", ["20261124", "2026-11-24", "2026-11-24T00:00", "2026-11-24T01:00+01:00"])
+def test_a_time_may_be_written_in_any_way_of_iso_8601(value: str) -> None:
+    settings = ScoreSettings.parse([*SCORED, "--modified-since", value])
+    assert in_utc(settings.modified_since) == dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize("value", ["2026", "1764000000", "yesterday", ""])
+def test_a_number_is_no_time(value: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--modified-before: "):
+        ScoreSettings.parse([*SCORED, "--modified-before", value])
+    path = tmp_path / "f.toml"
+    path.write_text("[score]\nmodified-before = 5\n")
+    with pytest.raises(ConfigError, match="--modified-before: expected a time like 2026-11-24"):
+        ScoreSettings.parse([*SCORED, "--config", str(path)])
 
 
 def test_an_unknown_anomaly_is_refused_with_the_choice() -> None:
