@@ -192,8 +192,8 @@ class Night:
         if found not in (intent.supersedes, intent.run_id):
             raise Superseded(
                 f"while run {intent.run_id} was made, {found or 'no run'} came to count for {intent.collection} "
-                f"{intent.day} in place of {intent.supersedes or 'no run'}; nothing was committed, and the same "
-                "command begins again"
+                f"{intent.day} in place of {intent.supersedes or 'no run'}; nothing was committed; the same "
+                "command begins again, or says what stands in its way"
             )
         if standing:
             self._earliest = standing.committed_at + timedelta(seconds=1)
