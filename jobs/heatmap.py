@@ -45,7 +45,7 @@ class HeatmapSettings(JobSettings):
         "contours: at 0.5, 1, 2 and 4 thresholds; 16-bit: grey PNG, 32768 is the threshold; "
         "numpy: float32 array (height, width) in the map's units",
     )
-    regions: bool = Field(True, description="over the heatmap, outline the regions above the threshold")
+    regions: bool = Field(True, description="over the heatmap, outline what is above the map threshold")
     caption: bool = Field(True, description="write score, p-value and colour scale under the picture")
     images: list[str] = Field(
         default_factory=list, description="further location whose images may be opened; the run's own always may"
