@@ -36,6 +36,8 @@ FIRST_CHECKS = 4
 # A GPU decodes at full scale: no more pixels than that, and not so many times as many a side as the network sees.
 _MOST_PIXELS, _MOST_SCALE = 32_000_000, 32
 _SMALLEST_THRESHOLD = 1e-12
+# How the note begins that says so; an attempt after it tries again.
+_NOT_LOADED = "the decoder cannot be loaded: "
 # Columns of scored rows: whether a GPU decoded; how far a CPU's score is from that, as a share of the threshold, null
 # where it was not compared; whether a CPU decoded what was left to the GPU, because that is not trusted any more.
 BY_GPU, DIFFERENCE, REFUSED = "by_gpu", "decoder_difference", "gpu_refused"
@@ -89,9 +91,6 @@ class GpuDecoding:
     def refuse(self, why: str) -> None:
         """From now on all processes of the run decode on CPUs."""
         storage.write(Layout(self.results).gpu_decoding_refused(self.run_id), why.encode())
-
-
-_NOT_LOADED = "the decoder cannot be loaded: "
 
 
 class WatchedDecoder:

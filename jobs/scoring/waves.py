@@ -103,10 +103,15 @@ def prepare(options: ScoreOptions) -> Job:
 
 def _check_gpu(options: ScoreOptions) -> None:
     """Raises ConfigError for a GPU that is asked for and cannot be had."""
-    if options.decode == "gpu" and not (choice.may_have_gpu(options.gpu) and options.runtime.backend == "torch"):
-        raise ConfigError("--decode gpu: no GPU scores here; leave it out, or say --decode auto")
+    _check_decoder(options, on_gpu=choice.may_have_gpu(options.gpu))
     if options.gpu and options.workers == 0 and not choice.has_gpu():
         raise ConfigError("--gpu: this machine has none, and --workers 0 scores on it alone; leave one of them out")
+
+
+def _check_decoder(options: ScoreOptions, *, on_gpu: bool) -> None:
+    """Raises ConfigError where GPUs are to decode and the network is on none."""
+    if options.decode == "gpu" and not (on_gpu and options.runtime.backend == "torch"):
+        raise ConfigError("--decode gpu: no GPU scores here; leave it out, or say --decode auto")
 
 
 def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -> RunRecord:
@@ -250,8 +255,7 @@ def _engine(options: ScoreOptions, listing: Listing, cluster: ExitStack) -> Engi
     parts, listed = listing.wait(0, patience_s=0.2)
     images = sum(part.rows for part in parts) if listed else None
     engine = choice.choose(Wishes(options.workers, options.gpu, options.cluster_wait_s), images, cluster)
-    if options.decode == "gpu" and not (engine.on_gpu and options.runtime.backend == "torch"):
-        raise ConfigError("--decode gpu: no GPU scores here; leave it out, or say --decode auto")
+    _check_decoder(options, on_gpu=engine.on_gpu)  # what a cluster has is known only now
     return engine
 
 

@@ -161,11 +161,9 @@ class JobSettings(BaseSettings):
             return text
         # Only the name: the value may be a secret.
         word = words.split()[0].partition("=")[0]
-        return (
-            f"unknown option {word!r}; {cls._meant(word)}"
-            if word.startswith("-")
-            else (f"unexpected argument; {cls._meant('')}")
-        )
+        if word.startswith("-"):
+            return f"unknown option {word!r}; {cls._meant(word)}"
+        return f"unexpected argument; {cls._meant('')}"
 
     @classmethod
     def _meant(cls, flag: str) -> str:
