@@ -95,6 +95,16 @@ def test_what_an_interrupted_run_left_is_removed_with_the_lease_of_its_night(
     assert refused.returncode == 2
 
 
+def test_what_was_not_judged_or_compared_does_not_look_as_if_it_were(place: Place, tmp_path: Path) -> None:
+    place.score()
+    page = tmp_path / "report.html"
+    place.around("report", "--output", str(page))
+    assert '<span class="verdict watch">not judged</span>' in page.read_text()
+    storage.delete_prefix(place.images)
+    said = place.around("verify").stdout
+    assert f"sample     0 scored again; {NUM_IMAGES} are not as they were" in said
+
+
 def test_a_gpu_that_this_machine_does_not_have_is_refused_before_anything_begins(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
