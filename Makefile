@@ -66,13 +66,14 @@ docs: $(VENV)/dev.installed  ## write docs/options.md and the table of shell com
 	$(BIN)/python -m tests.option_tables > docs/options.md
 	$(BIN)/python -m tests.option_tables --completion > jobs/shell/options.json
 
-# What the images hold, to the byte: for GPUs all of it, for CPUs all but torch, which has an index of its own for them.
+# What the images hold, to the byte: for GPUs all of it, for CPUs all but torch, which has an index of its own for them, and
+# OpenVINO with the default network's weights.
 LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --extra aws --extra cluster --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28
 
 lock: $(VENV)/dev.installed  ## pin anew what the container images install
 	$(LOCK) --output-file cluster/image/requirements-gpu.txt
-	$(LOCK) --constraint cluster/image/requirements-gpu.txt --output-file cluster/image/requirements-cpu.txt $$(sed -En 's/^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==.*/--no-emit-package \1/p' cluster/image/requirements-gpu.txt)
+	$(LOCK) --extra cpu --constraint cluster/image/requirements-gpu.txt --output-file cluster/image/requirements-cpu.txt $$(sed -En 's/^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==.*/--no-emit-package \1/p' cluster/image/requirements-gpu.txt)
 	sed -En 's/^(torch|torchvision)==([^ ]+).*/\1==\2/p' cluster/image/requirements-gpu.txt > cluster/image/torch-cpu.txt
 
 clean:  ## remove the environment and everything the demo left

@@ -19,6 +19,7 @@ from fcdd.errors import BundleError
 from fcdd.images import View
 from fcdd.io import storage
 from fcdd.normalization import Normalization
+from fcdd.resizing import Resizer
 
 FORMAT_VERSION: Literal[3] = 3
 WEIGHTS_FILE, SPEC_FILE, CARD_FILE = "model.safetensors", "bundle.json", "README.md"
@@ -60,6 +61,9 @@ class BundleSpec(BaseModel):
     crop: Annotated[str, AfterValidator(Crop.checked)] | None = Field(
         None, exclude_if=is_empty, description="the part of each image that is seen: X,Y,WIDTH,HEIGHT in pixels or %"
     )
+    resizer: Resizer = Field(
+        "pillow", exclude_if=lambda by: by == "pillow", description="what makes images as small as the input"
+    )
     ignored: tuple[Annotated[str, Field(pattern="^[01]+$")], ...] = Field(
         (), exclude_if=is_empty, description="cells of the map that do not count, 1, row by row; none by default"
     )
@@ -84,7 +88,8 @@ class BundleSpec(BaseModel):
     @property
     def view(self) -> View:
         """How images are decoded for the network."""
-        return View(self.input_size, self.channels, self.full_scale, Crop.parse(self.crop) if self.crop else None)
+        crop = Crop.parse(self.crop) if self.crop else None
+        return View(self.input_size, self.channels, self.full_scale, crop, self.resizer)
 
     @property
     def ignored_cells(self) -> npt.NDArray[np.bool_] | None:

@@ -31,6 +31,7 @@ from PIL.Image import Transpose
 from fcdd import depth
 from fcdd.cropping import Box, Crop
 from fcdd.errors import ImageError, Reason
+from fcdd.resizing import Resizer, resized
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
@@ -72,13 +73,14 @@ class View(NamedTuple):
 
     `full_scale` is the value that is white in files of 16 bits, such as 4095 of a camera of 12 bits; None: the largest
     that they can hold. Files of 9 to 15 bits say what is white, those of floating-point values do not. `crop` is the
-    part of the upright image that is seen; None: all of it.
+    part of the upright image that is seen; None: all of it. `resizer` makes it as small.
     """
 
     size: tuple[int, int] = (1, 1)
     channels: int = 1
     full_scale: float | None = None
     crop: Crop | None = None
+    resizer: Resizer = "pillow"
 
     def decoded_size(self, full_size: tuple[int, int]) -> tuple[int, int]:
         """What a picture of `full_size` (width, height) must be decoded at, so that twice the size is left to scale."""
@@ -224,11 +226,11 @@ def _decode(data: bytes, view: View, limits: Limits) -> DecodedImage:
     # Grey pictures get their equal colours last: three times as many values would be resized and counted.
     loaded = _load(data, mode, limits, view.decoded_size, view.full_scale, grey_stays=True)
     seen, box = (loaded.image, None) if view.crop is None else _cropped(loaded, view.crop)
-    resized = seen.resize((width, height), Image.Resampling.BILINEAR, box)
-    brightness, contrast = _mean_and_deviation(resized)
-    grey = resized.convert("L")
+    small = resized(seen, (width, height), view.resizer, box)
+    brightness, contrast = _mean_and_deviation(small)
+    grey = small.convert("L")
     return DecodedImage(
-        pixels=np.asarray(resized.convert(mode), np.uint8).reshape(height, width, channels),
+        pixels=np.asarray(small.convert(mode), np.uint8).reshape(height, width, channels),
         width=loaded.size[0],
         height=loaded.size[1],
         frames=loaded.frames,

@@ -20,6 +20,8 @@ from fcdd import detector, objective
 from fcdd.bundle import BundleSpec
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError, FCDDError
+from fcdd.images import View
+from fcdd.resizing import resized
 
 TOLERANCE = 1e-4
 # With the resizing inside, some pixels differ by one grey level from Pillow's, which goes down before across where that
@@ -186,7 +188,7 @@ def _check(model: bytes, loaded: Detector, with_resize: bool) -> float:
     )
     worst = 0.0
     for batch in (each[:count] for each in (_pictures(loaded, size) for size in sizes) for count in (_CHECKED, 1)):
-        expected = loaded.score(_resized(batch, loaded.spec.input_size))
+        expected = loaded.score(_resized(batch, loaded.spec.view))
         found = session.run(None, {"images": batch})
         wanted = (expected.maps, expected.mean, expected.maximum, expected.top1pct)
         largest = max(float(expected.maps.max()), 1e-6)
@@ -196,13 +198,14 @@ def _check(model: bytes, loaded: Detector, with_resize: bool) -> float:
     return worst
 
 
-def _resized(batch_nhwc: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def _resized(batch_nhwc: npt.NDArray[np.uint8], view: View) -> npt.NDArray[np.uint8]:
     """As `fcdd.images` does it."""
+    size = view.size
     if batch_nhwc.shape[1:3] == size:
         return batch_nhwc
     channels = batch_nhwc.shape[3]
     pictures = (Image.fromarray(pixels if channels == 3 else pixels[:, :, 0]) for pixels in batch_nhwc)
-    small = [np.asarray(each.resize(size[::-1], Image.Resampling.BILINEAR)) for each in pictures]
+    small = [np.asarray(resized(each, size[::-1], view.resizer)) for each in pictures]
     return np.stack(small).reshape(len(small), *size, channels)
 
 

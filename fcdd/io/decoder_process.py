@@ -16,16 +16,18 @@ import resource
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
-from fcdd import images
+from fcdd import images, resizing
 from fcdd.cropping import Box, Crop
 from fcdd.errors import ImageError
 from fcdd.images import Limits, Mode, View
 from fcdd.io import sandbox
+from fcdd.resizing import Resizer
 
 # What is asked for (DECODE, or a mode of PICTURE); slot; width and height that a picture is to fit into, or 0; the part
 # of it that is asked for (top, left, bottom, right), or 0; length.
@@ -52,20 +54,20 @@ _ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16-be", "
 def arguments(memory_fd: int, slots: int, view: View, limits: Limits, memory: int) -> list[str]:
     """The command line that `main` reads."""
     values = (memory_fd, slots, *view.size, view.channels, *dataclasses.astuple(limits), memory)
-    return [str(view.crop or ""), repr(view.full_scale or 0.0), *map(str, values)]
+    return [str(view.crop or ""), repr(view.full_scale or 0.0), view.resizer, *map(str, values)]
 
 
 def main(argv: Sequence[str]) -> None:
     """Serve until stdin ends."""
-    memory_fd, slots, height, width, channels, *limit_values, memory = map(int, argv[2:])
+    memory_fd, slots, height, width, channels, *limit_values, memory = map(int, argv[3:])
     crop = Crop.parse(argv[0]) if argv[0] else None
-    view = View((height, width), channels, float(argv[1]) or None, crop)
+    view = View((height, width), channels, float(argv[1]) or None, crop, cast(Resizer, argv[2]))
     limits = Limits(*limit_values)
     shared = mmap.mmap(memory_fd, slots * height * width * channels)
     pixels = np.ndarray((slots, height, width, channels), np.uint8, buffer=shared)
     os.close(memory_fd)
     requests = sys.stdin.buffer
-    _prepare()
+    _prepare(view)
     _limit_memory(memory)
     _write(READY if sandbox.enter() else READY_WITH_RIGHTS)
     modes: dict[int, Mode] = {number: mode for mode, number in PICTURES.items()}
@@ -78,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
             _picture(data, modes[kind], numbers, view, limits)
 
 
-def _prepare() -> None:
+def _prepare(view: View) -> None:
     """Load what is loaded late, while files can still be opened, and lift the limits that the memory's replaces."""
     from fcdd import tiff  # not for those who only send requests
 
@@ -89,6 +91,7 @@ def _prepare() -> None:
         codecs.lookup(name)
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = sys.maxsize
     tiff.prepare()
+    resizing.prepare(view.resizer)
 
 
 def _decode(data: bytes, view: View, pixels: npt.NDArray[np.uint8], limits: Limits) -> tuple[object, ...]:

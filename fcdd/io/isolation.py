@@ -30,6 +30,7 @@ from typing import IO, Any, Self, get_args
 import numpy as np
 from PIL import Image
 
+from fcdd import resizing
 from fcdd.cropping import Box
 from fcdd.errors import FCDDError, ImageError, Reason
 from fcdd.images import ACCEPTED, FORMATS, DecodedImage, Limits, Mode, View
@@ -89,7 +90,11 @@ class IsolatedDecoder:
         timeout_s: float = TIMEOUT_S,
         command: Sequence[str] = ("-m", "fcdd.io.decoder_process"),
     ) -> None:
-        """`view` is what `decode_each` gives; `timeout_s` is what one image may take."""
+        """`view` is what `decode_each` gives; `timeout_s` is what one image may take.
+
+        Raises ConfigError when what resizes its images is not installed.
+        """
+        resizing.check(view.resizer)
         self._view, self._limits = view, limits
         self._timeout_s, self._command = timeout_s, tuple(command)
         shape = (_SLOTS, *view.size, view.channels)

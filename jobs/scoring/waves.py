@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from fcdd import bundle, grouping
+from fcdd import bundle, grouping, resizing
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import Decider
 from fcdd.errors import ConfigError, FCDDError
@@ -94,6 +94,7 @@ def prepare(options: ScoreOptions) -> Job:
     spec, weights = bundle.load(options.bundle)
     options.runtime.check(spec.network)
     _check_gpu(options)
+    resizing.check(spec.resizer)
     grouping.compile_pattern(spec.calibration.group_pattern)
     allowed = None if source.list_uri else Locations(tuple(source.prefixes))
     job = Job(options, layout, spec, weights, allowed)

@@ -69,6 +69,7 @@ def finish(
         input_size=size,
         full_scale=settings.full_scale,
         crop=settings.crop,
+        resizer=view_of(settings).resizer,
         ignored=() if ignored is None else tuple("".join("01"[cell] for cell in row) for row in ignored.tolist()),
         normalization=progress.normalization,
         gaussian_std=options_of(settings).gaussian_std,

@@ -62,13 +62,19 @@ def test_what_it_installs_is_pinned_and_what_we_need() -> None:
     gpu, cpu, torch = pins("requirements-gpu.txt"), pins("requirements-cpu.txt"), pins("torch-cpu.txt")
     assert {name: gpu[name] for name in torch} == torch == {name: gpu[name] for name in ("torch", "torchvision")}
     of_cuda = {name for name in gpu if re.match("nvidia|cuda|triton", name)}
-    assert {**cpu, **torch} == {name: version for name, version in gpu.items() if name not in of_cuda}
+    fast = {name for name in cpu if re.match("openvino|efficientnet", name)}  # the extra `cpu`
+    assert "openvino" in fast
+    both = {name: version for name, version in cpu.items() if name not in fast}
+    assert {**both, **torch} == {name: version for name, version in gpu.items() if name not in of_cuda}
     for name in ("requirements-gpu.txt", "requirements-cpu.txt"):
         text = (IMAGE / name).read_text()
         assert text.count("==") == len(re.findall(r"==\S+ \\\n    --hash=sha256:", text))
-    needed = [Requirement(line) for line in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cluster"])]
+    extras = PROJECT["optional-dependencies"]
+    needed = [Requirement(line) for line in (*PROJECT["dependencies"], *extras["cluster"])]
     for need in needed:
         assert need.specifier.contains(gpu[need.name.lower()]), need
+    for need in map(Requirement, extras["cpu"]):
+        assert need.specifier.contains(cpu[need.name.lower()]), need
 
 
 @pytest.mark.images  # two minutes, most of it CUDA's libraries
