@@ -41,7 +41,7 @@ from fcdd.normalization import Normalization
 from fcdd.probes import Pictures
 from fcdd.sizing import images_at_once
 from fcdd.training import Watch
-from fcdd.whitening import WhitenedHead, ridge_of, threads_of_one
+from fcdd.whitening import Block, WhitenedHead, blended, inverse_root, ridge_of, threads_of_one
 
 Pixels = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
@@ -138,18 +138,17 @@ def _whitened(
     """
     is_member = torch.from_numpy(np.isin(left.numpy(), members))
     multiplicity = torch.from_numpy(many)[left].double() * is_member
-    fill = _by_groups if head.shares_covariances else _by_cells
+    fill = _anywhere if head.anywhere else _by_groups if head.side > 1 else _by_cells
     result, steps = fill(head, _Left(features_nduv, members, shown_bduv, left, multiplicity))
     with threads_of_one() as pool:
         done = pool.map(lambda step: step(), steps)
         for _ in watch(range(len(steps)), len(steps)):
             next(done)
-    whitened = (
-        head.spread(result, *head.cells)
-        if head.shares_covariances
-        else result.permute(1, 2, 0).unflatten(2, head.cells)
-    )
-    return whitened.to(head.mean.device)
+    if head.side > 1 and not head.anywhere:
+        result = head.spread(result, *head.cells)
+    elif not head.anywhere:
+        result = result.permute(1, 2, 0).unflatten(2, head.cells)
+    return result.to(head.mean.device)
 
 
 class _Left(NamedTuple):
@@ -162,6 +161,13 @@ class _Left(NamedTuple):
     shown: Tensor
     left: Tensor
     multiplicity: Tensor
+
+    def distinct(self) -> tuple[list[list[int]], Tensor]:
+        """Images that are left out, -1 for none, with how many times; which of these is left out for each shown one."""
+        keys = torch.stack([self.left, self.multiplicity.long()], 1)
+        keys[self.multiplicity == 0, 0] = -1
+        found, which = torch.unique(keys, dim=0, return_inverse=True)
+        return found.tolist(), which
 
 
 Steps = Sequence[Callable[[], None]]
@@ -193,38 +199,84 @@ def _by_groups(head: WhitenedHead, given: _Left) -> tuple[Tensor, Steps]:
     Without m equal pictures, whose gaps to the means are the rows of G, the scatter is S - m G'G - v D'D, where D are
     the moves of the means and v is of how many values each still is; one root is taken for each picture.
     """
-    features_nduv, members, shown_bduv, left, multiplicity = given
-    n, over = len(members), (0, 2, 3) if head.anywhere else (0,)
-    means = features_nduv[members].mean(over, keepdim=True)
+    features_nduv, members, shown_bduv, *_ = given
+    n = len(members)
+    means = features_nduv[members].mean(0, keepdim=True)
     gaps_gnmd = head.grouped(features_nduv - means).unflatten(1, (len(features_nduv), -1))
     shown_gbmd = head.grouped(shown_bduv - means).unflatten(1, (len(shown_bduv), -1))
     sizes = head.grouped(torch.ones(1, 1, *head.cells))[:, :, 0].sum(1)
     squares = gaps_gnmd[:, members].flatten(1, 2)
-    freedom = sizes * n - 1 if head.anywhere else sizes * (n - 1)
+    freedom = sizes * (n - 1)
     ridge = ridge_of(squares.double().square().sum(1) / freedom.clamp_min(1)[:, None])
     result = torch.empty(shown_gbmd.shape)
-    keys = torch.stack([left, multiplicity.long()], 1)
-    keys[multiplicity == 0, 0] = -1
-    distinct, which = torch.unique(keys, dim=0, return_inverse=True)
+    distinct, which = given.distinct()
 
     def fill(group: int) -> None:
         own, size = squares[group].double(), float(sizes[group])
         whole = own.T @ own
-        for number, (image, many) in enumerate(distinct.tolist()):
+        for number, (image, many) in enumerate(distinct):
             at, scatter, moved = which == number, whole, whole.new_zeros(1, len(whole))
-            values = (n - many) * (size if head.anywhere else 1)
+            values = n - many
             if many and values > 0:
                 gaps = gaps_gnmd[group, image].double()
-                moved = -many / values * (gaps.sum(0, keepdim=True) if head.anywhere else gaps)
+                moved = -many / values * gaps
                 scatter = whole - many * gaps.T @ gaps - values * moved.T @ moved
             # Nothing is known of how one image alone varies: the ridge remains.
-            freedom_left = values - 1 if head.anywhere else (values - 1) * size
+            freedom_left = (values - 1) * size
             covariance = scatter / freedom_left if freedom_left > 0 else torch.zeros_like(scatter)
-            eigenvalues, vectors = torch.linalg.eigh(covariance)
-            root = (vectors * (eigenvalues.clamp_min(0) + ridge).rsqrt()) @ vectors.T
+            root = inverse_root(covariance, ridge)
             result[group, at] = ((shown_gbmd[group, at].double() - moved) @ root).float()
 
     return result.flatten(1, 2), [functools.partial(fill, group) for group in range(len(squares))]
+
+
+def _anywhere(head: WhitenedHead, given: _Left) -> tuple[Tensor, Steps]:
+    """(B,D,U,V), and what fills it: for statistics of all places, picture by picture.
+
+    As in `_by_groups`, but with one mean for all cells of a group.
+    """
+    features_nduv, members, shown_bduv, *_ = given
+    blocks, size = head.blocks(), shown_bduv.shape[1]
+
+    def of(values_nduv: Tensor, block: Block) -> Tensor:
+        return values_nduv[:, :, block.rows, block.columns].flatten(2).transpose(1, 2)
+
+    cells = torch.tensor([of(features_nduv[:1], block).shape[1] for block in blocks])
+    means = torch.stack([of(features_nduv[members], block).mean((0, 1)) for block in blocks]).double()
+
+    def sums_of(image: int) -> tuple[Tensor, Tensor]:
+        return _sums([of(features_nduv[image : image + 1], block)[0].double() for block in blocks], means)
+
+    whole = torch.zeros(len(blocks), size, size, dtype=torch.float64)
+    for image in members.tolist():
+        whole += sums_of(image)[1]
+    ridge = ridge_of(blended(whole, cells * len(members) - 1)[len(blocks) // 2].diagonal())
+    result = torch.empty(shown_bduv.shape)
+    distinct, which = given.distinct()
+
+    def fill(number: int) -> None:
+        image, many = distinct[number]
+        at, scatter, moved = which == number, whole, torch.zeros_like(means)
+        values = cells * (len(members) - many)
+        if many and len(members) > many:
+            sums, squares = sums_of(image)
+            moved = -many / values[:, None] * sums
+            scatter = whole - many * squares - values[:, None, None] * moved[:, :, None] * moved[:, None, :]
+        # Nothing is known of how one image alone varies: the ridge remains.
+        covariances = blended(scatter, values - 1) if len(members) > many else torch.zeros_like(scatter)
+        for block, covariance, mean in zip(blocks, covariances, means + moved, strict=True):
+            gaps = shown_bduv[at][:, :, block.rows, block.columns] - mean.float()[:, None, None]
+            result[at, :, block.rows, block.columns] = torch.einsum(
+                "bduv,de->beuv", gaps, inverse_root(covariance, ridge).float()
+            )
+
+    return result, [functools.partial(fill, number) for number in range(len(distinct))]
+
+
+def _sums(members_md: Sequence[Tensor], means_gd: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums (G,D) and sums of squares (G,D,D) of an image's cells of each group, less the groups' means."""
+    gaps = [each - mean for each, mean in zip(members_md, means_gd, strict=True)]
+    return torch.stack([each.sum(0) for each in gaps]), torch.stack([each.T @ each for each in gaps])
 
 
 def _without(own_nd: Tensor, gaps_bd: Tensor, shown_bd: Tensor, many_b: Tensor, ridge: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Source: METHOD section 2, whose table this module copies. `build` is the only wa
 lower-case ("cnn224", "cnn32_lw3k"), with "_nobias" appended for the variants without biases. Beyond the paper:
 
     backbone:<trunk>:<stage>    a pretrained trunk cut after a stage, and the published head
-    whitened:<trunk>[:<stages>][:<modes>[:<components>]][:anywhere]
+    whitened:<trunk>[:<stages>][:<modes>[:<components>]][:anywhere[:<borders>]]
                                 a fixed trunk and the head of `fcdd.whitening`
 
 with the trunks and stages of `fcdd.backbones` ("backbone:resnet18:layer3", "backbone:efficientnet_lite0:stage4",
@@ -67,7 +67,7 @@ MAX_MODES = 16
 BACKBONE, WHITENED, ANYWHERE = "backbone", "whitened", "anywhere"
 _TRUNK_NAME = re.compile(
     r"(?P<kind>backbone|whitened):(?P<trunk>[^:]+)(:(?P<stages>(?!anywhere)[^:0-9][^:]*))?"
-    r"(:(?P<modes>[1-9][0-9]?)(:(?P<components>[1-9][0-9]{0,3}(\+[1-9][0-9]{0,3})*))?)?(?P<anywhere>:anywhere)?"
+    r"(:(?P<modes>[1-9][0-9]?)(:(?P<components>[1-9][0-9]{0,3}(\+[1-9][0-9]{0,3})*))?)?(?P<anywhere>:anywhere(:(?P<borders>[0-9]))?)?"
 )
 # Where no stages are named: fine cells find small defects, with components of each stage for want of images and memory;
 # large images have too many of them, and with several variants, which vary more, they find less
@@ -75,6 +75,9 @@ _TRUNK_NAME = re.compile(
 _Choice = tuple[list[str], tuple[int, ...]]
 _FINE: _Choice = (["stage3", "stage4", "stage5"], (32, 32, 32))
 _COARSE: _Choice = (["stage4", "stage3", "stage5"], (64,))
+# What lies anywhere is told from its texture, by the first stages; zeros beyond the image reach so many cells far
+# (benchmarks/results/2026-11-28-anywhere.md).
+_ANYWHERE, _BORDERS, _SMALLEST_MAP = ["stage3", "stage2", "stage4"], 2, 8
 # Covariances of all features of 256 x 320 pixels in coarse cells are 69 MB for each mode: more are those of components.
 _LARGEST_OF_FEATURES = 75_000_000
 # Neighbouring cells are averaged, which makes whitened features less sensitive to small shifts.
@@ -183,7 +186,7 @@ def names() -> list[str]:
         *sorted(ARCHITECTURES),
         *VGG_NAMES,
         f"{BACKBONE}:<trunk>:<stage>",
-        f"{WHITENED}:<trunk>[:<stage>+<stage>...][:<modes>[:<components>]][:{ANYWHERE}]",
+        f"{WHITENED}:<trunk>[:<stage>+<stage>...][:<modes>[:<components>]][:{ANYWHERE}[:<borders>]]",
     ]
 
 
@@ -199,11 +202,12 @@ class TrunkName(NamedTuple):
     statistics: Statistics = Statistics()
 
     def __str__(self) -> str:
-        modes, components, anywhere = self.statistics
+        modes, components, anywhere, borders = self.statistics
         counts = [str(modes)] if modes > 1 or components else []
         kept = ["+".join(map(str, components))] if components else []
         stages = ["+".join(self.stages)] if self.stages else []
-        return ":".join([self.kind, self.trunk, *stages, *counts, *kept, *([ANYWHERE] if anywhere else [])])
+        places = ([ANYWHERE] if anywhere else []) + ([] if borders is None else [str(borders)])
+        return ":".join([self.kind, self.trunk, *stages, *counts, *kept, *places])
 
 
 def parse(name: str) -> TrunkName | None:
@@ -223,7 +227,8 @@ def parse(name: str) -> TrunkName | None:
         )
     stages = parts["stages"].split("+") if parts["stages"] else []
     kept = tuple(map(int, components.split("+"))) if components else None
-    return TrunkName(parts["kind"], parts["trunk"], stages, Statistics(modes, kept, bool(parts["anywhere"])))
+    statistics = Statistics(modes, kept, bool(parts["anywhere"]), int(parts["borders"]) if parts["borders"] else None)
+    return TrunkName(parts["kind"], parts["trunk"], stages, statistics)
 
 
 def with_statistics(name: str, statistics: Statistics) -> str:
@@ -235,7 +240,8 @@ def with_statistics(name: str, statistics: Statistics) -> str:
 
 def names_modes(name: str) -> bool:
     """Whether the name of a "whitened:" network says how many modes it has."""
-    return any(part.isdigit() for part in name.split(":")[2:])
+    found = _TRUNK_NAME.fullmatch(name)
+    return found is not None and found["modes"] is not None
 
 
 def geometry(name: str, image_size: tuple[int, int]) -> ReceptiveField:
@@ -248,25 +254,35 @@ def geometry(name: str, image_size: tuple[int, int]) -> ReceptiveField:
 def for_size(name: str, image_size: tuple[int, int]) -> str:
     """The name of a "whitened:" network with what fits images of (height, width); others are as they are.
 
-    Stages that the name leaves open are those of fine cells for one variant, where a covariance for each cell fits in
-    `whitening.LARGEST_OF_STAGES`, else those of coarse ones. Covariances of all features of named stages that would
-    take more than 75 MB are those of principal components, unless the name says of how many. Raises ConfigError as
-    `build`.
+    Of statistics for anywhere the borders have their own, where the map has 8 x 8 cells or more. Stages that the name
+    leaves open are then those that tell textures apart, else those of fine cells for one variant, where a covariance
+    for each cell fits in `whitening.LARGEST_OF_STAGES`, else those of coarse ones. Covariances of all features of named
+    stages that would take more than 75 MB are those of principal components, unless the name says of how many. Raises
+    ConfigError as `build`.
     """
     parts = parse(name)
-    if parts is None or parts.kind != WHITENED or parts.statistics.components:
+    if parts is None or parts.kind != WHITENED:
         return name
-    modes, _, anywhere = parts.statistics
+    modes = parts.statistics.modes
+    if parts.statistics.anywhere:
+        stages = parts.stages or _ANYWHERE
+        _, field, *_ = backbones.build(parts.trunk, stages, image_size)
+        borders = parts.statistics.borders
+        if borders is None:
+            borders = _BORDERS if min(field.height, field.width) >= _SMALLEST_MAP else 0
+        return str(parts._replace(stages=stages, statistics=parts.statistics._replace(borders=borders)))
+    if parts.statistics.components:
+        return name
     if not parts.stages:
         stages, components = _FINE
         _, field, *_ = backbones.build(parts.trunk, stages, image_size)
         fits = matrix_bytes((field.height, field.width), sum(components)) <= LARGEST_OF_STAGES
-        if modes == 1 and fits and not anywhere:
+        if modes == 1 and fits:
             return str(parts._replace(stages=stages, statistics=Statistics(modes, components)))
         return for_size(str(parts._replace(stages=_COARSE[0])), image_size)
     _, field, channels, _ = backbones.build(parts.trunk, parts.stages, image_size)
     fits = matrix_bytes((field.height, field.width), sum(channels)) <= _LARGEST_OF_FEATURES
-    if anywhere or fits or sum(channels) <= sum(_COARSE[1]):
+    if fits or sum(channels) <= sum(_COARSE[1]):
         return name
     return str(parts._replace(statistics=Statistics(modes, _COARSE[1])))
 

@@ -11,12 +11,14 @@ seen by one camera) each has statistics of its own and the nearest one counts: e
 A matrix W for each of many cells takes much memory, and many images to estimate. Two things make it less: P keeps the
 first principal components of all features or of those of each stage of the trunk (it is left out by default), and
 neighbouring cells share one covariance, each about its own mean. For parts that lie anywhere, and for endless material,
-all cells share the mean, too.
+all cells share the mean, too, but those at the borders: convolutions see zeros beyond the image, and cells there look
+like no others.
 
 Shapes: B batch, K modes, F features, D components of them (F without P), U x V cells, G groups of cells that share a
 covariance, M their members.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,6 +43,9 @@ _START_OFFSET = -1.0  # nominal cells have e of about 1
 # Bytes of covariances from which on neighbouring cells share them: of all modes together, and where each stage has
 # components of its own of each mode, since fine cells that share find much less.
 LARGEST, LARGEST_OF_STAGES = 45_000_000, 48_000_000
+# The covariance of the few cells at a border is blended with that of the others, which counts as so many values of each
+# component.
+_PRIOR_VALUES = 4
 
 
 class Statistics(NamedTuple):
@@ -48,12 +53,14 @@ class Statistics(NamedTuple):
 
     The components are those of all features together (one number), of the features of each stage (a number for each),
     or the features as they are (None). `anywhere`: one mean and covariance for all cells, else each position has its
-    own.
+    own. Then the `borders` rows and columns at each side of the map have their own, by how near to which side they are;
+    None, of bundles of before, is as 0.
     """
 
     modes: int = 1
     components: tuple[int, ...] | None = None
     anywhere: bool = False
+    borders: int | None = None
 
     @property
     def is_by_stage(self) -> bool:
@@ -83,6 +90,25 @@ def _parts(stages: Sequence[int], components: Sequence[int]) -> list[_Part]:
     return parts
 
 
+class Block(NamedTuple):
+    """Cells that have the same statistics anywhere: rows and columns of a map, and which group they are."""
+
+    rows: slice
+    columns: slice
+    group: int
+
+
+def _runs(first: int, count: int, total: int, borders: int) -> list[tuple[slice, int]]:
+    """Of `count` cells from `first` on of a side of `total` cells: which are of one kind, and of which.
+
+    Kinds count from 0 at the one end to twice `borders` at the other; all between are of one.
+    """
+    kinds = [min(at, borders) + max(0, at - (total - 1 - borders)) for at in range(first, first + count)]
+    runs = [(kind, len(list(same))) for kind, same in itertools.groupby(kinds)]
+    ends = list(itertools.accumulate(length for _, length in runs))
+    return [(slice(end - length, end), kind) for (kind, length), end in zip(runs, ends, strict=True)]
+
+
 def matrix_bytes(cells: tuple[int, int], size: int) -> int:
     """Memory of a matrix of `size` x `size` for every cell."""
     return math.prod(cells) * size**2 * torch.float32.itemsize
@@ -101,19 +127,27 @@ class WhitenedHead(nn.Module):
         cells: tuple[int, int],
         statistics: Statistics = Statistics(),  # noqa: B008
     ) -> None:
-        """For features of `stages`, so many each. Raises ConfigError for components that they do not have."""
+        """For features of `stages`, so many each.
+
+        Raises ConfigError for components that they do not have, or borders that leave nothing between them.
+        """
         super().__init__()
+        if statistics.borders and min(cells) <= 2 * statistics.borders:
+            raise ConfigError(f"a map of {cells[0]}x{cells[1]} cells has no borders of {statistics.borders} cells")
         features = sum(stages)
         self._kept = _parts(stages, statistics.components or ())
         size = sum(statistics.components) if statistics.components else features
         self.features, self.cells = features, cells
-        self.modes, self.anywhere = statistics.modes, statistics.anywhere
+        self.modes, self.anywhere, self.borders = statistics.modes, statistics.anywhere, statistics.borders or 0
         # Cells of a square of this side share a covariance.
         self.side = 1
         largest = LARGEST_OF_STAGES if statistics.is_by_stage else LARGEST // self.modes
         while statistics.components and self.side < max(cells) and matrix_bytes(self._grid(), size) > largest:
             self.side += 1
-        groups, means = (1, 1) if self.anywhere else (math.prod(self._grid()), math.prod(cells))
+        if self.anywhere:
+            groups = means = (2 * self.borders + 1) ** 2
+        else:
+            groups, means = math.prod(self._grid()), math.prod(cells)
         self.register_buffer("projection", torch.eye(features, size) if statistics.components else None)
         self.register_buffer("mean", torch.zeros(self.modes, means, size))
         # One matrix per mode and group: 42 MB for 232 features and 14 x 14 cells.
@@ -155,7 +189,9 @@ class WhitenedHead(nn.Module):
 
     def whiten(self, components_bduv: Tensor, mode: int) -> Tensor:
         """Components of whole images, (B,D,U,V), by the statistics of a mode."""
-        if self.shares_covariances:
+        if self.anywhere:
+            return self._whiten_blocks(components_bduv, mode, self.blocks())
+        if self.side > 1:
             gaps = components_bduv - self._mean_map(mode)
             whitened: Tensor = self.spread(
                 torch.bmm(self.grouped(gaps), self.whitening[mode]), gaps.shape[2], gaps.shape[3]
@@ -168,7 +204,11 @@ class WhitenedHead(nn.Module):
 
     def _whiten_windows(self, components_bduv: Tensor, mode: int, windows: Sequence[Window]) -> Tensor:
         if self.anywhere:
-            return self.whiten(components_bduv, mode)
+            each = [
+                self._whiten_blocks(part[None], mode, self.blocks(at.origin, at.cells))
+                for part, at in zip(components_bduv, windows, strict=True)
+            ]
+            return torch.cat(each)
         means, columns = self._mean_map(mode)[0], self._grid()[1]
         rows, across = (torch.arange(cells) // self.side for cells in self.cells)
         groups = rows[:, None] * columns + across
@@ -179,16 +219,39 @@ class WhitenedHead(nn.Module):
             parts.append(torch.bmm(gaps, matrices)[:, 0].T.unflatten(1, at.cells))
         return torch.stack(parts)
 
+    def _whiten_blocks(self, components_bduv: Tensor, mode: int, blocks: Sequence[Block]) -> Tensor:
+        """By the statistics of each block."""
+        rows = []
+        for _, row in itertools.groupby(blocks, lambda block: block.rows.start):
+            parts = []
+            for block in row:
+                gaps = components_bduv[:, :, block.rows, block.columns] - self.mean[mode, block.group][:, None, None]
+                parts.append(F.conv2d(gaps, self.whitening[mode, block.group].T[..., None, None]))
+            rows.append(torch.cat(parts, 3))
+        return torch.cat(rows, 2)
+
+    def blocks(self, origin: tuple[int, int] = (0, 0), cells: tuple[int, int] | None = None) -> list[Block]:
+        """Of statistics for anywhere: which apply to so many `cells` from `origin` on, row by row; default: to all.
+
+        Of the whole map block g is of group g.
+        """
+        if not self.borders:
+            return [Block(slice(None), slice(None), 0)]
+        kinds = 2 * self.borders + 1
+        rows, columns = (
+            _runs(first, count, total, self.borders)
+            for first, count, total in zip(origin, cells or self.cells, self.cells, strict=True)
+        )
+        return [Block(row, column, i * kinds + j) for row, i in rows for column, j in columns]
+
     def _mean_map(self, mode: int) -> Tensor:
-        """(1,D,U,V), or (1,D,1,1) where all cells share it."""
-        means: Tensor = self.mean[mode].T.unflatten(1, (1, 1) if self.anywhere else self.cells)
+        """(1,D,U,V)"""
+        means: Tensor = self.mean[mode].T.unflatten(1, self.cells)
         return means[None]
 
     def grouped(self, values_bduv: Tensor) -> Tensor:
-        """Values of the cells that share a covariance, (G,B*M,D); zeros where squares reach beyond the map."""
+        """Values of the cells of squares that share a covariance, (G,B*M,D); zeros where these reach beyond the map."""
         size = values_bduv.shape[1]
-        if self.anywhere:
-            return values_bduv.permute(0, 2, 3, 1).reshape(1, -1, size)
         (rows, columns), side = self._grid(), self.side
         missing = (0, columns * side - self.cells[1], 0, rows * side - self.cells[0])
         squares = F.pad(values_bduv, missing).reshape(-1, size, rows, side, columns, side)
@@ -197,8 +260,6 @@ class WhitenedHead(nn.Module):
     def spread(self, values_gmd: Tensor, height: int, width: int) -> Tensor:
         """What `grouped` put together, (B,D,U,V), of so many cells."""
         size = values_gmd.shape[2]
-        if self.anywhere:
-            return values_gmd.reshape(-1, height, width, size).permute(0, 3, 1, 2)
         (rows, columns), side = self._grid(), self.side
         squares = values_gmd.reshape(rows, columns, -1, side, side, size).permute(2, 5, 0, 3, 1, 4)
         whole: Tensor = squares.reshape(-1, size, rows * side, columns * side)
@@ -258,19 +319,16 @@ class WhitenedHead(nn.Module):
         total, square = torch.zeros_like(self.mean), torch.zeros_like(self.whitening)
         counts = torch.zeros(self.modes, dtype=torch.int64, device=self.mean.device)
         # Taken off first, and of all processes the same: large means would drown the second moments in float32.
-        centre, start = torch.zeros_like(self._mean_map(0)), 0
+        centre, start = self.mean.new_zeros(1, self.mean.shape[2], *((1, 1) if self.anywhere else self.cells)), 0
         mine = projected()
         if (first := next(mine, None)) is not None and share.rank == 0:
-            centre += self._over_cells(first.mean(0, keepdim=True))
+            centre += first.mean((0, 2, 3) if self.anywhere else 0, keepdim=True)
         share.add(centre)
         for batch in itertools.chain([] if first is None else [first], mine):
             gaps = batch - centre
             labels = torch.zeros(len(batch), dtype=torch.int64) if modes is None else modes[start : start + len(batch)]
             for mode in range(self.modes):
-                members = gaps[labels == mode]
-                grouped = self.grouped(members)
-                total[mode] += grouped.sum(1) if self.anywhere else members.sum(0).flatten(1).T
-                square[mode] += grouped.transpose(1, 2) @ grouped
+                self._add(gaps[labels == mode], total[mode], square[mode])
             counts += torch.bincount(labels, minlength=self.modes).to(counts.device)
             start += len(batch)
         for sums in (total, square, counts):
@@ -281,28 +339,43 @@ class WhitenedHead(nn.Module):
                 "modes, or more images"
             )
         self.whitening.zero_()
-        # Of how many values each mean is; about how many means the covariance of each group is.
-        values, means_g = (
-            math.prod(self.cells) if self.anywhere else 1,
-            self._grouped_means(torch.ones_like(self.mean[0])),
-        )
-        for mode, count in enumerate((counts * values).tolist()):
-            mean = total[mode] / count
+        for mode, count in enumerate(counts.tolist()):
+            # Of how many values each mean is; about how many means the covariance of each group is.
+            values = self._cells_of_groups()[:, None] * count if self.anywhere else count
+            mean = total[mode] / values
             self.mean[mode] = mean + centre[0].flatten(1).T
-            means_gmd, freedom_g = self._grouped_means(mean), (count - 1) * means_g[:, :, 0].sum(1)
+            groups = range(share.rank, len(square[mode]), share.size)
+            if self.anywhere:
+                scatter = square[mode] - values[:, :, None] * mean[:, :, None] * mean[:, None, :]
+                covariances = blended(scatter, values[:, 0] - 1)
+                middle = len(covariances) // 2
+                ridge = ridge_of(covariances[middle].diagonal())
+                _fill_inverse_roots(self.whitening[mode], groups, covariances.__getitem__, ridge)
+                continue
+            means_gmd = self.grouped(mean.T.unflatten(1, self.cells)[None])
+            freedom_g = (count - 1) * self.grouped(self.mean.new_ones(1, 1, *self.cells))[:, :, 0].sum(1)
             variances = square[mode].diagonal(dim1=1, dim2=2) - count * means_gmd.square().sum(1)
-            groups = range(share.rank, len(means_gmd), share.size)
             ridge = ridge_of(variances / freedom_g[:, None])
-            _fill_inverse_roots(self.whitening[mode], groups, square[mode], means_gmd, count, freedom_g, ridge)
+            of_group = functools.partial(_covariance, square[mode], means_gmd, count, freedom_g)
+            _fill_inverse_roots(self.whitening[mode], groups, of_group, ridge)
         share.add(self.whitening)
 
-    def _over_cells(self, values_bduv: Tensor) -> Tensor:
-        """One value for all cells where they share it, else the values."""
-        return values_bduv.mean((2, 3), keepdim=True) if self.anywhere else values_bduv
+    def _add(self, values_nduv: Tensor, total: Tensor, square: Tensor) -> None:
+        """Add values of a mode to the sums of its means and the sums of squares of its groups, in place."""
+        if self.anywhere:
+            for rows, columns, group in self.blocks():
+                members = values_nduv[:, :, rows, columns].permute(0, 2, 3, 1).flatten(0, 2)
+                total[group] += members.sum(0)
+                square[group] += members.T @ members
+            return
+        grouped = self.grouped(values_nduv)
+        total += values_nduv.sum(0).flatten(1).T
+        square += grouped.transpose(1, 2) @ grouped
 
-    def _grouped_means(self, mean_cd: Tensor) -> Tensor:
-        """The means (cells or 1,D) of a mode that each covariance is about, (G,M,D)."""
-        return mean_cd[None] if self.anywhere else self.grouped(mean_cd.T.unflatten(1, self.cells)[None])
+    def _cells_of_groups(self) -> Tensor:
+        """How many cells are of each group (G,), of statistics for anywhere."""
+        numbers = torch.ones(self.cells, dtype=torch.int64, device=self.mean.device)
+        return torch.stack([numbers[rows, columns].sum() for rows, columns, _ in self.blocks()])
 
     def assign(self, batches: Callable[[], Iterable[Tensor]], seed: int, share: "Share | None" = None) -> Tensor | None:
         """The mode of every image, (N,); None if there is one only. `batches()` yields features (B,F,U,V)."""
@@ -341,6 +414,23 @@ class Share:
     add: Callable[[Tensor], object] = lambda _: None
 
 
+def blended(scatter_gdd: Tensor, freedom_g: Tensor) -> Tensor:
+    """Covariances (G,D,D) for anywhere, by scatters about the groups' means and their degrees of freedom (G,).
+
+    Few cells at a border do not determine one: it is blended with that of the cells between the borders, of its size.
+    """
+    own = scatter_gdd / freedom_g.clamp_min(1)[:, None, None]
+    usual = own[len(own) // 2]
+    if len(own) == 1:
+        return own
+    sizes = own.diagonal(dim1=1, dim2=2).mean(1) / usual.diagonal().mean().clamp_min(_SMALLEST_RIDGE)
+    prior = _PRIOR_VALUES * len(usual)
+    shares = (freedom_g / (freedom_g + prior))[:, None, None]
+    mixed: Tensor = shares * own + (1 - shares) * sizes[:, None, None] * usual
+    mixed[len(own) // 2] = usual
+    return mixed
+
+
 def ridge_of(variances: Tensor) -> Tensor:
     """What is added to every variance of a covariance, from the variances (G,D) of a mode."""
     return (REGULARIZATION * variances.mean()).clamp_min(_SMALLEST_RIDGE)
@@ -361,30 +451,29 @@ def threads_of_one() -> Iterator[ThreadPoolExecutor]:
 
 
 def _fill_inverse_roots(
-    roots: Tensor,
-    groups: Iterable[int],
-    square: Tensor,
-    means_gmd: Tensor,
-    count: int,
-    freedom_g: Tensor,
-    ridge: Tensor,
+    roots: Tensor, groups: Iterable[int], covariance: Callable[[int], Tensor], ridge: Tensor
 ) -> None:
-    """Fill some of `roots` (G,D,D) from sums of squares (G,D,D), each about means of `count` values.
+    """Fill some of `roots` (G,D,D) from the covariance (D,D) of each group.
 
     Group by group: all at once would take several times the memory of the result. On CPUs: a GPU decomposes one small
     matrix after the other.
     """
 
     def fill(group: int) -> None:
-        means = means_gmd[group]
-        covariance = (square[group] - count * means.T @ means) / freedom_g[group]
-        roots[group] = _inverse_root(covariance.cpu(), ridge.cpu())
+        roots[group] = inverse_root(covariance(group).cpu(), ridge.cpu())
 
     with threads_of_one() as pool:
         list(pool.map(fill, groups))
 
 
-def _inverse_root(covariance: Tensor, ridge: Tensor) -> Tensor:
+def _covariance(square: Tensor, means_gmd: Tensor, count: int, freedom_g: Tensor, group: int) -> Tensor:
+    """Of a group (D,D), from its sum of squares about means of `count` values."""
+    means = means_gmd[group]
+    covariance: Tensor = (square[group] - count * means.T @ means) / freedom_g[group]
+    return covariance
+
+
+def inverse_root(covariance: Tensor, ridge: Tensor) -> Tensor:
     """(C + ridge I)^(-1/2), (D,D)."""
     values, vectors = torch.linalg.eigh(covariance)
     root: Tensor = (vectors * (values.clamp_min(0) + ridge).rsqrt()) @ vectors.T

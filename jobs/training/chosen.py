@@ -188,7 +188,12 @@ def _has_fine_cells(network: str, size: tuple[int, int]) -> bool:
 @torch.inference_mode()
 def _mean_features(settings: TrainSettings, nominal_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """(N,D), of up to `_COMPARED` images."""
-    name = networks.with_statistics(settings.network, Statistics(anywhere=True))  # only the trunk is of interest
+    asked = networks.parse(settings.network)
+    assert asked is not None, "a whitened network"
+    # As a network of several variants sees them; of the head nothing is of interest.
+    several = networks.with_statistics(settings.network, Statistics(2))
+    stages = several if asked.stages else networks.for_size(several, size_of(settings))
+    name = networks.with_statistics(stages, Statistics(anywhere=True))
     network = networks.build(name, in_channels=nominal_nhwc.shape[3], image_size=size_of(settings)).eval()
     if settings.pretrained:
         networks.load_pretrained(network, name, settings.weights)

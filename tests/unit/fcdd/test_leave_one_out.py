@@ -131,7 +131,7 @@ def test_new_images_are_judged_as_those_that_were_left_out() -> None:
     assert (tested > calibration.conformal_threshold(own, 0.2)).mean() > 0.9
 
 
-@pytest.mark.parametrize("suffix", [":1:8", ":1:8:anywhere", ":2:8"])
+@pytest.mark.parametrize("suffix", [":1:8", ":1:8:anywhere", ":1:8:anywhere:1", ":2:8:anywhere:1", ":2:8"])
 def test_images_are_left_out_of_statistics_that_cells_share(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whitening, "LARGEST", 5000)  # squares of four cells and more
     images = pictures(40, variants=2 if suffix.startswith(":2") else 1)

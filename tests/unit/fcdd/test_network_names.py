@@ -9,6 +9,7 @@ from fcdd.errors import ConfigError
 from fcdd.whitening import Statistics, WhitenedHead
 
 OPEN = "whitened:efficientnet_lite0"
+TEXTURE = f"{OPEN}:stage3+stage2+stage4"
 FINE, COARSE = f"{OPEN}:stage3+stage4+stage5", f"{OPEN}:stage4+stage3+stage5"
 
 
@@ -21,7 +22,12 @@ FINE, COARSE = f"{OPEN}:stage3+stage4+stage5", f"{OPEN}:stage4+stage3+stage5"
         (OPEN, (256, 320), f"{FINE}:1:32+32+32"),
         (OPEN, (320, 320), f"{COARSE}:1:64"),  # so many fine cells would be 59 MB
         (f"{OPEN}:2", (896, 896), f"{COARSE}:2:64"),
-        (f"{OPEN}:anywhere", (224, 224), f"{COARSE}:anywhere"),
+        (f"{OPEN}:anywhere", (224, 224), f"{TEXTURE}:anywhere:2"),
+        (f"{OPEN}:3:anywhere", (2048, 2048), f"{TEXTURE}:3:anywhere:2"),
+        (f"{COARSE}:1:64:anywhere", (512, 512), f"{COARSE}:1:64:anywhere:2"),
+        (f"{COARSE}:anywhere:1", (512, 512), f"{COARSE}:anywhere:1"),
+        (f"{OPEN}:anywhere:0", (512, 512), f"{TEXTURE}:anywhere:0"),
+        (f"{COARSE}:anywhere", (112, 512), f"{COARSE}:anywhere:0"),  # 7 rows of cells
         (COARSE, (224, 224), COARSE),
         (f"{COARSE}:1", (256, 320), f"{COARSE}:1"),
         (COARSE, (512, 512), f"{COARSE}:1:64"),
@@ -54,6 +60,8 @@ def test_an_open_name_is_built_as_the_name_that_it_becomes() -> None:
         (f"{FINE}:1", Statistics(1), True),
         (f"{FINE}:2:8+16+24", Statistics(2, (8, 16, 24)), True),
         (f"{FINE}:1:64:anywhere", Statistics(1, (64,), True), True),
+        (f"{FINE}:anywhere:3", Statistics(anywhere=True, borders=3), False),
+        (f"{FINE}:2:anywhere:1", Statistics(2, None, True, 1), True),
     ],
 )
 def test_a_name_says_which_statistics(name: str, statistics: Statistics, is_said: bool) -> None:
@@ -73,6 +81,8 @@ def test_a_name_says_which_statistics(name: str, statistics: Statistics, is_said
         (f"{OPEN}:17", "expected a network like"),
         (f"{OPEN}:stage4:1:", "expected a network like"),
         (f"{OPEN}:stage4:1:8+", "expected a network like"),
+        (f"{OPEN}:anywhere:12", "expected a network like"),
+        (f"{OPEN}:2:1", "name the stages"),
     ],
 )
 def test_a_malformed_name_is_refused_with_an_example(name: str, said: str) -> None:

@@ -2,6 +2,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 
 from fcdd import detector, networks, normalization, training, whitening
@@ -182,8 +183,57 @@ def test_statistics_of_anywhere_judge_the_same_features_alike_at_every_place() -
     np.testing.assert_allclose(output.numpy(), np.full((1, 1, 7, 2), expected), rtol=2e-3)
 
 
+def test_cells_at_a_border_have_statistics_of_their_own_by_how_near_and_at_which_side() -> None:
+    data = torch.randn(300, 5, 7, 8, generator=GENERATOR) + 3
+    data[:, 0, :, :2] += torch.tensor([40.0, 20.0])  # as zeros beyond the image do
+    data[:, :, -1] *= 3
+    head = WhitenedHead([5], (7, 8), Statistics(anywhere=True, borders=2))
+    head.fit(lambda: data.split(70))
+    blind = WhitenedHead([5], (7, 8), Statistics(anywhere=True))
+    blind.fit(lambda: data.split(70))
+    with torch.inference_mode():
+        maps, without = ((each(data) + 1).mean((0, 1)) for each in (head, blind))
+    assert head.mean.shape == (1, 25, 5)
+    assert 0.8 < maps.min() < maps.max() < 1.1
+    assert without.max() / without.min() > 2
+    middle_nd = data[:, :, 2:5, 2:6].permute(0, 2, 3, 1).reshape(-1, 5)
+    ridge = REGULARIZATION * np.diag(covariance(middle_nd)).mean()
+    for rows, columns in ((slice(2, 5), slice(2, 6)), (slice(2, 5), slice(0, 1)), (slice(6, 7), slice(7, 8))):
+        own_nd = data[:, :, rows, columns].permute(0, 2, 3, 1).reshape(-1, 5)
+        own, usual, count = covariance(own_nd), covariance(middle_nd), len(own_nd) - 1
+        if rows.start == 2 == columns.start:
+            expected = usual
+        else:
+            expected = (count * own + 20 * usual * np.trace(own) / np.trace(usual)) / (count + 20)
+        gap = (own_nd[:4] - own_nd.mean(0)).double().numpy()
+        distance = np.einsum("nd,de,ne->n", gap, np.linalg.inv(expected + ridge * np.eye(5)), gap)
+        with torch.inference_mode():
+            found = (head(data[:1])[0, 0, rows, columns].flatten()[:4] + 1) ** 2 * 5
+        np.testing.assert_allclose(found.numpy(), distance[: len(found)], rtol=5e-3)
+
+
+def test_borders_of_a_texture_are_hardly_farther_from_nominal_than_the_rest() -> None:
+    brick, corners = skimage.data.brick(), range(0, 320, 80)
+    crops = np.stack([brick[row : row + 192, column : column + 192] for row in corners for column in corners])
+    pixels = np.repeat(crops[..., None], 3, 3)
+    ratios = []
+    for borders in (0, 2):
+        name = f"whitened:efficientnet_lite0:stage3+stage2+stage4:anywhere:{borders}"
+        network = networks.build(name, in_channels=3, image_size=(192, 192))
+        scaling = networks.input_normalization(name)
+        assert scaling is not None
+        networks.load_pretrained(network, name)
+        training.fit_statistics(network, scaling, pixels[::2], seed=0)
+        with torch.inference_mode():
+            distances = network.eval()(scaling(torch.from_numpy(pixels[1::2])))[:, 0] + 1
+        ratios.append(float(distances[:, 0].mean() / distances[:, 2:-2, 2:-2].mean()))
+    assert ratios[0] > 1.3
+    assert 0.9 < ratios[1] < 1.2
+
+
 @pytest.mark.parametrize(
-    "statistics", [Statistics(2), Statistics(1, (3,)), Statistics(1, (3,), True), Statistics(2, (4,))]
+    "statistics",
+    [Statistics(2), Statistics(1, (3,)), Statistics(1, (3,), True), Statistics(2, (3,), True, 1), Statistics(2, (4,))],
 )
 @pytest.mark.parametrize("side", [1, 2])
 def test_a_window_is_judged_by_the_statistics_of_its_cells(
