@@ -144,7 +144,7 @@ def _whitened(
         done = pool.map(lambda step: step(), steps)
         for _ in watch(range(len(steps)), len(steps)):
             next(done)
-    if head.side > 1 and not head.anywhere:
+    if head.side > 1:
         result = head.spread(result, *head.cells)
     elif not head.anywhere:
         result = result.permute(1, 2, 0).unflatten(2, head.cells)

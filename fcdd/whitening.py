@@ -142,11 +142,11 @@ class WhitenedHead(nn.Module):
         # Cells of a square of this side share a covariance.
         self.side = 1
         largest = LARGEST_OF_STAGES if statistics.is_by_stage else LARGEST // self.modes
-        while statistics.components and self.side < max(cells) and matrix_bytes(self._grid(), size) > largest:
-            self.side += 1
         if self.anywhere:
             groups = means = (2 * self.borders + 1) ** 2
         else:
+            while statistics.components and self.side < max(cells) and matrix_bytes(self._grid(), size) > largest:
+                self.side += 1
             groups, means = math.prod(self._grid()), math.prod(cells)
         self.register_buffer("projection", torch.eye(features, size) if statistics.components else None)
         self.register_buffer("mean", torch.zeros(self.modes, means, size))
@@ -157,11 +157,6 @@ class WhitenedHead(nn.Module):
         self.weights = nn.Parameter(torch.full((size,), _UNIT_WEIGHT))
         self.scale = nn.Parameter(torch.tensor(1.0))
         self.offset = nn.Parameter(torch.tensor(_START_OFFSET))
-
-    @property
-    def shares_covariances(self) -> bool:
-        """Whether cells do; else each has its own."""
-        return self.anywhere or self.side > 1
 
     def _grid(self) -> tuple[int, int]:
         """Rows and columns of groups."""

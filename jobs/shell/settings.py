@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -116,7 +116,7 @@ class JobSettings(BaseSettings):
         known, _ = finder.parse_known_args(argv)
         path = known.config or os.environ.get("FCDD_CONFIG")
         given = _table(Path(path), cls.verb) if path else {}
-        table = {name: cls._listed(name, value) for name, value in given.items()}
+        table = {name: cls._of_toml(name, value) for name, value in given.items()}
         try:
             return cls(_cli_parse_args=argv, _cli_prog_name=f"fcdd {cls.verb}", **table)
         except (ValidationError, SettingsError) as error:
@@ -148,9 +148,15 @@ class JobSettings(BaseSettings):
         return "; ".join(problems)
 
     @classmethod
-    def _listed(cls, name: str, value: Any) -> Any:
-        """In a TOML file one text is enough where several may be given."""
+    def _of_toml(cls, name: str, value: Any) -> Any:
+        """In a TOML file one text is enough where several may be given, and true is not 1. Raises ConfigError."""
         field = cls.model_fields.get(name)
+        if (
+            isinstance(value, bool)
+            and field is not None
+            and bool not in (field.annotation, *get_args(field.annotation))
+        ):
+            raise ConfigError(f"--{name.replace('_', '-')}: expected a value, got {str(value).lower()}")
         return [value] if isinstance(value, str) and field is not None and takes_several(field) else value
 
     @classmethod

@@ -61,6 +61,8 @@ def test_dates_and_numbers_are_checked_in_one_sentence() -> None:
         ("[train]\nbatch-size = 8\nbatch_size = 9\n", "'batch_size' is there twice"),
         ("[train]\nconfig = 'x'\n", "'config' belongs on the command line"),
         ("train = 3\n", r"expected a table \[train\]"),
+        ("[train]\nworkers = true\n", "--workers: expected a value, got true"),
+        ("[train]\nalpha = false\n", "--alpha: expected a value, got false"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
