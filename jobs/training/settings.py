@@ -81,7 +81,7 @@ class TrainSettings(JobSettings):
     network: str = Field(
         "whitened:efficientnet_lite0",
         description="architecture; a name that is not known lists them all. Product variants under one camera are "
-        "counted; :1, :2 or :3 behind the default says how many, :anywhere is for endless material (sheet, web, cloth). "
+        "counted; :1, :2 or :3 behind the default says how many, :anywhere is for endless material (sheet, web). "
         "It becomes the longer name that fits the images",
     )
     image_size: ImageSize | None = Field(
