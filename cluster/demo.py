@@ -1,6 +1,6 @@
 """`make demo`: the whole job on real images, with a real S3 server, on one machine.
 
-    upload -> train -> two nights, the second of which drifts -> query, heatmaps -> evaluate
+    upload -> train -> two nights, the second of which drifts -> query, heatmaps -> evaluate -> a few large images
 
 On the first night almost all cells are nominal, as in a factory; on the second most are defective. The first is scored
 by the threads of one process, as a machine alone does it, the second on a local Ray, as a cluster does. Every step
@@ -24,7 +24,7 @@ from types import FrameType
 
 import psutil
 
-from cluster import commands, local_s3
+from cluster import commands, large_demo, local_s3
 from fcdd import splits
 from fcdd.io import storage
 from fcdd.paper import datasets
@@ -37,6 +37,8 @@ NIGHTS = ("2026-11-01", "2026-11-02")
 HELD_OUT_SHARE = 0.3
 # Anomalous cells of the first night; the others come in the second.
 FIRST_NIGHT_SHARE = 0.002
+# Modules of so many cells a side, so many nominal ones to train on and of each kind to score: few, for want of time.
+LARGE = {"side": 4, "nominal": 40, "test": 3, "smallest_defect": 11}
 # `fcdd nightly`: fine, drifted.
 FINE, DRIFTED = 0, 4
 SAMPLE_SECONDS = 1.0
@@ -185,6 +187,8 @@ def _run_steps(watch: Stopwatch) -> None:
         _fcdd("heatmap", "--date", NIGHTS[1], "--output", str(OUTPUT / "pictures"))
     with watch.measure("evaluate"):
         _fcdd("evaluate", "--labels", "s3://demo/labels.csv", "--output", str(OUTPUT / "evaluation.html"))
+    with watch.measure("large images: training, a night, report"):
+        large_demo.demonstrate(**LARGE, evaluated=False)
 
 
 def _fcdd(verb: str, *arguments: str, expected: int = FINE) -> None:
@@ -247,6 +251,7 @@ def _summary(watch: Stopwatch, peak_bytes: int) -> None:
     print(f"pictures     {OUTPUT / 'pictures'}")
     print(f"report       {OUTPUT / 'report.html'}")
     print(f"evaluation   {OUTPUT / 'evaluation.html'}")
+    print(f"large images {large_demo.OUTPUT / 'report.html'}")
     print(f"results      {OUTPUT / 'results'}")
     print("go on        make demo-shell   (the server with images, results and bundle; ask, look, review)")
 

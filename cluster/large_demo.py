@@ -8,6 +8,7 @@ Everything lies in `demo-output/large`, which is replaced.
 """
 
 import argparse
+import math
 import shutil
 import subprocess
 import sys
@@ -19,10 +20,15 @@ OUTPUT = Path("demo-output", "large")
 NIGHT = "2026-11-01"
 # Of `fcdd nightly`: fine; drifted, since so many modules are defective.
 _FINE_OR_DRIFTED = (0, 4)
+# So many images support one false alarm in a hundred.
+_ENOUGH = 100
 
 
-def demonstrate(*, side: int, nominal: int, test: int, smallest_defect: float) -> None:
-    """Modules of `side` x `side` cells. Raises CalledProcessError for a command that fails."""
+def demonstrate(*, side: int, nominal: int, test: int, smallest_defect: float, evaluated: bool = True) -> None:
+    """Modules of `side` x `side` cells, `nominal` ones to train on. Raises CalledProcessError for a command that fails.
+
+    Few of them do not support the usual rate of false alarms: then it is the smallest that they do.
+    """
     shutil.rmtree(OUTPUT, ignore_errors=True)
     drawn, night = OUTPUT / "drawn", OUTPUT / "modules" / NIGHT
     numbers = ("--side", str(side), "--nominal", str(nominal), "--test", str(test))
@@ -31,10 +37,13 @@ def demonstrate(*, side: int, nominal: int, test: int, smallest_defect: float) -
     (drawn / "test").rename(night)
     bundle, results = str(OUTPUT / "bundle"), str(OUTPUT / "results")
     size = ("--smallest-defect", f"{smallest_defect:g}")
-    commands.run("fcdd", "train", "--images", str(drawn / "nominal"), "--bundle", bundle, *size)
+    alpha = ("--alpha", f"{math.ceil(1000 / (nominal + 1)) / 1000:g}") if nominal < _ENOUGH else ()
+    commands.run("fcdd", "train", "--images", str(drawn / "nominal"), "--bundle", bundle, *size, *alpha)
     images = ("--images", f"{night.parent}/{{date}}", "--date", NIGHT, "--collection", "modules")
     commands.run("fcdd", "nightly", "--bundle", bundle, *images, "--results", results, expected=_FINE_OR_DRIFTED)
     commands.run("fcdd", "report", "--results", results, "--output", str(OUTPUT / "report.html"))
+    if not evaluated:
+        return
     commands.run("fcdd", "heatmap", "--results", results, "--top", "4", "--output", str(OUTPUT / "pictures"))
     labels = ("--labels", str(night), "--masks", str(drawn / "ground_truth"))
     commands.run("fcdd", "evaluate", "--results", results, *labels, "--output", str(OUTPUT / "evaluation.html"))

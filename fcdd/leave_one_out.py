@@ -26,9 +26,9 @@ import functools
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -85,10 +85,12 @@ def maps(
         features, means = torch.stack([known[at].cpu() for at in range(len(known))]), torch.empty(0)
     else:
         features, means = _components(network, scaling, nominal_nhwc, watch)
-    probed, _ = _components(network, scaling, probes_nhwc, watch)
     assigned = head.assign(lambda: [means], seed)
     labels = np.zeros(len(features), np.int64) if assigned is None else assigned.numpy()
     many = multiplicities(nominal_nhwc)
+    if head.anywhere:
+        return _maps_anywhere(network, scaling, features, probes_nhwc, sources, labels, many, watch)
+    probed, _ = _components(network, scaling, probes_nhwc, watch)
     left = torch.from_numpy(np.concatenate([np.arange(len(features)), sources]))
     shown = torch.cat([features, probed])
     energies = [
@@ -138,17 +140,14 @@ def _whitened(
     """
     is_member = torch.from_numpy(np.isin(left.numpy(), members))
     multiplicity = torch.from_numpy(many)[left].double() * is_member
-    fill = _anywhere if head.anywhere else _by_groups if head.side > 1 else _by_cells
+    fill = _by_groups if head.side > 1 else _by_cells
     result, steps = fill(head, _Left(features_nduv, members, shown_bduv, left, multiplicity))
     with threads_of_one() as pool:
         done = pool.map(lambda step: step(), steps)
         for _ in watch(range(len(steps)), len(steps)):
             next(done)
-    if head.side > 1:
-        result = head.spread(result, *head.cells)
-    elif not head.anywhere:
-        result = result.permute(1, 2, 0).unflatten(2, head.cells)
-    return result.to(head.mean.device)
+    whitened = head.spread(result, *head.cells) if head.side > 1 else result.permute(1, 2, 0).unflatten(2, head.cells)
+    return whitened.to(head.mean.device)
 
 
 class _Left(NamedTuple):
@@ -161,13 +160,6 @@ class _Left(NamedTuple):
     shown: Tensor
     left: Tensor
     multiplicity: Tensor
-
-    def distinct(self) -> tuple[list[list[int]], Tensor]:
-        """Images that are left out, -1 for none, with how many times; which of these is left out for each shown one."""
-        keys = torch.stack([self.left, self.multiplicity.long()], 1)
-        keys[self.multiplicity == 0, 0] = -1
-        found, which = torch.unique(keys, dim=0, return_inverse=True)
-        return found.tolist(), which
 
 
 Steps = Sequence[Callable[[], None]]
@@ -199,7 +191,7 @@ def _by_groups(head: WhitenedHead, given: _Left) -> tuple[Tensor, Steps]:
     Without m equal pictures, whose gaps to the means are the rows of G, the scatter is S - m G'G - v D'D, where D are
     the moves of the means and v is of how many values each still is; one root is taken for each picture.
     """
-    features_nduv, members, shown_bduv, *_ = given
+    features_nduv, members, shown_bduv, left, multiplicity = given
     n = len(members)
     means = features_nduv[members].mean(0, keepdim=True)
     gaps_gnmd = head.grouped(features_nduv - means).unflatten(1, (len(features_nduv), -1))
@@ -209,12 +201,14 @@ def _by_groups(head: WhitenedHead, given: _Left) -> tuple[Tensor, Steps]:
     freedom = sizes * (n - 1)
     ridge = ridge_of(squares.double().square().sum(1) / freedom.clamp_min(1)[:, None])
     result = torch.empty(shown_gbmd.shape)
-    distinct, which = given.distinct()
+    keys = torch.stack([left, multiplicity.long()], 1)
+    keys[multiplicity == 0, 0] = -1
+    distinct, which = torch.unique(keys, dim=0, return_inverse=True)
 
     def fill(group: int) -> None:
         own, size = squares[group].double(), float(sizes[group])
         whole = own.T @ own
-        for number, (image, many) in enumerate(distinct):
+        for number, (image, many) in enumerate(distinct.tolist()):
             at, scatter, moved = which == number, whole, whole.new_zeros(1, len(whole))
             values = n - many
             if many and values > 0:
@@ -230,53 +224,94 @@ def _by_groups(head: WhitenedHead, given: _Left) -> tuple[Tensor, Steps]:
     return result.flatten(1, 2), [functools.partial(fill, group) for group in range(len(squares))]
 
 
-def _anywhere(head: WhitenedHead, given: _Left) -> tuple[Tensor, Steps]:
-    """(B,D,U,V), and what fills it: for statistics of all places, picture by picture.
-
-    As in `_by_groups`, but with one mean for all cells of a group.
+class _Anywhere(NamedTuple):
+    """Sums of the members of a mode whose statistics are for anywhere: whose they are (n,); means (G,D), scatters
+    (G,D,D) about them, and numbers of cells (G,) of each group.
     """
-    features_nduv, members, shown_bduv, *_ = given
-    blocks, size = head.blocks(), shown_bduv.shape[1]
 
-    def of(values_nduv: Tensor, block: Block) -> Tensor:
-        return values_nduv[:, :, block.rows, block.columns].flatten(2).transpose(1, 2)
+    members: npt.NDArray[np.int64]
+    blocks: Sequence[Block]
+    means: Tensor
+    scatters: Tensor
+    cells: Tensor
+    ridge: Tensor
 
-    cells = torch.tensor([of(features_nduv[:1], block).shape[1] for block in blocks])
-    means = torch.stack([of(features_nduv[members], block).mean((0, 1)) for block in blocks]).double()
+    @classmethod
+    def of(cls, head: WhitenedHead, features_nduv: Tensor, members: npt.NDArray[np.int64]) -> Self:
+        blocks, size = head.blocks(), features_nduv.shape[1]
+        cells = torch.tensor([len(_cells(features_nduv[0], block)) for block in blocks])
+        totals, scatters = torch.zeros(len(blocks), size).double(), torch.zeros(len(blocks), size, size).double()
+        for image in members.tolist():
+            totals += _sums(features_nduv[image], blocks, torch.zeros_like(totals))[0]
+        means = totals / (len(members) * cells)[:, None]
+        for image in members.tolist():
+            scatters += _sums(features_nduv[image], blocks, means)[1]
+        ridge = ridge_of(blended(scatters, cells * len(members) - 1)[len(blocks) // 2].diagonal())
+        return cls(members, blocks, means, scatters, cells, ridge)
 
-    def sums_of(image: int) -> tuple[Tensor, Tensor]:
-        return _sums([of(features_nduv[image : image + 1], block)[0].double() for block in blocks], means)
-
-    whole = torch.zeros(len(blocks), size, size, dtype=torch.float64)
-    for image in members.tolist():
-        whole += sums_of(image)[1]
-    ridge = ridge_of(blended(whole, cells * len(members) - 1)[len(blocks) // 2].diagonal())
-    result = torch.empty(shown_bduv.shape)
-    distinct, which = given.distinct()
-
-    def fill(number: int) -> None:
-        image, many = distinct[number]
-        at, scatter, moved = which == number, whole, torch.zeros_like(means)
-        values = cells * (len(members) - many)
-        if many and len(members) > many:
-            sums, squares = sums_of(image)
+    def whiten(self, shown_bduv: Tensor, without_duv: Tensor | None, many: int) -> Tensor:
+        """What is shown, by the statistics without `many` times one image, if that is a member."""
+        means, scatters, number = self.means, self.scatters, len(self.members)
+        if without_duv is not None and number > many:
+            sums, squares = _sums(without_duv, self.blocks, means)
+            values = self.cells * (number - many)
             moved = -many / values[:, None] * sums
-            scatter = whole - many * squares - values[:, None, None] * moved[:, :, None] * moved[:, None, :]
+            scatters = scatters - many * squares - values[:, None, None] * moved[:, :, None] * moved[:, None, :]
+            means = means + moved
+        number -= many if without_duv is not None else 0
         # Nothing is known of how one image alone varies: the ridge remains.
-        covariances = blended(scatter, values - 1) if len(members) > many else torch.zeros_like(scatter)
-        for block, covariance, mean in zip(blocks, covariances, means + moved, strict=True):
-            gaps = shown_bduv[at][:, :, block.rows, block.columns] - mean.float()[:, None, None]
-            result[at, :, block.rows, block.columns] = torch.einsum(
-                "bduv,de->beuv", gaps, inverse_root(covariance, ridge).float()
-            )
+        covariances = blended(scatters, self.cells * number - 1) if number > 0 else torch.zeros_like(scatters)
+        with threads_of_one() as pool:
+            roots = list(pool.map(lambda covariance: inverse_root(covariance, self.ridge).float(), covariances))
+        result = torch.empty_like(shown_bduv)
+        for block, root, mean in zip(self.blocks, roots, means.float(), strict=True):
+            gaps = shown_bduv[:, :, block.rows, block.columns] - mean[:, None, None]
+            result[:, :, block.rows, block.columns] = torch.einsum("bduv,de->beuv", gaps, root)
+        return result
 
-    return result, [functools.partial(fill, number) for number in range(len(distinct))]
+
+def _cells(features_duv: Tensor, block: Block) -> Tensor:
+    """Features of the cells of a block, (M,D)."""
+    return features_duv[:, block.rows, block.columns].flatten(1).T
 
 
-def _sums(members_md: Sequence[Tensor], means_gd: Tensor) -> tuple[Tensor, Tensor]:
+def _sums(features_duv: Tensor, blocks: Sequence[Block], means_gd: Tensor) -> tuple[Tensor, Tensor]:
     """Sums (G,D) and sums of squares (G,D,D) of an image's cells of each group, less the groups' means."""
-    gaps = [each - mean for each, mean in zip(members_md, means_gd, strict=True)]
+    gaps = [_cells(features_duv, block).double() - mean for block, mean in zip(blocks, means_gd, strict=True)]
     return torch.stack([each.sum(0) for each in gaps]), torch.stack([each.T @ each for each in gaps])
+
+
+@torch.no_grad()
+def _maps_anywhere(
+    network: FCDDNetwork,
+    scaling: Normalization,
+    features_nduv: Tensor,
+    probes_nhwc: Pixels | Pictures,
+    sources: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    many: npt.NDArray[np.int64],
+    watch: Watch,
+) -> tuple[Maps, Maps]:
+    """As `maps`, picture by picture: maps for anywhere may have very many cells, and features of probes take memory."""
+    head = _head(network)
+    modes = [_Anywhere.of(head, features_nduv, np.flatnonzero(labels == mode)) for mode in range(head.modes)]
+    nominal, probed = (np.empty((len(each), *head.cells), np.float32) for each in (features_nduv, sources))
+    for image in watch(range(len(features_nduv)), len(features_nduv)):
+        own, made = features_nduv[image], np.flatnonzero(sources == image)
+        probed_here = (_components(network, scaling, probes_nhwc[at : at + 1], _quietly)[0] for at in made.tolist())
+        shown = torch.cat([own[None], *probed_here])
+        whitened = [
+            mode.whiten(shown, own if number == labels[image] else None, int(many[image]))
+            for number, mode in enumerate(modes)
+        ]
+        energy = torch.stack([head.energy(each.to(head.mean.device)) for each in whitened]).amin(0)
+        found = objective.anomaly_map(head.output(energy))[:, 0].cpu().numpy()
+        nominal[image], probed[made] = found[0], found[1:]
+    return nominal, probed
+
+
+def _quietly(steps: Iterable[int], _: int) -> Iterable[int]:
+    return steps
 
 
 def _without(own_nd: Tensor, gaps_bd: Tensor, shown_bd: Tensor, many_b: Tensor, ridge: Tensor) -> Tensor:
