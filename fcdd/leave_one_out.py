@@ -237,15 +237,18 @@ class _Anywhere(NamedTuple):
     ridge: Tensor
 
     @classmethod
-    def of(cls, head: WhitenedHead, features_nduv: Tensor, members: npt.NDArray[np.int64]) -> Self:
+    def of(cls, head: WhitenedHead, features_nduv: Tensor, members: npt.NDArray[np.int64], watch: Watch) -> Self:
         blocks, size = head.blocks(), features_nduv.shape[1]
         cells = torch.tensor([len(_cells(features_nduv[0], block)) for block in blocks])
-        totals, scatters = torch.zeros(len(blocks), size).double(), torch.zeros(len(blocks), size, size).double()
-        for image in members.tolist():
-            totals += _sums(features_nduv[image], blocks, torch.zeros_like(totals))[0]
-        means = totals / (len(members) * cells)[:, None]
-        for image in members.tolist():
-            scatters += _sums(features_nduv[image], blocks, means)[1]
+        # About the means of one image: large means would drown the second moments.
+        centres = torch.stack([_cells(features_nduv[members[0]], block).double().mean(0) for block in blocks])
+        totals, squares = torch.zeros(len(blocks), size).double(), torch.zeros(len(blocks), size, size).double()
+        for number in watch(range(len(members)), len(members)):
+            sums = _sums(features_nduv[members[number]], blocks, centres)
+            totals, squares = totals + sums[0], squares + sums[1]
+        gaps = totals / (len(members) * cells)[:, None]
+        scatters = squares - (len(members) * cells)[:, None, None] * gaps[:, :, None] * gaps[:, None, :]
+        means = centres + gaps
         ridge = ridge_of(blended(scatters, cells * len(members) - 1)[len(blocks) // 2].diagonal())
         return cls(members, blocks, means, scatters, cells, ridge)
 
@@ -294,7 +297,7 @@ def _maps_anywhere(
 ) -> tuple[Maps, Maps]:
     """As `maps`, picture by picture: maps for anywhere may have very many cells, and features of probes take memory."""
     head = _head(network)
-    modes = [_Anywhere.of(head, features_nduv, np.flatnonzero(labels == mode)) for mode in range(head.modes)]
+    modes = [_Anywhere.of(head, features_nduv, np.flatnonzero(labels == mode), watch) for mode in range(head.modes)]
     nominal, probed = (np.empty((len(each), *head.cells), np.float32) for each in (features_nduv, sources))
     for image in watch(range(len(features_nduv)), len(features_nduv)):
         own, made = features_nduv[image], np.flatnonzero(sources == image)

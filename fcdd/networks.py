@@ -254,11 +254,12 @@ def geometry(name: str, image_size: tuple[int, int]) -> ReceptiveField:
 def for_size(name: str, image_size: tuple[int, int]) -> str:
     """The name of a "whitened:" network with what fits images of (height, width); others are as they are.
 
-    Of statistics for anywhere the borders have their own, where the map has 8 x 8 cells or more. Stages that the name
-    leaves open are then those that tell textures apart, else those of fine cells for one variant, where a covariance
-    for each cell fits in `whitening.LARGEST_OF_STAGES`, else those of coarse ones. Covariances of all features of named
-    stages that would take more than 75 MB are those of principal components, unless the name says of how many. Raises
-    ConfigError as `build`.
+    Stages that the name leaves open are those of fine cells for one variant, where a covariance for each cell fits in
+    `whitening.LARGEST_OF_STAGES`, else those of coarse ones. Covariances of all features of named stages that would
+    take more than 75 MB are those of principal components, unless the name says of how many.
+
+    Of statistics for anywhere open stages are those that tell textures apart, and the borders have covariances of their
+    own where the map has 8 x 8 cells or more and they take no more than 75 MB. Raises ConfigError as `build`.
     """
     parts = parse(name)
     if parts is None or parts.kind != WHITENED:
@@ -266,10 +267,12 @@ def for_size(name: str, image_size: tuple[int, int]) -> str:
     modes = parts.statistics.modes
     if parts.statistics.anywhere:
         stages = parts.stages or _ANYWHERE
-        _, field, *_ = backbones.build(parts.trunk, stages, image_size)
+        _, field, channels, _ = backbones.build(parts.trunk, stages, image_size)
         borders = parts.statistics.borders
         if borders is None:
-            borders = _BORDERS if min(field.height, field.width) >= _SMALLEST_MAP else 0
+            side, size = 2 * _BORDERS + 1, sum(parts.statistics.components or channels)
+            fits = modes * matrix_bytes((side, side), size) <= _LARGEST_OF_FEATURES
+            borders = _BORDERS if fits and min(field.height, field.width) >= _SMALLEST_MAP else 0
         return str(parts._replace(stages=stages, statistics=parts.statistics._replace(borders=borders)))
     if parts.statistics.components:
         return name

@@ -1,7 +1,7 @@
 """A detector as one ONNX model: uint8 pixels in, anomaly map and scores out, checked against the detector itself.
 
 The model takes pixels of the network's size, made as `fcdd.images` makes them, or images of any size, which it then
-resizes in the same way: bilinear with antialiasing, across and then down, rounded to 8 bits after both, as Pillow does.
+resizes in the same way: bilinear with antialiasing, across and then down, rounded to 8 bits after both.
 """
 
 import importlib.util
@@ -16,12 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fcdd import detector, objective
+from fcdd import detector, objective, resizing
 from fcdd.bundle import BundleSpec
 from fcdd.detector import Detector
 from fcdd.errors import ConfigError, FCDDError
 from fcdd.images import View
-from fcdd.resizing import resized
 
 TOLERANCE = 1e-4
 # With the resizing inside, some pixels differ by one grey level from Pillow's, which goes down before across where that
@@ -29,6 +28,10 @@ TOLERANCE = 1e-4
 RESIZE_TOLERANCE = 2e-2
 OUTPUTS = ("anomaly_map", "score_mean", "score_max", "score_top1pct")
 _OPSET, _CHECKED = 18, 8
+_RESIZERS: dict[resizing.Resizer, str] = {
+    "pillow": "Pillow's Image.resize with BILINEAR",
+    "cykooz": "cykooz-resizer's convolution; Pillow's Image.resize with BILINEAR differs by one grey level",
+}
 
 
 class Exported(NamedTuple):
@@ -74,6 +77,8 @@ def export(loaded: Detector, *, with_resize: bool = False) -> Exported:
     Outputs: `anomaly_map` (N, U, V) and three scores (N,), float32. Raises ConfigError without the packages, FCDDError
     when the outputs do not agree to TOLERANCE, or RESIZE_TOLERANCE.
     """
+    if with_resize:
+        resizing.check(loaded.spec.resizer)
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]:
         raise ConfigError(f"{', '.join(missing)} not installed; run: pip install 'fcdd-at-scale[onnx]'")
     import onnx
@@ -127,7 +132,7 @@ def _contract(spec: BundleSpec, with_resize: bool) -> str:
         return f"{images}, of any H and W, the same within a batch; not resized before: that happens inside"
     return (
         f"{images}, H {height}, W {width}; resized to it without keeping proportions, bilinear WITH antialiasing "
-        "(Pillow's Image.resize with BILINEAR): with another resizer nominal scores can be 3 to 10 times as high"
+        f"({_RESIZERS[spec.resizer]}): with another filter nominal scores can be 3 to 10 times as high"
     )
 
 
@@ -140,7 +145,7 @@ def _resize_first(model: Any, size: tuple[int, int], channels: int) -> None:
         for place, name in enumerate(node.input):
             if name == images.name:
                 node.input[place] = "resized"
-    # Outside of the image there is nothing that could be averaged, as in Pillow.
+    # Outside of the image there is nothing that could be averaged.
     how: dict[str, Any] = {
         "mode": "linear",
         "antialias": 1,
@@ -205,7 +210,7 @@ def _resized(batch_nhwc: npt.NDArray[np.uint8], view: View) -> npt.NDArray[np.ui
         return batch_nhwc
     channels = batch_nhwc.shape[3]
     pictures = (Image.fromarray(pixels if channels == 3 else pixels[:, :, 0]) for pixels in batch_nhwc)
-    small = [np.asarray(resized(each, size[::-1], view.resizer)) for each in pictures]
+    small = [np.asarray(resizing.resized(each, size[::-1], view.resizer)) for each in pictures]
     return np.stack(small).reshape(len(small), *size, channels)
 
 

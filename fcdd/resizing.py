@@ -1,13 +1,14 @@
 """How pictures become as small as a network sees them: bilinear, with antialiasing, rounded to 8 bits after each pass.
 
 Both resizers are such a filter. That of cykooz-resizer (the Rust library fast_image_resize) computes with vector
-instructions and coefficients of 16 bits: six times as fast, and no value differs by more than one grey level from
-Pillow's. A bundle says which one its images were seen by, since whitened features notice one grey level.
+instructions and coefficients of 16 bits: six times as fast, and values differ by a grey level at most from Pillow's,
+very few by two. A bundle says which one its images were seen by, since whitened features notice one grey level.
 """
 
 import functools
 import importlib.util
-from typing import Any, Literal
+import math
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -21,31 +22,34 @@ Part = tuple[float, float, float, float]
 
 
 def fastest() -> Resizer:
-    """The faster of those that are installed."""
-    return "cykooz" if importlib.util.find_spec(_LIBRARY) else "pillow"
+    """The fastest of those that are installed."""
+    return "pillow" if _why_not() else "cykooz"
 
 
 def check(resizer: Resizer) -> None:
-    """Raises ConfigError when it is not installed."""
-    if resizer == "cykooz" and not importlib.util.find_spec(_LIBRARY):
+    """Raises ConfigError when it cannot be had here. Loads it, as a process must that can open no files later."""
+    if resizer == "cykooz" and (why := _why_not()):
         raise ConfigError(
-            "the bundle's images are resized by cykooz-resizer, which is not installed here; run: pip install "
-            "cykooz-resizer, or, where there is none (Linux on ARM), train the bundle with --resizer pillow"
+            f"images are to be resized by cykooz-resizer, as the bundle says or --resizer, which {why}; run: pip "
+            "install --upgrade cykooz-resizer; where there is none (Linux on ARM) a bundle is trained with --resizer "
+            "pillow"
         )
 
 
-def prepare(resizer: Resizer) -> None:
-    """Load it, and see that it does what it should: it reads the memory of Pillow's images by their addresses.
-
-    Raises RuntimeError when it does not.
-    """
-    if resizer == "pillow":
-        return
+@functools.cache
+def _why_not() -> str:
+    """What is wrong with cykooz-resizer, which reads the memory of Pillow's images by their addresses; or nothing."""
+    if not importlib.util.find_spec(_LIBRARY):
+        return "is not installed here"
     coarse = Image.fromarray(np.arange(7 * 5 * 3, dtype=np.uint8).reshape(7, 5, 3) * 2)
-    for picture in (coarse, coarse.convert("L")):
-        found, expected = (np.asarray(resized(picture, (3, 4), each), np.int16) for each in (resizer, "pillow"))
-        if np.abs(found - expected).max() > 1:
-            raise RuntimeError("cykooz-resizer does not fit the Pillow that is installed: update both")
+    try:
+        for picture in (coarse, coarse.convert("L")):
+            found, expected = (np.asarray(resized(picture, (3, 4), by), np.int16) for by in get_args(Resizer))
+            if np.abs(found - expected).max() > 1:
+                return "does not fit the Pillow that is installed"
+    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        return f"does not work here ({type(error).__name__}: {error})"
+    return ""
 
 
 def resized(image: Image.Image, size: tuple[int, int], resizer: Resizer, part: Part | None = None) -> Image.Image:
@@ -57,11 +61,19 @@ def resized(image: Image.Image, size: tuple[int, int], resizer: Resizer, part: P
     box = None
     if part:
         left, top, right, bottom = part
-        box = library.CropBox(left, top, right - left, bottom - top)
+        box = library.CropBox(left, top, _length(left, right, image.width), _length(top, bottom, image.height))
     options = library.ResizeOptions(resize_alg=filtered, crop_box=box, use_alpha=False)
     # A new one each time: it would keep a buffer of the largest picture, and serves one thread.
     library.Resizer().resize_pil(image, found, options)
     return found
+
+
+def _length(start: float, end: float, side: int) -> float:
+    """From start to end, so that their sum is not a rounding error beyond the side of the image."""
+    length = min(end, side) - start
+    while start + length > side:
+        length = math.nextafter(length, 0.0)
+    return length
 
 
 @functools.cache

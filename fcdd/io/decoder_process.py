@@ -91,7 +91,7 @@ def _prepare(view: View) -> None:
         codecs.lookup(name)
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = sys.maxsize
     tiff.prepare()
-    resizing.prepare(view.resizer)
+    resizing.check(view.resizer)
 
 
 def _decode(data: bytes, view: View, pixels: npt.NDArray[np.uint8], limits: Limits) -> tuple[object, ...]:

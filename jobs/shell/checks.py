@@ -23,7 +23,7 @@ import psutil
 import requests
 from packaging.requirements import Requirement
 
-from fcdd import bundle
+from fcdd import bundle, resizing
 from fcdd.errors import FCDDError
 from fcdd.io import storage
 from schemas import Layout
@@ -255,6 +255,7 @@ def results(location: str) -> Iterator[Finding]:
 def model(location: str) -> Iterator[Finding]:
     """Whether the bundle is whole and of this version."""
     spec, _ = bundle.load(storage.normalize(location))
+    resizing.check(spec.resizer)
     yield Finding("bundle", "ok", f"{spec.network}, digest {spec.digest[:12]}")
 
 

@@ -151,12 +151,9 @@ class JobSettings(BaseSettings):
     def _of_toml(cls, name: str, value: Any) -> Any:
         """In a TOML file one text is enough where several may be given, and true is not 1. Raises ConfigError."""
         field = cls.model_fields.get(name)
-        if (
-            isinstance(value, bool)
-            and field is not None
-            and bool not in (field.annotation, *get_args(field.annotation))
-        ):
-            raise ConfigError(f"--{name.replace('_', '-')}: expected a value, got {str(value).lower()}")
+        flags = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, bool)]
+        if flags and field is not None and bool not in (field.annotation, *get_args(field.annotation)):
+            raise ConfigError(f"--{name.replace('_', '-')}: expected a value, got {str(flags[0]).lower()}")
         return [value] if isinstance(value, str) and field is not None and takes_several(field) else value
 
     @classmethod

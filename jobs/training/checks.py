@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
-from fcdd import bundle, checkpoint, networks
+from fcdd import bundle, checkpoint, networks, resizing
 from fcdd.errors import ConfigError
 from fcdd.io import storage
 from jobs.labels import label_files
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 def check_options(settings: TrainSettings) -> None:
     """Raises ConfigError for an unknown network, and for options that contradict each other."""
     networks.check_name(settings.network)
+    resizing.check(settings.resizer or "pillow")
     if settings.calibration == "leave-one-out" and not networks.needs_statistics(settings.network):
         raise ConfigError(
             f"--calibration leave-one-out is for networks on whitened features, whose statistics leave an image out; "
@@ -111,7 +112,8 @@ def check_resumable(settings: TrainSettings, store: Checkpoints, now: dict[str, 
     if found is None:
         log.info("there is no checkpoint at %s: training from the start", store.location)
         return
-    before = checkpoint.read_progress(found[0]).conditions
+    # Trainings of before resized by Pillow, and did not say so.
+    before = {"resizer": "pillow", **checkpoint.read_progress(found[0]).conditions}
     if other := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
         raise ConfigError(
             f"the checkpoints at {store.location} are of another training: {_told(other, before, now)}; give the same "

@@ -37,7 +37,7 @@ from fcdd.windows import Windows
 from jobs import train
 from jobs.sources import fetching, listing
 from jobs.sources.fetching import ImageSet
-from jobs.training import data_set, finish, train_loop
+from jobs.training import checks, chosen, data_set, finish, prepare, train_loop
 from jobs.training import settings as train_settings
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.prepare import Inputs
@@ -385,6 +385,8 @@ def test_a_training_without_ray_leaves_everything_the_reader_of_a_bundle_needs(
     assert run(few, tmp_path / "b", "--labels", str(tmp_path / "labels.csv")) == 0
     spec = Detector.load(str(tmp_path / "b")).spec
     assert {"loss", "auroc", "average_precision", "precision", "recall", "f1"} <= set(spec.training.metrics)
+    assert spec.view.resizer == spec.training.options["resizer"] == "cykooz"
+    assert "cykooz-resizer" in spec.training.versions
     # A defect of a few cells drowns in the mean of a map; alarms are images that have a region.
     assert spec.score == "maximum"
     assert spec.calibration.threshold == spec.calibration.map_threshold
@@ -503,6 +505,29 @@ def test_checkpoints_of_another_training_are_not_continued(few: str, tmp_path: P
     assert run(few, tmp_path / "b", "--resume", "--seed", "5") == 2
     assert "are of another training: the images differ, seed was 0, now 5; give" in capsys.readouterr().err
     assert run(few, tmp_path / "b", "--overwrite") == 0
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_dry_run_of_a_training_that_goes_on_finds_its_checkpoints(
+    is_older: bool, few: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though the name of its network is open; an older one, which did not say so, resized by Pillow."""
+    given = ["--images", few, "--bundle", f"{tmp_path}/b", "--image-size", "64", "--alpha", "0.1", "--workers", "0"]
+    given += ["--resizer", "pillow"] if is_older else []
+    settings = train_settings.TrainSettings.parse(given)
+    listed = prepare.list_nominal(settings)
+    now = checks.conditions(chosen.with_image_size(settings, listed), listing.digest(listed))
+    if is_older:
+        del now["resizer"]
+    network = networks.build("cnn32_s", in_channels=3, image_size=SIZE)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    progress = _progress(1).model_copy(update={"conditions": now})
+    Checkpoints(f"file://{tmp_path}/b/_checkpoints", 1).save(
+        checkpoint.pack(network, optimizer, schedule, progress), progress, 1.0
+    )
+    assert train.main([*given, "--resume", "--dry-run"]) == 0, capsys.readouterr().err
+    assert train.main([*given, "--resume", "--dry-run", "--seed", "5"]) == 2
 
 
 @pytest.fixture(scope="module")
@@ -650,6 +675,7 @@ def test_a_preset_is_the_published_recipe_where_no_option_says_otherwise(tmp_pat
     assert (settings.network, settings.image_size, settings.optimizer) == ("cnn32_lw3k", "32x32", "adam")
     assert (settings.epochs, settings.batch_size, settings.milestones) == (7, 200, [400, 500])
     assert settings.score == "mean"
+    assert train_settings.view_of(settings).resizer == "pillow"
     chosen = train_settings.with_preset(train_settings.TrainSettings.parse([*arguments, "--score", "top1pct"]))
     assert chosen.score == "top1pct"
     assert (settings.schedule, settings.decay, settings.weight_decay) == ("milestones", 0.1, 1e-6)

@@ -62,6 +62,7 @@ def test_dates_and_numbers_are_checked_in_one_sentence() -> None:
         ("[train]\nconfig = 'x'\n", "'config' belongs on the command line"),
         ("train = 3\n", r"expected a table \[train\]"),
         ("[train]\nworkers = true\n", "--workers: expected a value, got true"),
+        ("[train]\nmilestones = [5, true]\n", "--milestones: expected a value, got true"),
         ("[train]\nalpha = false\n", "--alpha: expected a value, got false"),
     ],
 )
