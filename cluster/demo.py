@@ -38,7 +38,7 @@ HELD_OUT_SHARE = 0.3
 # Anomalous cells of the first night; the others come in the second.
 FIRST_NIGHT_SHARE = 0.002
 # Modules of so many cells a side, so many nominal ones to train on and of each kind to score: few, for want of time.
-LARGE = {"side": 4, "nominal": 40, "test": 3, "smallest_defect": 11}
+LARGE = {"side": 3, "nominal": 60, "test": 4, "smallest_defect": 11}
 # `fcdd nightly`: fine, drifted.
 FINE, DRIFTED = 0, 4
 SAMPLE_SECONDS = 1.0

@@ -29,10 +29,11 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The score to decide by, and what each would find."""
+    """The score to decide by, and what each would find of so many probes."""
 
     score: Score
     found: dict[Score, Found]
+    num_probes: int
 
 
 def choose(
@@ -50,7 +51,7 @@ def choose(
             and alarms[score].sum() > alarms[chosen].sum()
         ):
             chosen = score
-    return Choice(chosen, {score: _found(each, kinds) for score, each in alarms.items()})
+    return Choice(chosen, {score: _found(each, kinds) for score, each in alarms.items()}, len(kinds))
 
 
 def _is_significantly_better(alarms: npt.NDArray[np.bool_], than: npt.NDArray[np.bool_]) -> bool:

@@ -26,8 +26,9 @@ from jobs.timing import progress
 
 log = logging.getLogger(__name__)
 
-# Probes of every kind: with 40 each a share of all is known to about 3 %.
-PER_KIND = 40
+# Probes of every kind: with 40 each a share of all is known to about 3 %. Of large images fewer, with 12 to about 6 %:
+# those of 1,024 pixels took longer than everything else that a training does.
+PER_KIND, _FEWEST, _PIXELS = 40, 12, 40 * 512 * 512
 TRAINED_ON = "trained on"
 # A detector that finds less of all kinds, those that it was trained on included, has learned nothing of use.
 _USELESS_SHARE, _USELESS_RATIO = 0.1, 3
@@ -92,7 +93,7 @@ def measure(
         x0, x1 = box[0] * columns // width, box[2] * columns // width
         return not bool(ignored[y0 : y1 + 1, x0 : x1 + 1].all())
 
-    drawn = probes.draw(images_nhwc, random, kinds=kinds, per_kind=PER_KIND, counts=counts)
+    drawn = probes.draw(images_nhwc, random, kinds=kinds, per_kind=per_kind(size), counts=counts)
     log.info("scoring %d calibration images and %d synthetic anomalies", len(images_nhwc), len(drawn.kinds))
     if is_leave_one_out:
         on = network.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -117,6 +118,11 @@ def _maps(runner: Runner, images_nhwc: npt.NDArray[np.uint8] | Pictures) -> npt.
     return np.concatenate([runner(images_nhwc[start : start + chunk]) for start in parts])
 
 
+def per_kind(size: tuple[int, int]) -> int:
+    """How many probes of a kind are made of images of (height, width) pixels."""
+    return min(PER_KIND, max(_FEWEST, _PIXELS // (size[0] * size[1])))
+
+
 def tell(choice: Choice, given: Score | None, found: dict[str, float], alpha: float) -> None:
     """Log which score decides and why, and warn of a detector that finds next to nothing."""
     score = given or choice.score
@@ -124,7 +130,7 @@ def tell(choice: Choice, given: Score | None, found: dict[str, float], alpha: fl
     log.info(
         "the score is the %s of the map (%s); of %d synthetic anomalies of kinds not trained on, at %g %% false alarms "
         "each score finds: %s",
-        *(score, "as asked" if given else "chosen by the data", PER_KIND * len(probes.PROBES), 100 * alpha, shares),
+        *(score, "as asked" if given else "chosen by the data", choice.num_probes, 100 * alpha, shares),
     )
     if given and given != choice.score:
         log.warning("--score %s finds less than the %s would; leave it out to take that", given, choice.score)
