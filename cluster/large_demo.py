@@ -8,7 +8,6 @@ Everything lies in `demo-output/large`, which is replaced.
 """
 
 import argparse
-import math
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,7 @@ _ENOUGH = 100
 def demonstrate(*, side: int, nominal: int, test: int, smallest_defect: float, evaluated: bool = True) -> None:
     """Modules of `side` x `side` cells, `nominal` ones to train on. Raises CalledProcessError for a command that fails.
 
-    Few of them do not support the usual rate of false alarms: then it is the smallest that they do.
+    Of few of them a single odd one would set the threshold for the usual rate of false alarms: then it is a higher one.
     """
     shutil.rmtree(OUTPUT, ignore_errors=True)
     drawn, night = OUTPUT / "drawn", OUTPUT / "modules" / NIGHT
@@ -37,7 +36,7 @@ def demonstrate(*, side: int, nominal: int, test: int, smallest_defect: float, e
     (drawn / "test").rename(night)
     bundle, results = str(OUTPUT / "bundle"), str(OUTPUT / "results")
     size = ("--smallest-defect", f"{smallest_defect:g}")
-    alpha = ("--alpha", f"{math.ceil(1000 / (nominal + 1)) / 1000:g}") if nominal < _ENOUGH else ()
+    alpha = ("--alpha", "0.05") if nominal < _ENOUGH else ()
     commands.run("fcdd", "train", "--images", str(drawn / "nominal"), "--bundle", bundle, *size, *alpha)
     images = ("--images", f"{night.parent}/{{date}}", "--date", NIGHT, "--collection", "modules")
     commands.run("fcdd", "nightly", "--bundle", bundle, *images, "--results", results, expected=_FINE_OR_DRIFTED)
