@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fcdd import bundle, detector, networks
+from fcdd import bundle, detector, networks, resizing
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import STATISTICS, Calibration, Nominal
 from fcdd.detector import Detector
@@ -35,6 +35,7 @@ def save(network: str, pixels_nhwc: npt.NDArray[np.uint8], uri: str) -> None:
         network=network,
         channels=channels,
         input_size=side,
+        resizer=resizing.fastest(),
         normalization=scaling(channels),
         gaussian_std=max(1.0, side[0] / 20),
         score="mean",
