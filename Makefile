@@ -10,7 +10,7 @@ export PYTHONUNBUFFERED = 1
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-demo:  ## set everything up and run the whole job on real images (about 6 minutes)
+demo:  ## set everything up and run the whole job on real images (5 to 6 minutes)
 	@started=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/demo.installed && \
 	DEMO_STARTED=$$started $(BIN)/python -m cluster.demo
 

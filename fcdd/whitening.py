@@ -335,7 +335,7 @@ class WhitenedHead(nn.Module):
             )
         self.whitening.zero_()
         for mode, count in enumerate(counts.tolist()):
-            # Of how many values each mean is; about how many means the covariance of each group is.
+            # Of how many values each mean is.
             values = self._cells_of_groups()[:, None] * count if self.anywhere else count
             mean = total[mode] / values
             self.mean[mode] = mean + centre[0].flatten(1).T
@@ -343,8 +343,7 @@ class WhitenedHead(nn.Module):
             if self.anywhere:
                 scatter = square[mode] - values[:, :, None] * mean[:, :, None] * mean[:, None, :]
                 covariances = blended(scatter, values[:, 0] - 1)
-                middle = len(covariances) // 2
-                ridge = ridge_of(covariances[middle].diagonal())
+                ridge = ridge_of(covariances[len(covariances) // 2].diagonal())
                 _fill_inverse_roots(self.whitening[mode], groups, covariances.__getitem__, ridge)
                 continue
             means_gmd = self.grouped(mean.T.unflatten(1, self.cells)[None])

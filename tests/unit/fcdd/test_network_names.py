@@ -9,7 +9,7 @@ from fcdd.errors import ConfigError
 from fcdd.whitening import Statistics, WhitenedHead
 
 OPEN = "whitened:efficientnet_lite0"
-TEXTURE = f"{OPEN}:stage3+stage2+stage4"
+TEXTURE, WIDE = f"{OPEN}:stage3+stage2+stage4", "whitened:resnet50:layer1+layer2+layer3"
 FINE, COARSE = f"{OPEN}:stage3+stage4+stage5", f"{OPEN}:stage4+stage3+stage5"
 
 
@@ -28,6 +28,7 @@ FINE, COARSE = f"{OPEN}:stage3+stage4+stage5", f"{OPEN}:stage4+stage3+stage5"
         (f"{COARSE}:anywhere:1", (512, 512), f"{COARSE}:anywhere:1"),
         (f"{OPEN}:anywhere:0", (512, 512), f"{TEXTURE}:anywhere:0"),
         (f"{COARSE}:anywhere", (112, 512), f"{COARSE}:anywhere:0"),  # 7 rows of cells
+        (f"{WIDE}:anywhere", (64, 64), f"{WIDE}:anywhere:0"),  # 25 covariances would be 321 MB
         (COARSE, (224, 224), COARSE),
         (f"{COARSE}:1", (256, 320), f"{COARSE}:1"),
         (COARSE, (512, 512), f"{COARSE}:1:64"),

@@ -1,5 +1,6 @@
 import numpy as np
 import onnxruntime
+import pytest
 
 from fcdd import onnx_export
 from fcdd.detector import Detector
@@ -24,3 +25,14 @@ def test_cells_that_do_not_count_do_not_in_the_exported_model_either() -> None:
     assert not maps[:, :, :left].any()
     for found, wanted in ((mean, expected.mean), (most, expected.maximum), (top, expected.top1pct)):
         np.testing.assert_allclose(found, wanted, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("resizer", "named"), [("pillow", "(Pillow's Image.resize"), ("cykooz", "(cykooz-resizer's")])
+def test_the_contract_names_the_resizer_of_the_bundle_and_the_one_inside_is_compared_with_it(
+    resizer: str, named: str
+) -> None:
+    detector = make(resizer=resizer)
+    assert named in onnx_export.export(detector).input
+    inside = onnx_export.export(detector, with_resize=True)
+    assert "not resized before" in inside.input
+    assert 0 < inside.largest_difference <= onnx_export.RESIZE_TOLERANCE
