@@ -114,7 +114,7 @@ def test_the_report_works_by_mouse_and_by_keyboard(browser: Browser, report: Pat
     page.keyboard.press("h")
     assert opacity(page, layer) == 1
     assert opacity(page, "figure.worst g.over") == 1
-    page.keyboard.press("b")
+    page.keyboard.press("r")
     assert opacity(page, "figure.worst g.over") == 0
     page.locator("#boxes").click()
     assert opacity(page, "figure.worst g.over") == 1
@@ -601,7 +601,7 @@ def test_the_image_is_zoomed_and_moved_and_every_one_is_in_the_list(browser: Bro
         expect(page.locator("#rank")).to_have_text("10 of 12")
         expect(page.locator("#list [aria-current]")).to_have_text("10")
         expect(page.locator("#list [aria-current]")).to_be_in_viewport()
-        page.keyboard.press("b")
+        page.keyboard.press("r")
         expect(thumbnails.nth(9)).to_have_class(re.compile("l-1"))
         assert "bad image" in (thumbnails.nth(9).get_attribute("aria-label") or "")
         until(page, "sending.size == 0")

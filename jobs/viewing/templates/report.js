@@ -37,7 +37,7 @@ document.addEventListener("keydown", (event) => {
   if (key === "ArrowRight" || key === "j") go(at + 1);
   else if (key === "ArrowLeft" || key === "k") go(at - 1);
   else if (key === "h") flip("heat");
-  else if (key === "b") flip("boxes");
+  else if (key === "r") flip("boxes");
   else if (key === "Enter" && at >= 0 && !large.open && !event.target.closest("a, summary")) show();
   else return;
   event.preventDefault();
