@@ -128,8 +128,8 @@ class Reference(BaseModel):
             other_scores={name: tuple(values[order].tolist()) for name, values in nominal.others.items()},
             statistics={name: tuple(sketch(values).tolist()) for name, values in columns.items()},
             formats=dict(sorted(Counter(nominal.formats).items())),
-            map_mean=tuple(tuple(_rounded(row)) for row in maps.mean(0)),
-            map_std=tuple(tuple(_rounded(row)) for row in maps.std(0)),
+            map_mean=tuple(tuple(rounded(row)) for row in maps.mean(0)),
+            map_std=tuple(tuple(rounded(row)) for row in maps.std(0)),
         )
 
     def switched(self, before: Score, score: Score) -> Self:
@@ -400,6 +400,6 @@ def sketch(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return ordered[np.rint(np.linspace(0, len(ordered) - 1, SKETCH_VALUES)).astype(np.int64)]
 
 
-def _rounded(values: npt.NDArray[np.float64]) -> list[float]:
+def rounded(values: npt.NDArray[np.float64]) -> list[float]:
     """Short JSON; cells are compared by half a deviation."""
     return [float(f"{value:.{_DIGITS}g}") for value in values]

@@ -6,12 +6,13 @@ another score, another rate -> the images that the bundle knows -> calibration -
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
 
-from fcdd import bundle, grouping
+from fcdd import added_calibration, bundle, grouping
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import Calibration, Decider, Nominal, Score
 from fcdd.errors import ConfigError
@@ -23,18 +24,25 @@ from jobs.shell.settings import JobSettings, Night
 
 log = logging.getLogger(__name__)
 
+# Between the sources of a calibration to which images were added.
+_AND = " and "
+
 
 class CalibrateSettings(JobSettings):
     """Calibrate a bundle anew, without training: another camera, lamp or product batch, or a reviewed run.
 
     Writes a new bundle with the same weights and another digest. Give --images, or --reviewed with --results and
-    --collection; or only another --score or --alpha, for the images that the bundle knows.
+    --collection, which take the place of the images before, or with --add come to them; or only another --score or
+    --alpha, for the images that the bundle knows.
     """
 
     verb: ClassVar[str] = "calibrate"
 
     bundle: str = Field(description="location of the bundle whose weights are used")
     output: str = Field(description="location to write the new bundle to")
+    add: bool = Field(
+        False, description="keep the images that the bundle was calibrated on, and add these, instead of these alone"
+    )
     images: str | None = Field(None, description="location of nominal images that were not trained on")
     reviewed: str | None = Field(
         None,
@@ -95,6 +103,10 @@ def _check(settings: CalibrateSettings, output: str) -> None:
             "say what to calibrate on: --images, or --reviewed with --results and --collection; or give another "
             "--score or --alpha for the images that the bundle knows"
         )
+    if settings.add and not (settings.images or settings.reviewed):
+        raise ConfigError("--add needs images to add: --images, or --reviewed with --results and --collection")
+    if settings.add and settings.group_pattern:
+        raise ConfigError("--group-pattern does not go with --add: the images that are kept have their groups")
     if settings.images and storage.normalize(settings.images) == output:
         raise ConfigError(f"--output is the location of the images, {output}; give one of its own")
     if storage.exists(storage.join(output, bundle.SPEC_FILE)) and not settings.overwrite:
@@ -119,13 +131,18 @@ def _fitted(settings: CalibrateSettings, spec: BundleSpec, weights: bytes, score
     pattern = settings.group_pattern or before.group_pattern
     source, nominal, uris = _nominal(settings, spec, weights, score, pattern)
     by_group = before.decide_by_group if settings.decide_by_group is None else settings.decide_by_group
-    fitted = Calibration.fit(
-        nominal, alpha=settings.alpha or before.alpha, group_pattern=pattern, decide_by_group=by_group
-    )
-    threshold.explain(nominal.scores, nominal.peaks, uris, fitted.threshold)
-    if len(uris) < before.pooled.num_images:
+    alpha = settings.alpha or before.alpha
+    if settings.add:
+        kept = before.switched(spec.score, score, alpha=before.alpha, decide_by_group=by_group)
+        fitted = added_calibration.add(kept, nominal, score, alpha=alpha, decide_by_group=by_group)
+        source = f"{spec.calibrated_on}{_AND}{source}"
+    else:
+        fitted = Calibration.fit(nominal, alpha=alpha, group_pattern=pattern, decide_by_group=by_group)
+        threshold.explain(nominal.scores, nominal.peaks, uris, fitted.threshold)
+    if not settings.add and len(uris) < before.pooled.num_images:
         log.warning(
-            "%d images are fewer than the %d that the bundle was calibrated on: the threshold is less firm",
+            "%d images are fewer than the %d that the bundle was calibrated on: the threshold is less firm; --add "
+            "keeps those, too",
             *(len(uris), before.pooled.num_images),
         )
     warn = recalibration.warn_of_higher
@@ -160,7 +177,9 @@ def _nominal(
     """What is calibrated on: its name, the nominal images, and their locations."""
     count = settings.max_images
     if settings.images:
-        location, alpha = storage.normalize(settings.images), settings.alpha or spec.calibration.alpha
+        location = storage.normalize(settings.images)
+        _check_new(settings, spec, [location])
+        alpha = None if settings.add else settings.alpha or spec.calibration.alpha
         found = recalibration.from_images(
             spec, weights, location, score=score, alpha=alpha, pattern=pattern, max_images=count
         )
@@ -168,11 +187,22 @@ def _nominal(
     if not settings.results or not settings.collection:
         raise ConfigError("--reviewed needs --results and --collection: where the reviewed run is")
     records = commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
+    _check_new(settings, spec, [record.run_id for record in records])
     labels = settings.reviewed or ""
     found = recalibration.from_runs(
         spec, settings.results, records, labels, score=score, pattern=pattern, max_images=count
     )
     return f"reviewed run {', '.join(record.run_id for record in records)}", *found
+
+
+def _check_new(settings: CalibrateSettings, spec: BundleSpec, names: Sequence[str]) -> None:
+    """Raises ConfigError for a location, or runs, that the calibration has: its images would count twice."""
+    known = re.split(f"{_AND}|, |reviewed run ", spec.calibrated_on)
+    if settings.add and (twice := [name for name in names if name in known]):
+        raise ConfigError(
+            f"{', '.join(twice)} is among what the bundle was calibrated on ({spec.calibrated_on}), and would count "
+            "twice; add other images, or --add to the bundle of before"
+        )
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ _COLUMNS: dict[Score, str] = {"mean": "score_mean", "maximum": "score_max", "top
 
 def warn_of_higher(before: float, after: float, values: Floats, uris: list[str], what: str) -> None:
     """Warn when a threshold is several times what it was, and name the images that set it: defects raise it."""
-    if after <= SUSPICIOUS_RATIO * before:
-        return
     highest = [int(index) for index in np.argsort(-values, kind="stable") if values[index] >= after]
+    if after <= SUSPICIOUS_RATIO * before or not highest:
+        return
     log.warning(
         "the new %s, %.6g, is %s the old one, %.6g, and fewer defects will be found; are all images nominal? It is set "
         "by the %d with the largest values, among them %s",
@@ -52,16 +52,17 @@ def from_images(
     location: str,
     *,
     score: Score,
-    alpha: float,
+    alpha: float | None,
     pattern: str | None,
     max_images: int,
 ) -> tuple[Nominal, list[str]]:
-    """Images below a location, scored here, and their locations. Raises ConfigError for too few."""
+    """Images below a location, scored here, and their locations. Raises ConfigError for too few for an `alpha`."""
     from fcdd.detector import Detector  # late: a reviewed run needs no torch
     from jobs.calibration import measurement
 
     infos = _sampled(_not_trained_on(listing.list_images(location), spec), max_images)
-    conformal_threshold(np.zeros(len(infos)), alpha)  # before all are scored
+    if alpha is not None:
+        conformal_threshold(np.zeros(len(infos)), alpha)  # before all are scored
     return measurement.measure(Detector(spec, weights), score, infos, [location], pattern)
 
 

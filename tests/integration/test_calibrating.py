@@ -104,3 +104,27 @@ def test_a_detector_that_learned_nothing_is_called_so(images: Path, tmp_path: Pa
     assert train.main(arguments) == 0
     assert "this detector finds next to nothing" in caplog.text
     assert "has learned nothing of use" in (tmp_path / "b/training.html").read_text()
+
+
+def test_images_are_added_to_those_that_the_bundle_knows(
+    bundle: Path, nominal_cells: list[LabelledImage], tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "more").mkdir()
+    for index, cell in enumerate(nominal_cells[110:130]):
+        (tmp_path / f"more/{index:03d}.png").write_bytes(cell.path.read_bytes())
+    arguments = ["--images", str(tmp_path / "more"), "--add"]
+    assert calibrate.main(["--bundle", str(bundle), "--output", str(tmp_path / "b"), *arguments]) == 0
+    before, after = Detector.load(str(bundle)).spec, Detector.load(str(tmp_path / "b")).spec
+    assert after.calibration.pooled.num_images == 130
+    assert after.calibration.is_leave_one_out
+    assert set(before.calibration.pooled.scores) < set(after.calibration.pooled.scores)
+    assert f"130 nominal ones of {before.calibrated_on} and file://{tmp_path}/more (before: 110)" in (
+        capsys.readouterr().out
+    )
+    again = ["--bundle", str(tmp_path / "b"), "--output", str(tmp_path / "c"), *arguments]
+    assert calibrate.main(again) == 2
+    assert "would count twice" in capsys.readouterr().err
+    assert calibrate.main(["--bundle", str(bundle), "--output", str(tmp_path / "c"), "--add", "--alpha", "0.05"]) == 2
+    assert "--add needs images to add" in capsys.readouterr().err
+    assert calibrate.main([*arguments, "--bundle", str(bundle), "--output", "c", "--group-pattern", "x"]) == 2
+    assert "does not go with --add" in capsys.readouterr().err

@@ -741,6 +741,14 @@ def test_a_reviewed_run_is_a_calibration_without_its_anomalies(line: Line, *, et
     kept = [row["anomaly_score"] for row in scores.to_pylist() if not labels.get(row["image_uri"])]
     assert fitted.calibration.pooled.scores == pytest.approx(sorted(kept))
     assert fitted.calibrated_on == f"reviewed run {record.run_id}"
+    added = ("--bundle", f"{line.root}/bundle", "--output", f"{line.root}/added", "--reviewed", reviewed, "--add")
+    before, _ = bundle.load(f"{line.root}/bundle")
+    assert line.around("calibrate", *added).returncode == 0
+    both = bundle.load(f"{line.root}/added")[0].calibration.pooled
+    assert both.num_images == before.calibration.pooled.num_images + len(kept)
+    assert both.scores == pytest.approx(sorted([*before.calibration.pooled.scores, *kept]))
+    twice = (*("--bundle", f"{line.root}/added", "--output", f"{line.root}/twice"), *added[4:])
+    assert "would count twice" in line.around("calibrate", *twice, check=False).stderr
     make(gaussian_std=3.0).save(f"{line.root}/other")
     other = line.around("calibrate", "--bundle", f"{line.root}/other", *where[2:], "--overwrite", check=False)
     assert "was scored with another bundle" in other.stderr
