@@ -10,12 +10,13 @@ from pydantic import Field
 from jobs.catalog import commit_records
 from jobs.measuring import evidence_audit
 from jobs.shell import process
-from jobs.shell.settings import JobSettings, Night
+from jobs.shell.settings import LookingSettings, Night
 from jobs.sources.locations import Locations
+from jobs.sources.moves import Moves
 from jobs.viewing import rendering
 
 
-class AuditSettings(JobSettings):
+class AuditSettings(LookingSettings):
     """Show where a model's evidence lies, and flag what looks spurious: a border, a background, one fixed spot.
 
     With labels, anomalous and nominal images are told apart by them; without, alarms and the others.
@@ -50,8 +51,9 @@ def audit(settings: AuditSettings) -> None:
     records = commit_records.of_one_collection(
         commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
     )
-    records = commit_records.of_latest_bundle(records)
-    locations = Locations.of_records(settings.results, records, settings.images)
+    moves = Moves.parse(settings.moved)
+    records = [moves.record(each) for each in commit_records.of_latest_bundle(records)]
+    locations = Locations.of_records(settings.results, records, settings.images, moves)
     if settings.pictures:
         rendering.check_apart(settings.pictures, locations)
     folder = rendering.folder(settings.pictures) if settings.pictures else None

@@ -12,13 +12,14 @@ from fcdd.io import storage
 from jobs.catalog import commit_records
 from jobs.measuring import comparison
 from jobs.shell import formatting, process
-from jobs.shell.settings import JobSettings
+from jobs.shell.settings import LookingSettings
 from jobs.sources.locations import Locations
+from jobs.sources.moves import Moves
 from jobs.viewing import rendering
 from schemas import Layout
 
 
-class CompareSettings(JobSettings):
+class CompareSettings(LookingSettings):
     """Compare two committed runs on the same images: superseded ones too, as `fcdd runs` lists them."""
 
     verb: ClassVar[str] = "compare"
@@ -44,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(settings: CompareSettings) -> None:
     """Print the comparison; save pictures where they are wanted."""
     layout = Layout(storage.normalize(settings.results))
-    a, b = (commit_records.named(layout, run_id) for run_id in (settings.run_a, settings.run_b))
-    locations = Locations.of_records(layout.results, (a, b), settings.images)
+    moves = Moves.parse(settings.moved)
+    a, b = (moves.record(commit_records.named(layout, run_id)) for run_id in (settings.run_a, settings.run_b))
+    locations = Locations.of_records(layout.results, (a, b), settings.images, moves)
     if settings.pictures:
         rendering.check_apart(settings.pictures, locations)
     folder = rendering.folder(settings.pictures) if settings.pictures else None

@@ -15,8 +15,9 @@ from jobs.measuring import evaluation, evaluation_page
 from jobs.measuring.evaluation import Evaluation
 from jobs.results import Results
 from jobs.shell import formatting, process
-from jobs.shell.settings import JobSettings, Night
+from jobs.shell.settings import LookingSettings, Night
 from jobs.sources.locations import Locations
+from jobs.sources.moves import Moves
 
 
 def _page(location: str) -> str:
@@ -29,7 +30,7 @@ def _page(location: str) -> str:
 _NEARLY_ALL = 0.9
 
 
-class EvaluateSettings(JobSettings):
+class EvaluateSettings(LookingSettings):
     """Compare the scores of committed runs with labels. Published experiments: `fcdd reproduce`.
 
     The labels are a CSV or Parquet file with the columns image_uri (the whole location, or a unique end of it, such as
@@ -71,6 +72,8 @@ def evaluate(settings: EvaluateSettings) -> None:
             commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
         )
     )
+    moves = Moves.parse(settings.moved)
+    records = [moves.record(each) for each in records]
     found, joined = evaluation.evaluate(settings.results, records, labels=settings.labels, masks=settings.masks)
     if settings.format == "json":
         print(json.dumps(formatting.json_values(found), indent=1))
@@ -80,7 +83,7 @@ def evaluate(settings: EvaluateSettings) -> None:
         print("\n".join(_lines(found, num_scored)))
     if settings.output:
         place = storage.normalize(settings.results)
-        locations = Locations.of_records(place, records, settings.locations)
+        locations = Locations.of_records(place, records, settings.locations, moves)
         page = evaluation_page.build(found, joined, Results(place, tuple(records)), locations)
         storage.write(storage.normalize(settings.output), page)
         print(f"page        {settings.output}", file=sys.stderr if settings.format == "json" else sys.stdout)

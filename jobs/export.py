@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import ClassVar, Literal
 
@@ -13,12 +14,13 @@ from fcdd.io import local_store, storage
 from jobs import results
 from jobs.catalog import views
 from jobs.shell import process
-from jobs.shell.settings import JobSettings, Night
+from jobs.shell.settings import LookingSettings, Night
 from jobs.sources.locations import Locations
+from jobs.sources.moves import Moves
 from jobs.viewing import exports, rendering
 
 
-class ExportSettings(JobSettings):
+class ExportSettings(LookingSettings):
     """Write a run, or a bundle, in the format of another tool.
 
     coco      regions as annotations of a COCO file, with peaks as scores; images by their locations, or with
@@ -76,8 +78,10 @@ def export(settings: ExportSettings) -> None:
             root = storage.normalize(settings.relative_to) if settings.relative_to else None
             exports.coco(found, _with_ending(settings.output, ".json"), only_alarms=only_alarms, root=root)
         return
-    rendering.check_apart(settings.output, Locations.of_records(found.location, found.records))
-    locations = Locations.of_records(found.location, found.records, settings.images)
+    moves = Moves.parse(settings.moved)
+    found = replace(found, records=tuple(map(moves.record, found.records)))
+    locations = Locations.of_records(found.location, found.records, settings.images, moves)
+    rendering.check_apart(settings.output, locations)
     with views.readable():
         exports.fiftyone(found, settings.output, only_alarms=only_alarms, locations=locations)
 

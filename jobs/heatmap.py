@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,15 +13,16 @@ from fcdd.errors import ConfigError
 from jobs import results
 from jobs.labels import label_files
 from jobs.shell import formatting, process, tables
-from jobs.shell.settings import JobSettings, Night
+from jobs.shell.settings import LookingSettings, Night
 from jobs.sources.locations import Locations
+from jobs.sources.moves import Moves
 from jobs.viewing import heatmap_files, rendering
 from jobs.viewing.heatmap_files import Style
 
 log = logging.getLogger(__name__)
 
 
-class HeatmapSettings(JobSettings):
+class HeatmapSettings(LookingSettings):
     """Save pictures of scored images with their heatmaps over them: the worst of a night, some images, or a list.
 
     The same colour means the same evidence in every picture: invisible up to a quarter of the run's map threshold, red
@@ -65,6 +67,8 @@ def draw(settings: HeatmapSettings) -> None:
         if settings.run
         else results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
     )
+    moves = Moves.parse(settings.moved)
+    found = replace(found, records=tuple(map(moves.record, found.records)))
     uris = [*settings.uri, *(label_files.read_uris(settings.uris) if settings.uris else [])]
     if uris and settings.alarms:
         raise ConfigError("--alarms chooses among the most anomalous images; leave it out, or --uri and --uris")
@@ -73,7 +77,7 @@ def draw(settings: HeatmapSettings) -> None:
         print("no alarms")
         return
     heatmaps, index = rendering.Heatmaps(), []
-    locations = Locations.of_records(found.location, found.records, settings.images)
+    locations = Locations.of_records(found.location, found.records, settings.images, moves)
     rendering.check_apart(settings.output, locations)
     folder = rendering.folder(settings.output)
     for rank, row in enumerate(rows, start=1):
@@ -89,8 +93,7 @@ def draw(settings: HeatmapSettings) -> None:
         index.append({"file": path.name, **{name: row[name] for name in ("image_uri", "anomaly_score", "p_value")}})
     if not index:
         raise ConfigError(
-            "not one picture could be made; the images are not where they were scored: put them back, or use "
-            "`fcdd predict --pictures`"
+            "not one picture could be made; images that were moved since they were scored are found by --moved OLD=NEW"
         )
     if settings.alarms and len(rows) < num_images:
         print(f"not drawn   {num_images - len(rows)} of {num_images} alarms (--top {num_images}: all)")

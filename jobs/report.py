@@ -9,14 +9,15 @@ from pydantic import Field
 from fcdd.io import storage
 from jobs import results
 from jobs.shell import process
-from jobs.shell.settings import JobSettings, Night
+from jobs.shell.settings import LookingSettings, Night
 from jobs.sources.locations import Locations
+from jobs.sources.moves import Moves
 from jobs.viewing import html_report
 
 log = logging.getLogger(__name__)
 
 
-class ReportSettings(JobSettings):
+class ReportSettings(LookingSettings):
     """Write the report of a run: counts, verdict, the worst images with heatmaps, quarantine, drift, model card.
 
     One file that needs no server and no network. Images that are no longer where they were scored are missing from it.
@@ -51,7 +52,9 @@ def report(settings: ReportSettings) -> None:
     record = next((each for each in reversed(records) if each.num_listed), records[-1])
     if record is not records[-1]:
         log.info("the nights after %s are empty; --date shows them", record.day)
-    locations = Locations.of_records(found.location, (record,), settings.locations)
+    moves = Moves.parse(settings.moved)
+    record = moves.record(record)
+    locations = Locations.of_records(found.location, (record,), settings.locations, moves)
     page = html_report.build(found.location, record, images=settings.images, locations=locations)
     storage.write(storage.normalize(settings.output), page)
     print(f"report      {settings.output}  ({record.collection}, {record.day}; {len(page) / 1e6:.2f} MB)")

@@ -19,8 +19,9 @@ from jobs.labels import label_files
 from jobs.labels.label_store import Labels
 from jobs.results import Results
 from jobs.shell import formatting, process
-from jobs.shell.settings import JobSettings, Night
+from jobs.shell.settings import LookingSettings, Night
 from jobs.sources.locations import Locations
+from jobs.sources.moves import Moves
 from jobs.viewing import local_guard, queries, review_app
 from schemas import IDENTITY, Layout, RunRecord
 
@@ -32,7 +33,7 @@ _COLUMNS += ", run_id, width, height, heatmap, model_digest"
 log = logging.getLogger(__name__)
 
 
-class ReviewSettings(JobSettings):
+class ReviewSettings(LookingSettings):
     """Serve a page on this machine to label alarms: defect, no defect, bad image; classes, notes, boxes and masks.
 
     Every label is written at once, to labels.parquet beside the results, for `fcdd calibrate --reviewed`,
@@ -67,6 +68,8 @@ def review(settings: ReviewSettings) -> None:
     """Serve until interrupted; then print what was labelled and the next command."""
     found = results.open(settings.results, collection=settings.collection, since=settings.date, until=settings.date)
     record = found.only_collection().records[-1]
+    moves = Moves.parse(settings.moved)
+    record = moves.record(record)
     night = Results(found.location, (record,))
     rows = chosen(night, settings.images)
     if not rows:
@@ -75,7 +78,7 @@ def review(settings: ReviewSettings) -> None:
     place = f"{layout.leases()}/labels/collection={record.collection}"
     with leases.acquire(place, "review", doing="at work on the labels of this collection as") as lease:
         labels = Labels(layout, record.collection, check=lease.check)
-        locations = Locations.of_records(found.location, night.records, settings.locations)
+        locations = Locations.of_records(found.location, night.records, settings.locations, moves)
         record_of = partial(_record_of, night)
         page = review_app.Review(rows, record_of, labels, settings.reviewer, locations, settings.defect_class)
         page.warm()

@@ -9,12 +9,13 @@ from fcdd.io import storage
 from jobs.catalog import commit_records
 from jobs.scoring import verification
 from jobs.shell import process
-from jobs.shell.settings import FixedNight, JobSettings
+from jobs.shell.settings import FixedNight, LookingSettings
 from jobs.sources.locations import Locations
+from jobs.sources.moves import Moves
 from schemas import Layout
 
 
-class VerifySettings(JobSettings):
+class VerifySettings(LookingSettings):
     """Check a committed run: parts, the proof that each image is there once, and a random sample scored again."""
 
     verb: ClassVar[str] = "verify"
@@ -40,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def verify(settings: VerifySettings) -> None:
     """Verify, and print what was checked."""
     [record] = commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
-    layout = Layout(storage.normalize(settings.results))
-    locations = Locations.of_records(settings.results, (record,), settings.images)
+    layout, moves = Layout(storage.normalize(settings.results)), Moves.parse(settings.moved)
+    record = moves.record(record)
+    locations = Locations.of_records(settings.results, (record,), settings.images, moves)
     checked = verification.verify(
         layout, record, locations, sample=settings.sample, seed=settings.seed, tolerance=settings.tolerance
     )

@@ -5,6 +5,7 @@ at one spot -> flags, and a picture
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import duckdb
@@ -93,7 +94,7 @@ def audit(
     identities = connection.sql(
         f"SELECT {', '.join(IDENTITY)} FROM {source} WHERE NOT {kind} ORDER BY md5(image_uri) LIMIT {sample}"
     ).fetchall()
-    mean = _mean_image([info for row in identities if locations.contains((info := ObjectInfo(*row)).uri)], spec)
+    mean = _mean_image(_found([ObjectInfo(*row) for row in identities], locations), spec)
     mask = _object_mask(object_mask, mean, spec)
     return Audit(spec, kinds, {name: each.concentrations(mask) for name, each in kinds.items()}, mask, mean)
 
@@ -103,6 +104,15 @@ def _batches(
 ) -> Iterator[tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]]:
     while rows := result.fetchmany(_ROWS_AT_ONCE):
         yield np.array([row[0] for row in rows], np.bool_), heatmap.decode_each([row[1] for row in rows])
+
+
+def _found(infos: list[ObjectInfo], locations: Locations) -> list[ObjectInfo]:
+    """Those that are still there and may be opened, where they lie by now."""
+    found = []
+    for info in infos:
+        with suppress(ImageError):
+            found.append(locations.find(info))
+    return found
 
 
 def _mean_image(infos: list[ObjectInfo], spec: BundleSpec) -> npt.NDArray[np.float64] | None:

@@ -99,10 +99,10 @@ class _Sample:
 
 def _loaded(info: ObjectInfo, spec: BundleSpec, locations: Locations) -> DecodedImage | Failure:
     try:
-        locations.check(info.uri)
+        found = locations.find(info)
     except ImageError as error:
         return Failure("fetch", error)
-    return fetching.fetch_and_decode(info, spec.view)
+    return fetching.fetch_and_decode(found, spec.view)
 
 
 def _compare(

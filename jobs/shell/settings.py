@@ -187,6 +187,15 @@ class JobSettings(BaseSettings):
         return env_settings, init_settings
 
 
+class LookingSettings(JobSettings):
+    """Base of what opens images of committed runs: they may have been moved since."""
+
+    moved: list[str] = Field(
+        default_factory=list,
+        description="OLD=NEW: images, or the bundle, that lay below location OLD lie below NEW by now; again for more",
+    )
+
+
 def _plain(message: str) -> str:
     """A message of pydantic, without its words for programs."""
     text = message.removeprefix("Value error, ").replace("Input should be", "expected")

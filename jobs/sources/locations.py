@@ -9,18 +9,24 @@ from dataclasses import dataclass
 
 from fcdd.errors import ImageError
 from fcdd.io import storage
+from fcdd.io.storage import ObjectInfo
+from jobs.sources import moves as moving
+from jobs.sources.moves import Moves
 from schemas import RunRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Locations:
-    """Locations below which images may be opened."""
+    """Locations below which images may be opened, and where those lie by now that were moved."""
 
     places: tuple[str, ...]
+    moves: Moves = moving.NONE
 
     @classmethod
-    def of_records(cls, results: str, records: Sequence[RunRecord], given: Sequence[str] = ()) -> "Locations":
-        """Where the runs found their images, and what the user adds by `--images`.
+    def of_records(
+        cls, results: str, records: Sequence[RunRecord], given: Sequence[str] = (), moves: Moves = moving.NONE
+    ) -> "Locations":
+        """Where the runs found their images, and what the user adds by `--images` or says to have been `--moved`.
 
         The images of an explicit list may lie anywhere; without a location of the user's, those beside the list are
         opened. Records are data, too: results that are not local open no local image, unless the user names its place.
@@ -33,12 +39,18 @@ class Locations:
             if record.settings.get("image_list"):
                 found += [place.rpartition("/")[0] for place in record.images]
             places += [place for place in map(storage.normalize, found) if local or not place.startswith("file:")]
-        return cls(tuple(dict.fromkeys(places)))
+        places += [place for pair in moves.pairs for place in pair]
+        return cls(tuple(dict.fromkeys(places)), moves)
 
     def contains(self, uri: str) -> bool:
         """Whether an image lies below one of the locations."""
         named = storage.normalize(uri) if uri.startswith("file:") else uri  # on a disk ".." leads elsewhere
         return any(named.startswith(f"{place.rstrip('/')}/") for place in self.places)
+
+    def find(self, info: ObjectInfo) -> ObjectInfo:
+        """The object to open for a scored image. Raises ImageError as `check`, and as `Moves.image`."""
+        self.check(info.uri)
+        return self.moves.image(info)
 
     def check(self, uri: str) -> None:
         """Raises ImageError forbidden for an image that lies elsewhere."""

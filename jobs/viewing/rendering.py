@@ -88,8 +88,7 @@ def info(row: Mapping[str, Any]) -> ObjectInfo:
 
 def encoded(row: Mapping[str, Any], locations: Locations) -> bytes:
     """The image file that a row of scores is about. Raises ImageError when it is not as, or where, it was scored."""
-    locations.check(row["image_uri"])
-    return storage.read_checked(info(row))
+    return storage.read_checked(locations.find(info(row)))
 
 
 def original(

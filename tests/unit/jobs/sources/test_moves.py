@@ -1,0 +1,42 @@
+"""Images and bundles that were moved since they were scored."""
+
+from pathlib import Path
+
+import pytest
+
+from fcdd.errors import ConfigError, ImageError
+from fcdd.io import storage
+from jobs.sources.moves import Moves
+
+
+def test_the_most_precise_old_location_counts() -> None:
+    moves = Moves.parse(["/pictures=s3://b/all", "/pictures/night/=/disk/date=1", "s3://old=s3://new/x"])
+    assert moves("file:///pictures/a/1.png") == "s3://b/all/a/1.png"
+    assert moves("file:///pictures/night/1.png") == "file:///disk/date=1/1.png"
+    assert moves("s3://old/bundle") == "s3://new/x/bundle"
+    assert moves("file:///pictures-2/1.png") == "file:///pictures-2/1.png"
+
+
+@pytest.mark.parametrize("text", ["/pictures", "=/pictures", "/pictures="])
+def test_what_is_no_pair_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected OLD=NEW, two locations, got"):
+        Moves.parse([text])
+
+
+def test_an_old_location_is_given_once() -> None:
+    with pytest.raises(ConfigError, match="given twice"):
+        Moves.parse(["/a=/b", "/a/=/c"])
+
+
+def test_another_file_of_that_name_is_not_the_image_that_was_scored(tmp_path: Path) -> None:
+    for place, data in (("old", b"12345"), ("new", b"12345"), ("other", b"123456")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.png").write_bytes(data)
+    scored = storage.stat_checked(f"file://{tmp_path}/old/a.png")
+    found = Moves.parse([f"{tmp_path}/old={tmp_path}/new"]).image(scored)
+    assert storage.read_checked(found) == b"12345"
+    assert found.uri == f"file://{tmp_path}/new/a.png"
+    with pytest.raises(ImageError, match=r"changed: .*other/a.png \(6 bytes\) is not what was scored \(5 bytes\)"):
+        Moves.parse([f"{tmp_path}/old={tmp_path}/other"]).image(scored)
+    with pytest.raises(ImageError, match="vanished"):
+        Moves.parse([f"{tmp_path}/old={tmp_path}/nowhere"]).image(scored)
