@@ -1,8 +1,8 @@
-"""The bundle: a trained detector as three small files that hold everything scoring needs.
+"""The bundle: a trained detector as a few small files that hold everything scoring needs.
 
 `model.safetensors` (weights, no pickle), `bundle.json` (this module's `BundleSpec` and the digest),
-`README.md` (a model card). The digest is sha256 over the canonical JSON of the specification, which
-contains the sha256 of the weights: it names the model in every row and run.
+`README.md` (a model card), `sample.safetensors` (`fcdd.sample`; older bundles have none). The digest is sha256 over the
+canonical JSON of the specification, which contains the sha256 of the weights: it names the model in every row and run.
 """
 
 import hashlib
@@ -20,12 +20,14 @@ from fcdd.images import View
 from fcdd.io import storage
 from fcdd.normalization import Normalization
 from fcdd.resizing import Resizer
+from fcdd.sample import Sample
 
 FORMAT_VERSION: Literal[3] = 3
 WEIGHTS_FILE, SPEC_FILE, CARD_FILE = "model.safetensors", "bundle.json", "README.md"
 Side = Annotated[int, Field(ge=1, le=65_535)]
 # Beside them: what the training learned, for a person.
 PAGE_FILE = "training.html"
+SAMPLE_FILE = "sample.safetensors"
 FILES = (WEIGHTS_FILE, CARD_FILE, SPEC_FILE)  # the specification last: it makes the bundle readable
 
 
@@ -76,6 +78,9 @@ class BundleSpec(BaseModel):
     parent: str | None = Field(None, description="digest of the bundle whose weights these are, if it was recalibrated")
     training: TrainingRecord
     weights_sha256: str
+    sample_sha256: str | None = Field(
+        None, exclude_if=is_empty, description="of a few images with their scores, which lie beside the weights"
+    )
 
     @model_validator(mode="after")
     def _ignores_a_part(self) -> Self:
@@ -92,6 +97,11 @@ class BundleSpec(BaseModel):
         return View(self.input_size, self.channels, self.full_scale, crop, self.resizer)
 
     @property
+    def thresholds(self) -> dict[Score, float]:
+        """Of the anomaly score, and of the largest value of a map."""
+        return {"maximum": self.calibration.map_threshold, self.score: self.calibration.threshold}
+
+    @property
     def ignored_cells(self) -> npt.NDArray[np.bool_] | None:
         """Cells of the map (U,V) that do not count, if there are any."""
         return np.array([[cell == "1" for cell in row] for row in self.ignored]) if self.ignored else None
@@ -103,15 +113,16 @@ class BundleSpec(BaseModel):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def to_files(spec: BundleSpec, weights: bytes) -> dict[str, bytes]:
-    """File name -> content, in the order they must be written."""
+def to_files(spec: BundleSpec, weights: bytes, sample: bytes | None = None) -> dict[str, bytes]:
+    """File name -> content, in the order they must be written. `sample` is that of `sample_sha256`."""
     document = {"digest": spec.digest, **spec.model_dump(mode="json")}
     contents = {
         WEIGHTS_FILE: weights,
         CARD_FILE: model_card(spec).encode(),
         SPEC_FILE: (json.dumps(document) + "\n").encode(),
     }
-    return {name: contents[name] for name in FILES}
+    beside = {} if sample is None else {SAMPLE_FILE: sample}
+    return beside | {name: contents[name] for name in FILES}
 
 
 def load(uri: str) -> tuple[BundleSpec, bytes]:
@@ -125,6 +136,27 @@ def load(uri: str) -> tuple[BundleSpec, bytes]:
     except FileNotFoundError as error:
         raise BundleError(f"no bundle at {uri}: {error} does not exist; train one with `fcdd train`") from error
     return from_files(document, weights, source=uri), weights
+
+
+def load_sample(uri: str, spec: BundleSpec) -> bytes | None:
+    """The sample of a bundle as it is stored; None where it has none, or was copied without it.
+
+    Raises BundleError for another one than the specification names, ConfigError for a location that cannot be read.
+    """
+    if spec.sample_sha256 is None:
+        return None
+    try:
+        sample = storage.read(storage.join(uri, SAMPLE_FILE))
+    except FileNotFoundError:
+        return None
+    if hashlib.sha256(sample).hexdigest() != spec.sample_sha256:
+        raise BundleError(f"{uri}/{SAMPLE_FILE} is not the one that the bundle names; copy the bundle again")
+    return sample
+
+
+def sample_of(sample: bytes | None) -> Sample | None:
+    """What a stored sample holds. Raises BundleError for one that cannot be read."""
+    return None if sample is None else Sample.from_bytes(sample)
 
 
 def from_files(document: bytes, weights: bytes, *, source: str) -> BundleSpec:

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from fcdd import bundle, contours, cropping, grouping, networks, regions, upsampling
+from fcdd import sample as sample_rule
 from fcdd.bundle import BundleSpec
 from fcdd.calibration import Decider
 from fcdd.contours import Contour
@@ -48,11 +49,22 @@ class Prediction:
 class Detector:
     """A network in evaluation mode with its bundle; create it with `load` or from trained weights."""
 
-    def __init__(self, spec: BundleSpec, weights: bytes, runtime: Runtime = Runtime()) -> None:  # noqa: B008
-        """Raises BundleError when the weights do not fit the network or are not finite; ConfigError as `Runner`."""
-        runtime.check(spec.network)
+    def __init__(
+        self,
+        spec: BundleSpec,
+        weights: bytes,
+        runtime: Runtime = Runtime(),  # noqa: B008
+        sample: bytes | None = None,
+    ) -> None:
+        """`sample` is that of the bundle, as it is stored.
+
+        Raises BundleError when the weights do not fit the network or are not finite, ConfigError as `Runner`, and for a
+        precision in which the sample does not score as it did.
+        """
+        runtime.check()
         self.spec = spec
         self.weights = weights
+        self.sample = sample
         network = deserialize(weights, spec.network, spec.channels, spec.input_size)
         self.receptive_field = network.receptive_field
         cells = np.shape(spec.calibration.pooled.map_mean)
@@ -62,15 +74,19 @@ class Detector:
             raise BundleError(f"the ignored cells are of maps of {spec.ignored_cells.shape}, those here have {cells}")
         self._decoders = DecoderPool(spec.view, processes=1)
         self._runner = Runner(network, spec.normalization, spec.input_size, runtime)
+        if runtime.precision != "float32":
+            known = bundle.sample_of(sample)
+            sample_rule.check(known, runtime.precision, self.score, spec.thresholds, spec.network)
 
     @classmethod
     def load(cls, uri: str, runtime: Runtime = Runtime()) -> Self:  # noqa: B008
         """Read and verify a bundle. Raises BundleError, or ConfigError for a location that cannot be read."""
-        return cls(*bundle.load(uri), runtime)
+        spec, weights = bundle.load(uri)
+        return cls(spec, weights, runtime, bundle.load_sample(uri, spec))
 
     def save(self, uri: str) -> None:
-        """Write the three files, the specification last."""
-        for name, content in bundle.to_files(self.spec, self.weights).items():
+        """Write its files, the specification last."""
+        for name, content in bundle.to_files(self.spec, self.weights, self.sample).items():
             storage.write(storage.join(uri, name), content)
 
     def score(self, batch: Sequence[bytes] | npt.NDArray[np.uint8]) -> Scored:

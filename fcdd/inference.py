@@ -1,12 +1,13 @@
 """The network as it runs at scoring time: folded, in the memory layout, precision and library that are fastest.
 
 Pixels in, anomaly maps out. The reference is the network in evaluation mode on a CPU in float32; against it, relative
-to the largest value of a map: float32 5e-4 (2e-4 was the most that was measured), bfloat16 5e-2. On a GPU float32 is
-IEEE's: torch's default would compute convolutions in TF32, which was measured 3.5e-3 off.
+to the largest value of a map: float32 5e-4 (2e-4 was the most that was measured), tf32 1e-2, bfloat16 5e-2. On a GPU
+float32 is IEEE's: torch's default would compute convolutions in TF32, which was measured 3.5e-3 off.
 """
 
 import copy
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,8 @@ class Runner:
     """Pixels (N,H,W,C) uint8 of the network's size -> anomaly maps (N,U,V) float32, for several threads at once.
 
     Torch runs on a GPU if there is one, OpenVINO on the CPU. When a GPU has too little memory, the batches are halved
-    for good. A runner of float32 makes IEEE's float32 the process's precision on GPUs, for whatever runs after it too.
+    for good. A runner of float32 makes IEEE's float32 the process's precision on GPUs, one of tf32 TF32, for whatever
+    runs after it too.
     Raises ConfigError when OpenVINO is asked for and not installed.
     """
 
@@ -56,8 +58,8 @@ class Runner:
         self.batch_size = images_at_once(input_size, GPU_BATCH if self.is_on_gpu else CPU_BATCH)
         self._sent = images_at_once(input_size, _SENT)
         self._card = Card(torch.device("cuda" if self.is_on_gpu else "cpu"))
-        if runtime.precision == "float32":
-            _compute_as_ieee()
+        if runtime.precision != "bfloat16":
+            _compute_as("tf32" if runtime.precision == "tf32" else "ieee")
         if runtime.backend == "openvino":
             self._run = _openvino(folding.folded(network), scaling, runtime, input_size)
         else:
@@ -93,12 +95,12 @@ class Runner:
         return self._run(F.pad(pixels, (0, 0) * 3 + (0, missing)))[: len(pixels)] if missing else self._run(pixels)
 
 
-def _compute_as_ieee() -> None:
-    """No TF32 on GPUs. The older flags are set first: torch raises when they contradict the newer ones."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+def _compute_as(precision: Literal["ieee", "tf32"]) -> None:
+    """Of float32 on GPUs. The older flags are set first: torch raises when they contradict the newer ones."""
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = precision
 
 
 def _torch(

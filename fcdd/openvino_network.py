@@ -7,13 +7,14 @@ import functools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fcdd.errors import ConfigError
 from fcdd.normalization import Normalization
+from fcdd.sample import Precision
 from fcdd.sizing import images_at_once
 from fcdd.spares import Spares
 
@@ -28,7 +29,7 @@ BATCH = 16
 class OpenvinoNetwork:
     """Pixels (N,H,W,C) uint8 -> maps (N,U,V) float32, for several threads at once, each on a CPU of its own."""
 
-    def __init__(self, model: Any, precision: Literal["float32", "bfloat16"] = "float32", *, threads: int = 1) -> None:
+    def __init__(self, model: Any, precision: Precision = "float32", *, threads: int = 1) -> None:
         """`model` is what `convert` or `read` returns. Raises ConfigError when OpenVINO is not installed.
 
         There is a stream of one thread for each of so many `threads`. They are not pinned: each process would pin its
@@ -99,7 +100,7 @@ def request(model: Any, shape: Sequence[int], *, threads: int) -> Any:
     return _compile(fitting, "float32", threads=threads, streams=1).create_infer_request()
 
 
-def _compile(model: Any, precision: Literal["float32", "bfloat16"], *, threads: int, streams: int) -> Any:
+def _compile(model: Any, precision: Precision, *, threads: int, streams: int) -> Any:
     options = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
         "INFERENCE_NUM_THREADS": threads,

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fcdd.errors import ConfigError
+from fcdd.sample import Precision
 
 
 class Runtime(BaseModel):
@@ -13,14 +14,12 @@ class Runtime(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backend: Literal["torch", "openvino"] = Field("torch", description="library of the forward pass")
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     compile: bool = Field(False, description="torch.compile: slow to start, faster on a GPU")
 
-    def check(self, network: str) -> None:
-        """Raises ConfigError for a choice that this network cannot take."""
-        # Whitening divides by the smallest deviations of the features: their rounding to 8 bits made maps of ELPV
-        # cells 7 (trunk only) to 23 times too large.
-        if self.precision == "bfloat16" and network.startswith("whitened:"):
-            raise ConfigError(f"bfloat16 is too coarse for the whitened network {network!r}; use float32")
+    def check(self) -> None:
+        """Raises ConfigError for choices that contradict each other. Whether a precision does: `fcdd.sample`."""
+        if self.precision == "tf32" and self.backend != "torch":
+            raise ConfigError("tf32 is a precision of NVIDIA's GPUs, and OpenVINO computes on CPUs; use float32")
         if self.compile and self.backend != "torch":
             raise ConfigError("compile belongs to the backend torch")

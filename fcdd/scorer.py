@@ -19,12 +19,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fcdd import openvino_network, strips
+from fcdd import bundle, openvino_network, strips
+from fcdd import sample as sample_rule
 from fcdd.bundle import BundleSpec
 from fcdd.io import network_cache
 from fcdd.openvino_network import OpenvinoNetwork
 from fcdd.receptive_field import ReceptiveField
 from fcdd.runtime import Runtime
+from fcdd.sample import Disagrees
 from fcdd.scores import Scored, summarise
 
 Pixels = npt.NDArray[np.uint8]
@@ -60,16 +62,59 @@ def is_by_torch(spec: BundleSpec, runtime: Runtime) -> bool:
     return runtime.backend == "torch" or math.prod(spec.input_size) > strips.LARGEST
 
 
-def load(spec: BundleSpec, weights: bytes, runtime: Runtime, *, threads: int = 1, gpu: bool = True) -> Scorer:
+def load(
+    spec: BundleSpec,
+    weights: bytes,
+    runtime: Runtime,
+    *,
+    threads: int = 1,
+    gpu: bool = True,
+    sample: bytes | None = None,
+) -> Scorer:
     """The scorer of a bundle, for so many `threads` of the caller on CPUs; `gpu`: torch may use one.
 
     From then on torch computes each call on one CPU in this process, and one large image after the other on all of
     them; its features OpenVINO computes, where it may and can.
 
-    Where OpenVINO cannot compute the network within the tolerance, torch does, with a warning. Raises BundleError when
-    the weights do not fit the network or are not finite, ConfigError for a runtime that is not to be had.
+    Where the bundle's `sample` does not score as it did (`fcdd.sample`), or OpenVINO cannot compute the network within
+    the tolerance, there is a warning, and float32, or torch, instead. Raises BundleError when the weights do not fit
+    the network or are not finite, ConfigError for a runtime that is not to be had.
     """
-    runtime.check(spec.network)
+    runtime.check()
+    loaded = _load(spec, weights, runtime, threads=threads, gpu=gpu)
+    is_reference = runtime.precision == "float32" and runtime.backend == "torch" and not loaded.is_on_gpu
+    if is_reference:
+        return loaded
+    try:
+        _compare(loaded, spec, runtime, sample)
+    except Disagrees as error:
+        other = _more_exact(runtime)
+        instead = f"{other.backend} computes it in {other.precision}" if other else "look at this GPU"
+        log.warning("%s; %s", error, instead)
+        if other:
+            return load(spec, weights, other, threads=threads, gpu=gpu and loaded.is_on_gpu, sample=sample)
+    return loaded
+
+
+def check(spec: BundleSpec, weights: bytes, runtime: Runtime, sample: bytes | None, *, gpu: bool = True) -> None:
+    """Raises Disagrees where the bundle's sample does not score alike, and as `load`."""
+    _compare(_load(spec, weights, runtime, threads=1, gpu=gpu), spec, runtime, sample)
+
+
+def _compare(loaded: Scorer, spec: BundleSpec, runtime: Runtime, sample: bytes | None) -> None:
+    off = sample_rule.check(bundle.sample_of(sample), runtime.precision, loaded, spec.thresholds, spec.network)
+    if off is not None and runtime.precision != "float32":
+        log.info("in %s the bundle's own sample scores within %.2g of the threshold", runtime.precision, off)
+
+
+def _more_exact(runtime: Runtime) -> Runtime | None:
+    """What to take instead."""
+    if runtime.precision != "float32":
+        return runtime.model_copy(update={"precision": "float32"})
+    return runtime.model_copy(update={"backend": "torch"}) if runtime.backend == "openvino" else None
+
+
+def _load(spec: BundleSpec, weights: bytes, runtime: Runtime, *, threads: int, gpu: bool) -> Scorer:
     is_large = math.prod(spec.input_size) > strips.LARGEST
     in_strips = is_large and runtime.backend == "openvino" and runtime.precision == "float32"
     if runtime.backend == "openvino":

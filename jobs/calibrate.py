@@ -87,7 +87,7 @@ def calibrate(settings: CalibrateSettings) -> None:
     )
     if new.digest == spec.digest:
         log.info("the calibration is the one that the bundle has")
-    for name, content in bundle.to_files(new, weights).items():
+    for name, content in bundle.to_files(new, weights, bundle.load_sample(uri, spec)).items():
         storage.write(storage.join(output, name), content)
     print(f"bundle      {output}\ndigest      {new.digest}\nweights of  {new.parent}")
     _print_difference(spec, new)

@@ -101,8 +101,8 @@ def review(settings: ReviewSettings) -> None:
     else:
         print(
             f"next        fcdd calibrate --bundle {record.bundle} --reviewed {labels.uri} --results {found.location} "
-            f"--collection {record.collection} --date {record.day} --add --output NEW_BUNDLE  (--add: to the images that "
-            "it was calibrated on; without it, these alone)"
+            f"--collection {record.collection} --date {record.day} --add --output NEW_BUNDLE  (--add: to the images "
+            "that it was calibrated on; without it, these alone)"
         )
 
 

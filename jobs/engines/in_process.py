@@ -71,8 +71,13 @@ class InProcess:
                     yield result.result()
 
     def _new_score(self, work: Work) -> Score:
-        given = (work.spec, work.weights, work.runtime, work.alpha)
-        score = stages.Score(*given, threads=self.workers, gpu=self._gpu, gpu_decoding=work.gpu_decoding)
+        score = stages.Score(
+            *(work.spec, work.weights, work.runtime, work.alpha),
+            threads=self.workers,
+            gpu=self._gpu,
+            gpu_decoding=work.gpu_decoding,
+            sample=work.sample,
+        )
         on_cpu_by_torch = work.runtime.backend == "torch" and not score.scorer.is_on_gpu
         if on_cpu_by_torch and not importlib.util.find_spec("openvino"):
             log.info(

@@ -44,7 +44,11 @@ class OverRay:
             .map_batches(
                 stages.Score,
                 fn_constructor_args=(spec, work.weights, work.runtime, work.alpha, then, starts),
-                fn_constructor_kwargs={"beside_gpu": self.on_gpu, "gpu_decoding": work.gpu_decoding},
+                fn_constructor_kwargs={
+                    "beside_gpu": self.on_gpu,
+                    "gpu_decoding": work.gpu_decoding,
+                    "sample": work.sample,
+                },
                 # Ray wants a number where there are GPUs: then shards are joined up to it, or cut.
                 batch_size=cutting.largest_shard(spec.input_size, spec.channels) if where.write else None,
                 batch_format="pyarrow",

@@ -172,10 +172,12 @@ class Score:
         gpu: bool = True,
         beside_gpu: bool = False,
         gpu_decoding: GpuDecoding | None = None,
+        sample: bytes | None = None,
     ) -> None:
         """The driver verified the bundle and passes it on, so all rows of a run carry one digest."""
         died = starts.add() if starts else 0
-        self.spec, self.scorer = spec, scorer.load(spec, weights, runtime, threads=threads, gpu=gpu)
+        self.spec = spec
+        self.scorer = scorer.load(spec, weights, runtime, threads=threads, gpu=gpu, sample=sample)
         self.decide = Decider(spec.calibration, alpha)
         self.then = then
         self._clock = BusyClock()

@@ -27,6 +27,7 @@ class Work:
     collection: str
     spec: BundleSpec
     weights: bytes
+    sample: bytes | None
     runtime: Runtime
     alpha: float
     limits: Limits

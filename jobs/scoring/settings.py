@@ -12,6 +12,7 @@ from fcdd.errors import ConfigError
 from fcdd.images import EXTENSIONS, Limits
 from fcdd.io import storage
 from fcdd.runtime import Runtime
+from fcdd.sample import Precision
 from jobs.engines import choice
 from jobs.scoring.manifests import Source
 from jobs.scoring.options import CATCH_UP_DAYS, DATE_PLACEHOLDER, FEW_ALARMS, NightlyOptions, ScoreOptions
@@ -111,7 +112,11 @@ class ScoreSettings(JobSettings):
         description="library of the forward pass; default: OpenVINO, the faster one on CPUs, where it is installed and "
         "there is no GPU, else torch",
     )
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass")
+    precision: Precision = Field(
+        "float32",
+        description="of the forward pass; tf32 (GPUs) and bfloat16 are refused where scores of the bundle's own sample "
+        "of images are off by more than 1 % of the threshold",
+    )
     compile: bool = Field(False, description="torch.compile: slow to start, faster on a GPU")
     decode: Literal["auto", "cpu", "gpu"] = Field(
         "cpu",

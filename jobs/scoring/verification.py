@@ -19,7 +19,7 @@ from jobs.sources.locations import Locations
 from schemas import IDENTITY, Layout, RunRecord
 
 # Relative to the score, and to the largest value of the map beside the quantisation of the stored one.
-TOLERANCES = {"float32": 5e-4, "bfloat16": 5e-2}
+TOLERANCES = {"float32": 5e-4, "tf32": 1e-2, "bfloat16": 5e-2}
 
 log = logging.getLogger(__name__)
 

@@ -51,6 +51,7 @@ class Job(NamedTuple):
     layout: Layout
     spec: BundleSpec
     weights: bytes
+    sample: bytes | None
     # Where the images of the run may lie; None: wherever the user's list says.
     allowed: Locations | None
 
@@ -92,14 +93,28 @@ def prepare(options: ScoreOptions) -> Job:
         if place in source.prefixes:
             raise ConfigError(f"{option} and --images are the same location, {place}; give each one of its own")
     spec, weights = bundle.load(options.bundle)
-    options.runtime.check(spec.network)
+    sample = bundle.load_sample(options.bundle, spec)
+    options.runtime.check()
     _check_gpu(options)
     resizing.check(spec.resizer)
+    _check_precision(options, spec, weights, sample)
     grouping.compile_pattern(spec.calibration.group_pattern)
     allowed = None if source.list_uri else Locations(tuple(source.prefixes))
-    job = Job(options, layout, spec, weights, allowed)
+    job = Job(options, layout, spec, weights, sample, allowed)
     Decider(spec.calibration, job.alpha)  # the calibration supports it
     return job
+
+
+def _check_precision(options: ScoreOptions, spec: BundleSpec, weights: bytes, sample: bytes | None) -> None:
+    """Raises ConfigError for a precision in which the bundle's sample does not score alike here.
+
+    Before the run has begun, since a run goes on as it was begun. Workers on other machines look for themselves.
+    """
+    runtime, gpu = options.runtime, options.gpu is not False
+    if runtime.precision != "float32":
+        from fcdd import scorer  # late: it takes a second, and torch
+
+        scorer.check(spec, weights, runtime, sample, gpu=gpu)
 
 
 def _check_gpu(options: ScoreOptions) -> None:
@@ -285,6 +300,7 @@ def _work(job: Job, intent: Intent, engine: Engine) -> Work:
         collection=options.collection,
         spec=job.spec,
         weights=job.weights,
+        sample=job.sample,
         runtime=runtime,
         alpha=intent.alpha,
         limits=options.limits,

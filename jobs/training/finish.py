@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fcdd import checkpoint, detector, networks, supervision
+from fcdd import checkpoint, detector, networks, sample, supervision
 from fcdd.bundle import BundleSpec, TrainingRecord
 from fcdd.calibration import Calibration, Score
 from fcdd.detector import Detector
@@ -62,6 +62,7 @@ def finish(
     if inputs.labelled:
         runner = Runner(detector.deserialize(weights, settings.network, channels, size), progress.normalization, size)
         measured |= _measure(settings, score, runner, inputs.labelled, calibration.threshold, ignored)
+    kept = _sample(found, calibrating, score, trained_network, progress.normalization, ignored)
     record = _record(settings, inputs, progress.num_images, len(calibrating.pixels), measured)
     spec = BundleSpec(
         network=settings.network,
@@ -79,14 +80,30 @@ def finish(
         calibrated_on=record.images,
         training=record,
         weights_sha256=detector.sha256(weights),
+        sample_sha256=detector.sha256(kept) if kept else None,
     )
-    trained, bundle_uri = Detector(spec, weights), storage.normalize(settings.bundle)
+    trained, bundle_uri = Detector(spec, weights, sample=kept), storage.normalize(settings.bundle)
     shown = page.build(trained, found, calibrating.pixels, uris, progress.history, watch.seconds)
     report.write(bundle_uri, progress.history, shown)
     trained.save(bundle_uri)
     if settings.mlflow:
         report.to_mlflow(settings.mlflow, bundle_uri, trained, progress.history)
     return trained
+
+
+def _sample(
+    found: Evidence,
+    calibrating: ImageSet,
+    score: Score,
+    network: FCDDNetwork,
+    scaling: Normalization,
+    ignored: Mask | None,
+) -> bytes | None:
+    """What the bundle keeps to compare other precisions and machines with: by the reference, torch on a CPU."""
+    runner = Runner(network, scaling, calibrating.pixels.shape[1:3], gpu=False)
+    scores = getattr(found.nominal, score)
+    taken = sample.take(calibrating.pixels, scores, found.pictures, lambda pixels: summarise(runner(pixels), ignored))
+    return taken.to_bytes() if taken else None
 
 
 def _evidence(

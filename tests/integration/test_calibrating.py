@@ -6,11 +6,14 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from fcdd.bundle import sample_of
 from fcdd.detector import Detector
 from fcdd.paper.datasets import LabelledImage
-from jobs import calibrate, train
+from fcdd.sample import MOST
+from jobs import calibrate, score, train
 
 SMALL = ("--network", "whitened:efficientnet_lite0:stage3", "--image-size", "64", "--epochs", "1", "--workers", "0")
 
@@ -49,6 +52,35 @@ def test_a_hundred_images_support_a_rate_of_one_percent_and_all_are_trained_on(b
     page = (bundle / "training.html").read_text()
     assert "each scored by statistics that did not see it" in page
     assert page.count("made from file://") == 2 * 6 * 6 + 36  # alt texts and captions
+
+
+def test_a_bundle_has_a_sample_with_the_scores_of_its_network(bundle: Path, capsys: Any) -> None:
+    detector = Detector.load(str(bundle))
+    kept = sample_of(detector.sample)
+    assert kept is not None
+    assert len(kept) == MOST
+    scored = detector.score(kept.pixels)
+    for name in ("mean", "maximum", "top1pct"):
+        np.testing.assert_allclose(kept.scores[name], getattr(scored, name), rtol=1e-4)
+    nominal = kept.scores["maximum"][: round(MOST * 2 / 3)]
+    assert nominal[0] > nominal[-1]
+    other = ["--bundle", str(bundle), "--output", str(bundle.parent / "mean"), "--score", "mean", "--overwrite"]
+    assert calibrate.main(other) == 0
+    assert Detector.load(str(bundle.parent / "mean")).sample == detector.sample
+
+
+def test_a_precision_is_refused_or_taken_by_the_sample_before_a_run_begins(
+    bundle: Path, images: Path, tmp_path: Path, capsys: Any
+) -> None:
+    arguments = ["--bundle", str(bundle), "--images", str(images), "--results", str(tmp_path / "r")]
+    arguments += ["--collection", "c", "--date", "2026-11-01", "--workers", "0"]
+    assert score.main([*arguments, "--precision", "bfloat16"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(
+        r"in bfloat16 scores of the bundle's own sample of 24 images are off by up to [\d.e+]+ times", said
+    )
+    assert not (tmp_path / "r/_staging").exists()
+    assert score.main(arguments) == 0
 
 
 def test_a_training_says_what_it_learned_and_where_to_look(trained: tuple[Path, str]) -> None:

@@ -156,13 +156,19 @@ def test_openvino_leaves_its_threads_on_every_core(network: FCDDNetwork) -> None
     assert seen == {frozenset(allowed)}
 
 
-def test_what_a_network_cannot_take_is_refused_before_anything_starts() -> None:
-    name = "whitened:efficientnet_lite0:stage3"
-    with pytest.raises(ConfigError, match="bfloat16 is too coarse for the whitened network"):
-        Runtime(precision="bfloat16").check(name)
-    Runtime(precision="float32", backend="openvino").check(name)
+def test_choices_that_contradict_each_other_are_refused_before_anything_starts() -> None:
+    Runtime(precision="bfloat16", backend="openvino").check()
     with pytest.raises(ConfigError, match="compile belongs to the backend torch"):
-        Runtime(compile=True, backend="openvino").check("cnn32")
+        Runtime(compile=True, backend="openvino").check()
+    with pytest.raises(ConfigError, match="tf32 is a precision of NVIDIA's GPUs"):
+        Runtime(precision="tf32", backend="openvino").check()
+
+
+def test_the_precision_of_gpus_is_the_one_that_was_asked_for(network: FCDDNetwork) -> None:
+    for precision, expected in (("tf32", "tf32"), ("float32", "ieee")):
+        Runner(network, SCALING, PIXELS.shape[1:3], Runtime.model_validate({"precision": precision}))
+        assert torch.backends.cudnn.conv.fp32_precision == expected  # type: ignore[attr-defined]
+        assert torch.backends.cuda.matmul.fp32_precision == expected
 
 
 def test_without_openvino_the_remedy_is_named(network: FCDDNetwork, monkeypatch: pytest.MonkeyPatch) -> None:

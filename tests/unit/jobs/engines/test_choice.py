@@ -93,6 +93,7 @@ def work_of(detector: Detector, runtime: Runtime) -> Work:
         collection="",
         spec=detector.spec,
         weights=detector.weights,
+        sample=None,
         runtime=runtime,
         alpha=0.05,
         limits=None,
