@@ -133,6 +133,7 @@ class _Joined(nn.Module):
         outputs: list[Tensor] = self.trunk(images_bchw)
         if len(outputs) == 1:
             return outputs[0]
+        outputs = [each.float() for each in outputs]  # of bfloat16: torch resizes none with antialiasing on CPUs
         return torch.cat([outputs[0], *(_on_grid(other, outputs[0]) for other in outputs[1:])], 1)
 
 

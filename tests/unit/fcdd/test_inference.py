@@ -47,6 +47,16 @@ def test_maps_are_those_of_the_plain_network(network: FCDDNetwork, backend: str,
 
 
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_features_of_several_stages_are_computed_in_bfloat16_and_their_head_is_not(backend: str) -> None:
+    torch.manual_seed(0)
+    whole = networks.build("whitened:efficientnet_lite0:stage4+stage3:1:16", in_channels=3, image_size=(64, 64)).eval()
+    pixels, runtime = PIXELS.repeat(2, 1).repeat(2, 2)[:3], Runtime.model_validate({"backend": backend})
+    exact = Runner(copy.deepcopy(whole), SCALING, (64, 64), runtime)(pixels)
+    coarse = Runner(whole, SCALING, (64, 64), runtime.model_copy(update={"precision": "bfloat16"}))(pixels)
+    assert 0 < np.abs(coarse - exact).max() < 0.1 * exact.max()
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
 def test_no_image_is_lost_whatever_the_batch(network: FCDDNetwork, backend: str) -> None:
     runner = Runner(copy.deepcopy(network), SCALING, (32, 32), Runtime.model_validate({"backend": backend}))
     together = runner(PIXELS)
