@@ -3,10 +3,11 @@
     python -m benchmarks.large_textures [--textures brick grass gravel] [--networks NAME ...] [--seeds 1] [--smoke]
 
 Endless material is made by quilting (Efros and Freeman, SIGGRAPH 2001) from scikit-image's photographs: 40 nominal
-pictures from the upper half to train, 12 nominal ones and 12 with one defect of each size from the lower half to test.
-Defects are stains, smears, and pieces of another texture; none is made by what a training learns from. Prints one JSON
-line for each texture and seed, and below it one for each method, with pixel AUROC, AUPRO and image AUROC (maximum) by
-the size of the defect:
+pictures from the upper half to train; 12 nominal ones, 12 with one defect of each size, and 4 with 16 of each from the
+lower half to test. Defects are stains, smears, and pieces of another texture; none is made by what a training learns
+from. Prints one JSON line for each texture and seed, and below it one for each method, with pixel AUROC and AUPRO (of
+the pictures with many defects: few are found or missed by their place) and image AUROC (maximum, one defect) by the
+size of the defect:
 
     a network    by its name, trained as `fcdd train --image-size 2048` does
     padim        PaDiM (Defard et al., 2021) on tiles of 256 pixels as anomalib's Tiler cuts them: the same trunk and
@@ -40,6 +41,8 @@ Mask = npt.NDArray[np.bool_]
 Maps = npt.NDArray[np.float32]
 SIDE = 2048
 DEFECTS = (12, 24, 48)
+# Of a full picture.
+MANY = 16
 TEXTURES = ("brick", "grass", "gravel")
 TRUNK = "whitened:efficientnet_lite0"
 NETWORKS = (f"{TRUNK}:anywhere",)
@@ -50,31 +53,38 @@ _TILE, _PADIM_FEATURES, _PADIM_RIDGE, _PADIM_BLUR = 256, 100, 0.01, 4.0
 
 
 class Textures(NamedTuple):
-    """Pictures (N,S,S) to train on and to test, masks (N,S,S), and the defect's size (N,), 0 for nominal ones."""
+    """Pictures (N,S,S) to train on and to test, masks (N,S,S); size and number of defects (N,), 0 of nominal ones."""
 
     training: Pixels
     test: Pixels
     masks: Mask
     sizes: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
 
 
-def made(texture: str, *, seed: int, side: int = SIDE, num_training: int = 40, num_test: int = 12) -> Textures:
-    """`num_test` nominal pictures, and as many with a defect of each size, to test."""
+def made(
+    texture: str, *, seed: int, side: int = SIDE, num_training: int = 40, num_test: int = 12, num_full: int = 4
+) -> Textures:
+    """To test: `num_test` nominal pictures, as many with a defect of each size, and `num_full` with many of each."""
     generator = np.random.default_rng((TEXTURES.index(texture), seed, side))
     upper, lower = np.split(getattr(skimage.data, texture)(), 2)
     other = getattr(skimage.data, TEXTURES[(TEXTURES.index(texture) + 1) % len(TEXTURES)])()
-    sizes = np.repeat((0, *DEFECTS), num_test)
+    sizes = np.concatenate([np.repeat((0, *DEFECTS), num_test), np.repeat(DEFECTS, num_full)])
+    counts = np.where(np.arange(len(sizes)) < num_test * (1 + len(DEFECTS)), 1, MANY) * (sizes > 0)
     photographs = [upper] * num_training + [lower] * len(sizes)
     with ProcessPoolExecutor() as pool:
         pictures = pool.map(quilted, photographs, itertools.repeat(side), generator.spawn(len(photographs)))
         training, test = np.split(np.stack(list(pictures)), [num_training])
     masks = np.zeros(test.shape, np.bool_)
     for index in np.flatnonzero(sizes):
-        defect = (_stain, _smear, _piece)[index % 3]
-        row, column = generator.integers(sizes[index], side - sizes[index], 2)
-        masks[index] = _disc(side, int(row), int(column), int(sizes[index]))
-        test[index] = np.where(masks[index], defect(test[index], int(sizes[index]), other, generator), test[index])
-    return Textures(training, test, masks, sizes)
+        size = int(sizes[index])
+        for number in range(counts[index]):
+            defect = (_stain, _smear, _piece)[(index + number) % 3]
+            row, column = generator.integers(size, side - size, 2)
+            here = _disc(side, int(row), int(column), size)
+            test[index] = np.where(here, defect(test[index], size, other, generator), test[index])
+            masks[index] |= here
+    return Textures(training, test, masks, sizes, counts)
 
 
 def quilted(photograph: Pixels, side: int, generator: np.random.Generator) -> Pixels:
@@ -214,15 +224,16 @@ def measured(data: Textures, method: str, *, seed: int) -> dict[str, Any]:
     """One line."""
     pixels = {size: metrics.PixelMetrics(resamples=1) for size in DEFECTS}
     maxima, seconds, began = list[float](), list[float](), time.perf_counter()
-    for heatmap, mask, size in zip(heatmaps_of(method, data, seed=seed), data.masks, data.sizes, strict=True):
+    shown = zip(heatmaps_of(method, data, seed=seed), data.masks, data.sizes, data.counts, strict=True)
+    for heatmap, mask, size, count in shown:
         seconds.append(time.perf_counter() - began)
         maxima.append(float(heatmap.max()))
-        for each in [size] if size else DEFECTS:
+        for each in [size] * (count > 1) if size else DEFECTS:
             pixels[int(each)].add(heatmap, mask)
         began = time.perf_counter()
     line: dict[str, Any] = {"method": method}
     for size in DEFECTS:
-        chosen, found = np.isin(data.sizes, (0, size)), pixels[size].result()
+        chosen, found = np.isin(data.sizes, (0, size)) & (data.counts <= 1), pixels[size].result()
         labels = (data.sizes[chosen] > 0).astype(np.int64)
         image = metrics.image_metrics(labels, np.array(maxima)[chosen], resamples=0)
         values = {"pixel_auroc": found.auroc, "aupro": found.aupro, "image_auroc": image.auroc}
@@ -248,7 +259,7 @@ def main() -> None:
             data = Textures(**stored)
         print(json.dumps(measured(data, method, seed=int(seed))), flush=True)
         return
-    few = {"side": 512, "num_training": 32, "num_test": 3} if arguments.smoke else {}
+    few = {"side": 512, "num_training": 32, "num_test": 3, "num_full": 1} if arguments.smoke else {}
     for texture in arguments.textures:
         for seed in range(1 if arguments.smoke else arguments.seeds):
             with tempfile.TemporaryDirectory() as folder:
