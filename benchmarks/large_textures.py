@@ -228,8 +228,9 @@ def measured(data: Textures, method: str, *, seed: int) -> dict[str, Any]:
     for heatmap, mask, size, count in shown:
         seconds.append(time.perf_counter() - began)
         maxima.append(float(heatmap.max()))
-        for each in [size] * (count > 1) if size else DEFECTS:
-            pixels[int(each)].add(heatmap, mask)
+        if not size or count > 1:
+            for each in [int(size)] if size else DEFECTS:
+                pixels[each].add(heatmap, mask)
         began = time.perf_counter()
     line: dict[str, Any] = {"method": method}
     for size in DEFECTS:

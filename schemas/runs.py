@@ -67,7 +67,9 @@ class ManifestPart(_Record):
 
 
 class Plan(_Record):
-    """The complete manifest of a run. num_rows is less than num_images only where a run retries another."""
+    """The complete manifest of a run. num_rows is less than num_images only where a run retries another,
+    or adds to it.
+    """
 
     intent: Intent
     num_images: int = Field(description="images the run accounts for; row ids are below it")

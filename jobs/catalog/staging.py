@@ -191,6 +191,11 @@ class Bitmap:
         self._bytes[window] = np.packbits(bits)
         return len(indices) - (int(bits.sum()) - before)
 
+    def has(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of the bits of `indices` are set."""
+        found: npt.NDArray[np.bool_] = (self._bytes[indices >> 3] >> (7 - (indices & 7)).astype(np.uint8)) & 1 == 1
+        return found
+
     def count(self) -> int:
         """Bits that are set."""
         return int(np.bitwise_count(self._bytes).sum())

@@ -9,13 +9,14 @@ An interrupted listing goes on behind its last sealed part.
 """
 
 import hashlib
+import itertools
 import logging
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from functools import partial
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import NamedTuple, Self
 
 from fcdd.errors import FCDDError
@@ -171,8 +172,8 @@ class Listing:
         if rows:
             self._seal(rows, index)
 
-    def _seal(self, rows: list[ObjectInfo], source: int) -> None:
-        self._sealed.add(rows, source)
+    def _seal(self, rows: list[ObjectInfo], source: int, known: Mapping[str, int] = MappingProxyType({})) -> None:
+        self._sealed.add(rows, source, known)
         with self._changed:
             self._changed.notify_all()
 
@@ -187,6 +188,13 @@ class Listing:
                 database.use_history(self._layout.results, self._history)
             uri, batch, kept = None, [], 0
             digest = None if self._source.any_bundle else self._intent.bundle_digest
+
+            def seal(rows: list[ObjectInfo]) -> None:
+                """An image that the run keeps under another ETag has its row id: it takes that row's place."""
+                keeps = incremental and self._intent.keeps
+                uris = [info.uri for info in rows]
+                self._seal(rows, -1, database.row_ids(uris, self._intent.day) if keeps else {})
+
             for rows in database.to_do(digest, self._intent.day):
                 tally.raise_if_stopped()
                 for info in rows:
@@ -197,14 +205,20 @@ class Listing:
                     batch.append(info)
                     kept += 1
                 while len(batch) >= (size := self._sealed.next_size()):
-                    self._seal(batch[:size], -1)
+                    seal(batch[:size])
                     batch = batch[size:]
             if batch:
-                self._seal(batch, -1)
+                seal(batch)
             if not incremental and not resumed:
                 tally.duplicates = spool.rows - kept  # also those that the sealed parts have
             if incremental:
                 tally.scored_before = database.num_scored_before(digest, self._intent.day)
+                if self._intent.keeps and (alike := database.num_under_other_names(digest, self._intent.day)):
+                    log.warning(
+                        "%d images that are added have the name and the size of images of this night that lie "
+                        "elsewhere: were they moved or copied? Then they are in it twice",
+                        alike,
+                    )
             if not incremental or self._source.list_uri:
                 return 0
             return database.write_deleted(self._layout, self._intent, tally.with_images(self._source.prefixes))
@@ -214,7 +228,7 @@ class Listing:
         rows = sum(part.rows for part in sealed.parts)
         plan = Plan(
             intent=self._intent,
-            num_images=self._intent.kept_images + rows,
+            num_images=self._intent.kept_images + sealed.num_new,
             num_rows=rows,
             num_bytes=sealed.bytes,
             num_duplicates=tally.duplicates,
@@ -318,7 +332,7 @@ class _Sealed:
         self._layout, self._run_id, self._first_id = layout, intent.run_id, intent.kept_images
         self._lock = threading.Lock()
         self.parts: list[ManifestPart] = []
-        self.bytes = 0
+        self.bytes = self.num_new = 0
         self.sha = hashlib.sha256()
 
     def next_size(self) -> int:
@@ -336,21 +350,22 @@ class _Sealed:
             source = int(table.schema.metadata[b"source"])
             infos = manifest_parts.rows_of(table)
             last[source] = infos[-1].uri
-            self._count(infos, source)
+            self._count(infos, source, table["row_id"].to_pylist())
 
-    def add(self, rows: list[ObjectInfo], source: int) -> None:
-        """Seal a part."""
+    def add(self, rows: list[ObjectInfo], source: int, known: Mapping[str, int]) -> None:
+        """Seal a part. Images that are `known` by their locations have the row ids given there."""
         with self._lock:
-            start = self.parts[-1].start + self.parts[-1].rows if self.parts else 0
-            first = self._first_id + start
-            data = manifest_parts.to_bytes(rows, range(first, first + len(rows)), source)
+            following = itertools.count(self._first_id + self.num_new)
+            ids = [known[info.uri] if info.uri in known else next(following) for info in rows]
+            data = manifest_parts.to_bytes(rows, ids, source)
             try:
                 storage.create(self._layout.manifest_part(self._run_id, len(self.parts)), data)
             except FileExistsError as error:
                 raise FCDDError(f"another process lists for run {self._run_id}; run the same command again") from error
-            self._count(rows, source)
+            self._count(rows, source, ids)
 
-    def _count(self, rows: list[ObjectInfo], source: int) -> None:
+    def _count(self, rows: list[ObjectInfo], source: int, row_ids: Iterable[int]) -> None:
+        self.num_new += sum(row_id >= self._first_id for row_id in row_ids)
         start = self.parts[-1].start + self.parts[-1].rows if self.parts else 0
         for info in rows:
             self.sha.update(listing.digested(info.uri, info.etag, info.size))

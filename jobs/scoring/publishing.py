@@ -25,8 +25,8 @@ from fcdd.calibration import Calibration
 from fcdd.errors import FCDDError
 from fcdd.io import storage
 from jobs.catalog import commit_records, intents, manifest_parts, part_files, staging
-from jobs.catalog.staging import Bitmap, Coverage, Staged
-from jobs.scoring import decisions
+from jobs.catalog.staging import Coverage, Staged
+from jobs.scoring import decisions, kept_rows
 from jobs.scoring.decisions import Map
 from jobs.shell.errors import TooManyBadImages
 from schemas import DELETED, Layout, Part, RunRecord, conform
@@ -98,6 +98,8 @@ class Tables:
     quarantine: list[Part]
     deleted: list[Part]
     anomalous: int
+    # Of the images that are kept of another run.
+    kept_bytes: int
     duplicates: int
     reasons: Counter[str]
 
@@ -117,27 +119,24 @@ def commit(
     decided = decisions.decide(layout, plan.intent, fitted, tables.scores, run)
     seconds = {"publish": published - began, "decide": time.perf_counter() - published}
     night.check()
-    record = _record(plan, before, tables, decided, facts, seconds, night.commit_time())
+    record = _record(plan, tables, decided, facts, seconds, night.commit_time())
     return _create(layout, record)
 
 
 def _publish_tables(layout: Layout, plan: Plan, before: RunRecord | None, run: Map) -> Tables:
     """Publish every range of the manifest and prove that all rows are there once. Raises IncompleteRun."""
     intent = plan.intent
-    scores, quarantine, anomalous, proof = _kept(layout, before, plan)
-    deleted = list(before.deleted) if before else []
-    tables = Tables(scores, quarantine, deleted, anomalous, 0, Counter())
+    kept = kept_rows.kept(layout, before, plan)
+    tables = Tables(kept.scores, kept.quarantine, kept.deleted, kept.anomalous, kept.bytes, 0, kept.reasons)
     for published in run(publish, ranges(layout, plan)):
-        if twice := proof.add(published.row_ids):
+        if twice := kept.proof.add(published.row_ids):
             raise IncompleteRun(f"{twice} rows of run {intent.run_id} came twice; this is a bug, nothing was committed")
         tables.scores += [published.scores] if published.scores else []
         tables.quarantine += [published.quarantine] if published.quarantine else []
         tables.anomalous += published.anomalous
         tables.duplicates += published.duplicates
         tables.reasons += published.reasons
-    if before and not intent.is_retry:
-        tables.reasons += Counter(before.quarantine_reasons)
-    if missing := plan.num_images - proof.count():
+    if missing := plan.num_images - kept.proof.count():
         raise IncompleteRun(f"{missing} of {plan.num_images} images of run {intent.run_id} were not published")
     tables.deleted += _publish_deleted(layout, intent) if plan.num_deleted else []
     return tables
@@ -145,7 +144,6 @@ def _publish_tables(layout: Layout, plan: Plan, before: RunRecord | None, run: M
 
 def _record(
     plan: Plan,
-    before: RunRecord | None,
     tables: Tables,
     decided: Mapping[str, Any],
     facts: Facts,
@@ -172,7 +170,7 @@ def _record(
         num_deleted=sum(part.rows for part in tables.deleted),
         num_listed_twice=plan.num_duplicates,
         num_duplicates_dropped=tables.duplicates,
-        num_bytes=plan.num_bytes + (before.num_bytes if before and not intent.is_retry else 0),
+        num_bytes=plan.num_bytes + tables.kept_bytes,
         skipped=plan.skipped,
         quarantine_reasons=dict(tables.reasons),
         manifest_digest=plan.manifest_digest,
@@ -342,23 +340,6 @@ def _deduplicated(rows: pa.Table, listed: pa.Table, part: Range) -> tuple[pa.Tab
 def _place(layout: Layout, intent: Intent, table: str, index: int, rows: pa.Table) -> Part:
     name = f"part-{index:05d}-{{}}.parquet"
     return part_files.publish(layout, layout.part(table, intent.collection, intent.day, intent.run_id, name), rows)
-
-
-def _kept(layout: Layout, before: RunRecord | None, plan: Plan) -> tuple[list[Part], list[Part], int, Bitmap]:
-    """What an earlier run of the night contributes: parts, alarms, and row ids as a start of the proof.
-
-    Its commit proved that scores and quarantine are all its images, each once; a retry keeps the scores only.
-    """
-    proof = Bitmap(plan.num_images)
-    if before is None:
-        return [], [], 0, proof
-    proof.set_range(0, before.num_listed)
-    if not plan.intent.is_retry:
-        return list(before.scores), list(before.quarantine), before.num_anomalous, proof
-    tried_again = Bitmap(plan.num_images)
-    for part in before.quarantine:
-        tried_again.add(part_files.read_published(layout, part, ["row_id"])["row_id"].to_numpy())
-    return list(before.scores), [], before.num_anomalous, proof.without(tried_again)
 
 
 def _publish_deleted(layout: Layout, intent: Intent) -> list[Part]:

@@ -34,7 +34,10 @@ _SPOOLED = pa.schema([*(MANIFEST.field(name) for name in IDENTITY), pa.field("ch
 
 # What an empty view selects, so that questions can be asked of it.
 _NO_IMAGE = "'' image_uri"
-_NO_ROW = "'' image_uri, '' image_etag, today() date, '' run_id, '' model_digest, '' stage, '' reason, now() scored_at"
+_NO_ROW = (
+    "'' image_uri, '' image_etag, -1 row_id, 0 image_bytes, today() date, '' run_id, '' model_digest, '' stage, "
+    "'' reason, now() scored_at"
+)
 
 
 class Found(NamedTuple):
@@ -153,6 +156,25 @@ class Database:
             reader = self._connection.sql(question, params=_scored_by(digest, night)).to_arrow_reader(_BATCH_ROWS)
             for batch in reader:
                 yield [ObjectInfo(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
+
+    def row_ids(self, uris: list[str], night: date) -> dict[str, int]:
+        """The row ids of those of the images that the night has, under whatever ETag."""
+        question = "SELECT image_uri, row_id FROM known WHERE date = $night AND list_contains($uris, image_uri)"
+        with views.readable(_UNREADABLE):
+            return dict(self._connection.execute(question, {"uris": uris, "night": night}).fetchall())
+
+    def num_under_other_names(self, digest: str | None, night: date) -> int:
+        """How many images to do have the file name and the size of an image of the night that lies elsewhere."""
+        name = "regexp_extract({}.image_uri, '[^/]*$')"
+        question = (
+            f"SELECT count(DISTINCT spool.image_uri) FROM spool JOIN known ON {name.format('spool')} = "
+            f"{name.format('known')} AND spool.image_bytes = known.image_bytes WHERE chosen AND known.date = $night "
+            f"AND spool.image_uri NOT IN (SELECT image_uri FROM known WHERE date = $night) "
+            f"AND (spool.image_uri, spool.image_etag) NOT IN ({_SCORED})"
+        )
+        with views.readable(_UNREADABLE):
+            [(count,)] = self._connection.execute(question, _scored_by(digest, night)).fetchall()
+        return int(count)
 
     def num_scored_before(self, digest: str | None, night: date) -> int:
         """How many chosen images runs of other nights have scored with this bundle (None: with any)."""

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socketserver
 import subprocess
 import sys
@@ -221,6 +222,55 @@ def test_an_incremental_command_adds_what_came_since_as_often_as_it_is_given(lin
     line.upload("images/more", 1, seed=13)
     plain = line.around("score", *places, "--date", "2026-11-02")
     assert "nothing to do (--rescore does it again, --since-last adds images that came later)" in plain.stderr
+
+
+def test_an_image_that_is_another_file_by_now_takes_the_place_of_its_row(line: Line, tmp_path: Path) -> None:
+    line.upload("images", 30, seed=1, defects=4)
+    folder = tmp_path / "images"
+    (folder / "cam-0/006.png").write_bytes(b"no image")
+    (folder / "cam-1/007.png").write_bytes(b"no image either")
+    places = ("--bundle", f"{line.root}/bundle", "--images", str(folder), "--workers", "0", "--date", "2026-11-01")
+    line.around("score", *places)
+    [before] = line.records()
+    assert "nothing to do (no image is new)" in line.around("score", *places, "--since-last").stderr
+    assert [record.run_id for record in line.records()] == [before.run_id]
+    (folder / "cam-0/000.png").write_bytes(picture(77))  # an alarm that was photographed again
+    (folder / "cam-0/006.png").write_bytes(picture(78))  # a file that has arrived whole by now
+    (folder / "cam-0/008.png").write_bytes(b"broken")
+    shutil.copy2(folder / "cam-0/010.png", tmp_path / "copy")  # restored from a backup: another file, the same image
+    (tmp_path / "copy").replace(folder / "cam-0/010.png")
+    (folder / "cam-0/new.png").write_bytes(picture(79, defect=True))
+    line.around("score", *places, "--since-last")
+    [record] = line.records()
+    assert (record.num_listed, record.num_scored, record.num_quarantined) == (31, 29, 2)
+    assert record.num_anomalous == before.num_anomalous  # one less, one more
+    assert record.quarantine_reasons == {"not_an_image": 2}
+    assert record.num_bytes == sum(path.stat().st_size for path in folder.rglob("*.png"))
+    rows = {row["image_uri"].removeprefix(f"file://{folder}/"): row for row in line.rows()}
+    assert len(rows) == len(line.rows()) == 29
+    assert not rows["cam-0/000.png"]["is_anomalous"]
+    assert rows["cam-0/new.png"]["is_anomalous"]
+    assert {name for name in ("cam-0/006.png", "cam-0/008.png", "cam-0/010.png") if name in rows} == {
+        "cam-0/006.png",
+        "cam-0/010.png",
+    }
+    kept = {row["run_id"] for row in rows.values()}
+    assert kept == {before.run_id, record.run_id}
+    said = line.around("verify", "--date", "2026-11-01").stdout
+    assert "proof      31 of 31 images are there, each once" in said
+    assert "29 scored again" in said
+    history = line.around("query", "history", "--uri", "cam-0/000.png", "--format", "json").stdout
+    assert len(json.loads(history)) == 1
+    assert "nothing to do (no image is new)" in line.around("score", *places, "--since-last").stderr
+
+
+def test_images_that_were_moved_within_a_night_are_warned_of(line: Line, tmp_path: Path) -> None:
+    line.upload("images", 6, seed=1)
+    common = ("--bundle", f"{line.root}/bundle", "--workers", "0", "--date", "2026-11-01")
+    line.around("score", *common, "--images", f"{line.root}/images")
+    shutil.copytree(f"{line.root}/images", f"{line.root}/archive")
+    said = line.around("score", *common, "--images", f"{line.root}/archive", "--since-last").stderr
+    assert "6 images that are added have the name and the size of images of this night that lie elsewhere" in said
 
 
 def test_a_run_of_other_images_does_not_take_the_place_of_a_night_unless_that_is_asked_for(line: Line) -> None:
