@@ -15,11 +15,13 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from fcdd.errors import ConfigError
@@ -65,6 +67,9 @@ def _checked_size(text: str) -> str:
 ImageSize = Annotated[str, BeforeValidator(str), AfterValidator(_checked_size)]
 
 
+# What tokens stand for while a command line is parsed (`JobSettings._masked`).
+_MASKED: ContextVar[Mapping[str, str]] = ContextVar("_MASKED", default=MappingProxyType({}))
+
 # Options that may hold a secret: every user of a machine sees its command lines, and Ray keeps those of its jobs.
 SECRET_OPTIONS = ("webhook", "command")
 
@@ -97,6 +102,8 @@ class JobSettings(BaseSettings):
     verb: ClassVar[str]
     # Titles in the help, and the options below them; the others follow at the end.
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+    # Options of several values that are given at once, with commas between them.
+    separated: ClassVar[tuple[str, ...]] = ("extensions", "classes")
     # Options that the verb has from another one and always refuses.
     refused: ClassVar[tuple[str, ...]] = ()
 
@@ -117,10 +124,56 @@ class JobSettings(BaseSettings):
         path = known.config or os.environ.get("FCDD_CONFIG")
         given = _table(Path(path), cls.verb) if path else {}
         table = {name: cls._of_toml(name, value) for name, value in given.items()}
+        words, values = cls._masked(argv)
+        masked = _MASKED.set(values)
         try:
-            return cls(_cli_parse_args=argv, _cli_prog_name=f"fcdd {cls.verb}", **table)
+            return cls(_cli_parse_args=words, _cli_prog_name=f"fcdd {cls.verb}", **table)
         except (ValidationError, SettingsError) as error:
             raise ConfigError(cls._sentence(error)) from error
+        finally:
+            _MASKED.reset(masked)
+
+    @classmethod
+    def _masked(cls, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """The words, with tokens for the values of options that may be given again, and what each token stands for.
+
+        Pydantic would take braces, brackets and quotes in them for JSON, and a comma for the end of a value: names of
+        files have them all. Options that are `separated` by commas are lists.
+        """
+        several = {name for name, field in cls.model_fields.items() if takes_several(field)}.difference(cls.separated)
+        has_positional = any("Positional" in str(cls.model_fields[name].metadata) for name in several)
+        words, values, option = list[str](), dict[str, str](), ""
+
+        def masked(value: str) -> str:
+            values[token := f"value-{len(values)}-of-the-command-line"] = value
+            return token
+
+        for word in argv:
+            flag, sign, value = word.partition("=")
+            if option:
+                words.append(masked(word) if option in several and not word.startswith("--") else word)
+                option = ""
+            elif word.startswith("--"):
+                name = flag[2:].lower().replace("-", "_")
+                words.append(f"{flag}={masked(value)}" if sign and name in several else word)
+                takes_value = name in cls.model_fields and bool not in _kinds(cls.model_fields[name])
+                option = name if takes_value and not sign else ""
+            else:
+                words.append(masked(word) if has_positional and not word.startswith("-") else word)
+        return words, values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unmasked(cls, fields: Any) -> Any:
+        values = _MASKED.get()
+        if not values or not isinstance(fields, dict):
+            return fields
+        return {
+            name: [values.get(each, each) if isinstance(each, str) else each for each in value]
+            if isinstance(value, list)
+            else value
+            for name, value in fields.items()
+        }
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
@@ -152,7 +205,7 @@ class JobSettings(BaseSettings):
         """In a TOML file one text is enough where several may be given, and true is not 1. Raises ConfigError."""
         field = cls.model_fields.get(name)
         flags = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, bool)]
-        if flags and field is not None and bool not in (field.annotation, *get_args(field.annotation)):
+        if flags and field is not None and bool not in _kinds(field):
             raise ConfigError(f"--{name.replace('_', '-')}: expected a value, got {str(flags[0]).lower()}")
         return [value] if isinstance(value, str) and field is not None and takes_several(field) else value
 
@@ -194,6 +247,10 @@ class LookingSettings(JobSettings):
         default_factory=list,
         description="OLD=NEW: images, or the bundle, that lay below location OLD lie below NEW by now; again for more",
     )
+
+
+def _kinds(field: FieldInfo) -> tuple[Any, ...]:
+    return (field.annotation, *get_args(field.annotation))
 
 
 def _plain(message: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from fcdd.errors import ConfigError
 from jobs.nightly import NightlySettings
+from jobs.predict import PredictSettings
 from jobs.score import ScoreSettings
 from jobs.scoring.settings import in_utc
 from jobs.shell.help_text import is_positional, value_name
@@ -220,3 +221,32 @@ def test_an_output_is_a_place_and_a_format_a_choice_whatever_the_verb(verb: str)
     if "format" in fields:
         assert "|" in value_name("format", fields["format"])
     assert not {"to", "into"} & set(fields)
+
+
+NAMES = [
+    "{date}",
+    "[cam] 1",
+    "a,b",
+    'say "x"',
+    "{a",
+    "x]",
+    " lead",
+    "trail ",
+    "back\\slash",
+    "ends\\",
+    "[1, 2]",
+    "a'b",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_location_is_taken_as_it_is_written(name: str) -> None:
+    places = ["--bundle", "b", "--results", "r", "--collection", "c", "--date", "2026-11-01"]
+    given = ScoreSettings.parse([*places, "--images", name, "--no-gpu", f"--images={name}", "--exclude", name])
+    assert (given.images, given.exclude, given.gpu) == ([name, name], [name], False)
+    assert PredictSettings.parse([name, "x.png", name, "--bundle", "b"]).image == [name, "x.png", name]
+
+
+def test_endings_may_be_given_with_commas() -> None:
+    places = ["--bundle", "b", "--results", "r", "--collection", "c", "--date", "2026-11-01", "--images", "i"]
+    assert ScoreSettings.parse([*places, "--extensions", ".png,.jpg"]).extensions == [".png", ".jpg"]
