@@ -51,23 +51,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def predict(settings: PredictSettings) -> None:
-    """Score, print, and draw where pictures are wanted. Raises ConfigError when not one image could be scored."""
+    """Score, print, and draw where pictures are wanted.
+
+    Raises ConfigError at the end when an image that was named, or not one of all, could not be scored.
+    """
     from fcdd.detector import Detector  # late: a wrong option is answered before torch is loaded
 
     detector = Detector.load(settings.bundle)
     found: list[dict[str, Any]] = []
+    num_failed = 0
     for given in settings.image:
         uri = storage.normalize(given)
         try:
             found.append(_predicted(given, partial(storage.read, uri), detector, settings))
+            num_failed += "reason" in found[-1]
         except FileNotFoundError:
-            found += _in_folder(given, uri, detector, settings)
+            below = _in_folder(given, uri, detector, settings)
+            found += below
+            num_failed += not below or below[0]["image"] == given  # it does not exist
     if settings.format == "json":
         print(json.dumps(found, indent=1, default=str))
     else:
         print("\n".join(predictions.line(row) for row in found))
     if all("reason" in row for row in found):
         raise ConfigError("not one of these images could be scored")
+    if num_failed:
+        raise ConfigError(f"{num_failed} of the images that you named could not be scored; the others were")
 
 
 def _predicted(name: str, read: Callable[[], bytes], detector: "Detector", settings: PredictSettings) -> dict[str, Any]:

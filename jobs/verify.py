@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from fcdd.errors import ConfigError
 from fcdd.io import storage
 from jobs.catalog import commit_records
 from jobs.scoring import verification
@@ -53,6 +54,11 @@ def verify(settings: VerifySettings) -> None:
     gone = f"; {checked.gone} are not as they were" if checked.gone else ""
     found = f"scores within {checked.worst_score:.2g}, maps within {checked.worst_map:.2g} (relative)"
     print(f"sample     {checked.compared} scored again{f': {found}' if checked.compared else ''}{gone}")
+    if checked.gone and not checked.compared:
+        raise ConfigError(
+            "not one image of the sample could be scored again: --moved OLD=NEW says where they lie by now, and "
+            "--sample 0 checks the parts and the proof alone"
+        )
 
 
 if __name__ == "__main__":

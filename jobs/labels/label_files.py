@@ -26,6 +26,8 @@ from jobs.labels.label_words import labels_of
 _TEXTS = ("image_uri", "image_etag", "mask_uri", "defect_class")
 # Where `fcdd review` keeps its labels (`schemas.Layout.labels`).
 _OF_A_REVIEW = re.compile(r"/labels/collection=[^/]+/labels\.parquet$")
+# How the masks are named that are drawn there: by their content (`label_drawings`).
+_DRAWN = re.compile(r"/masks/([0-9a-f]{32}\.png)$")
 # Joins labels (as `l`) with scores (as `s`).
 IS_OF = "l.image_uri = s.image_uri AND (l.image_etag = '' OR l.image_etag = s.image_etag)"
 
@@ -90,6 +92,12 @@ def read_anomalies(location: str) -> list[Anomaly]:
     return [Anomaly(row["image_uri"], row["mask_uri"] or None, row["image_etag"]) for row in found.to_pylist()]
 
 
+def below(mask_uri: str, folder: str) -> str:
+    """Where a mask lies that was drawn in a review: results may have been moved or copied since, with their masks."""
+    drawn = _DRAWN.search(mask_uri)
+    return f"{folder}/{drawn[1]}" if drawn else mask_uri
+
+
 def is_file(location: str) -> bool:
     """Whether a location names a file of labels and not a folder of images, by its ending."""
     return location.lower().endswith((".csv", ".parquet"))
@@ -149,7 +157,9 @@ def _select(uri: str, table: pa.Table, wanted: Mapping[str, str | int]) -> pa.Ta
         )
     if "mask_uri" in columns:
         masks = columns["mask_uri"].to_pylist()
-        columns["mask_uri"] = pa.array([storage.normalize(each) if each else "" for each in masks], pa.string())
+        folder = f"{uri.rpartition('/')[0]}/masks" if _OF_A_REVIEW.search(uri) else ""
+        placed = (storage.normalize(each) if each else "" for each in masks)
+        columns["mask_uri"] = pa.array([below(each, folder) if folder else each for each in placed], pa.string())
     named = columns["image_uri"].to_pylist()
     if empty := [number for number, name in enumerate(named, start=1) if not name]:
         raise ConfigError(f"expected an image_uri in every row of {uri}, got none in row {empty[0]}")

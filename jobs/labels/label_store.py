@@ -72,8 +72,13 @@ class Labels:
         self._before: defaultdict[str, list[dict[str, Any] | None]] = defaultdict(list)
 
     def _own(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row without a mask that was not drawn here: the file is data, and its masks are opened."""
-        if not row["mask_uri"] or row["mask_uri"].startswith(f"{self._layout.masks(self._collection)}/"):
+        """The row with its mask where the results lie by now, without one that was not drawn here.
+
+        The file is data, and its masks are opened.
+        """
+        folder = self._layout.masks(self._collection)
+        row = row | {"mask_uri": label_files.below(row["mask_uri"], folder)}
+        if not row["mask_uri"] or row["mask_uri"].startswith(f"{folder}/"):
             return row
         log.warning(
             "left out the mask %r of %r: it is not below those of the labels", row["mask_uri"], row["image_uri"]

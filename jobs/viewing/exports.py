@@ -123,6 +123,11 @@ def fiftyone(found: Results, output: str, *, only_alarms: bool, locations: Locat
                 Image.fromarray((scaled * 255).round().astype(np.uint8)).save(root / picture)
                 _append(file, samples, _fiftyone_sample(row, image, picture, threshold))
             file.write("]}\n")
+        if failed and not samples:
+            raise ConfigError(
+                f"not one of {failed} images could be read; --moved OLD=NEW says where they lie by now; nothing was "
+                "written"
+            )
     left_out = f", {failed} left out" if failed else ""
     print(f"fiftyone    {output}  ({samples} images{left_out})")
     print(f"open        fiftyone.Dataset.from_dir({output!r}, dataset_type=fiftyone.types.FiftyOneDataset)")

@@ -101,8 +101,10 @@ def test_what_was_not_judged_or_compared_does_not_look_as_if_it_were(place: Plac
     place.around("report", "--output", str(page))
     assert '<span class="verdict watch">not judged</span>' in page.read_text()
     storage.delete_prefix(place.images)
-    said = place.around("verify").stdout
-    assert f"sample     0 scored again; {NUM_IMAGES} are not as they were" in said
+    gone = place.around("verify", check=False)
+    assert f"sample     0 scored again; {NUM_IMAGES} are not as they were" in gone.stdout
+    assert (gone.returncode, "not one image of the sample could be scored again" in gone.stderr) == (2, True)
+    assert place.around("verify", "--sample", "0").returncode == 0
 
 
 def test_a_gpu_that_this_machine_does_not_have_is_refused_before_anything_begins(

@@ -74,7 +74,9 @@ def test_images_that_cannot_be_scored_are_named_and_do_not_stop_the_others(night
     (tmp_path / "notes.txt").write_text("no image")
     [first, *_] = [str(path) for path in sorted(Path(f"{nights.root}/images/cam-0").iterdir())]
     places = ("--bundle", f"{nights.root}/bundle")
-    mixed = run_verb("predict", str(tmp_path / "nothing.png"), first, str(tmp_path / "notes.txt"), *places)
+    mixed = run_verb("predict", str(tmp_path / "nothing.png"), first, str(tmp_path / "notes.txt"), *places, check=False)
+    assert mixed.returncode == 2
+    assert "2 of the images that you named could not be scored" in mixed.stderr
     said = [line.split("  ")[0] for line in mixed.stdout.splitlines()]
     assert said[0] == said[2] == "not scored"
     assert said[1] in ("alarm", "no alarm")
