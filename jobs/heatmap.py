@@ -4,15 +4,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import pyarrow as pa
 from pydantic import Field
 
-from fcdd.errors import ConfigError
+from fcdd.errors import BundleError, ConfigError
 from jobs import results
 from jobs.labels import label_files
-from jobs.shell import formatting, process, tables
+from jobs.shell import formatting, process
 from jobs.shell.settings import LookingSettings, Night
 from jobs.sources.locations import Locations
 from jobs.sources.moves import Moves
@@ -76,7 +75,7 @@ def draw(settings: HeatmapSettings) -> None:
     if not rows and settings.alarms:
         print("no alarms")
         return
-    heatmaps, index = rendering.Heatmaps(), []
+    heatmaps, index, failure = rendering.Heatmaps(), list[dict[str, Any]](), None
     locations = Locations.of_records(found.location, found.records, settings.images, moves)
     rendering.check_apart(settings.output, locations)
     folder = rendering.folder(settings.output)
@@ -88,11 +87,16 @@ def draw(settings: HeatmapSettings) -> None:
         name = rendering.file_name(rank, len(rows), row["image_uri"], row["image_group"])
         path = folder / (Path(name).with_suffix(".npy") if settings.style == "numpy" else name)
         how = {"regions": settings.regions, "caption": settings.caption}
-        heatmap_files.save(path, picture, row, record, heatmaps, settings.style, **how)
+        try:
+            heatmap_files.save(path, picture, row, record, heatmaps, settings.style, **how)
+        except (BundleError, ConfigError) as error:  # the bundle of one night may be gone, and those of others not
+            log.warning("no picture of %s: %s", formatting.printable(row["image_uri"]), error)
+            failure = error
+            continue
         print(f"{path}  {row['anomaly_score']:.4g}  {formatting.printable(row['image_uri'])}")
         index.append({"file": path.name, **{name: row[name] for name in ("image_uri", "anomaly_score", "p_value")}})
     if not index:
-        raise ConfigError(
+        raise failure or ConfigError(
             "not one picture could be made; images that were moved since they were scored are found by --moved OLD=NEW"
         )
     if settings.alarms and len(rows) < num_images:
@@ -101,8 +105,7 @@ def draw(settings: HeatmapSettings) -> None:
     if hidden:
         alike = formatting.plural(hidden, "near-duplicate")
         print(f"not drawn   {alike} of these (`fcdd query --duplicates` lists them)")
-    columns = {name: [row[name] for row in index] for name in index[0]}
-    tables.write(pa.table(columns).to_reader(), "csv", str(folder / "index.csv"))
+    heatmap_files.write_index(folder, index)
 
 
 if __name__ == "__main__":

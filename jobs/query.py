@@ -136,7 +136,9 @@ def query(settings: QuerySettings) -> None:
         since=settings.date or settings.since,
         until=settings.date or settings.until,
     )
-    found = replace(found.of_latest_bundle() if kind == "top" else found, memory_gb=settings.memory_gb)
+    # Alarms are decisions, and stand whatever bundle made them; ranks across bundles mean nothing.
+    is_ranked = kind == "top" and not settings.lists_all
+    found = replace(found.of_latest_bundle() if is_ranked else found, memory_gb=settings.memory_gb)
     with (
         limits.seconds(settings.timeout_s, found.interrupt),
         limits.signals(found.interrupt),
@@ -152,10 +154,13 @@ def _answer(kind: str, settings: QuerySettings, found: Results) -> None:
         print("\n".join(explained.explained(found.explain(*question))))
     elif kind == "top" and not settings.is_plain:
         top = queries.most_anomalous(found, question, settings.count, all_shown=settings.lists_all)
-        table, title = top.rows, _title(settings) + _groups(settings, top)
+        by = " in thresholds of their runs, which are of several bundles" if found.has_several_bundles else ""
+        table, title = top.rows, _title(settings) + by + _groups(settings, top)
         if settings.format == "table" and not settings.output:
             empty = [] if any(table["image_group"].to_pylist()) else ["image_group"]
             table = table.drop_columns(["score_max", "run_id", *empty])
+        elif settings.top is None and not settings.lists_all and table.num_rows == _SHOWN:
+            log.info("these are the %d most anomalous images; --top says how many others", _SHOWN)
         elif settings.lists_all and table.num_rows < top.num_images:
             log.warning("of %d images these are the worst %d; without --top all", top.num_images, table.num_rows)
         tables.write(table.to_reader(), settings.format, settings.output, title)
@@ -182,6 +187,7 @@ def _question(kind: str, settings: QuerySettings, found: Results) -> Question:
             alpha=settings.alpha,
             discoveries=settings.discoveries,
             group=settings.group,
+            in_thresholds=settings.lists_all and found.has_several_bundles,
         )
     if kind == "history":
         if settings.uri is None:

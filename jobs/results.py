@@ -234,6 +234,11 @@ class Results:
         records = tuple(commit_records.of_latest_bundle(self.records))
         return self if records == self.records else replace(self, records=records)
 
+    @property
+    def has_several_bundles(self) -> bool:
+        """Whether scores of the runs cannot be compared as they are."""
+        return len({record.bundle_digest for record in self.records}) > 1
+
     def record_of(self, model_digest: str) -> RunRecord:
         """A run that was scored with this bundle."""
         for record in reversed(self.records):

@@ -165,7 +165,7 @@ def committed(
     latest = current(matching)
     for record in matching:
         if record not in latest:
-            log.info("left out run %s of %s: the night was scored again later", record.run_id, record.day)
+            log.info("left out run %s of %s: a later run took its place", record.run_id, record.day)
     return latest
 
 

@@ -165,7 +165,7 @@ def _select(uri: str, table: pa.Table, wanted: Mapping[str, str | int]) -> pa.Ta
         raise ConfigError(f"expected an image_uri in every row of {uri}, got none in row {empty[0]}")
     uris = [each if "://" in each else storage.normalize(each) for each in named]
     if len(set(uris)) != len(uris):
-        twice = next(each for each, count in Counter(uris).items() if count > 1)
+        twice = named[uris.index(next(each for each, count in Counter(uris).items() if count > 1))]
         raise ConfigError(
             f"expected each image once in {uri}, got {twice} more than once; of images with one name "
             "give the folder, too"

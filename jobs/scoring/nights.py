@@ -164,7 +164,10 @@ def _committed(options: NightlyOptions, layout: Layout, night: dt.date) -> RunRe
     if record and not record.num_listed:
         return None
     if record:
-        log.info("run %s of %s was committed at %s", record.run_id, night, record.committed_at)
+        log.info(
+            "run %s of %s was committed at %s; images that came since are added by `fcdd score --since-last --date %s`",
+            *(record.run_id, night, record.committed_at, night),
+        )
         runs.warn_of_other_rates(record, options.alpha or record.alpha, options.fdr)
         _warn_of_other_images(record, options.of_night(night).source.places())
         _warn_of_another_bundle(record, options.of_night(night).bundle)

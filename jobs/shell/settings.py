@@ -195,6 +195,8 @@ class JobSettings(BaseSettings):
                 problems.append(f"{flag} is missing{about}")
             elif problem["type"] == "extra_forbidden":  # of a TOML file; its value may be that of a secret, misspelt
                 problems.append(f"[{cls.verb}] has {names[0]!r}, which is no option; {cls._meant(flag)}")
+            elif not names:  # of options that do not go together
+                problems.append(_plain(problem["msg"]))
             else:
                 got = "" if names and names[0] in SECRET_OPTIONS else f" (got {problem['input']!r})"
                 problems.append(f"{flag}: {_plain(problem['msg'])}{got}")

@@ -156,7 +156,8 @@ def with_stages(settings: TrainSettings) -> TrainSettings:
     name = networks.for_size(settings.network, size_of(settings))
     if name != settings.network:
         log.info("for these images the network is %s", name)
-        _tell_of_finer_cells(settings.network, name, size_of(settings))
+        if settings.smallest_defect is None:  # else its size is chosen for that
+            _tell_of_finer_cells(settings.network, name, size_of(settings))
     return settings.model_copy(update={"network": name})
 
 

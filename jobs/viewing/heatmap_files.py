@@ -1,10 +1,12 @@
 """Heatmaps of scored images as files: pictures over the originals, 16-bit pictures, arrays."""
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -12,13 +14,14 @@ from fcdd import heatmap
 from fcdd.errors import ConfigError
 from jobs.catalog import views
 from jobs.results import Results
-from jobs.shell import formatting
+from jobs.shell import formatting, tables
 from jobs.viewing import queries, rendering
 from jobs.viewing.queries import MAX_COMPARED
 from jobs.viewing.rendering import Heatmaps
 from schemas import IDENTITY, RunRecord
 
 Style = Literal[rendering.Style, "16-bit", "numpy"]
+INDEX = "index.csv"
 _COLUMNS = ", ".join((*IDENTITY, "anomaly_score", "p_value", "is_anomalous", "heatmap", "image_hash", "regions"))
 _COLUMNS += ", width, height, model_digest, image_group, date"
 
@@ -32,9 +35,11 @@ def chosen(found: Results, names: Sequence[str], top: int, *, alarms: bool = Fal
     Raises ConfigError for an image that was not scored, and for an end that several have.
     """
     if not names:
-        question = queries.top(count=None if alarms else max(MAX_COMPARED, top), columns=_COLUMNS, alarms=alarms)
+        asked = found if alarms else found.of_latest_bundle()
+        count, several = None if alarms else max(MAX_COMPARED, top), asked.has_several_bundles
+        question = queries.top(count=count, columns=_COLUMNS, alarms=alarms, in_thresholds=several)
         with views.readable():
-            rows = found.of_latest_bundle().sql(*question).to_arrow_table()
+            rows = asked.sql(*question).to_arrow_table()
         of_all = queries.with_duplicates_counted(rows, top, all_shown=alarms)
         return list(of_all.rows.to_pylist()), of_all.num_images
     by_uri = _rows_of(found, names)
@@ -84,6 +89,25 @@ def save(
         text = f"{rendering.title(row)}\nscore {row['anomaly_score']:.4g}   p {row['p_value']:.4g}   {alarm}   {found}"
         shown = rendering.captioned(shown, text, threshold)
     shown.save(path, pnginfo=_about(row, threshold))
+
+
+def write_index(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """index.csv of the pictures in a folder, those of earlier calls that are still there included."""
+    drawn = {row["file"] for row in rows}
+    known = [row for row in _known(folder / INDEX) if row["file"] not in drawn and (folder / row["file"]).is_file()]
+    columns = {name: [row[name] for row in (*known, *rows)] for name in rows[0]}
+    tables.write(pa.table(columns).to_reader(), "csv", str(folder / INDEX))
+
+
+def _known(path: Path) -> list[dict[str, Any]]:
+    """What an index says; nothing of a file that is none."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [
+                row | {name: float(row[name]) for name in ("anomaly_score", "p_value")} for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _about(row: dict[str, Any], threshold: float) -> PngInfo:

@@ -39,17 +39,27 @@ def top(
     alpha: float | None = None,
     discoveries: bool = False,
     group: str | None = None,
+    in_thresholds: bool = False,
 ) -> Question:
-    """The most anomalous images among those that a person wants to see; all of them without a count."""
+    """The most anomalous images among those that a person wants to see; all of them without a count.
+
+    Scores of several bundles are compared `in_thresholds` of their runs.
+    """
     conditions = ["is_anomalous"] * alarms
     conditions += ["p_value <= $alpha"] * (alpha is not None) + ["image_group = $group"] * (group is not None)
     # By the night: rows that a run took over from another one have the other one's id.
-    lists = "JOIN (SELECT collection, date, fdr_p_value FROM runs) USING (collection, date)" if discoveries else ""
+    needs_runs = discoveries or in_thresholds
+    lists = (
+        "JOIN (SELECT collection, date, fdr_p_value, threshold FROM runs) USING (collection, date)"
+        if needs_runs
+        else ""
+    )
+    score = "anomaly_score / nullif(threshold, 0)" if in_thresholds else "anomaly_score"
     conditions += ["p_value <= fdr_p_value"] * discoveries
     given = {"alpha": alpha, "group": group}
     return Question(
         f"SELECT {columns} FROM scores {lists} WHERE {' AND '.join(conditions) or 'true'} "
-        f"ORDER BY anomaly_score DESC, image_uri{'' if count is None else f' LIMIT {count}'}",
+        f"ORDER BY {score} DESC, image_uri{'' if count is None else f' LIMIT {count}'}",
         {name: value for name, value in given.items() if value is not None},
     )
 

@@ -72,6 +72,7 @@ def build(training: Training) -> bytes:
         "shares": training.shares,
         "trained_on": training.trained_on,
         "mean_map": _mean_map(training.detector),
+        "mean_map_top": max(map(max, spec.calibration.pooled.map_mean)),
         "seconds": training.seconds,
         "total": sum(training.seconds.values()),
         "warnings": training.warnings,
@@ -103,9 +104,11 @@ def _drawn(detector: Detector, shown: Shown) -> dict[str, Any]:
 
 
 def _mean_map(detector: Detector) -> str:
-    """The average map of nominal images in the colours of the scale: evenly dark if no place is special."""
+    """The average map of nominal images on a scale of its own, from 0: on that of the threshold all of it is dark."""
     values = np.array(detector.spec.calibration.pooled.map_mean, np.float32)
-    shown = heatmap.layer(values, detector.spec.calibration.map_threshold).convert("RGB")
+    colours = np.asarray(heatmap.colours(256))[0]
+    shares = values.clip(0) / (float(values.max()) or 1.0)
+    shown = Image.fromarray(colours[(shares * 255).round().astype(np.uint8)])
     scale = max(1, _SIDE // max(shown.size))
     return rendering.data_uri(
         shown.resize((shown.width * scale, shown.height * scale), Image.Resampling.NEAREST), "PNG"

@@ -579,6 +579,18 @@ def test_heatmap_of_alarms_alone_draws_those_that_query_lists(nights: Line, tmp_
     assert list(pd.read_csv(folder / "index.csv")["image_uri"]) == [row["image_uri"] for row in alarms]
 
 
+def test_pictures_that_are_drawn_one_by_one_are_all_in_the_index(nights: Line, tmp_path: Path) -> None:
+    folder, top = tmp_path / "why", ask(nights, "--top", "3", "--date", "2026-11-02")
+    for row in (*top, top[0]):
+        asked = ("--results", nights.results, "--date", "2026-11-02", "--uri", str(row["image_uri"]))
+        run_verb("heatmap", *asked, "--output", str(folder))
+    assert list(pd.read_csv(folder / "index.csv")["image_uri"]) == [top[i]["image_uri"] for i in (1, 2, 0)]
+    next(iter(folder.glob("*.png"))).unlink()
+    run_verb("heatmap", *asked, "--output", str(folder))
+    index = pd.read_csv(folder / "index.csv")
+    assert set(index["file"]) == {path.name for path in folder.glob("*.png")}
+
+
 def test_heatmap_of_one_image_in_every_style(nights: Line, tmp_path: Path) -> None:
     [row] = ask(nights, "--top", "1", "--date", "2026-11-02")
     record = nights.records()[1]
@@ -975,6 +987,20 @@ def test_nights_of_different_bundles_are_not_ranked_or_measured_together(line: L
     for said in (found.stderr, top.stderr, drawn.stderr):
         assert f"left out nights of other bundles than {second.bundle_digest[:12]}" in said
         assert "2026-11-01; choose them with --date" in said
+    # Alarms are decisions, and stand.
+    alarms = line.around("query", "--alarms", "--format", "json")
+    assert "left out nights" not in alarms.stderr
+    found_alarms = json.loads(alarms.stdout)
+    assert len(found_alarms) == sum(record.num_anomalous for record in (first, second))
+    assert {row["date"] for row in found_alarms} == {"2026-11-01", "2026-11-02"}
+    thresholds = {"2026-11-01": first.threshold, "2026-11-02": second.threshold}
+    order = [row["anomaly_score"] / thresholds[row["date"]] for row in found_alarms]
+    assert order == sorted(order, reverse=True)
+    assert "in thresholds of their runs, which are of several bundles" in line.around("query", "--alarms").stdout
+    # The bundle of the first night is gone: its heatmaps are, too, and no others.
+    drawn = line.around("heatmap", "--alarms", "--output", f"{line.root}/alarms")
+    assert f"is not the one that run {first.run_id} used" in drawn.stderr
+    assert len(list(Path(line.root, "alarms").glob("*.png"))) == second.num_anomalous
     before = line.around("evaluate", "--labels", f"{line.root}/labels.csv", "--date", "2026-11-01", "--format", "json")
     assert json.loads(before.stdout)["metrics"]["anomaly_score"]["auroc"]["value"] == 0
 
