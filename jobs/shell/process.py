@@ -26,6 +26,13 @@ def run(job: Callable[[], int | None]) -> int:
     except FCDDError as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return errors.exit_code(error)
+    except MemoryError as error:
+        what = formatting.printable(str(error).partition("\n")[0]) or "it could not be allocated"
+        print(
+            f"error: there is too little memory ({what}); {_LESS_MEMORY}",
+            file=sys.stderr,
+        )
+        return errors.FAILED
     except KeyboardInterrupt as error:  # a job that knows what is left says it
         message = formatting.printable(str(error)) or "interrupted; the same command starts again, or goes on"
         print(message, file=sys.stderr)
@@ -33,6 +40,9 @@ def run(job: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough: `fcdd query ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return errors.DONE
+
+
+_LESS_MEMORY = "free some, or use fewer --workers or smaller images; the same command starts again, or goes on"
 
 
 def sentence(error: FCDDError) -> str:

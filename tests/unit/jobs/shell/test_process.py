@@ -33,6 +33,17 @@ def test_an_error_is_one_whole_line_whatever_a_key_holds(
     assert capsys.readouterr().err == f"error: {said}\n"
 
 
+def test_too_little_memory_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    def job() -> None:
+        raise MemoryError("Unable to allocate 3.00 TiB for an array\nand more")
+
+    assert process.run(job) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "error: there is too little memory (Unable to allocate 3.00 TiB for an array); free some, or"
+    )
+
+
 def test_ctrl_c_while_a_verb_is_loaded_is_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
