@@ -186,37 +186,33 @@ class Listing:
             database.use_sealed(self._layout, self._intent.run_id, len(self._sealed.parts))
             if incremental:
                 database.use_history(self._layout.results, self._history)
-            uri, batch, kept = None, [], 0
+            uri, batch, kept, known = None, list[ObjectInfo](), 0, dict[str, int]()
             digest = None if self._source.any_bundle else self._intent.bundle_digest
-
-            def seal(rows: list[ObjectInfo]) -> None:
-                """An image that the run keeps under another ETag has its row id: it takes that row's place."""
-                keeps = incremental and self._intent.keeps
-                uris = [info.uri for info in rows]
-                self._seal(rows, -1, database.row_ids(uris, self._intent.day) if keeps else {})
-
             for rows in database.to_do(digest, self._intent.day):
                 tally.raise_if_stopped()
-                for info in rows:
+                for info, row_id in rows:
                     if info.uri == uri:
                         tally.duplicates += 1
                         continue
                     uri = info.uri
                     batch.append(info)
                     kept += 1
+                    if row_id is not None and self._intent.keeps:  # it takes the place of that row
+                        known[uri] = row_id
                 while len(batch) >= (size := self._sealed.next_size()):
-                    seal(batch[:size])
+                    self._seal(batch[:size], -1, known)
                     batch = batch[size:]
+                    known = {info.uri: known[info.uri] for info in batch if info.uri in known}
             if batch:
-                seal(batch)
+                self._seal(batch, -1, known)
             if not incremental and not resumed:
                 tally.duplicates = spool.rows - kept  # also those that the sealed parts have
             if incremental:
                 tally.scored_before = database.num_scored_before(digest, self._intent.day)
                 if self._intent.keeps and (alike := database.num_under_other_names(digest, self._intent.day)):
                     log.warning(
-                        "%d images that are added have the name and the size of images of this night that lie "
-                        "elsewhere: were they moved or copied? Then they are in it twice",
+                        "%d images that are added have the name and the size of images of this night that were not "
+                        "listed: were they moved or copied? Then they are in it twice",
                         alike,
                     )
             if not incremental or self._source.list_uri:

@@ -28,6 +28,7 @@ from jobs.catalog import commit_records, intents, manifest_parts, part_files, st
 from jobs.catalog.staging import Coverage, Staged
 from jobs.scoring import decisions, kept_rows
 from jobs.scoring.decisions import Map
+from jobs.scoring.kept_rows import Tables
 from jobs.shell.errors import TooManyBadImages
 from schemas import DELETED, Layout, Part, RunRecord, conform
 from schemas.runs import DecodedOnGpu, Intent, ManifestPart, Plan
@@ -90,20 +91,6 @@ class Facts:
     gpu_decoding: DecodedOnGpu | None = None
 
 
-@dataclass(slots=True)
-class Tables:
-    """The published tables of a run, which are all its images, each once."""
-
-    scores: list[Part]
-    quarantine: list[Part]
-    deleted: list[Part]
-    anomalous: int
-    # Of the images that are kept of another run.
-    kept_bytes: int
-    duplicates: int
-    reasons: Counter[str]
-
-
 def commit(
     layout: Layout, plan: Plan, fitted: Calibration, *, before: RunRecord | None, run: Map, night: Night, facts: Facts
 ) -> RunRecord:
@@ -126,17 +113,16 @@ def commit(
 def _publish_tables(layout: Layout, plan: Plan, before: RunRecord | None, run: Map) -> Tables:
     """Publish every range of the manifest and prove that all rows are there once. Raises IncompleteRun."""
     intent = plan.intent
-    kept = kept_rows.kept(layout, before, plan)
-    tables = Tables(kept.scores, kept.quarantine, kept.deleted, kept.anomalous, kept.bytes, 0, kept.reasons)
+    tables = kept_rows.kept(layout, before, plan)
     for published in run(publish, ranges(layout, plan)):
-        if twice := kept.proof.add(published.row_ids):
+        if twice := tables.proof.add(published.row_ids):
             raise IncompleteRun(f"{twice} rows of run {intent.run_id} came twice; this is a bug, nothing was committed")
         tables.scores += [published.scores] if published.scores else []
         tables.quarantine += [published.quarantine] if published.quarantine else []
         tables.anomalous += published.anomalous
         tables.duplicates += published.duplicates
         tables.reasons += published.reasons
-    if missing := plan.num_images - kept.proof.count():
+    if missing := plan.num_images - tables.proof.count():
         raise IncompleteRun(f"{missing} of {plan.num_images} images of run {intent.run_id} were not published")
     tables.deleted += _publish_deleted(layout, intent) if plan.num_deleted else []
     return tables

@@ -134,26 +134,16 @@ def _other_images(job: Job, before: RunRecord) -> str | None:
 
 def _nothing_to_do(job: Job, attempt: Attempt) -> RunRecord | None:
     """The record of a command that is done: of an incremental one, while no other image is there."""
-    done = attempt.committed or _added_to(job, attempt)
-    if not done or job.options.rescore or _has_new_images(job, attempt):
+    if not attempt.committed or job.options.rescore or _has_new_images(job, attempt):
         return None
-    record, since_last = done[-1], job.options.source.since_last
+    record, since_last = attempt.committed[-1], job.options.source.since_last
     how = "no image is new" if since_last else "--rescore does it again, --since-last adds images that came later"
     log.info("run %s was committed at %s; nothing to do (%s)", record.run_id, record.committed_at, how)
     warn_of_other_rates(record, job.alpha, job.options.fdr)
-    if attempt.before and attempt.before not in done:
+    if attempt.before and attempt.before not in attempt.committed:
         log.warning("since then run %s took its place: that is what readers see", attempt.before.run_id)
     publishing.clean_up(job.layout, record.run_id)  # what a crash after the commit may have left
     return record
-
-
-def _added_to(job: Job, attempt: Attempt) -> list[RunRecord]:
-    """The run that an incremental command would add to, if all of its images are still there."""
-    before = attempt.before
-    if before is None or not before.num_listed or not _is_kept(job, attempt):
-        return []
-    found, _ = _survey(job, job.options.source, attempt)
-    return [before] if found.images >= before.num_listed and found.images == found.scored else []
 
 
 def _has_new_images(job: Job, attempt: Attempt) -> bool:

@@ -143,34 +143,31 @@ class Database:
             else:
                 self._connection.execute(f"CREATE OR REPLACE VIEW {name} AS SELECT {nothing} WHERE false")
 
-    def to_do(self, digest: str | None, night: date) -> Iterator[list[ObjectInfo]]:
+    def to_do(self, digest: str | None, night: date) -> Iterator[list[tuple[ObjectInfo, int | None]]]:
         """Chosen images that are neither sealed nor scored by this bundle (None: by any), sorted.
 
-        Listed twice, they come twice. Those that the night's own run could not read are none: its rows are kept.
+        With the row id of each that the night has already, as another file. Listed twice, they come twice. Those that
+        the night's own run could not read are none: its rows are kept.
         """
         question = (
-            f"SELECT {', '.join(_SPOOLED.names[:-1])} FROM spool WHERE chosen AND image_uri NOT IN (SELECT image_uri "
-            f"FROM sealed) AND (image_uri, image_etag) NOT IN ({_SCORED}) ORDER BY image_uri"
+            "WITH before AS (SELECT image_uri, max(row_id) row_id FROM known WHERE date = $night GROUP BY image_uri) "
+            f"SELECT {', '.join(_SPOOLED.names[:-1])}, before.row_id FROM spool LEFT JOIN before USING (image_uri) "
+            "WHERE chosen AND image_uri NOT IN (SELECT image_uri FROM sealed) AND (image_uri, image_etag) NOT IN "
+            f"({_SCORED}) ORDER BY image_uri"
         )
         with views.readable(_UNREADABLE):
             reader = self._connection.sql(question, params=_scored_by(digest, night)).to_arrow_reader(_BATCH_ROWS)
             for batch in reader:
-                yield [ObjectInfo(*row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
-
-    def row_ids(self, uris: list[str], night: date) -> dict[str, int]:
-        """The row ids of those of the images that the night has, under whatever ETag."""
-        question = "SELECT image_uri, row_id FROM known WHERE date = $night AND list_contains($uris, image_uri)"
-        with views.readable(_UNREADABLE):
-            return dict(self._connection.execute(question, {"uris": uris, "night": night}).fetchall())
+                *columns, ids = (column.to_pylist() for column in batch.columns)
+                yield [(ObjectInfo(*row), row_id) for row, row_id in zip(zip(*columns, strict=True), ids, strict=True)]
 
     def num_under_other_names(self, digest: str | None, night: date) -> int:
-        """How many images to do have the file name and the size of an image of the night that lies elsewhere."""
-        name = "regexp_extract({}.image_uri, '[^/]*$')"
+        """How many images to do have the file name and the size of an image of the night that is not listed."""
         question = (
-            f"SELECT count(DISTINCT spool.image_uri) FROM spool JOIN known ON {name.format('spool')} = "
-            f"{name.format('known')} AND spool.image_bytes = known.image_bytes WHERE chosen AND known.date = $night "
-            f"AND spool.image_uri NOT IN (SELECT image_uri FROM known WHERE date = $night) "
-            f"AND (spool.image_uri, spool.image_etag) NOT IN ({_SCORED})"
+            f"WITH own AS (FROM known WHERE date = $night), lost AS (SELECT {_NAME} name, image_bytes FROM own WHERE "
+            "image_uri NOT IN (SELECT image_uri FROM spool)) SELECT count(DISTINCT image_uri) FROM spool WHERE chosen "
+            f"AND ({_NAME}, image_bytes) IN (SELECT name, image_bytes FROM lost) AND image_uri NOT IN (SELECT "
+            f"image_uri FROM own) AND (image_uri, image_etag) NOT IN ({_SCORED})"
         )
         with views.readable(_UNREADABLE):
             [(count,)] = self._connection.execute(question, _scored_by(digest, night)).fetchall()
@@ -225,6 +222,8 @@ class Database:
         return int(table.num_rows)
 
 
+# The file of an image.
+_NAME = "regexp_extract(image_uri, '[^/]*$')"
 # Rows of the bundle that count as done: not those that another night may mend, nor of images that went and came back. A
 # night keeps its own rows, so an image that it could not read would be in it twice: that is `fcdd retry-quarantine`'s.
 _SCORED = (

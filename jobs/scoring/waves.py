@@ -140,6 +140,10 @@ def stage_and_commit(job: Job, intent: Intent, listing: Listing, lease: Lease) -
         plan = listing.plan()
         staged = time.perf_counter()
         lease.check()
+        if before and not (intent.is_retry or plan.num_rows or plan.num_deleted):
+            log.info("no image is new; run %s stays as it is", before.run_id)
+            publishing.clean_up(job.layout, intent.run_id)
+            return before
         if before and intent.is_retry and Coverage.read(job.layout, intent.run_id).count_failed() == plan.num_rows:
             log.info("not one of the %d images can be scored now; run %s stays as it is", plan.num_rows, before.run_id)
             publishing.clean_up(job.layout, intent.run_id)

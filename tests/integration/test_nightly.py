@@ -34,7 +34,7 @@ from fcdd.errors import ImageError
 from fcdd.io import storage
 from jobs import query
 from jobs.catalog import part_files
-from jobs.scoring import nights, notifications
+from jobs.scoring import manifests, nights, notifications, publishing
 from jobs.viewing import heatmap_files
 from schemas import DRIFT, Layout, RunRecord
 from tests.detectors import make
@@ -232,7 +232,7 @@ def test_an_image_that_is_another_file_by_now_takes_the_place_of_its_row(line: L
     places = ("--bundle", f"{line.root}/bundle", "--images", str(folder), "--workers", "0", "--date", "2026-11-01")
     line.around("score", *places)
     [before] = line.records()
-    assert "nothing to do (no image is new)" in line.around("score", *places, "--since-last").stderr
+    assert f"no image is new; run {before.run_id} stays" in line.around("score", *places, "--since-last").stderr
     assert [record.run_id for record in line.records()] == [before.run_id]
     (folder / "cam-0/000.png").write_bytes(picture(77))  # an alarm that was photographed again
     (folder / "cam-0/006.png").write_bytes(picture(78))  # a file that has arrived whole by now
@@ -264,13 +264,41 @@ def test_an_image_that_is_another_file_by_now_takes_the_place_of_its_row(line: L
     assert "nothing to do (no image is new)" in line.around("score", *places, "--since-last").stderr
 
 
+def test_rows_are_replaced_in_a_listing_of_several_parts(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifests, "FIRST_ROWS", 2)
+    monkeypatch.setattr(publishing, "PART_ROWS", 7)
+    line.upload("images", 20, seed=1)
+    folder = tmp_path / "images"
+    names = tmp_path / "list.txt"
+    names.write_text("\n".join(str(path) for path in sorted(folder.rglob("*.png"))))
+    common = ("--bundle", f"{line.root}/bundle", "--workers", "0", "--date", "2026-11-01")
+    line.around("score", *common, "--image-list", str(names))  # a list without sizes
+    for index in (3, 4, 11, 19):
+        (folder / f"cam-{index % 2}/{index:03d}.png").write_bytes(picture(500 + index))
+    line.upload("images/more", 5, seed=2)
+    line.around("score", *common, "--images", str(folder), "--since-last")
+    [record] = line.records()
+    assert (record.num_listed, record.num_scored) == (25, 25)
+    rows = line.rows()
+    assert len({row["image_uri"] for row in rows}) == len(rows) == 25
+    again = {Path(row["image_uri"]).name for row in rows if row["run_id"] == record.run_id}
+    assert {"003.png", "004.png", "011.png", "019.png"} <= again
+    assert "25 scored again" in line.around("verify", "--date", "2026-11-01").stdout
+    kept = [part.path for part in record.scores if "part-kept-" in part.path]
+    assert 1 <= len(kept) <= 3
+    run_verb("gc", "--results", line.results, "--older-than-days", "0")
+    assert "proof      25 of 25" in line.around("verify", "--date", "2026-11-01").stdout
+
+
 def test_images_that_were_moved_within_a_night_are_warned_of(line: Line, tmp_path: Path) -> None:
     line.upload("images", 6, seed=1)
     common = ("--bundle", f"{line.root}/bundle", "--workers", "0", "--date", "2026-11-01")
     line.around("score", *common, "--images", f"{line.root}/images")
     shutil.copytree(f"{line.root}/images", f"{line.root}/archive")
     said = line.around("score", *common, "--images", f"{line.root}/archive", "--since-last").stderr
-    assert "6 images that are added have the name and the size of images of this night that lie elsewhere" in said
+    assert "6 images that are added have the name and the size of images of this night that were not listed" in said
 
 
 def test_a_run_of_other_images_does_not_take_the_place_of_a_night_unless_that_is_asked_for(line: Line) -> None:
