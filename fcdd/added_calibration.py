@@ -29,9 +29,11 @@ from fcdd.errors import ConfigError
 def add(before: Calibration, nominal: Nominal, score: Score, *, alpha: float, decide_by_group: bool) -> Calibration:
     """`before` with the N images of `nominal`, which must have been scored with the same weights.
 
-    `score` is the statistic that `nominal.scores` and `before` are of. A group of less than MIN_GROUP images that
-    `before` did not keep apart begins with the new ones. Raises ConfigError for too few images for `alpha`, for a
-    calibration that does not know the maxima of its maps, or as `Nominal.check`.
+    `score` is the statistic that `nominal.scores` and `before` are of. A group that `before` did not keep apart has
+    the new images alone, if they are MIN_GROUP: which of the others are of it nobody knows.
+
+    Raises ConfigError for too few images for `alpha`, for a calibration that does not know the maxima of its maps, or
+    as `Nominal.check`.
     """
     nominal.check()
     added = Reference.fit(nominal)

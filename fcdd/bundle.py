@@ -75,6 +75,9 @@ class BundleSpec(BaseModel):
     score: Score = Field(DEFAULT_SCORE, description="statistic of the map that is the anomaly score and is calibrated")
     calibration: Calibration
     calibrated_on: str = Field(description="location of the calibration images, or the run they were reviewed in")
+    calibration_sources: tuple[str, ...] = Field(
+        (), exclude_if=is_empty, description="locations, and nights of collections, whose images calibrate it"
+    )
     parent: str | None = Field(None, description="digest of the bundle whose weights these are, if it was recalibrated")
     training: TrainingRecord
     weights_sha256: str
@@ -111,6 +114,15 @@ class BundleSpec(BaseModel):
         """sha256 of the canonical JSON, hexadecimal."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def save(uri: str, spec: BundleSpec, weights: bytes, sample: bytes | None = None) -> None:
+    """Write the files of a bundle, the specification last. One without a sample leaves none that lay there."""
+    stale = storage.join(uri, SAMPLE_FILE)
+    if sample is None and storage.exists(stale):
+        storage.delete(stale)
+    for name, content in to_files(spec, weights, sample).items():
+        storage.write(storage.join(uri, name), content)
 
 
 def to_files(spec: BundleSpec, weights: bytes, sample: bytes | None = None) -> dict[str, bytes]:

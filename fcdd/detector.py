@@ -85,9 +85,8 @@ class Detector:
         return cls(spec, weights, runtime, bundle.load_sample(uri, spec))
 
     def save(self, uri: str) -> None:
-        """Write its files, the specification last."""
-        for name, content in bundle.to_files(self.spec, self.weights, self.sample).items():
-            storage.write(storage.join(uri, name), content)
+        """Write its files: `bundle.save`."""
+        bundle.save(uri, self.spec, self.weights, self.sample)
 
     def score(self, batch: Sequence[bytes] | npt.NDArray[np.uint8]) -> Scored:
         """Score encoded images, decoded apart from this process, or pixels (N,H,W,C) uint8 of the input size.

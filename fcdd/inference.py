@@ -34,8 +34,8 @@ class Runner:
     """Pixels (N,H,W,C) uint8 of the network's size -> anomaly maps (N,U,V) float32, for several threads at once.
 
     Torch runs on a GPU if there is one, OpenVINO on the CPU. When a GPU has too little memory, the batches are halved
-    for good. A runner of float32 makes IEEE's float32 the process's precision on GPUs, one of tf32 TF32, for whatever
-    runs after it too.
+    for good. A runner makes IEEE's float32, one of tf32 TF32, the process's precision on GPUs, for whatever runs after
+    it too.
     Raises ConfigError when OpenVINO is asked for and not installed.
     """
 
@@ -58,8 +58,7 @@ class Runner:
         self.batch_size = images_at_once(input_size, GPU_BATCH if self.is_on_gpu else CPU_BATCH)
         self._sent = images_at_once(input_size, _SENT)
         self._card = Card(torch.device("cuda" if self.is_on_gpu else "cpu"))
-        if runtime.precision != "bfloat16":
-            _compute_as("tf32" if runtime.precision == "tf32" else "ieee")
+        _compute_as("tf32" if runtime.precision == "tf32" else "ieee")  # of bfloat16 it is the head's
         if runtime.backend == "openvino":
             self._run = _openvino(folding.folded(network), scaling, runtime, input_size)
         else:

@@ -29,7 +29,7 @@ MOST, LARGEST_BYTES = 24, 5_000_000
 _NOMINAL_SHARE = 2 / 3
 _PIXELS = "pixels"
 # The rule: what a score may be off by, relative to the threshold. The first is the documented tolerance of libraries
-# and devices in float32, the other what moves an image by no more than a few ranks among nominal ones.
+# and devices in float32, the other that of images that a GPU decodes (jobs.engines.gpu_decoding).
 ALLOWED: Mapping[Precision, float] = MappingProxyType({"float32": 5e-4, "tf32": 1e-2, "bfloat16": 1e-2})
 _SMALLEST = 1e-12
 # Pictures, and pixels of them, on which float32 is checked whenever a network is loaded.
@@ -58,9 +58,13 @@ class Sample:
         """Raises BundleError for a file that is none."""
         try:
             tensors = safetensors.numpy.load(data)
-            return cls(tensors[_PIXELS], {name: tensors[name] for name in SCORES})
+            found = cls(tensors[_PIXELS], {name: tensors[name] for name in SCORES})
         except (SafetensorError, KeyError) as error:
             raise BundleError(f"the sample of the bundle cannot be read: {error}") from error
+        whole = found.pixels.ndim == 4 and found.pixels.dtype == np.uint8 and len(found) > 0
+        if not whole or any(values.shape != (len(found),) for values in found.scores.values()):
+            raise BundleError("the sample of the bundle cannot be read: expected pictures and a score of each")
+        return found
 
     def first(self, count: int) -> "Sample":
         """So many of them."""

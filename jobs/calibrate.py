@@ -6,9 +6,8 @@ another score, another rate -> the images that the bundle knows -> calibration -
 """
 
 import logging
-import re
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -24,8 +23,12 @@ from jobs.shell.settings import JobSettings, Night
 
 log = logging.getLogger(__name__)
 
-# Between the sources of a calibration to which images were added.
-_AND = " and "
+
+class Source(NamedTuple):
+    """What a calibration is of: for people, and as locations and nights ("collection date") to compare with."""
+
+    text: str
+    names: tuple[str, ...]
 
 
 class CalibrateSettings(JobSettings):
@@ -72,23 +75,24 @@ def calibrate(settings: CalibrateSettings) -> None:
     uri, output = storage.normalize(settings.bundle), storage.normalize(settings.output)
     spec, weights = bundle.load(uri)
     _check(settings, output)
-    score = settings.score or spec.score
+    score, sample = settings.score or spec.score, bundle.load_sample(uri, spec)
     if settings.images or settings.reviewed:
         fitted, source = _fitted(settings, spec, weights, score)
     else:
-        fitted, source = _switched(settings, spec, score), spec.calibrated_on
+        fitted, source = _switched(settings, spec, score), Source(spec.calibrated_on, spec.calibration_sources)
     new = spec.model_copy(
         update={
             "score": score,
             "calibration": fitted,
-            "calibrated_on": source,
+            "calibrated_on": source.text,
+            "calibration_sources": source.names,
+            "sample_sha256": None if sample is None else spec.sample_sha256,
             "parent": spec.parent or spec.digest,
         }
     )
     if new.digest == spec.digest:
         log.info("the calibration is the one that the bundle has")
-    for name, content in bundle.to_files(new, weights, bundle.load_sample(uri, spec)).items():
-        storage.write(storage.join(output, name), content)
+    bundle.save(output, new, weights, sample)
     print(f"bundle      {output}\ndigest      {new.digest}\nweights of  {new.parent}")
     _print_difference(spec, new)
 
@@ -125,7 +129,7 @@ def _switched(settings: CalibrateSettings, spec: BundleSpec, score: Score) -> Ca
     return before.switched(spec.score, score, alpha=settings.alpha or before.alpha, decide_by_group=by_group)
 
 
-def _fitted(settings: CalibrateSettings, spec: BundleSpec, weights: bytes, score: Score) -> tuple[Calibration, str]:
+def _fitted(settings: CalibrateSettings, spec: BundleSpec, weights: bytes, score: Score) -> tuple[Calibration, Source]:
     """A calibration on other images, and what they are."""
     before = spec.calibration
     pattern = settings.group_pattern or before.group_pattern
@@ -135,7 +139,7 @@ def _fitted(settings: CalibrateSettings, spec: BundleSpec, weights: bytes, score
     if settings.add:
         kept = before.switched(spec.score, score, alpha=before.alpha, decide_by_group=by_group)
         fitted = added_calibration.add(kept, nominal, score, alpha=alpha, decide_by_group=by_group)
-        source = f"{spec.calibrated_on}{_AND}{source}"
+        source = Source(f"{spec.calibrated_on} and {source.text}", (*_sources(spec), *source.names))
     else:
         fitted = Calibration.fit(nominal, alpha=alpha, group_pattern=pattern, decide_by_group=by_group)
         threshold.explain(nominal.scores, nominal.peaks, uris, fitted.threshold)
@@ -145,10 +149,10 @@ def _fitted(settings: CalibrateSettings, spec: BundleSpec, weights: bytes, score
             "keeps those, too",
             *(len(uris), before.pooled.num_images),
         )
-    warn = recalibration.warn_of_higher
+    warn, whole = recalibration.warn_of_higher, not settings.add
     if score == spec.score:
-        warn(before.threshold, fitted.threshold, nominal.scores, uris, "threshold")
-    warn(before.map_threshold, fitted.map_threshold, nominal.peaks, uris, "threshold of regions")
+        warn(before.threshold, fitted.threshold, nominal.scores, uris, "threshold", are_all=whole)
+    warn(before.map_threshold, fitted.map_threshold, nominal.peaks, uris, "threshold of regions", are_all=whole)
     return fitted, source
 
 
@@ -173,8 +177,8 @@ def _print_difference(old: BundleSpec, new: BundleSpec) -> None:
 
 def _nominal(
     settings: CalibrateSettings, spec: BundleSpec, weights: bytes, score: Score, pattern: str | None
-) -> tuple[str, Nominal, list[str]]:
-    """What is calibrated on: its name, the nominal images, and their locations."""
+) -> tuple[Source, Nominal, list[str]]:
+    """What is calibrated on, the nominal images, and their locations."""
     count = settings.max_images
     if settings.images:
         location = storage.normalize(settings.images)
@@ -183,26 +187,33 @@ def _nominal(
         found = recalibration.from_images(
             spec, weights, location, score=score, alpha=alpha, pattern=pattern, max_images=count
         )
-        return location, *found
+        return Source(location, (location,)), *found
     if not settings.results or not settings.collection:
         raise ConfigError("--reviewed needs --results and --collection: where the reviewed run is")
     records = commit_records.committed(settings.results, settings.collection, first=settings.date, last=settings.date)
-    _check_new(settings, spec, [record.run_id for record in records])
+    nights = tuple(f"{record.collection} {record.day}" for record in records)
+    _check_new(settings, spec, nights)
     labels = settings.reviewed or ""
     found = recalibration.from_runs(
         spec, settings.results, records, labels, score=score, pattern=pattern, max_images=count
     )
-    return f"reviewed run {', '.join(record.run_id for record in records)}", *found
+    return Source(f"reviewed run {', '.join(record.run_id for record in records)}", nights), *found
 
 
 def _check_new(settings: CalibrateSettings, spec: BundleSpec, names: Sequence[str]) -> None:
-    """Raises ConfigError for a location, or runs, that the calibration has: its images would count twice."""
-    known = re.split(f"{_AND}|, |reviewed run ", spec.calibrated_on)
-    if settings.add and (twice := [name for name in names if name in known]):
-        raise ConfigError(
-            f"{', '.join(twice)} is among what the bundle was calibrated on ({spec.calibrated_on}), and would count "
-            "twice; add other images, or --add to the bundle of before"
-        )
+    """Raises ConfigError for locations, or nights, that the calibration has in part: images would count twice."""
+    for name in names if settings.add else ():
+        for known in _sources(spec):
+            if known == name or known.startswith(f"{name}/") or name.startswith(f"{known}/"):
+                raise ConfigError(
+                    f"the images of {known} are among those that the bundle was calibrated on, and would count twice "
+                    f"with {name}; add others, or --add to the bundle of before"
+                )
+
+
+def _sources(spec: BundleSpec) -> tuple[str, ...]:
+    """Locations, and nights as "collection date", that the calibration is of; older bundles name their location."""
+    return spec.calibration_sources or (spec.calibrated_on,)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,8 @@ def draw(settings: HeatmapSettings) -> None:
         try:
             heatmap_files.save(path, picture, row, record, heatmaps, settings.style, **how)
         except (BundleError, ConfigError) as error:  # the bundle of one night may be gone, and those of others not
+            if len(found.records) == 1:
+                raise
             log.warning("no picture of %s: %s", formatting.printable(row["image_uri"]), error)
             failure = error
             continue

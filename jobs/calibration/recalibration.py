@@ -33,16 +33,22 @@ _NAMED = 5
 _COLUMNS: dict[Score, str] = {"mean": "score_mean", "maximum": "score_max", "top1pct": "score_top1pct"}
 
 
-def warn_of_higher(before: float, after: float, values: Floats, uris: list[str], what: str) -> None:
-    """Warn when a threshold is several times what it was, and name the images that set it: defects raise it."""
-    highest = [int(index) for index in np.argsort(-values, kind="stable") if values[index] >= after]
-    if after <= SUSPICIOUS_RATIO * before or not highest:
+def warn_of_higher(
+    before: float, after: float, values: Floats, uris: list[str], what: str, *, are_all: bool = True
+) -> None:
+    """Warn when a threshold is several times what it was, and name the images that set it: defects raise it.
+
+    `are_all`: the images are all of the calibration; else they were added to others.
+    """
+    if after <= SUSPICIOUS_RATIO * before:
         return
+    highest = [int(index) for index in np.argsort(-values, kind="stable") if values[index] >= after]
+    names = ", ".join(f"{formatting.printable(uris[index])} ({values[index]:.6g})" for index in highest[:_NAMED])
+    how = f"It is set by the {len(highest)} with the largest values" if are_all else f"{len(highest)} new ones reach it"
     log.warning(
-        "the new %s, %.6g, is %s the old one, %.6g, and fewer defects will be found; are all images nominal? It is set "
-        "by the %d with the largest values, among them %s",
-        *(what, after, f"{after / before:.1f} times" if before > 0 else "far above", before, len(highest)),
-        ", ".join(f"{formatting.printable(uris[index])} ({values[index]:.6g})" for index in highest[:_NAMED]),
+        "the new %s, %.6g, is %s the old one, %.6g, and fewer defects will be found; are all images nominal? %s%s",
+        *(what, after, f"{after / before:.1f} times" if before > 0 else "far above", before),
+        *(how, f", among them {names}" if names else ""),
     )
 
 
@@ -159,6 +165,6 @@ def _has_weights(record: RunRecord, spec: BundleSpec) -> bool:
         other, _ = bundle.load(record.bundle)
     except (BundleError, ConfigError):
         return False
-    own = {"calibration", "calibrated_on", "parent", "training", "score"}
+    own = {"calibration", "calibrated_on", "calibration_sources", "parent", "training", "score", "sample_sha256"}
     same = other.model_dump(exclude=own) == spec.model_dump(exclude=own)
     return same and other.digest == record.bundle_digest

@@ -95,7 +95,10 @@ def read_anomalies(location: str) -> list[Anomaly]:
 def below(mask_uri: str, folder: str) -> str:
     """Where a mask lies that was drawn in a review: results may have been moved or copied since, with their masks."""
     drawn = _DRAWN.search(mask_uri)
-    return f"{folder}/{drawn[1]}" if drawn else mask_uri
+    if not drawn or mask_uri.startswith(f"{folder}/"):
+        return mask_uri
+    here = f"{folder}/{drawn[1]}"
+    return here if storage.exists(here) else mask_uri
 
 
 def is_file(location: str) -> bool:

@@ -40,6 +40,7 @@ def retry(
         job = waves.prepare(options_of(before))._replace(allowed=allowed)
         bundles.check_of_run(job.spec, before)
         commit_records.check_free(layout, f"{before.run_id}-q")
+        waves.check_precision(job)
         intent = intents.create_or_resume(layout, job.intent(f"{before.run_id}-q", before, keep=True, is_retry=True))
         if intents.read_plan(layout, intent.run_id) is None:
             _create_plan(layout, intent, before)

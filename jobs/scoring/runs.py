@@ -45,6 +45,7 @@ def score(options: ScoreOptions) -> RunRecord:
                 "--rescore instead of --since-last"
             )
         commit_records.check_free(job.layout, attempt.run_id)
+        waves.check_precision(job)
         intent = intents.create_or_resume(job.layout, job.intent(attempt.run_id, attempt.before, keep=keep))
         with Listing(job.layout, intent, job.options.source, attempt.history) as listing:
             return waves.stage_and_commit(job, intent, listing, lease)

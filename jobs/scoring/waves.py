@@ -97,7 +97,6 @@ def prepare(options: ScoreOptions) -> Job:
     options.runtime.check()
     _check_gpu(options)
     resizing.check(spec.resizer)
-    _check_precision(options, spec, weights, sample)
     grouping.compile_pattern(spec.calibration.group_pattern)
     allowed = None if source.list_uri else Locations(tuple(source.prefixes))
     job = Job(options, layout, spec, weights, sample, allowed)
@@ -105,16 +104,16 @@ def prepare(options: ScoreOptions) -> Job:
     return job
 
 
-def _check_precision(options: ScoreOptions, spec: BundleSpec, weights: bytes, sample: bytes | None) -> None:
+def check_precision(job: Job) -> None:
     """Raises ConfigError for a precision in which the bundle's sample does not score alike here.
 
     Before the run has begun, since a run goes on as it was begun. Workers on other machines look for themselves.
     """
-    runtime, gpu = options.runtime, options.gpu is not False
+    runtime = job.options.runtime
     if runtime.precision != "float32":
         from fcdd import scorer  # late: it takes a second, and torch
 
-        scorer.check(spec, weights, runtime, sample, gpu=gpu)
+        scorer.check(job.spec, job.weights, runtime, job.sample, gpu=job.options.gpu is not False)
 
 
 def _check_gpu(options: ScoreOptions) -> None:

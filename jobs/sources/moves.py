@@ -1,5 +1,6 @@
 """Where images and bundles lie by now that were moved since they were scored: rows name them as they were."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -8,6 +9,9 @@ from fcdd.io import storage
 from fcdd.io.storage import ObjectInfo
 from fcdd.io.stored import looks_like_md5, plain_etag
 from schemas import RunRecord
+
+# What the new location begins like.
+_BEFORE_A_LOCATION = re.compile(r"=(?=\w+://|/|\./|\.\./|~)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +22,15 @@ class Moves:
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> "Moves":
-        """Of texts OLD=NEW, where OLD has no "=". Raises ConfigError for another form, and for an OLD given twice."""
+        """Of texts OLD=NEW. Raises ConfigError for another form, and for an OLD that is given twice.
+
+        Where there are several "=", it is the one before what begins like a location.
+        """
         pairs: dict[str, str] = {}
         for text in texts:
-            old, sign, new = text.partition("=")
-            if not (old and sign and new):
+            signs = [each.start() for each in _BEFORE_A_LOCATION.finditer(text)] or [text.find("=")]
+            old, new = text[: signs[0]], text[signs[0] + 1 :]
+            if len(signs) > 1 or signs[0] < 1 or not new:
                 raise ConfigError(f"--moved: expected OLD=NEW, two locations, got {text!r}")
             place = storage.normalize(old).rstrip("/")
             if place in pairs:
@@ -35,14 +43,20 @@ class Moves:
         return any(uri == old or uri.startswith(f"{old}/") for old, _ in self.pairs)
 
     def __call__(self, uri: str) -> str:
-        """The location of what was at `uri`; the same where nothing was said of it."""
+        """The location of what was at `uri`; the same where nothing was said of it.
+
+        Raises ImageError for a key of a store that would lead out of a folder: rows are data.
+        """
         for old, new in self.pairs:
             if uri == old or uri.startswith(f"{old}/"):
-                return new + uri.removeprefix(old)
+                moved = new + uri.removeprefix(old)
+                if new.startswith("file:") and storage.normalize(moved) != moved:
+                    raise ImageError("forbidden", f"{uri} is no name of a file below {new}")
+                return moved
         return uri
 
     def record(self, record: RunRecord) -> RunRecord:
-        """The record with its bundle where it lies by now; whether it is the same one its digest says."""
+        """The record with its bundle where it lies by now. That it is the same bundle is checked by its digest."""
         return record.model_copy(update={"bundle": self(record.bundle)})
 
     def image(self, info: ObjectInfo) -> ObjectInfo:

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,14 +101,14 @@ def write_index(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _known(path: Path) -> list[dict[str, Any]]:
-    """What an index says; nothing of a file that is none."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [
-                row | {name: float(row[name]) for name in ("anomaly_score", "p_value")} for row in csv.DictReader(file)
-            ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    """What an index says; nothing of a file that is none of ours."""
+    found = list[dict[str, Any]]()
+    with suppress(OSError, UnicodeError, csv.Error), path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            with suppress(ValueError, KeyError, TypeError):
+                texts = {name: str(row[name]) for name in ("file", "image_uri")}
+                found.append(texts | {name: float(row[name]) for name in ("anomaly_score", "p_value")})
+    return found
 
 
 def _about(row: dict[str, Any], threshold: float) -> PngInfo:

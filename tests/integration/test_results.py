@@ -589,6 +589,10 @@ def test_pictures_that_are_drawn_one_by_one_are_all_in_the_index(nights: Line, t
     run_verb("heatmap", *asked, "--output", str(folder))
     index = pd.read_csv(folder / "index.csv")
     assert set(index["file"]) == {path.name for path in folder.glob("*.png")}
+    for text in ("a,b\n1,2\n", "file,image_uri,anomaly_score,p_value\nx,y\n", f"file\n{'x' * 200_000}\n", "\0\n"):
+        (folder / "index.csv").write_text(text)
+        run_verb("heatmap", *asked, "--output", str(folder))
+        assert len(pd.read_csv(folder / "index.csv")) == 1
 
 
 def test_heatmap_of_one_image_in_every_style(nights: Line, tmp_path: Path) -> None:

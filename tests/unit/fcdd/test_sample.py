@@ -95,7 +95,13 @@ def test_a_sample_is_stored_as_it_is() -> None:
 
 
 def test_what_is_no_sample_is_said() -> None:
-    for data in (b"", b"nothing", Sample(noise(1), {"mean": np.zeros(1)}).to_bytes()):
+    scores = {name: np.zeros(1) for name in ("mean", "maximum", "top1pct")}
+    flat, none = (
+        Sample(noise(1)[0], scores),
+        Sample(noise(1)[:0], {name: values[:0] for name, values in scores.items()}),
+    )
+    more, fewer = Sample(noise(2), scores), Sample(noise(1), {"mean": np.zeros(1)})
+    for data in (b"", b"nothing", *(each.to_bytes() for each in (flat, none, more, fewer))):
         with pytest.raises(BundleError, match="the sample of the bundle cannot be read"):
             Sample.from_bytes(data)
 

@@ -6,6 +6,7 @@ import pytest
 
 from fcdd.errors import ConfigError, ImageError
 from fcdd.io import storage
+from jobs.sources.locations import Locations
 from jobs.sources.moves import Moves
 
 
@@ -17,7 +18,27 @@ def test_the_most_precise_old_location_counts() -> None:
     assert moves("file:///pictures-2/1.png") == "file:///pictures-2/1.png"
 
 
-@pytest.mark.parametrize("text", ["/pictures", "=/pictures", "/pictures="])
+def test_folders_may_look_like_partitions() -> None:
+    moves = Moves.parse(["s3://b/date=2026-01-01=s3://c/date=1", "/a=b/c=/d", "e=f"])
+    assert moves("s3://b/date=2026-01-01/x.png") == "s3://c/date=1/x.png"
+    assert moves("file:///a=b/c/x.png") == "file:///d/x.png"
+
+
+@pytest.mark.parametrize("key", ["../private/p.png", "a/../../p.png", "./p.png", "a//p.png"])
+def test_a_key_of_a_store_does_not_lead_out_of_a_folder(key: str, tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/p.png").write_bytes(b"secret")
+    info = storage.ObjectInfo(
+        f"s3://b/images/{key}", "", 6, storage.stat(f"file://{tmp_path}/private/p.png").last_modified
+    )
+    locations = Locations(("s3://b/images",), Moves.parse([f"s3://b/images={tmp_path}/archive"]))
+    with pytest.raises(ImageError, match=r"forbidden: .* is no name of a file below"):
+        locations.find(info)
+    with pytest.raises(ImageError, match="forbidden: it lies outside"):
+        locations.find(info._replace(uri="s3://b/others/p.png"))
+
+
+@pytest.mark.parametrize("text", ["/pictures", "=/pictures", "/pictures=", "/a=/b=/c"])
 def test_what_is_no_pair_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected OLD=NEW, two locations, got"):
         Moves.parse([text])
