@@ -17,8 +17,8 @@ from cluster import commands
 
 OUTPUT = Path("demo-output", "large")
 NIGHT = "2026-11-01"
-# Of `fcdd nightly`: fine; drifted, since so many modules are defective.
-_FINE_OR_DRIFTED = (0, 4)
+# Of `fcdd nightly`: fine; drifted, or more alarms than by chance, since so many modules are defective.
+_JUDGED = (0, 4, 5)
 # So many images support one false alarm in a hundred.
 _ENOUGH = 100
 
@@ -39,7 +39,7 @@ def demonstrate(*, side: int, nominal: int, test: int, smallest_defect: float, e
     alpha = ("--alpha", "0.05") if nominal < _ENOUGH else ()
     commands.run("fcdd", "train", "--images", str(drawn / "nominal"), "--bundle", bundle, *size, *alpha)
     images = ("--images", f"{night.parent}/{{date}}", "--date", NIGHT, "--collection", "modules")
-    commands.run("fcdd", "nightly", "--bundle", bundle, *images, "--results", results, expected=_FINE_OR_DRIFTED)
+    commands.run("fcdd", "nightly", "--bundle", bundle, *images, "--results", results, expected=_JUDGED)
     commands.run("fcdd", "report", "--results", results, "--output", str(OUTPUT / "report.html"))
     if not evaluated:
         return

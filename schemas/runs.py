@@ -104,12 +104,17 @@ class Drift(_Record):
         return "not judged" if self.verdict == "ok" and unjudged else self.verdict
 
     @property
+    def is_of_defects_alone(self) -> bool:
+        """Whether it drifted, and nothing but the number or the extent of anomalous images is other than before."""
+        changed = [reason for reason in self.reasons if not any(words in reason for words in _NO_OTHER_IMAGES)]
+        return self.verdict == "drifted" and not changed
+
+    @property
     def explained(self) -> str:
         """What "drifted" may mean, for people; empty for the other verdicts."""
         if self.verdict != "drifted":
             return ""
-        changed = [reason for reason in self.reasons if not any(words in reason for words in _NO_OTHER_IMAGES)]
-        if not changed:
+        if self.is_of_defects_alone:
             return (
                 "more anomalous images, or more extreme ones, than nominal images explain, and all else is as before: "
                 "most likely defects; look at them before you calibrate anew"

@@ -70,10 +70,14 @@ def dry_run(options: NightlyOptions) -> None:
 
 
 def verdict(options: NightlyOptions, record: RunRecord) -> tuple[int, str]:
-    """The exit code of a committed run, and why; drift comes first, since alarms of a drifted run mean little."""
+    """The exit code of a committed run, and why; drift comes first, since alarms of a drifted run mean little.
+
+    More anomalous images than nominal ones explain, and nothing else, are alarms: no lens is dirty.
+    """
     limit = options.alarm_limit(record.num_scored)
     if record.drift.verdict == "drifted":
-        return errors.DRIFTED, record.drift.explained
+        code = errors.ALARMS_ABOVE_LIMIT if record.drift.is_of_defects_alone else errors.DRIFTED
+        return code, record.drift.explained
     if record.num_anomalous > limit:
         return errors.ALARMS_ABOVE_LIMIT, f"{record.num_anomalous} alarms, the limit is {limit}"
     return errors.DONE, ""
