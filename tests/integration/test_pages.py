@@ -601,7 +601,7 @@ def test_the_image_is_zoomed_and_moved_and_every_one_is_in_the_list(browser: Bro
         expect(page.locator("#rank")).to_have_text("10 of 12")
         expect(page.locator("#list [aria-current]")).to_have_text("10")
         expect(page.locator("#list [aria-current]")).to_be_in_viewport()
-        page.keyboard.press("r")
+        page.keyboard.press("b")
         expect(thumbnails.nth(9)).to_have_class(re.compile("l-1"))
         assert "bad image" in (thumbnails.nth(9).get_attribute("aria-label") or "")
         until(page, "sending.size == 0")
