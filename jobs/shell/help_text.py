@@ -17,6 +17,7 @@ NEEDED, OTHER = "needed", "options"
 # What a value is called, by the name of its option, else by its type.
 _VALUES_BY_NAME = {
     **dict.fromkeys(("images", "bundle", "results", "outliers", "anomalous", "masks", "checkpoints"), "LOCATION"),
+    "moved": "OLD=NEW",
     **dict.fromkeys(("locations", "data", "output", "ignore", "relative_to"), "LOCATION"),
     **dict.fromkeys(("labels", "image_list", "uris", "reviewed", "object_mask"), "FILE"),
     **dict.fromkeys(("pictures",), "FOLDER"),

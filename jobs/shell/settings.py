@@ -247,7 +247,7 @@ class LookingSettings(JobSettings):
 
     moved: list[str] = Field(
         default_factory=list,
-        description="OLD=NEW: images, or the bundle, that lay below location OLD lie below NEW by now; again for more",
+        description="images, or the bundle, that lay below location OLD lie below location NEW by now; again for more",
     )
 
 
