@@ -17,9 +17,7 @@ from fcdd.calibration import (
     Calibration,
     Nominal,
     Reference,
-    Rule,
     Score,
-    conformal_threshold,
     rounded,
     sketch,
 )
@@ -50,18 +48,9 @@ def add(before: Calibration, nominal: Nominal, score: Score, *, alpha: float, de
         new = Reference.fit(nominal.where(names == group))
         groups[group] = _joined(groups[group], new) if group in groups else new
     largest = sorted(groups, key=lambda group: (-groups[group].num_images, group))[:MAX_GROUPS]
-    rule = Rule.of(pooled, alpha)
-    peaks = np.array(pooled.scores if score == "maximum" else pooled.other_scores["maximum"])
-    return before.model_copy(
-        update={
-            "alpha": alpha,
-            "threshold": rule.threshold,
-            "map_threshold": rule.region_threshold or conformal_threshold(peaks, alpha),
-            "pooled": pooled,
-            "decide_by_group": decide_by_group,
-            "groups": {group: groups[group] for group in sorted(largest)},
-        }
-    )
+    kept = {group: groups[group] for group in sorted(largest)}
+    joined = before.model_copy(update={"pooled": pooled, "groups": kept})
+    return joined.switched(score, score, alpha=alpha, decide_by_group=decide_by_group)  # thresholds of all together
 
 
 def _joined(a: Reference, b: Reference) -> Reference:
